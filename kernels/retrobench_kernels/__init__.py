@@ -1,0 +1,1 @@
+"""Kernels of retrobench: one folder per operation, each with a plain torch reference."""

@@ -1,0 +1,1 @@
+"""The methods that ship with retrobench: one public module (or folder) per method."""

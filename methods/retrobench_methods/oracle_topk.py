@@ -1,0 +1,66 @@
+"""Oracle top-k: the tokens with the largest true attention weights. The ceiling of selectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from retrobench.core.method import AttentionArgs
+from retrobench.core.spec import option
+from retrobench.engine.placement import Store
+from retrobench.engine.selective import (
+    Selection,
+    SelectiveMethod,
+    StatelessIndex,
+    StaticConfig,
+    static_mask,
+    top_tokens,
+)
+
+
+class OracleIndex(StatelessIndex):
+    """Reads every key to rank tokens exactly (its index bytes are those of all keys)."""
+
+    def select(self, layer: int, q_BHTD: Tensor, store: Store, args: AttentionArgs) -> Selection:
+        """Top tokens by softmax weight, per query head or summed over the GQA group."""
+        keys = store.keys(layer)
+        batch, heads, _, dim = q_BHTD.shape
+        groups = keys.shape[1]
+        q_BGND = q_BHTD.reshape(batch, groups, heads // groups, dim).float()
+        logit = q_BGND @ keys.float().transpose(-1, -2) * args.scale
+        static, exists = static_mask(
+            self.shape.pad_tokens,
+            keys.shape[2],
+            self.config.sink_tokens,
+            self.config.local_tokens,
+            keys.device,
+        )
+        logit = logit.masked_fill(~exists[:, None, None], -torch.inf)
+        if self.config.scope == "query_head":
+            score = logit.reshape(batch, heads, -1)
+        else:
+            score = logit.softmax(-1).sum(2)
+        token = top_tokens(score, static, exists, self.retrieved)
+        return Selection(token, index_bytes=keys.nbytes)
+
+
+class OracleTopK(SelectiveMethod):
+    """Exact top-k selection at the method's budget."""
+
+    name = "oracle_topk"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(StaticConfig):
+        """Options of oracle_topk."""
+
+        scope: str = option(
+            "kv_head",
+            "one set per KV head (weights summed over its query heads) or per query head",
+            choices=("kv_head", "query_head"),
+        )
+
+    def make_index(self) -> OracleIndex:
+        """The exact ranking."""
+        return OracleIndex(self.config, self.shape, self.budget)

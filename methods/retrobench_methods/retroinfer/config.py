@@ -1,0 +1,130 @@
+"""Options of RetroInfer and the sizes that follow from them (paper 5.1, released config.py)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from retrobench.core.budget import Budget
+from retrobench.core.shapes import KVShape
+from retrobench.core.spec import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetroInferConfig:
+    """Defaults reproduce the released implementation."""
+
+    num_clusters: int | None = option(
+        None, "clusters per KV head over the prompt; null: context / tokens_per_cluster", low=1
+    )
+    tokens_per_cluster: int = option(16, "mean cluster size", low=1, high=4096)
+    segment_tokens: int = option(8192, "k-means runs inside segments of this many tokens", low=64)
+    kmeans_iterations: int = option(10, "assignments, the last one included", low=1, high=100)
+    final_assign: str = option(
+        "global",
+        "last assignment over all centroids (released code) or within the segment (paper text)",
+        choices=("global", "segment"),
+    )
+    retrieval_frac: float = option(
+        0.018,
+        "share of clusters attended exactly",
+        above=0,
+        high=1,
+        hint="for a token count use budget=...tok",
+    )
+    estimation_frac: float = option(
+        0.232, "share of clusters attended through their centroid", low=0, high=1
+    )
+    sink_tokens: int = option(4, "first tokens, always attended exactly", low=0)
+    local_tokens: int = option(64, "last tokens, always attended exactly", low=1)
+    update_tokens: int = option(
+        1024, "generated tokens that form a new segment of the index", low=16
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """Cluster counts of one row: in the prompt's index, retrieved, estimated, and per update."""
+
+    clusters: int
+    segments: int
+    retrieved: int
+    estimated: int
+    update_clusters: int
+    retrieved_per_update: int
+    estimated_per_update: int
+
+
+def num_indexed(config: RetroInferConfig, context_tokens: int) -> int:
+    """Prompt tokens that the index covers; 0 where the context is too short for one segment.
+
+    The released code keeps a context below sinks + local + update segment dense.
+    """
+    steady = config.sink_tokens + config.local_tokens
+    return 0 if context_tokens < steady + config.update_tokens else context_tokens - steady
+
+
+def num_clusters(config: RetroInferConfig, context_tokens: int) -> tuple[int, int]:
+    """(clusters, segments) of a prompt.
+
+    Segments are context / segment_tokens, rounded; clusters the multiple of lcm(8, segments)
+    nearest to context / tokens_per_cluster, unless ``num_clusters`` says otherwise.
+    """
+    indexed = num_indexed(config, context_tokens)
+    if indexed == 0:
+        return 0, 0
+    segments = max(1, round(context_tokens / config.segment_tokens))
+    if config.num_clusters is not None:
+        if config.num_clusters > indexed:
+            raise ValueError(
+                f"method.num_clusters={config.num_clusters} is larger than the {indexed} tokens "
+                "that the index covers; use fewer clusters or a longer context"
+            )
+        return config.num_clusters, min(segments, config.num_clusters)
+    unit = math.lcm(8, segments)
+    clusters = max(unit, unit * round(context_tokens / config.tokens_per_cluster / unit))
+    return min(clusters, indexed), segments
+
+
+def sizes(
+    config: RetroInferConfig, context_tokens: int, budget: Budget | None, kv_bytes_per_token: int
+) -> Sizes:
+    """All counts of one row. A budget replaces ``retrieval_frac`` (static zone included)."""
+    clusters, segments = num_clusters(config, context_tokens)
+    frac = config.retrieval_frac
+    if budget is not None:
+        total = budget.tokens(context_tokens, kv_bytes_per_token)
+        static = config.sink_tokens + config.local_tokens
+        if total <= static:
+            raise ValueError(
+                f"budget: {budget} is {total} tokens, but RetroInfer's steady zone alone takes "
+                f"{static} (method.sink_tokens + method.local_tokens)"
+            )
+        covered = max(1, num_indexed(config, context_tokens))
+        frac = min(1.0, (total - static) / covered)
+    retrieved = min(clusters, max(1, round(frac * clusters))) if clusters else 0
+    estimated = min(clusters - retrieved, round(config.estimation_frac * clusters))
+    update = max(1, config.update_tokens // config.tokens_per_cluster)
+    more = min(update, max(1, round(frac * update)))
+    return Sizes(
+        clusters=clusters,
+        segments=segments,
+        retrieved=retrieved,
+        estimated=estimated,
+        update_clusters=update,
+        retrieved_per_update=more,
+        estimated_per_update=min(update - more, round(config.estimation_frac * update)),
+    )
+
+
+def capacity(config: RetroInferConfig, shape: KVShape) -> int:
+    """Clusters to allocate per row and head: the prompt's plus every possible update's."""
+    update = max(1, config.update_tokens // config.tokens_per_cluster)
+    most = 0
+    for pad in shape.pad_tokens:
+        context = shape.prompt_tokens - pad
+        clusters, _ = num_clusters(config, context)
+        left = context - num_indexed(config, context) - config.sink_tokens
+        later = left + shape.max_tokens - shape.prompt_tokens - config.local_tokens
+        most = max(most, clusters + update * max(0, later // config.update_tokens))
+    return most

@@ -1,0 +1,1 @@
+"""Torch-free vocabulary of the harness: budgets, options, cells, method and task protocols."""

@@ -1,0 +1,78 @@
+"""Legend of shape suffixes, the shape of a KV cache, and bytes by place.
+
+Tensors carry their axes as a suffix, e.g. ``q_BHTD``, ``k_BGSD``, ``score_BGC``:
+
+======  =====================  ======  =========================
+letter  axis                   letter  axis
+======  =====================  ======  =========================
+``B``   batch                  ``S``   context tokens
+``L``   layers                 ``T``   new tokens
+``H``   query heads            ``C``   clusters or pages
+``G``   KV heads               ``R``   retrieved tokens
+``D``   head dim
+======  =====================  ======  =========================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVShape:
+    """Shape of the KV cache of one batch, for the layers that a method serves.
+
+    ``pad_tokens`` is the left padding of each row; ``layers`` are the model's layer indexes with full attention; sliding-window layers stay with
+    the model. ``max_tokens`` counts left padding, prompt and generated tokens.
+    """
+
+    pad_tokens: tuple[int, ...]
+    layers: tuple[int, ...]
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    prompt_tokens: int
+    max_tokens: int
+    dtype: str
+    device: str = "cpu"
+
+    @property
+    def batch(self) -> int:
+        """Rows of the batch."""
+        return len(self.pad_tokens)
+
+    @property
+    def group(self) -> int:
+        """Query heads per KV head."""
+        return self.num_heads // self.num_kv_heads
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """K and V bytes of one token in all served layers of one sequence."""
+        return len(self.layers) * self.layer_token_bytes
+
+    @property
+    def layer_token_bytes(self) -> int:
+        """K and V bytes of one token in one layer, all KV heads."""
+        return 2 * self.num_kv_heads * self.head_dim * DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """Bytes that a method holds through a session, by place."""
+
+    device: int = 0
+    pinned: int = 0
+    host: int = 0
+
+    def __add__(self, other: Footprint) -> Footprint:
+        return Footprint(
+            **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        )
+
+    @property
+    def total(self) -> int:
+        """Bytes in all places."""
+        return self.device + self.pinned + self.host

@@ -1,0 +1,144 @@
+"""Typed options: frozen dataclasses whose fields carry help text and ranges, parsed strictly.
+
+Hydra accepts unknown keys and out-of-range values; here both become errors that name the option,
+the allowed values and the nearest spelling.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: Iterable[Any] | None = None,
+    hint: str = "",
+) -> Any:
+    """A dataclass field with documentation and limits.
+
+    ``low`` and ``high`` are inclusive, ``above`` is exclusive; for tuples they hold per element.
+    ``hint`` is appended to range errors (what to use instead).
+    """
+    meta = {
+        "help": help,
+        "low": low,
+        "high": high,
+        "above": above,
+        "choices": tuple(choices) if choices is not None else None,
+        "hint": hint,
+    }
+    if isinstance(default, (list, dict)):
+        raise TypeError("defaults of options are immutable: use a tuple")
+    return dataclasses.field(default=default, metadata=meta)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """``", did you mean X?"`` for the closest spelling, or an empty string."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.55)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def parse(cls: type[T], raw: Mapping[str, Any], where: str) -> T:
+    """Build the frozen dataclass ``cls`` from plain values, e.g. of a Hydra group.
+
+    Raises ValueError naming ``where.option`` for unknown options, wrong types and ranges.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for name, value in raw.items():
+        if name not in fields:
+            known = ", ".join(fields) or "(none)"
+            suggestion = nearest(name, fields).replace("mean ", f"mean {where}.")
+            raise ValueError(f"{where}.{name}: no such option{suggestion} Options: {known}")
+        values[name] = _convert(value, hints[name], f"{where}.{name}")
+        _check(values[name], fields[name].metadata, f"{where}.{name}")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A config dataclass as JSON-ready plain values (tuples become lists)."""
+    return {
+        f.name: list(v) if isinstance(v := getattr(config, f.name), tuple) else v
+        for f in dataclasses.fields(config)
+    }
+
+
+def table(cls: type, where: str) -> list[tuple[str, str, str, str]]:
+    """Rows (option, default, range, help) for documentation."""
+    rows = []
+    for f in dataclasses.fields(cls):
+        rows.append((f"{where}.{f.name}", _show(f.default), _range(f.metadata), f.metadata["help"]))
+    return rows
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ",".join(map(str, value)) + "]"
+    return "null" if value is None else (str(value).lower() if isinstance(value, bool) else str(value))
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _convert(value, next(a for a in args if a is not type(None)), where)
+    if origin is tuple:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_convert(item, args[0], where) for item in items)
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is int and not isinstance(value, bool):
+        if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+            return int(value)
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if hint is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        return str(value)
+    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    raise ValueError(f"{where} must be {wanted.get(hint, hint)}, got {value!r}")
+
+
+def _range(meta: Mapping[str, Any]) -> str:
+    if meta["choices"] is not None:
+        return " | ".join(map(str, meta["choices"]))
+    left = f"({meta['above']:g}" if meta["above"] is not None else None
+    left = left or (f"[{meta['low']:g}" if meta["low"] is not None else "")
+    right = f"{meta['high']:g}]" if meta["high"] is not None else ""
+    if not left and not right:
+        return ""
+    return f"{left or '(-inf'}, {right or 'inf)'}"
+
+
+def _check(value: Any, meta: Mapping[str, Any], where: str) -> None:
+    if value is None or not meta:
+        return
+    for item in value if isinstance(value, tuple) else (value,):
+        if meta["choices"] is not None:
+            if item not in meta["choices"]:
+                suggestion = nearest(str(item), map(str, meta["choices"]))
+                listed = ", ".join(map(str, meta["choices"]))
+                raise ValueError(f"{where}={item}: no such value{suggestion} Allowed: {listed}")
+            continue
+        low, high, above = meta["low"], meta["high"], meta["above"]
+        bad = (low is not None and item < low) or (high is not None and item > high)
+        if bad or (above is not None and item <= above):
+            kind = " is a fraction" if where.endswith("_frac") else " must be"
+            hint = f"; {meta['hint']}" if meta["hint"] else ""
+            raise ValueError(f"{where}{kind} in {_range(meta)}, got {item}{hint}")

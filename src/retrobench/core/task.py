@@ -1,0 +1,79 @@
+"""What a benchmark must provide: samples with references, and a score in [0, 1] for an answer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One prompt with its references.
+
+    The user's turn is ``context + question``; they are kept apart so that a protocol may prefill
+    the context alone. ``answer_prefix`` follows the assistant header: the model continues it.
+    ``id`` is unique in its cell and depends only on (task, length, seed, index), never on how many
+    samples were asked for.
+    """
+
+    id: str
+    task: str
+    context: str
+    question: str
+    references: tuple[str, ...]
+    max_new_tokens: int
+    answer_prefix: str = ""
+    stop: tuple[str, ...] = ()
+    length: int = 0
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def user_text(self) -> str:
+        """The user's turn as one string."""
+        return self.context + self.question
+
+
+class Prompt(Protocol):
+    """What a task may ask of the prompt builder: lengths in tokens, and the chat wrapping."""
+
+    @property
+    def tokenizer_id(self) -> str:
+        """Stable identity of tokenizer and chat template (a content hash)."""
+        ...
+
+    def count(self, text: str) -> int:
+        """Tokens of ``text`` without special tokens."""
+        ...
+
+    def wrap(self, user_text: str) -> str:
+        """``user_text`` as one user turn in the chat template (unchanged for base models)."""
+        ...
+
+
+class Task(ABC):
+    """A benchmark. ``Config`` is a frozen dataclass; its fields are the options of ``task.*``."""
+
+    name: ClassVar[str]
+    Config: ClassVar[type]
+
+    def __init__(self, config: Any, data_root: str | None = None) -> None:
+        self.config = config
+        self.data_root = data_root
+
+    @abstractmethod
+    def fingerprint(self, prompt: Prompt) -> str:
+        """Hash of everything that decides the samples: data, builder version, tokenizer."""
+
+    @abstractmethod
+    def samples(self, prompt: Prompt) -> Iterator[Sample]:
+        """The samples in their fixed order."""
+
+    @abstractmethod
+    def score(self, sample: Sample, text: str) -> float:
+        """Score of an answer in [0, 1]; multiplied by 100 only where it is printed."""
+
+    def notes(self) -> tuple[str, ...]:
+        """What every table must say beside the scores (e.g. ``haystack: stand-in``)."""
+        return ()

@@ -1,0 +1,1 @@
+"""Runs models: adapter to transformers, session, loader, KV placement and attention."""

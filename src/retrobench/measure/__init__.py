@@ -1,0 +1,1 @@
+"""Clocks, probes and machine facts. The only place that may read a clock."""
