@@ -1,0 +1,94 @@
+"""Facts about this machine, the installed versions, the commit, and peak memory."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("torch", "transformers", "numpy", "triton", "flash-attn", "flashinfer-python")
+_ROOT = Path(__file__).parents[3]
+
+
+@cache
+def provenance() -> dict[str, Any]:
+    """Hardware, versions and commit for every row's cell."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "python": platform.python_version(),
+        "versions": {name: version for name in _PACKAGES if (version := _version(name))},
+        **commit(),
+    }
+
+
+@cache
+def commit() -> dict[str, Any]:
+    """Git commit and dirty flag of the checkout (None outside of one)."""
+    try:
+        head = _git("rev-parse", "HEAD")
+        dirty = bool(_git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+    return {"commit": head, "dirty": dirty}
+
+
+def peak_bytes(device: str) -> dict[str, int]:
+    """Peak device memory of the session (CUDA) and peak resident memory of the process."""
+    import torch
+
+    peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    if device.startswith("cuda"):
+        peak["device"] = torch.cuda.max_memory_allocated()
+    return peak
+
+
+def reset_peak(device: str) -> None:
+    """Start a new device peak (CUDA only)."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+
+
+def available_bytes() -> int:
+    """Memory that this process may still take, from the operating system (0 if unknown)."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+def _git(*args: str) -> str:
+    command = ["git", "-C", str(_ROOT), *args]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

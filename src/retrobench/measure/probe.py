@@ -1,0 +1,73 @@
+"""Probes that count: liveness per layer, a byte ledger, cache accesses and spans."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from retrobench.core.method import Bytes
+from retrobench.measure.clock import monotonic_s
+
+
+class CountingProbe:
+    """Accumulates over a session; ``row()`` gives per-step means ready for JSON."""
+
+    def __init__(self, spans: bool = False) -> None:
+        self.calls: dict[int, int] = defaultdict(int)
+        self.attended: dict[int, float] = defaultdict(float)
+        self.estimated: dict[int, float] = defaultdict(float)
+        self.num_bytes: dict[str, int] = defaultdict(int)
+        self.span_s: dict[str, float] = defaultdict(float)
+        self.hits = self.misses = 0
+        self._timed = spans
+
+    def span(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Time a named part, if spans were asked for."""
+        return self._span(name) if self._timed else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _span(self, name: str) -> Iterator[None]:
+        start = monotonic_s()
+        try:
+            yield
+        finally:
+            self.span_s[name] += monotonic_s() - start
+
+    def moved(self, kind: Bytes, num_bytes: int) -> None:
+        """Add bytes to the ledger."""
+        self.num_bytes[kind] += num_bytes
+
+    def access(self, hits: int, misses: int) -> None:
+        """Add fast-tier accesses."""
+        self.hits += hits
+        self.misses += misses
+
+    def live(self, layer: int, *, attended: float, estimated: float = 0.0) -> None:
+        """One decode call of a layer."""
+        self.calls[layer] += 1
+        self.attended[layer] += attended
+        self.estimated[layer] += estimated
+
+    def missing(self, layers: tuple[int, ...], steps: int) -> list[int]:
+        """Layers that did not report one call for each of ``steps`` decode steps."""
+        return [layer for layer in layers if self.calls[layer] != steps]
+
+    def row(self) -> dict[str, Any]:
+        """Per-step means: tokens attended and estimated per layer, bytes per kind, hit ratio."""
+        steps = max(self.calls.values(), default=0)
+        per_step = max(1, steps)
+        return {
+            "decode_calls": {str(layer): count for layer, count in sorted(self.calls.items())},
+            "attended_tokens": _mean(self.attended, self.calls),
+            "estimated_tokens": _mean(self.estimated, self.calls),
+            "bytes_per_step": {k: round(v / per_step) for k, v in sorted(self.num_bytes.items())},
+            "hit_ratio": self.hits / (self.hits + self.misses) if self.hits + self.misses else None,
+            "span_s": {name: seconds for name, seconds in sorted(self.span_s.items())},
+        }
+
+
+def _mean(total: dict[int, float], calls: dict[int, int]) -> float:
+    count = sum(calls.values())
+    return sum(total.values()) / count if count else 0.0
