@@ -27,7 +27,9 @@ def segmented_kmeans(
     last of which is global or stays in its segment (``final_assign``).
     """
     num_keys = k_GSD.shape[1]
-    assert num_segments <= num_clusters <= num_keys, "more clusters than keys or fewer than segments"
+    assert num_segments <= num_clusters <= num_keys, (
+        "more clusters than keys or fewer than segments"
+    )
     mean_G1D = k_GSD.float().mean(1, keepdim=True)
     x_GSD = k_GSD.float() - mean_G1D
     keys_of, clusters_of = _split(num_keys, num_segments), _split(num_clusters, num_segments)

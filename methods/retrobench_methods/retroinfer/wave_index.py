@@ -123,7 +123,9 @@ class WaveIndex:
         if used == 0:
             return Selection(steady)
         retrieved, estimated = self._counts(i)
-        rank_BGK = self._rank(i, used, q_BHTD, args, max(map(sum, zip(retrieved, estimated, strict=True))))
+        rank_BGK = self._rank(
+            i, used, q_BHTD, args, max(map(sum, zip(retrieved, estimated, strict=True)))
+        )
         rank = torch.arange(rank_BGK.shape[-1], device=rank_BGK.device)
         limit_B11 = torch.tensor(retrieved, device=rank.device)[:, None, None]
         limit_all = limit_B11 + torch.tensor(estimated, device=rank.device)[:, None, None]

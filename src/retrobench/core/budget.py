@@ -5,7 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_UNITS = {"%": "frac", "tok": "tokens", "b": "bytes", "kib": "bytes", "mib": "bytes", "gib": "bytes"}
+_UNITS = {
+    "%": "frac",
+    "tok": "tokens",
+    "b": "bytes",
+    "kib": "bytes",
+    "mib": "bytes",
+    "gib": "bytes",
+}
 _SCALE = {"b": 1, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
 
 

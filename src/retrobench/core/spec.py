@@ -90,7 +90,9 @@ def table(cls: type, where: str) -> list[tuple[str, str, str, str]]:
 def _show(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ",".join(map(str, value)) + "]"
-    return "null" if value is None else (str(value).lower() if isinstance(value, bool) else str(value))
+    return (
+        "null" if value is None else (str(value).lower() if isinstance(value, bool) else str(value))
+    )
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:

@@ -126,9 +126,7 @@ def partial(logit_BGNR: Tensor, v_BGRD: Tensor) -> tuple[Tensor, Tensor]:
     return weight.to(v_BGRD.dtype).matmul(v_BGRD).float(), lse
 
 
-def estimated(
-    q_BGND: Tensor, estimate: Estimate, args: AttentionArgs
-) -> tuple[Tensor, Tensor]:
+def estimated(q_BGND: Tensor, estimate: Estimate, args: AttentionArgs) -> tuple[Tensor, Tensor]:
     """The estimation zone as a part ``(o_BGND, lse_BGN)`` to be merged."""
     logit = _logits(q_BGND, estimate.centroid_BGCD, args)
     size = estimate.size_BGC[:, :, None].float()
@@ -138,9 +136,7 @@ def estimated(
     return weight.matmul(estimate.value_sum_BGCD.float()), lse
 
 
-def merge(
-    first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
+def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Two parts ``(o, lse)`` over disjoint sets as one."""
     lse = torch.logaddexp(first[1], second[1])
     safe = lse.clamp_min(torch.finfo(torch.float32).min)

@@ -129,9 +129,7 @@ class SelectiveMethod(Method):
             out = attend(q_BHTD, k_BGRD, v_BGRD, valid, args, selection.estimate)
         num_valid = int(valid.sum())
         heads = valid.shape[0] * valid.shape[1]
-        self.probe.live(
-            layer, attended=num_valid / heads, estimated=selection.estimated_tokens
-        )
+        self.probe.live(layer, attended=num_valid / heads, estimated=selection.estimated_tokens)
         token_bytes = 2 * self.shape.head_dim * DTYPE_BYTES[self.shape.dtype]
         self.probe.moved("kv", num_valid * token_bytes)
         self.probe.moved("index", selection.index_bytes)
@@ -207,8 +205,9 @@ def static_mask(
     return static, exists
 
 
-def top_tokens(score_BGS: Tensor, static_BS: Tensor, exists_BS: Tensor, retrieved: tuple[int, ...]
-               ) -> Tensor:
+def top_tokens(
+    score_BGS: Tensor, static_BS: Tensor, exists_BS: Tensor, retrieved: tuple[int, ...]
+) -> Tensor:
     """Positions of the static zone and of the best-scored rest, ``token_BGR``, -1 padded."""
     free = exists_BS & ~static_BS
     score = score_BGS.masked_fill(~free[:, None], -torch.inf)

@@ -1,0 +1,47 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+RUN := $(BIN)/python run.py
+DEMO := task=ruler task.length=4096 task.samples=3
+
+.PHONY: help setup demo test check figures options gpu-test gpu-bench
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## create .venv with the pinned dependencies
+
+# torch goes first and by its pin: a looser requirement could pull gigabytes of CUDA packages
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## full attention, RetroInfer and the controls on RULER with the embedded model
+	$(RUN) -m method=full,retroinfer,oracle_topk,random $(DEMO)
+	$(BIN)/python scripts/plots.py ruler_scores
+
+test: $(STAMP) ## run the tests (CPU, offline)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+
+check: $(STAMP) ## lint, format, types and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+figures: $(STAMP) ## draw every figure that the rows on disk allow
+	$(BIN)/python scripts/plots.py
+
+options: $(STAMP) ## regenerate docs/options.md from the option dataclasses
+	$(BIN)/python scripts/options.py
+
+gpu-test: ## the same tests on a CUDA device, with the installed torch
+	$(PYTHON) -m pytest -m gpu
+
+gpu-bench: ## speed stages on a CUDA device, with the installed torch
+	$(PYTHON) scripts/bench_gpu.py

@@ -1,0 +1,113 @@
+"""One run as typed values: what Hydra composed, checked option by option."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from retrobench.core.budget import Budget
+from retrobench.core.registry import method_class
+from retrobench.core.spec import nearest, option, parse
+from retrobench.core.task import Task
+from retrobench.engine.loader import ModelConfig
+from retrobench.tasks import task_class
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Options of ``engine.*``."""
+
+    batch: int = option(1, "prompts per session (left-padded)", low=1)
+    chunk_tokens: int = option(4096, "prefill in pieces of this many tokens", low=1)
+    temperature: float = option(0.0, "0: greedy", low=0)
+    top_p: float = option(1.0, "nucleus sampling", above=0, high=1)
+    seed: int = option(0, "seed of sampling", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolConfig:
+    """Options of ``protocol.*``: which prompt tokens go through the method's decode path."""
+
+    name: str = option(
+        "query_aware",
+        "query_aware: none; query_agnostic: the question; decode_tail: the last tail_tokens",
+        choices=("query_aware", "query_agnostic", "decode_tail"),
+    )
+    tail_tokens: int = option(32, "tokens of decode_tail", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureConfig:
+    """Options of ``measure.*``."""
+
+    name: str = option("score", "score; latency also times spans", choices=("score", "latency"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Top-level options that do not change results."""
+
+    results_dir: str = "results/runs"
+    dry_run: bool = False
+    retry: bool = False
+    progress: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSpec:
+    """Everything that one run was asked for."""
+
+    model: ModelConfig
+    method: str
+    method_config: Any
+    task: str
+    task_config: Any
+    data_root: str
+    protocol: ProtocolConfig
+    measure: MeasureConfig
+    engine: EngineConfig
+    budget: Budget | None
+    tracker: dict[str, Any]
+    options: RunOptions
+
+    def make_task(self) -> Task:
+        """The benchmark."""
+        return task_class(self.task)(self.task_config, self.data_root)
+
+
+_KNOWN = {"model", "method", "task", "protocol", "measure", "engine", "tracker", "data"}
+_KNOWN |= {"budget", "results_dir", "dry_run", "retry", "progress", "experiment"}
+
+
+def parse_run(raw: Mapping[str, Any]) -> RunSpec:
+    """The composed configuration as a RunSpec; ValueError names the option at fault."""
+    for name in raw:
+        if name not in _KNOWN:
+            known = ", ".join(sorted(_KNOWN))
+            raise ValueError(f"{name}: no such option{nearest(name, _KNOWN)} Options: {known}")
+    method, method_values = _named(raw, "method")
+    task, task_values = _named(raw, "task")
+    budget = raw.get("budget")
+    flags = ("results_dir", "dry_run", "retry", "progress")
+    return RunSpec(
+        model=parse(ModelConfig, raw.get("model", {}), "model"),
+        method=method,
+        method_config=parse(method_class(method).Config, method_values, "method"),
+        task=task,
+        task_config=parse(task_class(task).Config, task_values, "task"),
+        data_root=str(raw.get("data", {}).get("root", "data")),
+        protocol=parse(ProtocolConfig, raw.get("protocol", {}), "protocol"),
+        measure=parse(MeasureConfig, raw.get("measure", {}), "measure"),
+        engine=parse(EngineConfig, raw.get("engine", {}), "engine"),
+        budget=None if budget is None else Budget.parse(budget),
+        tracker=dict(raw.get("tracker", {"name": "none"})),
+        options=parse(RunOptions, {k: raw[k] for k in flags if k in raw}, "options"),
+    )
+
+
+def _named(raw: Mapping[str, Any], group: str) -> tuple[str, dict[str, Any]]:
+    values = dict(raw.get(group) or {})
+    if "name" not in values:
+        raise ValueError(f"{group}: choose one with {group}=NAME")
+    return str(values.pop("name")), values

@@ -1,0 +1,232 @@
+"""Samples of one cell to rows: encode, run a session, score; a failure becomes a row."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from retrobench.core.cell import Cell
+from retrobench.core.method import Method
+from retrobench.core.spec import to_plain
+from retrobench.core.task import Sample, Task
+from retrobench.engine import loader
+from retrobench.engine.hf import stop_ids
+from retrobench.engine.session import Decoding, Generation, NotFinite, NotLive, Session
+from retrobench.measure.clock import make_clock, utc_now
+from retrobench.measure.machine import peak_bytes, reset_peak
+from retrobench.measure.probe import CountingProbe
+from retrobench.report.progress import Progress
+from retrobench.runspec import RunSpec
+from retrobench.store.results import FINAL, OK, RowWriter
+from retrobench.tasks.prompt import EncodedPrompt, PromptBuilder, PromptTooLong
+from retrobench.track.base import Tracker
+
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of one cell."""
+
+    key: str
+    labels: dict[str, Any]
+    ran: int = 0
+    cached: int = 0
+    failed: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    planned: str = ""
+
+    @property
+    def state(self) -> str:
+        """``done``, or ``failed`` if any sample failed."""
+        return "failed" if self.failed else "done"
+
+
+@dataclass(slots=True)
+class CellRun:
+    """The parts of one running cell."""
+
+    spec: RunSpec
+    cell: Cell
+    loaded: loader.Loaded
+    prompt: PromptBuilder
+    task: Task
+    method: type[Method]
+    writer: RowWriter
+    tracker: Tracker
+    progress: Progress
+    outcome: Outcome
+
+
+def run_batch(run: CellRun, samples: list[Sample]) -> None:
+    ready: list[tuple[Sample, EncodedPrompt]] = []
+    for sample in samples:
+        supported = run.loaded.supported_tasks
+        needed = sample.meta.get("like", sample.task)
+        if supported is not None and needed not in supported:
+            _write(run, _row(run, sample, "unsupported_by_model"))
+            continue
+        try:
+            limit = run.loaded.context_limit
+            room = None if limit is None else limit - sample.max_new_tokens
+            ready.append((sample, run.prompt.encode(sample, max_prompt_tokens=room)))
+        except PromptTooLong as error:
+            _write(run, _row(run, sample, "prompt_too_long", message=str(error)))
+    if ready:
+        for row in _generate(run, ready):
+            _write(run, row)
+
+
+def _generate(run: CellRun, ready: list[tuple[Sample, EncodedPrompt]]) -> Iterator[dict[str, Any]]:
+    try:
+        result, facts = _session(run, ready)
+        rows = [
+            _scored(run, sample, encoded, result, facts, index)
+            for index, (sample, encoded) in enumerate(ready)
+        ]
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        status, message = failure(error)
+        for sample, encoded in ready:
+            facts = {"prompt_tokens": encoded.num_tokens, "prompt_hash": encoded.text_hash}
+            yield _row(run, sample, status, message=message, **facts)
+        return
+    yield from rows
+
+
+def failure(error: BaseException) -> tuple[str, str]:
+    """(status, message) of an exception; secrets are blanked out of the message."""
+    status = "error"
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        status = "oom"
+    elif isinstance(error, NotFinite):
+        status = "nan"
+    elif isinstance(error, NotLive):
+        status = "not_live"
+    message = f"{type(error).__name__}: {error}"
+    if status == "error" and not isinstance(error, ValueError):
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        message += f" (in {where.name}, {os.path.basename(where.filename)}:{where.lineno})"
+    return status, redact(message)
+
+
+def redact(text: str) -> str:
+    """``text`` without the values of secret environment variables."""
+    for name in SECRETS:
+        if secret := os.environ.get(name):
+            text = text.replace(secret, "***")
+    return text
+
+
+def _tail_tokens(spec: RunSpec, ready: list[tuple[Sample, EncodedPrompt]]) -> int:
+    if spec.protocol.name == "query_aware":
+        return 0
+    if len(ready) > 1 and spec.protocol.name == "query_agnostic":
+        raise ValueError("protocol=query_agnostic runs with engine.batch=1 only")
+    if spec.protocol.name == "decode_tail":
+        return spec.protocol.tail_tokens
+    encoded = ready[0][1]
+    return encoded.num_tokens - encoded.context_tokens
+
+
+def _session(
+    run: CellRun, ready: list[tuple[Sample, EncodedPrompt]]
+) -> tuple[Generation, dict[str, Any]]:
+    spec, device = run.spec, str(run.loaded.model.device)
+    probe = CountingProbe(spans=spec.measure.name == "latency")
+    longest = max(sample.max_new_tokens for sample, _ in ready)
+    reset_peak(device)
+    session = Session(
+        run.loaded.model,
+        run.method,
+        spec.method_config,
+        [encoded.ids for _, encoded in ready],
+        probe=probe,
+        clock=make_clock(device),
+        max_new_tokens=longest,
+        budget=spec.budget,
+        chunk_tokens=spec.engine.chunk_tokens,
+        on_prefill=lambda done: run.progress.detail(f"prefill {done}"),
+    )
+    try:
+        decoding = Decoding(
+            max_new_tokens=longest,
+            temperature=spec.engine.temperature,
+            top_p=spec.engine.top_p,
+            seed=spec.engine.seed,
+        )
+        ends = stop_ids(run.loaded.model, run.loaded.tokenizer)
+        result = session.generate(decoding, ends, _tail_tokens(spec, ready))
+    finally:
+        session.close()
+    silent = probe.missing(session.layers, result.decode_steps)
+    if silent:
+        raise NotLive(f"layers {silent} did not report every decode step")
+    facts = {
+        "prefill_s": result.prefill_s,
+        "seal_s": result.seal_s,
+        "decode_s": result.decode_s,
+        "decode_steps": result.decode_steps,
+        "batch": len(ready),
+        "live": probe.row(),
+        "footprint": to_plain(result.footprint),
+        "peak_bytes": peak_bytes(device),
+        "method": result.method_stats,
+    }
+    return result, facts
+
+
+def _scored(
+    run: CellRun,
+    sample: Sample,
+    encoded: EncodedPrompt,
+    result: Generation,
+    facts: dict[str, Any],
+    index: int,
+) -> dict[str, Any]:
+    ids = result.token_ids[index][: sample.max_new_tokens]
+    text = run.loaded.tokenizer.decode(ids, skip_special_tokens=True)
+    text, stopped = run.prompt.trim_answer(text, sample.stop)
+    return _row(
+        run,
+        sample,
+        OK,
+        score=run.task.score(sample, text),
+        prediction=text,
+        prompt_tokens=encoded.num_tokens,
+        prompt_hash=encoded.text_hash,
+        truncated=encoded.truncated,
+        generated_tokens=len(ids),
+        stop_reason="stop_string" if stopped else result.stop_reasons[index],
+        **facts,
+    )
+
+
+def _row(run: CellRun, sample: Sample, status: str, **facts: Any) -> dict[str, Any]:
+    return {
+        "sample": sample.id,
+        "task": sample.task,
+        "length": sample.length,
+        "status": status,
+        "score": None,
+        "references": list(sample.references),
+        "meta": dict(sample.meta),
+        **facts,
+        "time": utc_now(),
+    }
+
+
+def _write(run: CellRun, row: dict[str, Any]) -> None:
+    run.writer.append(row)
+    run.tracker.row(row)
+    run.outcome.ran += 1
+    if row["status"] not in FINAL:
+        run.outcome.failed[row["status"]] = run.outcome.failed.get(row["status"], 0) + 1
+        run.progress.say(f"{row['sample']}: {row['status']}: {row.get('message', '')}")
+    run.progress.advance()
