@@ -63,9 +63,8 @@ def _check_choices(group: str, value: str, conf_dir: Path) -> None:
     for choice in value.split(","):
         if choice and choice != "null" and choice.strip() not in known:
             suggestion = nearest(choice, known)
-            raise ValueError(
-                f"{group}={choice}: no such {group}{suggestion} Available: {', '.join(sorted(known))}"
-            )
+            listed = ", ".join(sorted(known))
+            raise ValueError(f"{group}={choice}: no such {group}{suggestion} Available: {listed}")
 
 
 def main(config: DictConfig) -> None:

@@ -8,6 +8,7 @@ new segment.
 from __future__ import annotations
 
 import torch
+from retrobench_kernels.segmented_kmeans import segmented_kmeans
 from torch import Tensor
 
 from retrobench.core.budget import Budget
@@ -16,7 +17,6 @@ from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
 from retrobench.engine.attend import Estimate
 from retrobench.engine.placement import Store
 from retrobench.engine.selective import Selection
-from retrobench_kernels.segmented_kmeans import segmented_kmeans
 from retrobench_methods.retroinfer.config import (
     RetroInferConfig,
     capacity,

@@ -56,7 +56,7 @@ class Cell:
         return digest(self.plain())
 
     def why(self, other: Cell | Mapping[str, Any]) -> list[str]:
-        """Field-level differences to another cell (or its plain form): ``field: ours -> theirs``."""
+        """Field-level differences to a cell (or its plain form): ``field: ours -> theirs``."""
         theirs = other.plain() if isinstance(other, Cell) else other
         ours_flat, theirs_flat = _flatten(self.plain()), _flatten(theirs)
         return [

@@ -106,9 +106,9 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return tuple(_convert(item, args[0], where) for item in items)
     if hint is bool and isinstance(value, bool):
         return value
-    if hint is int and not isinstance(value, bool):
-        if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
-            return int(value)
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if hint is int and whole and not isinstance(value, bool):
+        return int(value)
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if hint is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):

@@ -159,7 +159,7 @@ def _masked(
 ) -> Tensor:
     k_BHSD, v_BHSD = _expand(k_BGSD, q_BHTD), _expand(v_BGSD, q_BHTD)
     if args.softcap is None:
-        # A fully masked query (left padding) has no defined output; zero keeps NaN out of the model.
+        # A fully masked query (left padding) has no output; zero keeps NaN out of the model.
         out = F.scaled_dot_product_attention(
             q_BHTD, k_BHSD, v_BHSD, attn_mask=mask, scale=args.scale
         )
@@ -188,7 +188,7 @@ def _valid(
 ) -> Tensor | None:
     if pad_tokens is None:
         return None
-    if isinstance(pad_tokens, Tensor):
+    if isinstance(pad_tokens, torch.Tensor):
         return pad_tokens.bool()
     if not any(pad_tokens):
         return None

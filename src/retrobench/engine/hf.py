@@ -82,8 +82,8 @@ def attention(
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     if s_aux is not None:
         raise ValueError(
-            f"layer {layer} ({type(module).__name__}) uses attention sinks (s_aux), which no method "
-            "supports; use a model without them"
+            f"layer {layer} ({type(module).__name__}) uses attention sinks (s_aux), which no "
+            "method supports; use a model without them"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     args = AttentionArgs(scale=scale, softcap=softcap)
@@ -104,7 +104,7 @@ AttentionMaskInterface.register(NAME, flash_attention_mask)
 
 
 def attach(model: PreTrainedModel) -> None:
-    """Select our attention function; ValueError if the architecture does not follow the interface."""
+    """Select our attention function; ValueError if the model does not follow the interface."""
     family = type(model).__name__
     try:
         model.set_attn_implementation(NAME)

@@ -13,8 +13,6 @@ from retrobench.core.shapes import Footprint, KVShape
 class Store(Protocol):
     """Keys and values of the served layers of one batch."""
 
-    length: int
-
     def append(self, layer: int, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
         """Add T tokens to a layer."""
         ...
@@ -56,11 +54,6 @@ class DeviceStore:
     def plan(shape: KVShape) -> Footprint:
         """Bytes before allocation."""
         return Footprint(device=shape.kv_bytes_per_token * shape.batch * shape.max_tokens)
-
-    @property
-    def length(self) -> int:
-        """Tokens held by the layer that holds least (padding included)."""
-        return min(self.lengths)
 
     def append(self, layer: int, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
         """Add T tokens to a layer, in place."""

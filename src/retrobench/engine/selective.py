@@ -142,7 +142,7 @@ class SelectiveMethod(Method):
     def close(self) -> None:
         """Free index and store."""
         self.store.close()
-        self.index = _Closed()
+        self.index = _Closed()  # type: ignore[assignment]
 
 
 class _Closed:

@@ -183,8 +183,8 @@ class Session:
         missing = set(self.layers) - self._reached
         if missing:
             raise NotLive(
-                f"layers {sorted(missing)} of {type(self.model).__name__} did not reach the method: "
-                "the model computes their attention by itself"
+                f"layers {sorted(missing)} of {type(self.model).__name__} did not reach the "
+                "method: the model computes their attention by itself"
             )
         logits = output.logits[:, -1].float()
         if not hf.is_finite(logits):
