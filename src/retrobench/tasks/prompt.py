@@ -1,0 +1,111 @@
+"""From sample to token ids: the only place for chat template, truncation and stop strings."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from retrobench.core.task import Sample
+
+
+class PromptTooLong(ValueError):
+    """The prompt does not fit the model's context. It is never cut silently."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedPrompt:
+    """Token ids of a prompt; ``context_tokens`` of them come before the question."""
+
+    ids: list[int]
+    context_tokens: int
+    text_hash: str
+    truncated: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the prompt, special tokens included."""
+        return len(self.ids)
+
+
+class PromptBuilder:
+    """Renders samples for one tokenizer; ``chat`` uses its chat template where it has one."""
+
+    def __init__(self, tokenizer: Any, chat: bool = True) -> None:
+        self.tokenizer = tokenizer
+        self.chat = chat and getattr(tokenizer, "chat_template", None) is not None
+
+    @cached_property
+    def tokenizer_id(self) -> str:
+        """Hash of the tokenizer's content and of the chat template in use."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            content = backend.to_str()
+        else:
+            content = repr(sorted(self.tokenizer.get_vocab().items()))
+        template = self.tokenizer.chat_template if self.chat else ""
+        return hashlib.sha256(f"{content}\0{template}".encode()).hexdigest()[:16]
+
+    def count(self, text: str) -> int:
+        """Tokens of ``text`` without special tokens."""
+        return len(self._tokens(text))
+
+    def wrap(self, user_text: str) -> str:
+        """``user_text`` as one user turn, without BOS (unchanged for base models)."""
+        if not self.chat:
+            return user_text
+        turn = [{"role": "user", "content": user_text}]
+        text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        return text.removeprefix(self.tokenizer.bos_token or "")
+
+    def encode(self, sample: Sample, *, max_prompt_tokens: int | None = None) -> EncodedPrompt:
+        """Ids of a sample's prompt: BOS once, template, answer prefix.
+
+        Samples of benchmarks that truncate say so (``meta["truncate"] = {"side": "middle",
+        "tokens": n}``); any other prompt over ``max_prompt_tokens`` raises ``PromptTooLong``.
+        ``meta["chat"] = False`` switches the chat template off for one sample.
+        """
+        user, truncated = self._truncate(sample)
+        use_chat = sample.meta.get("chat", True)
+        text = (self.wrap(user) if use_chat else user) + sample.answer_prefix
+        ids = self._tokens(text)
+        if self.tokenizer.bos_token_id is not None and self._adds_bos:
+            ids = [self.tokenizer.bos_token_id, *ids]
+        if max_prompt_tokens is not None and len(ids) > max_prompt_tokens:
+            raise PromptTooLong(
+                f"{sample.id}: the prompt has {len(ids)} tokens but the model takes "
+                f"{max_prompt_tokens} beside {sample.max_new_tokens} new ones"
+            )
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        tail = text[text.rindex(sample.question) :] if sample.question in text else ""
+        context = len(ids) - (self.count(tail) if tail else 0)
+        return EncodedPrompt(
+            ids=ids, context_tokens=context, text_hash=digest, truncated=truncated
+        )
+
+    def trim_answer(self, text: str, stop: tuple[str, ...]) -> tuple[str, bool]:
+        """``text`` up to the first stop string, and whether there was one."""
+        ends = [text.index(mark) for mark in stop if mark in text]
+        return (text[: min(ends)], True) if ends else (text, False)
+
+    @cached_property
+    def _adds_bos(self) -> bool:
+        """Whether the tokenizer puts BOS first by itself, as its model was trained."""
+        return self.tokenizer("a").input_ids[:1] == [self.tokenizer.bos_token_id]
+
+    def _tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def _truncate(self, sample: Sample) -> tuple[str, bool]:
+        """Middle truncation of the raw prompt (LongBench): both halves of the ids, decoded."""
+        rule = sample.meta.get("truncate")
+        if not rule:
+            return sample.user_text, False
+        ids = self.tokenizer(sample.user_text).input_ids
+        limit = int(rule["tokens"])
+        if len(ids) <= limit:
+            return sample.user_text, False
+        half = limit // 2
+        parts = (ids[:half], ids[-half:])
+        return "".join(self.tokenizer.decode(p, skip_special_tokens=True) for p in parts), True
