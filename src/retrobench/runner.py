@@ -52,7 +52,7 @@ def run_cell(spec: RunSpec) -> Outcome:
     if spec.options.dry_run:
         outcome.planned = f"{len(settled)} samples on disk; the rest would run"
         return outcome
-    tracker = make_tracker(spec.tracker.get("name", "none"), spec.tracker)
+    tracker = make_tracker(spec.tracker)
     facts = {
         "labels": labels,
         "provenance": {**provenance(), "time": utc_now()},
@@ -65,7 +65,7 @@ def run_cell(spec: RunSpec) -> Outcome:
     ):
         if known.recovered:
             progress.say(f"{cell.key}: {known.recovered} unreadable line(s) skipped and kept aside")
-        tracker.start(cell.key, f"{spec.method}-{spec.task}", cell.plain(), None)
+        tracker.start(cell.key, f"{spec.method}-{spec.task}", cell.plain(), spec.task)
         run = CellRun(spec, cell, loaded, prompt, task, method, writer, tracker, progress, outcome)
         _run_samples(run, settled)
         requests = sorted({*status.get("requests", []), request})

@@ -177,7 +177,7 @@ def _session(
         "live": probe.row(),
         "footprint": to_plain(result.footprint),
         "peak_bytes": peak_bytes(device),
-        "method": result.method_stats,
+        "method_stats": result.method_stats,
     }
     return result, facts
 

@@ -64,11 +64,13 @@ class PromptBuilder:
 
         Samples of benchmarks that truncate say so (``meta["truncate"] = {"side": "middle",
         "tokens": n}``); any other prompt over ``max_prompt_tokens`` raises ``PromptTooLong``.
-        ``meta["chat"] = False`` switches the chat template off for one sample.
+        ``meta["chat"] = False`` switches the chat template off for one sample;
+        ``meta["preamble"]`` is text before the wrapped user turn (cwe's one-shot example).
         """
         user, truncated = self._truncate(sample)
         use_chat = sample.meta.get("chat", True)
         text = (self.wrap(user) if use_chat else user) + sample.answer_prefix
+        text = sample.meta.get("preamble", "") + text
         ids = self._tokens(text)
         if self.tokenizer.bos_token_id is not None and self._adds_bos:
             ids = [self.tokenizer.bos_token_id, *ids]

@@ -1,0 +1,140 @@
+"""Tables from rows: scores by task and length, then what they cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from retrobench.store.results import OK
+
+_UNSUPPORTED = "unsupported_by_model"
+_CELL = ["model", "method", "budget", "protocol", "key"]
+
+
+def score_matrix(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean scores x 100 per cell (rows) and task/length (columns), as text.
+
+    ``n/a``: beyond the model, not averaged. A group with failures shows them (``oom 2/5``) and is
+    not averaged either, and the cell then has no average.
+    """
+    columns = _columns(frame)
+    rows = []
+    for _, cell in frame.groupby("key", sort=False):
+        texts, means, failed = {}, [], False
+        for name, group in cell.groupby(_column(cell), sort=False):
+            text, mean = _group(group)
+            texts[name] = text
+            failed |= mean is None and text != "n/a"
+            means += [mean] if mean is not None else []
+        average = f"{sum(means) / len(means):.1f}" if means and not failed else "-"
+        rows.append({**_labels(cell), **{c: texts.get(c, "") for c in columns}, "avg": average})
+    return pd.DataFrame(rows)
+
+
+def cost_matrix(frame: pd.DataFrame) -> pd.DataFrame:
+    """Medians per cell: tokens attended and estimated, seconds, bytes, hit ratio."""
+    rows = []
+    for _, cell in frame[frame["status"] == OK].groupby("key", sort=False):
+        live = pd.DataFrame(list(cell["live"]))
+        held = pd.DataFrame(list(cell["footprint"])).sum(axis=1)
+        moved = [sum(entry.values()) for entry in live["bytes_per_step"]]
+        steps = cell["decode_steps"].clip(lower=1)
+        ratio = pd.to_numeric(live["hit_ratio"], errors="coerce").median()
+        rows.append(
+            {
+                **_labels(cell),
+                "attended": f"{live['attended_tokens'].median():.0f}",
+                "estimated": f"{live['estimated_tokens'].median():.0f}",
+                "prefill s": f"{cell['prefill_s'].median():.2f}",
+                "seal s": f"{cell['seal_s'].median():.3f}",
+                "ms/step": f"{1000 * (cell['decode_s'] / steps).median():.1f}",
+                "MiB held": f"{held.median() / 2**20:.1f}",
+                "MiB/step": f"{pd.Series(moved).median() / 2**20:.2f}",
+                "hit": "" if pd.isna(ratio) else f"{ratio:.2f}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def niah_matrix(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean score by depth (rows, percent) and length (columns)."""
+    rows = frame[(frame["status"] == OK) & (frame["task"] == "niah")].copy()
+    rows["depth"] = [meta["depth"] for meta in rows["meta"]]
+    return rows.pivot_table(index="depth", columns="length", values="score", aggfunc="mean")
+
+
+def print_tables(frame: pd.DataFrame, console: Console) -> None:
+    """Scores, costs, and what every reader must know about them."""
+    if frame.empty:
+        console.print("no rows yet")
+        return
+    for title, matrix in (
+        ("scores (x100)", score_matrix(frame)),
+        ("cost (medians)", cost_matrix(frame)),
+    ):
+        if not matrix.empty:
+            console.print(_rich(title, matrix))
+    console.print(caption(frame), style="dim", markup=False, highlight=False)
+
+
+def caption(frame: pd.DataFrame) -> str:
+    """Samples per group, protocol, stand-in data, failures."""
+    counts = frame.groupby(["key", "task", "length"]).size()
+    few, many = counts.min(), counts.max()
+    notes = [f"{few} samples per entry" if few == many else f"{few}-{many} samples per entry"]
+    protocols = sorted(set(frame["protocol"]))
+    if protocols != ["query_aware"]:
+        notes.append(f"protocol: {', '.join(protocols)}")
+    if any(meta.get("stand_in") for meta in frame["meta"]):
+        notes.append("stand-in data: not comparable with published scores")
+    if (frame["status"] == _UNSUPPORTED).any():
+        notes.append("n/a: beyond the model, not averaged")
+    return "; ".join(notes)
+
+
+def _group(group: pd.DataFrame) -> tuple[str, float | None]:
+    statuses = group["status"]
+    bad = statuses[~statuses.isin([OK, _UNSUPPORTED])]
+    if len(bad):
+        return f"{bad.mode().iloc[0]} {len(bad)}/{len(group)}", None
+    if (statuses == _UNSUPPORTED).all():
+        return "n/a", None
+    mean = 100 * group.loc[statuses == OK, "score"].mean()
+    return f"{mean:.1f}", mean
+
+
+def _column(frame: pd.DataFrame) -> pd.Series:
+    name = frame["task"].str.replace("niah_", "", regex=False)
+    return name + "@" + (frame["length"] / 1024).map("{:g}K".format)
+
+
+def _columns(frame: pd.DataFrame) -> list[str]:
+    return list(dict.fromkeys(_column(frame)))
+
+
+def _labels(cell: pd.DataFrame) -> dict[str, Any]:
+    first = cell.iloc[0]
+    labels = {name: first.get(name) for name in _CELL}
+    labels["key"] = labels["key"][:6]
+    if labels["protocol"] == "query_aware":
+        labels.pop("protocol")
+    if labels["budget"] is None or pd.isna(labels["budget"]):
+        labels["budget"] = "default"
+    return labels
+
+
+def _rich(title: str, matrix: pd.DataFrame) -> Table:
+    shown = matrix.fillna("")
+    lengths = {str(c).split("@")[1] for c in shown.columns if "@" in str(c)}
+    table = Table(title=f"{title} at {lengths.pop()}" if len(lengths) == 1 else title)
+    single = len(lengths) == 0
+    for column in shown.columns:
+        text = str(column).split("@")[0] if single else str(column)
+        left = column in _CELL
+        table.add_column(text, justify="left" if left else "right", overflow="fold")
+    for values in shown.itertuples(index=False):
+        table.add_row(*map(str, values))
+    return table

@@ -1,0 +1,30 @@
+"""Benchmarks: samples and scores. They never see a method."""
+
+from __future__ import annotations
+
+import importlib
+
+from retrobench.core.spec import nearest
+from retrobench.core.task import Task
+
+_TASKS = {
+    "ruler": "retrobench.tasks.ruler:RulerTask",
+    "niah": "retrobench.tasks.niah:NiahTask",
+    "longbench": "retrobench.tasks.longbench:LongBenchTask",
+    "longbench_v2": "retrobench.tasks.longbench.v2:LongBenchV2Task",
+    "long_generation": "retrobench.tasks.long_generation:LongGenerationTask",
+}
+
+
+def task_names() -> list[str]:
+    """Names of all benchmarks."""
+    return sorted(_TASKS)
+
+
+def task_class(name: str) -> type[Task]:
+    """The benchmark's class, imported now. ValueError if there is none of that name."""
+    if name not in _TASKS:
+        known = ", ".join(task_names())
+        raise ValueError(f"task={name}: no such task{nearest(name, _TASKS)} Tasks: {known}")
+    module, _, attribute = _TASKS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)

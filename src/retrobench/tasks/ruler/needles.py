@@ -1,0 +1,97 @@
+"""The eight needle tasks."""
+
+from __future__ import annotations
+
+import random
+import re
+
+from retrobench.tasks.haystack import Haystack
+from retrobench.tasks.ruler import spec
+from retrobench.tasks.ruler.draft import Draft, Maker
+from retrobench.tasks.ruler.words import draw
+
+_DEPTHS = tuple(round(i * 100 / 39) for i in range(40))
+
+
+def maker(task: str, rng: random.Random, haystack: Haystack) -> Maker:
+    """Draws keys, values and the question once; the returned function sets the haystack's size.
+
+    Units: words (essay), lines (noise, needle).
+    """
+    what = spec.NIAH[task]
+    keys = [draw(what.key, rng) for _ in range(max(what.num_keys, what.num_queries))]
+    values = [[draw(what.value, rng) for _ in range(what.num_values)] for _ in keys]
+    needles = [
+        spec.NEEDLE.format(kind=what.value, key=key, value=value)
+        for key, its in zip(keys, values, strict=True)
+        for value in its
+    ]
+    rng.shuffle(needles)
+    asked = rng.sample(range(len(keys)), what.num_queries)
+    answers = tuple(value for i in asked for value in values[i])
+    head, question, prefix = texts(what.value, [keys[i] for i in asked], len(answers))
+    depths = sorted(rng.sample(_DEPTHS, len(needles)))
+    place, distract = rng.getrandbits(64), rng.getrandbits(64)
+    distractors: list[str] = []
+    source = random.Random(distract)
+
+    def make(units: int) -> Draft:
+        if what.haystack == "essay":
+            text, name = insert(haystack.words(units), needles, depths), haystack.name
+        else:
+            while what.haystack == "needle" and len(distractors) < units:
+                key, value = draw(what.key, source), draw(what.value, source)
+                line = spec.NEEDLE.format(kind=what.value, key=key, value=value)
+                distractors.append(line)
+            lines = distractors[:units] if what.haystack == "needle" else [spec.NOISE] * units
+            text, name = _between(lines, needles, random.Random(place)), what.haystack
+        return Draft(
+            context=head + text,
+            question=question,
+            prefix=prefix,
+            references=answers,
+            meta={"haystack": name, **_depth(text, answers)},
+        )
+
+    return make
+
+
+def texts(kind: str, queries: list[str], num_answers: int) -> tuple[str, str, str]:
+    """(head, question, answer prefix); singular forms where there is one answer."""
+    query = queries[0] if len(queries) == 1 else ", ".join(queries[:-1]) + f", and {queries[-1]}"
+    if num_answers > 1:
+        parts = (spec.NIAH_HEAD, spec.NIAH_QUESTION, spec.NIAH_PREFIX)
+        head, question, prefix = (part.format(kind=kind, query=query) for part in parts)
+        return head, question, prefix
+    single = kind.removesuffix("s")
+    head = spec.NIAH_HEAD.replace("Some", "A").replace("are", "is").format(kind=single)
+    question = spec.NIAH_QUESTION.replace("are all", "is").format(kind=single, query=query)
+    prefix = spec.NIAH_PREFIX.replace(" are", " is").format(kind=single, query=query)
+    return head, question, prefix
+
+
+def insert(words: list[str], needles: list[str], depths: list[int] | list[float]) -> str:
+    """Needles between sentences, at depths in percent of the sentences."""
+    sentences = re.split(r"(?<=[.!?]) ", " ".join(words))
+    places = [int(len(sentences) * depth / 100) for depth in depths]
+    parts: list[str] = []
+    start = 0
+    for place, needle in zip(places, needles, strict=True):
+        parts += [*sentences[start:place], needle]
+        start = place
+    return " ".join([*parts, *sentences[start:]])
+
+
+def _between(lines: list[str], needles: list[str], rng: random.Random) -> str:
+    """Needles at distinct random lines, never after the last one."""
+    mixed = list(lines)
+    count = min(len(needles), len(lines))
+    places = sorted(rng.sample(range(len(lines)), count), reverse=True)
+    for place, needle in zip(places, needles, strict=False):
+        mixed.insert(place, needle)
+    return "\n".join(mixed)
+
+
+def _depth(text: str, answers: tuple[str, ...]) -> dict[str, float]:
+    """Where the first answer stands, in percent of the characters."""
+    return {"depth": round(100 * max(0, text.find(answers[0])) / max(1, len(text)), 1)}

@@ -1,0 +1,64 @@
+"""Variable tracking: a chain of assignments among noise, after a worked example."""
+
+from __future__ import annotations
+
+import random
+
+from retrobench.core.task import Prompt
+from retrobench.tasks.ruler import spec
+from retrobench.tasks.ruler.draft import Draft, Maker
+from retrobench.tasks.ruler.fit import Pace, fit
+from retrobench.tasks.ruler.words import letters
+
+
+def maker(rng: random.Random, prompt: Prompt) -> Maker:
+    """Units: noise lines. The example is fitted to 500 tokens once per sample."""
+    example = _example(rng, prompt)
+    names = _names(rng, 5)
+    value = str(rng.randint(10000, 99998))
+    place = rng.getrandbits(64)
+
+    def make(units: int) -> Draft:
+        context = _chain(names, value, units, random.Random(place))
+        count = spec.VT_HOPS + 1
+        return Draft(
+            context=example + spec.VT_HEAD + context,
+            question=spec.VT_QUESTION.format(query=value),
+            prefix=spec.VT_PREFIX.format(count=count, query=value),
+            references=tuple(names),
+            meta={"haystack": "noise"},
+        )
+
+    return make
+
+
+def _names(rng: random.Random, length: int) -> list[str]:
+    names: list[str] = []
+    while len(names) <= spec.VT_HOPS:
+        name = letters(rng, length)
+        if name not in names:
+            names.append(name)
+    return names
+
+
+def _chain(names: list[str], value: str, num_lines: int, rng: random.Random) -> str:
+    statements = [f"VAR {names[0]} = {value}"]
+    statements += [f"VAR {b} = VAR {a} " for a, b in zip(names, names[1:], strict=False)]
+    lines = [spec.NOISE] * max(num_lines, len(statements))
+    places = sorted(rng.sample(range(len(lines)), len(statements)), reverse=True)
+    for place, statement in zip(places, reversed(statements), strict=True):
+        lines.insert(place, statement)
+    return "\n".join(lines)
+
+
+def _example(rng: random.Random, prompt: Prompt) -> str:
+    names, value = _names(rng, 3), str(rng.randint(10000, 99998))
+    place = rng.getrandbits(64)
+
+    def make(units: int) -> str:
+        text = spec.VT_HEAD + _chain(names, value, units, random.Random(place))
+        text += spec.VT_QUESTION.format(query=value)
+        text += spec.VT_PREFIX.format(count=len(names), query=value)
+        return f"{text} {' '.join(names)}\n\n"
+
+    return fit(make, prompt.count, spec.VT_EXAMPLE_TOKENS, Pace(), "vt example")

@@ -1,0 +1,56 @@
+"""Trackers: an interface with a null object, so that no caller ever tests for one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from retrobench.core.spec import nearest, parse
+
+
+class Tracker(Protocol):
+    """Follows one cell."""
+
+    def start(self, key: str, name: str, config: Mapping[str, Any], group: str | None) -> None:
+        """A cell begins or resumes."""
+        ...
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """One sample is done."""
+        ...
+
+    def finish(
+        self, summary: Mapping[str, Any], figures: list[Path], rows_path: Path | None
+    ) -> None:
+        """The cell ended."""
+        ...
+
+
+class NullTracker:
+    """Follows nothing."""
+
+    def start(self, key: str, name: str, config: Mapping[str, Any], group: str | None) -> None:
+        """No-op."""
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """No-op."""
+
+    def finish(
+        self, summary: Mapping[str, Any], figures: list[Path], rows_path: Path | None
+    ) -> None:
+        """No-op."""
+
+
+def make_tracker(options: Mapping[str, Any]) -> Tracker:
+    """The tracker named by ``tracker=``; ValueError for an unknown one."""
+    values = dict(options)
+    name = str(values.pop("name", "none"))
+    if name == "none":
+        return NullTracker()
+    if name == "wandb":
+        from retrobench.track.wandb import WandbConfig, WandbTracker
+
+        return WandbTracker(parse(WandbConfig, values, "tracker"))
+    known = ("none", "wandb")
+    raise ValueError(f"tracker={name}: no such tracker{nearest(name, known)} Trackers: none, wandb")
