@@ -112,7 +112,8 @@ def run_job(raw: Any) -> dict[str, Any]:
 
 def fail(error: Exception) -> None:
     """Print a user error and leave with exit code 2."""
-    Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False)
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    console.print(f"error: {error}", style="red")
     sys.exit(2)
 
 

@@ -71,7 +71,7 @@ def _score(options: argparse.Namespace) -> int:
 
 def _ls(options: argparse.Namespace) -> int:
     store, console = ResultStore(options.results), Console()
-    for key in store.keys():
+    for key in store.cell_keys():
         labels, status = store.cell(key)["labels"], store.status(key)
         words = " ".join(str(value) for value in labels.values() if value is not None)
         console.print(f"{key} {status.get('state')} {words}", highlight=False, markup=False)
@@ -82,7 +82,7 @@ def _table(options: argparse.Namespace) -> int:
     from retrobench.report.table import print_tables
 
     store = ResultStore(options.results)
-    keys = [find(store, key) for key in options.keys] or store.keys()
+    keys = [find(store, key) for key in options.keys] or store.cell_keys()
     if not keys:
         raise ValueError(f"{options.results} holds no cells; run `python run.py` first")
     print_tables(store.frame(keys), Console())
@@ -122,7 +122,7 @@ def _audit(options: argparse.Namespace) -> int:
     from retrobench.report.audit import audit
 
     store = ResultStore(options.results)
-    keys = [find(store, key) for key in options.keys] or store.keys()
+    keys = [find(store, key) for key in options.keys] or store.cell_keys()
     findings = audit(store, keys)
     Console().print("\n".join(findings) or f"{len(keys)} cells agree", markup=False)
     return 1 if findings else 0
@@ -130,7 +130,7 @@ def _audit(options: argparse.Namespace) -> int:
 
 def find(store: ResultStore, prefix: str) -> str:
     """The one key that begins with ``prefix``; ValueError if none or several do."""
-    matches = [key for key in store.keys() if key.startswith(prefix)]
+    matches = [key for key in store.cell_keys() if key.startswith(prefix)]
     if len(matches) != 1:
         what = f"{len(matches)} cells begin so" if matches else "no such cell"
         raise ValueError(f"{prefix}: {what} in {store.root}; `retrobench ls` lists them")

@@ -7,16 +7,20 @@ from typing import Any
 
 from retrobench.core.cell import Cell, digest
 from retrobench.core.registry import method_class
+from retrobench.core.shapes import Footprint
 from retrobench.core.spec import to_plain
 from retrobench.engine import loader
+from retrobench.engine.session import kv_shape
 from retrobench.measure.clock import utc_now
-from retrobench.measure.machine import provenance
+from retrobench.measure.machine import available_bytes, provenance
 from retrobench.report.progress import Progress
 from retrobench.runspec import RunSpec
 from retrobench.samples import CellRun, Outcome, run_batch
 from retrobench.store.results import FINAL, ResultStore
 from retrobench.tasks.prompt import PromptBuilder
 from retrobench.track.base import make_tracker
+
+_ANSWER_TOKENS = 128  # room that preflight plans for an answer
 
 
 def run_cell(spec: RunSpec) -> Outcome:
@@ -29,7 +33,7 @@ def run_cell(spec: RunSpec) -> Outcome:
     loaded = _load(spec.model)
     prompt = PromptBuilder(loaded.tokenizer, chat=spec.model.chat)
     task, method = spec.make_task(), method_class(spec.method)
-    _check_lengths(spec, loaded)
+    footprint = preflight(spec, loaded)
     cell = make_cell(spec, loaded, task.fingerprint(prompt))
     labels = {
         "model": loaded.identity["name"],
@@ -50,7 +54,8 @@ def run_cell(spec: RunSpec) -> Outcome:
         outcome.cached = len(known.rows)
         return outcome
     if spec.options.dry_run:
-        outcome.planned = f"{len(settled)} samples on disk; the rest would run"
+        mebibytes = footprint.total / 2**20
+        outcome.planned = f"{len(settled)} samples on disk, up to {mebibytes:.0f} MiB per session"
         return outcome
     tracker = make_tracker(spec.tracker)
     facts = {
@@ -102,9 +107,14 @@ def _load(config: loader.ModelConfig) -> loader.Loaded:
     return loader.load(config)
 
 
-def _check_lengths(spec: RunSpec, loaded: loader.Loaded) -> None:
+def preflight(spec: RunSpec, loaded: loader.Loaded) -> Footprint:
+    """Bytes of the largest session; ValueError for what cannot work, before anything runs.
+
+    Checked: context length against the model, budget and method options against every length,
+    predicted bytes against free memory.
+    """
     lengths = getattr(spec.task_config, "length", ())
-    limit = loaded.context_limit
+    limit, largest = loaded.context_limit, Footprint()
     for length in lengths if isinstance(lengths, tuple) else (lengths,):
         if limit is not None and length > limit:
             raise ValueError(
@@ -112,6 +122,18 @@ def _check_lengths(spec: RunSpec, loaded: loader.Loaded) -> None:
                 f"{loaded.identity['name']} ({limit} tokens); use a shorter task.length or "
                 "another model"
             )
+        shape = kv_shape(loaded.model, (0,) * spec.engine.batch, length, _ANSWER_TOKENS)
+        plan = method_class(spec.method).plan(spec.method_config, shape, spec.budget)
+        largest = max(largest, plan, key=lambda footprint: footprint.total)
+    free, need = available_bytes(), largest.pinned + largest.host
+    if str(loaded.model.device) == "cpu":
+        need = largest.total
+    if free and need > free:
+        raise ValueError(
+            f"method={spec.method} needs {need / 2**30:.1f} GiB for its KV cache but only "
+            f"{free / 2**30:.1f} GiB of memory are free; use a shorter task.length or engine.batch"
+        )
+    return largest
 
 
 def _run_samples(run: CellRun, settled: set[str]) -> None:

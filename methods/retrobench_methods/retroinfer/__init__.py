@@ -9,7 +9,7 @@ from retrobench.core.budget import Budget
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.engine.placement import DeviceStore
 from retrobench.engine.selective import SelectiveMethod
-from retrobench_methods.retroinfer.config import RetroInferConfig
+from retrobench_methods.retroinfer.config import RetroInferConfig, sizes
 from retrobench_methods.retroinfer.wave_index import WaveIndex
 
 
@@ -25,7 +25,9 @@ class RetroInfer(SelectiveMethod):
 
     @classmethod
     def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:
-        """Store plus wave index."""
+        """Store plus wave index, after checking the budget."""
+        for pad in shape.pad_tokens:
+            sizes(config, shape.prompt_tokens - pad, budget, shape.kv_bytes_per_token)
         return DeviceStore.plan(shape) + WaveIndex.plan(config, shape)
 
     def stats(self) -> Mapping[str, Any]:

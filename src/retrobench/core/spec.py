@@ -46,7 +46,7 @@ def option(
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """``", did you mean X?"`` for the closest spelling, or an empty string."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.55)
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.45)
     return f", did you mean {close[0]}?" if close else ""
 
 
@@ -141,6 +141,6 @@ def _check(value: Any, meta: Mapping[str, Any], where: str) -> None:
         low, high, above = meta["low"], meta["high"], meta["above"]
         bad = (low is not None and item < low) or (high is not None and item > high)
         if bad or (above is not None and item <= above):
-            kind = " is a fraction" if where.endswith("_frac") else " must be"
+            kind = " is a fraction of the context" if where.endswith("_frac") else " must be"
             hint = f"; {meta['hint']}" if meta["hint"] else ""
             raise ValueError(f"{where}{kind} in {_range(meta)}, got {item}{hint}")

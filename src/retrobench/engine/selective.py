@@ -98,7 +98,8 @@ class SelectiveMethod(Method):
 
     @classmethod
     def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:
-        """The store's bytes; indexes that hold memory add theirs."""
+        """The store's bytes (indexes that hold memory add theirs), after checking the budget."""
+        retrieved_tokens(config, shape, budget)
         return DeviceStore.plan(shape)
 
     def prefill(

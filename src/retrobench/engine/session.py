@@ -77,18 +77,7 @@ class Session:
         self.ids_BS = torch.tensor(rows, device=model.device)
         self.pad_B1 = torch.tensor(pads, device=model.device)[:, None]
         self.cache, self.layers = hf.make_cache(model)
-        heads, kv_heads, head_dim = hf.kv_geometry(model)
-        self.shape = KVShape(
-            pad_tokens=pads,
-            layers=self.layers,
-            num_heads=heads,
-            num_kv_heads=kv_heads,
-            head_dim=head_dim,
-            prompt_tokens=longest,
-            max_tokens=longest + max_new_tokens,
-            dtype=hf.text_dtype(model),
-            device=str(model.device),
-        )
+        self.shape = kv_shape(model, pads, longest, max_new_tokens)
         self.method = method_class(config, self.shape, probe, budget)
         self.phase = "prefill"
         self.length = 0
@@ -224,6 +213,24 @@ class Session:
                 self.method.layer_input(i, hidden, self.phase)
 
             self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+
+def kv_shape(
+    model: PreTrainedModel, pad_tokens: tuple[int, ...], prompt_tokens: int, new_tokens: int
+) -> KVShape:
+    """The KV cache that a session of this size needs."""
+    heads, kv_heads, head_dim = hf.kv_geometry(model)
+    return KVShape(
+        pad_tokens=pad_tokens,
+        layers=hf.make_cache(model)[1],
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        prompt_tokens=prompt_tokens,
+        max_tokens=prompt_tokens + new_tokens,
+        dtype=hf.text_dtype(model),
+        device=str(model.device),
+    )
 
 
 def choose(logits_BV: Tensor, decoding: Decoding, generator: torch.Generator) -> Tensor:

@@ -52,4 +52,4 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line above the bar (on stderr)."""
-        self._bar.console.print(text, highlight=False, markup=False)
+        self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -12,6 +12,7 @@ from retrobench.store.results import OK
 
 _UNSUPPORTED = "unsupported_by_model"
 _CELL = ["model", "method", "budget", "protocol", "key"]
+_SHORT = {"single_": "s", "multikey_": "mk", "multivalue": "mv", "multiquery": "mq"}
 
 
 def score_matrix(frame: pd.DataFrame) -> pd.DataFrame:
@@ -71,12 +72,16 @@ def print_tables(frame: pd.DataFrame, console: Console) -> None:
     if frame.empty:
         console.print("no rows yet")
         return
+    models = sorted(set(frame["model"]))
     for title, matrix in (
         ("scores (x100)", score_matrix(frame)),
         ("cost (medians)", cost_matrix(frame)),
     ):
-        if not matrix.empty:
-            console.print(_rich(title, matrix))
+        if matrix.empty:
+            continue
+        if len(models) == 1:
+            title, matrix = f"{models[0]}: {title}", matrix.drop(columns="model")
+        console.print(_rich(title, matrix))
     console.print(caption(frame), style="dim", markup=False, highlight=False)
 
 
@@ -108,6 +113,8 @@ def _group(group: pd.DataFrame) -> tuple[str, float | None]:
 
 def _column(frame: pd.DataFrame) -> pd.Series:
     name = frame["task"].str.replace("niah_", "", regex=False)
+    for long, short in _SHORT.items():
+        name = name.str.replace(long, short, regex=False)
     return name + "@" + (frame["length"] / 1024).map("{:g}K".format)
 
 

@@ -79,7 +79,7 @@ class ResultStore:
                 "choose another with results_dir=FOLDER"
             ) from error
 
-    def keys(self) -> list[str]:
+    def cell_keys(self) -> list[str]:
         """Keys of all cells, sorted."""
         return sorted(path.parent.name for path in self.root.glob("*/cell.json"))
 
@@ -145,7 +145,7 @@ class ResultStore:
         import pandas as pd
 
         rows = []
-        for key in self.keys() if keys is None else keys:
+        for key in self.cell_keys() if keys is None else keys:
             labels = self.cell(key).get("labels", {})
             for row in self.read(key).rows.values():
                 rows.append({"key": key, **labels, **row})

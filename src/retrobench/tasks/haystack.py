@@ -110,7 +110,8 @@ def read_json(path: Path) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise ValueError(
-            f"{path} is not JSON ({error}); fetch it again with `python scripts/fetch_data.py ruler`"
+            f"{path} is not JSON ({error}); "
+            "fetch it again with `python scripts/fetch_data.py ruler`"
         ) from error
 
 
@@ -151,9 +152,9 @@ def _synthetic(task: str) -> Corpus:
     syllables = ("bar", "cor", "del", "fen", "gar", "hol", "kel", "lor", "mar", "nor", "pel", "tor")
     ends = ("ford", "wick", "ton", "dale", "mouth", "stead", "field", "bridge")
     goods = ("glass", "paper", "salt", "rope", "copper", "cloth", "cheese", "bricks", "clocks")
-    names = list(dict.fromkeys(
-        (a + b + c).capitalize() for a in syllables for b in syllables for c in ends
-    ))
+    names = list(
+        dict.fromkeys((a + b + c).capitalize() for a in syllables for b in syllables for c in ends)
+    )
     rng.shuffle(names)
     towns, rivers = names[:800], names[800:1100]
     filler = list(islice(standin.essay_sentences(11), 4 * len(towns)))

@@ -36,9 +36,13 @@ class PromptBuilder:
         self.tokenizer = tokenizer
         self.chat = chat and getattr(tokenizer, "chat_template", None) is not None
 
-    @cached_property
+    @property
     def tokenizer_id(self) -> str:
         """Hash of the tokenizer's content and of the chat template in use."""
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> str:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is not None:
             content = backend.to_str()
@@ -82,9 +86,7 @@ class PromptBuilder:
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         tail = text[text.rindex(sample.question) :] if sample.question in text else ""
         context = len(ids) - (self.count(tail) if tail else 0)
-        return EncodedPrompt(
-            ids=ids, context_tokens=context, text_hash=digest, truncated=truncated
-        )
+        return EncodedPrompt(ids=ids, context_tokens=context, text_hash=digest, truncated=truncated)
 
     def trim_answer(self, text: str, stop: tuple[str, ...]) -> tuple[str, bool]:
         """``text`` up to the first stop string, and whether there was one."""

@@ -1,4 +1,4 @@
-"""RULER's literal strings and parameters (NVIDIA/RULER, commit c3f5e3b4, scripts/data/synthetic)."""
+"""RULER's literal strings and parameters (NVIDIA/RULER c3f5e3b4, scripts/data/synthetic)."""
 
 from __future__ import annotations
 
@@ -44,9 +44,7 @@ NIAH_QUESTION = (
 )
 NIAH_PREFIX = " The special magic {kind} for {query} mentioned in the provided text are"
 
-VT_HEAD = (
-    "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
-)
+VT_HEAD = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
 VT_QUESTION = (
     "\nQuestion: Find all variables that are assigned the value {query} in the text above."
 )
