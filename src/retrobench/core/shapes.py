@@ -27,6 +27,7 @@ class KVShape:
     ``pad_tokens`` is the left padding of each row; ``layers`` are the model's layer indexes with
     full attention (sliding-window layers stay with the model). ``max_tokens`` counts left padding,
     prompt and generated tokens.
+    """
 
     pad_tokens: tuple[int, ...]
     layers: tuple[int, ...]

@@ -188,8 +188,8 @@ def _valid(
 ) -> Tensor | None:
     if pad_tokens is None:
         return None
-    if isinstance(pad_tokens, torch.Tensor):
-        return pad_tokens.bool()
+    if isinstance(pad_tokens, Tensor):
+        return pad_tokens != 0
     if not any(pad_tokens):
         return None
     pad_B = torch.tensor(pad_tokens, device=device)

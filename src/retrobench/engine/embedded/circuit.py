@@ -131,6 +131,16 @@ class Layer:
         """Set a flag slot to 1 where the conditions hold."""
         self.when(yes, {0: 1.0}, {self.residual.dim(name): 1.0}, no)
 
+    def above(self, name: str, where: int, level: int, threshold: float, gap: float) -> None:
+        """Set a flag slot where flag ``where`` holds and dim ``level`` exceeds ``threshold``.
+
+        ``gap`` is the distance of the threshold from the nearest levels.
+        """
+        steep, height = SHARPNESS / 2 / gap, SHARPNESS / 2
+        veto = 1000.0 * SHARPNESS
+        gate = {0: -veto - steep * threshold, where: veto, level: steep}
+        self._unit(gate, {0: 1.0}, {self.residual.dim(name): 1.0 / height})
+
     def product(self, a: dict[int, float], b: dict[int, float], down: dict[int, float]) -> None:
         """Add the product of two linear forms: ``x y = silu(x) y + silu(-x)(-y)``."""
         self._unit(a, b, down)

@@ -91,6 +91,7 @@ def _number_ends(layer: Layer, alphabet: Alphabet) -> None:
 HERE, ASKED, NOTES = 0, CODE, 2 * CODE
 _STRENGTH, _NEAR_STRENGTH = 80.0, 50.0
 _FLAT = {pair: 4 * amplitude for pair, amplitude in rope.NEARBY.items()}
+INHIBITION = 13.5
 SINK_SHARE = 8
 """The sink weighs as much as this many answered numbers: their sum keeps its scale."""
 
@@ -156,14 +157,11 @@ def states(layer: Layer) -> None:
     move(layer, {"query": 1.0}, "value_of", [residual.dim("chain_start")])
     move(layer, {"word": 1.0}, "name_of", [residual.dim("name_end"), near_tracking])
     move(layer, {"word": 1.0}, "assigned", [flag_dim(residual, "var", 3)])
-    four = (3 / (3 + SINK_SHARE) + 4 / (4 + SINK_SHARE)) / 2
-    steep = 16.0  # the share of the fourth number crosses the flag threshold of one half
-    layer.when(
-        [residual.dim("again")],
-        {0: 1.0},
-        {residual.dim("done"): 1.0},
-        signs=[(residual.dim("num_given"), int(2 * steep)), (0, -int(2 * steep * four))],
+    three, four = (n / (n + SINK_SHARE) for n in (3, 4))
+    layer.above(
+        "done",
+        residual.dim("again"),
+        residual.dim("num_given"),
+        (three + four) / 2,
+        (four - three) / 2,
     )
-
-
-INHIBITION = 13.5
