@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 RUN := $(BIN)/python run.py
-DEMO := task=ruler task.length=4096 task.samples=3
+DEMO := task=ruler task.length=4096 task.samples=2
 
 .PHONY: help setup demo test check figures options gpu-test gpu-bench
 
