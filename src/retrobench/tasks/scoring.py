@@ -1,0 +1,95 @@
+"""Scores anybody's predictions with the benchmarks' own scorers, line by line."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from retrobench.core.spec import nearest
+from retrobench.tasks.ruler.spec import TASKS as RULER_TASKS
+
+Scorer = Callable[..., float]
+
+_SCORERS = {
+    "ruler": "retrobench.tasks.scorers.ruler",
+    "longbench": "retrobench.tasks.scorers.longbench",
+}
+
+
+@dataclass(slots=True)
+class ScoreReport:
+    """What came of a file: bad lines, (count, mean) by benchmark and task, and differences."""
+
+    errors: list[tuple[int, str]] = field(default_factory=list)
+    means: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
+    max_difference: float | None = None
+
+
+def score_case(case: Any) -> float:
+    """Score in [0, 1] of one case; ValueError says what is wrong with it."""
+    if not isinstance(case, dict):
+        raise ValueError("not a JSON object")
+    for name, kind in (("benchmark", str), ("task", str), ("prediction", str)):
+        if not isinstance(case.get(name), kind):
+            raise ValueError(f"{name!r} is missing or not a string")
+    references = case.get("references")
+    if not isinstance(references, list) or not references:
+        raise ValueError("'references' must be a list with at least one string")
+    if not all(isinstance(reference, str) for reference in references):
+        raise ValueError("'references' must hold strings only")
+    classes = case.get("all_classes")
+    if classes is not None and not isinstance(classes, list):
+        raise ValueError("'all_classes' must be a list or null")
+    return _scorer(case["benchmark"], case["task"])(
+        case["task"], case["prediction"], references, classes
+    )
+
+
+def score_file(cases: Path, out: Path | None = None) -> ScoreReport:
+    """Score every line of a jsonl file; bad lines are reported and the others scored.
+
+    With ``out``, every good line is written back with ``ours``; the file appears when it is whole.
+    """
+    if not cases.exists():
+        raise FileNotFoundError(f"{cases}: no such file")
+    report = ScoreReport()
+    scores: dict[tuple[str, str], list[float]] = defaultdict(list)
+    temporary = out.with_name(out.name + ".tmp") if out else None
+    sink = temporary.open("w", encoding="utf-8") if temporary else None
+    with cases.open(encoding="utf-8", errors="replace") as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            try:
+                case = json.loads(line)
+                ours = score_case(case)
+            except (ValueError, RecursionError) as error:
+                report.errors.append((number, str(error)))
+                continue
+            scores[case["benchmark"], case["task"]].append(ours)
+            if isinstance(case.get("score"), (int, float)):
+                difference = abs(ours - case["score"])
+                report.max_difference = max(report.max_difference or 0.0, difference)
+            if sink:
+                sink.write(json.dumps({**case, "ours": ours}, ensure_ascii=False) + "\n")
+    if sink and temporary and out:
+        sink.close()
+        temporary.replace(out)
+    report.means = {key: (len(all_), sum(all_) / len(all_)) for key, all_ in scores.items()}
+    return report
+
+
+def _scorer(benchmark: str, task: str) -> Scorer:
+    if benchmark not in _SCORERS:
+        listed = ", ".join(_SCORERS)
+        raise ValueError(f"no benchmark {benchmark!r}{nearest(benchmark, _SCORERS)} ({listed})")
+    module = importlib.import_module(_SCORERS[benchmark])
+    known: Sequence[str] = getattr(module, "TASKS", RULER_TASKS)
+    if task not in known:
+        raise ValueError(f"{benchmark} has no task {task!r}{nearest(task, known)}")
+    return module.score
