@@ -1,0 +1,92 @@
+"""Budgets, options and cell keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from retrobench.core.budget import Budget
+from retrobench.core.cell import Cell
+from retrobench.core.registry import method_class, method_names
+from retrobench.core.spec import option, parse, to_plain
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"), [("2%", 20), ("128tok", 128), ("64KiB", 64), ("100%", 1000), ("0.5%", 5)]
+)
+def test_budget_tokens(text, tokens):
+    assert Budget.parse(text).tokens(1000, kv_bytes_per_token=1024) == tokens
+
+
+@pytest.mark.parametrize("text", ["2", "120%", "0%", "many", "5 apples", "-3tok"])
+def test_bad_budgets_are_refused(text):
+    with pytest.raises(ValueError, match="budget"):
+        Budget.parse(text)
+
+
+def test_budget_larger_than_the_context_says_so():
+    with pytest.raises(ValueError, match=r"5000 tokens per KV head but the context has 1000"):
+        Budget.parse("5000tok").tokens(1000, 1024)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    retrieval_frac: float = option(0.1, "share", above=0, high=1, hint="use budget=...tok")
+    sizes: tuple[int, ...] = option((1, 2), "list", low=1)
+    kind: str = option("a", "choice", choices=("a", "b"))
+    limit: int | None = option(None, "optional", low=1)
+
+
+def test_parse_converts_and_keeps_defaults():
+    parsed = parse(Options, {"sizes": 4, "retrieval_frac": 1, "limit": 3.0}, "method")
+    assert to_plain(parsed) == {"retrieval_frac": 1.0, "sizes": [4], "kind": "a", "limit": 3}
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ({"retreival_frac": 0.1}, ["method.retreival_frac", "did you mean method.retrieval_frac"]),
+        ({"retrieval_frac": 18.0}, ["fraction of the context in (0, 1]", "18.0", "budget=...tok"]),
+        ({"retrieval_frac": 0}, ["(0, 1]"]),
+        ({"kind": "c"}, ["method.kind=c", "Allowed: a, b"]),
+        ({"sizes": [2, 0]}, ["method.sizes", "got 0"]),
+        ({"sizes": "x"}, ["whole number"]),
+        ({"limit": True}, ["whole number"]),
+    ],
+)
+def test_bad_options_name_the_option_and_the_fix(raw, words):
+    with pytest.raises(ValueError) as caught:
+        parse(Options, raw, "method")
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def make_cell(**changes):
+    parts = {"model": {"name": "m"}, "method": {"name": "full", "x": 1}, "task": {"name": "t"}}
+    return Cell(**{**parts, **changes})
+
+
+def test_cell_key_depends_on_content_only():
+    assert make_cell().key == make_cell(method={"x": 1, "name": "full"}).key
+    assert len(make_cell().key) == 16
+    assert make_cell().key != make_cell(budget="2%").key
+
+
+def test_why_names_the_fields_that_differ():
+    other = make_cell(method={"name": "full", "x": 2}, budget="2%")
+    assert make_cell().why(other) == ['budget: null -> "2%"', "method.x: 1 -> 2"]
+    assert make_cell().why(make_cell()) == []
+
+
+def test_registry_lists_and_suggests():
+    assert {"full", "retroinfer", "oracle_topk", "random", "streaming"} <= set(method_names())
+    with pytest.raises(ValueError, match="did you mean retroinfer"):
+        method_class("retroinfr")
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_every_method_option_is_documented(name):
+    import dataclasses
+
+    for field in dataclasses.fields(method_class(name).Config):
+        assert field.metadata["help"]

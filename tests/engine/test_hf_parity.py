@@ -1,0 +1,165 @@
+"""`full` through the adapter equals the model's own attention, family by family."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+
+import pytest
+import torch
+from transformers import (
+    DynamicCache,
+    FalconConfig,
+    FalconForCausalLM,
+    Gemma2Config,
+    GemmaConfig,
+    GptOssConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from retrobench.core.registry import method_class
+from retrobench.core.spec import parse
+from retrobench.engine import hf
+from retrobench.engine.session import Decoding, NotFinite, NotLive, Session
+from retrobench.measure.probe import CountingProbe
+
+SLIDING = {"sliding_window": 16}
+FAMILIES = {
+    "llama_gqa": (LlamaConfig, {}),
+    "llama_mha": (LlamaConfig, {"num_key_value_heads": 4}),
+    "qwen2": (Qwen2Config, {}),
+    "qwen2_mixed_sliding": (
+        Qwen2Config,
+        {**SLIDING, "use_sliding_window": True, "max_window_layers": 1},
+    ),
+    "qwen3_qk_norm": (Qwen3Config, {}),
+    "mistral": (MistralConfig, {"sliding_window": None}),
+    "phi3": (Phi3Config, {"sliding_window": None, "head_dim": 16}),
+    "gemma": (GemmaConfig, {}),
+    "gemma2_softcap_sliding": (Gemma2Config, SLIDING),
+}
+
+
+def open_session(model, prompts, name="full", chunk=64, new_tokens=8, budget=None):
+    hf.attach(model)
+    method = method_class(name)
+    ticks = itertools.count()
+    return Session(
+        model,
+        method,
+        parse(method.Config, {}, "method"),
+        prompts,
+        probe=CountingProbe(),
+        clock=lambda: float(next(ticks)),
+        max_new_tokens=new_tokens,
+        chunk_tokens=chunk,
+        budget=budget,
+    )
+
+
+def own_logits(model, prompts, steps):
+    """Greedy logits of the model's own attention, left-padded."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    cache, logits = DynamicCache(config=model.config), []
+    for _ in range(steps):
+        position = (mask.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+        output = model(ids, attention_mask=mask, position_ids=position, past_key_values=cache)
+        logits.append(output.logits[:, -1].float())
+        ids = logits[-1].argmax(-1, keepdim=True)
+        mask = torch.cat([mask, torch.ones(len(prompts), 1, dtype=torch.long)], 1)
+    return torch.stack(logits)
+
+
+def session_logits(session, steps):
+    logits = [session.prefill(session.ids_BS.shape[1])]
+    session.seal()
+    for _ in range(steps - 1):
+        logits.append(session.step(logits[-1].argmax(-1, keepdim=True)))
+    return torch.stack(logits)
+
+
+@pytest.mark.parametrize("chunk", [64, 13])  # 40 = 3 x 13 + 1: a last chunk of one token
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_full_equals_the_models_own_attention(family, chunk, model_factory):
+    config, overrides = FAMILIES[family]
+    model = model_factory(config, **overrides)
+    if "softcap" in family:
+        model.set_attn_implementation("eager")
+    torch.manual_seed(3)
+    prompts = [torch.randint(3, 101, (n,)).tolist() for n in (40, 23)]
+    expected = own_logits(model, prompts, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        session = open_session(model, prompts, chunk=chunk)
+    torch.testing.assert_close(session_logits(session, 6), expected, atol=2e-5, rtol=1e-4)
+    session.close()
+
+
+@torch.inference_mode()
+def test_bf16_is_close(model_factory):
+    model = model_factory().to(torch.bfloat16)
+    prompts = [list(range(3, 60)), list(range(5, 40))]
+    expected = own_logits(model, prompts, 1)
+    got = session_logits(open_session(model, prompts), 1)
+    assert (got - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_a_model_that_ignores_the_interface_is_refused():
+    torch.manual_seed(0)
+    config = FalconConfig(
+        vocab_size=101, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, alibi=False
+    )
+    model = FalconForCausalLM(config).eval()
+    with pytest.raises((ValueError, NotLive)), torch.inference_mode():
+        open_session(model, [[5, 6, 7]]).prefill(3)
+
+
+def test_attention_sinks_are_refused_by_name(model_factory):
+    model = model_factory(GptOssConfig, num_local_experts=2, num_experts_per_tok=1)
+    session = open_session(model, [[5, 6, 7]])
+    with pytest.raises(ValueError, match="attention sinks"), torch.inference_mode():
+        session.prefill(3)
+
+
+def test_a_model_without_full_attention_is_refused(model_factory):
+    with pytest.raises(ValueError, match="no full-attention layer"):
+        open_session(model_factory(MistralConfig, **SLIDING), [[5, 6, 7]])
+
+
+def test_nan_in_the_logits_is_an_error(tiny_llama):
+    tiny_llama.lm_head.weight.data[3, 3] = torch.nan
+    with pytest.raises(NotFinite), torch.inference_mode():
+        open_session(tiny_llama, [[5, 6, 7]]).prefill(3)
+
+
+def test_generation_is_seeded_and_stops(tiny_llama):
+    def run(seed):
+        session = open_session(tiny_llama, [list(range(3, 30))], new_tokens=12)
+        decoding = Decoding(max_new_tokens=12, temperature=1.0, top_p=0.9, seed=seed)
+        return session.generate(decoding, frozenset()).token_ids[0]
+
+    assert run(1) == run(1) != run(2)
+    first = run(1)[4]
+    session = open_session(tiny_llama, [list(range(3, 30))], new_tokens=12)
+    stopped = session.generate(
+        Decoding(max_new_tokens=12, temperature=1.0, top_p=0.9, seed=1), frozenset({first})
+    )
+    assert stopped.stop_reasons == ["eos"] and len(stopped.token_ids[0]) <= 4
+
+
+def test_tail_through_decode_equals_prefill_for_full(tiny_llama):
+    prompt = torch.randint(3, 101, (60,), generator=torch.Generator().manual_seed(0)).tolist()
+    decoding = Decoding(max_new_tokens=6)
+    whole = open_session(tiny_llama, [prompt]).generate(decoding, frozenset())
+    tail = open_session(tiny_llama, [prompt]).generate(decoding, frozenset(), tail_tokens=20)
+    assert whole.token_ids == tail.token_ids
+    assert tail.decode_steps == whole.decode_steps + 20
+
+

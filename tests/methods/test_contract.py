@@ -1,0 +1,134 @@
+"""What every registered method must keep, on a tiny model."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from retrobench.core.budget import Budget
+from retrobench.core.registry import method_class, method_names
+from retrobench.core.spec import parse
+from retrobench.engine import hf
+from retrobench.engine.session import Decoding, Session
+from retrobench.measure.probe import CountingProbe
+
+METHODS = [name for name in method_names() if not method_class(name).needs.calibration]
+LENGTH, STEPS = 1200, 6
+
+
+def prompt(length, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, 101, (length,), generator=generator).tolist()
+
+
+def run(model, name, prompts, budget=None):
+    """Greedy logits of every step, and the session."""
+    hf.attach(model)
+    method = method_class(name)
+    ticks = itertools.count()
+    session = Session(
+        model,
+        method,
+        parse(method.Config, {}, "method"),
+        prompts,
+        probe=CountingProbe(),
+        clock=lambda: float(next(ticks)),
+        max_new_tokens=STEPS,
+        chunk_tokens=500,
+        budget=Budget.parse(budget) if budget else None,
+    )
+    with torch.inference_mode():
+        logits = [session.prefill(session.ids_BS.shape[1])]
+        session.seal()
+        for _ in range(STEPS - 1):
+            logits.append(session.step(logits[-1].argmax(-1, keepdim=True)))
+    return torch.stack(logits), session
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_budget_of_everything_equals_full(name, tiny_llama):
+    prompts = [prompt(LENGTH)]
+    expected, _ = run(tiny_llama, "full", prompts)
+    got, _ = run(tiny_llama, name, prompts, None if name == "full" else "100%")
+    torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_plan_equals_what_is_allocated(name, tiny_llama):
+    _, session = run(tiny_llama, name, [prompt(LENGTH)])
+    method = type(session.method)
+    assert session.method.allocated() == method.plan(session.method.config, session.shape)
+    assert session.method.allocated().total > 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_live_in_every_layer_and_step(name, tiny_llama):
+    _, session = run(tiny_llama, name, [prompt(LENGTH)])
+    probe = session.method.probe
+    assert probe.missing(session.layers, STEPS - 1) == []
+    assert probe.row()["bytes_per_step"]["kv"] > 0
+    assert 0 < probe.row()["attended_tokens"] <= LENGTH + STEPS
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_runs_are_equal(name, tiny_llama):
+    first, _ = run(tiny_llama, name, [prompt(LENGTH)])
+    second, _ = run(tiny_llama, name, [prompt(LENGTH)])
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n != "random"])
+def test_rows_of_a_padded_batch_answer_as_if_alone(name, tiny_llama):
+    prompts = [prompt(LENGTH), prompt(1150, seed=5)]
+    together, _ = run(tiny_llama, name, prompts)
+    for row, alone in enumerate(prompts):
+        expected, _ = run(tiny_llama, name, [alone])
+        torch.testing.assert_close(together[0, row], expected[0, 0], atol=3e-5, rtol=1e-4)
+        tokens = together[:, row].argmax(-1), expected[:, 0].argmax(-1)
+        assert torch.equal(*tokens)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_model_is_left_as_it_was(name, tiny_llama):
+    hf.attach(tiny_llama)
+    before = {key: value.clone() for key, value in tiny_llama.state_dict().items()}
+    _, session = run(tiny_llama, name, [prompt(LENGTH)])
+    session.close()
+    assert all(torch.equal(before[key], value) for key, value in tiny_llama.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in tiny_llama.modules())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_close_frees_the_state(name, tiny_llama):
+    _, session = run(tiny_llama, name, [prompt(LENGTH)])
+    session.close()
+    assert session.method.allocated().total == 0
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in {"full", "full_offload"}])
+def test_a_small_budget_attends_what_it_says(name, tiny_llama):
+    prompts = [prompt(LENGTH)]
+    expected, _ = run(tiny_llama, "full", prompts)
+    got, session = run(tiny_llama, name, prompts, "20%")
+    assert not torch.allclose(got[1:], expected[1:], atol=1e-4)
+    attended = session.method.probe.row()["attended_tokens"]
+    assert attended == pytest.approx(0.2 * LENGTH, rel=0.25)
+
+
+def test_generation_end_to_end(tiny_llama):
+    hf.attach(tiny_llama)
+    method = method_class("retroinfer")
+    session = Session(
+        tiny_llama,
+        method,
+        parse(method.Config, {"update_tokens": 32, "tokens_per_cluster": 8}, "method"),
+        [prompt(300)],
+        probe=CountingProbe(),
+        clock=lambda: 0.0,
+        max_new_tokens=150,
+    )
+    result = session.generate(Decoding(max_new_tokens=150), frozenset())
+    assert len(result.token_ids[0]) == 150
+    assert result.method_stats["index_updates"] >= 3
