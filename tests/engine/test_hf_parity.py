@@ -161,5 +161,3 @@ def test_tail_through_decode_equals_prefill_for_full(tiny_llama):
     tail = open_session(tiny_llama, [prompt]).generate(decoding, frozenset(), tail_tokens=20)
     assert whole.token_ids == tail.token_ids
     assert tail.decode_steps == whole.decode_steps + 20
-
-

@@ -6,15 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from retrobench_kernels.segmented_kmeans import segmented_kmeans
+from retrobench_methods.retroinfer import RetroInfer, RetroInferConfig
+from retrobench_methods.retroinfer.config import sizes
+from retrobench_methods.retroinfer.wave_index import WaveIndex
 
 from retrobench.core.method import AttentionArgs
 from retrobench.core.shapes import KVShape
 from retrobench.engine.attend import dense_decode
 from retrobench.engine.placement import DeviceStore
-from retrobench_kernels.segmented_kmeans import segmented_kmeans
-from retrobench_methods.retroinfer import RetroInfer, RetroInferConfig
-from retrobench_methods.retroinfer.config import sizes
-from retrobench_methods.retroinfer.wave_index import WaveIndex
 
 ARGS = AttentionArgs(scale=0.25)
 
@@ -126,8 +126,9 @@ def test_estimation_is_exact_when_the_keys_of_a_cluster_are_equal():
     store = DeviceStore(shape)
     values = torch.randn(1, 2, 132, 16, generator=generator)
     store.append(0, keys, values)
-    config = RetroInferConfig(update_tokens=32, num_clusters=8, retrieval_frac=0.1,
-                              estimation_frac=1.0)
+    config = RetroInferConfig(
+        update_tokens=32, num_clusters=8, retrieval_frac=0.1, estimation_frac=1.0
+    )
     index = WaveIndex(config, shape, None)
     index.build(0, store)
     from retrobench.engine.attend import attend

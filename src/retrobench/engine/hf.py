@@ -123,7 +123,7 @@ def make_cache(model: PreTrainedModel) -> tuple[DynamicCache, tuple[int, ...]]:
     config = model.config.get_text_config()
     cache = DynamicCache(config=config)
     if not cache.layers:
-        cache.layers = [DynamicLayer() for _ in range(config.num_hidden_layers)]
+        cache.layers = [DynamicLayer() for _ in range(config.num_hidden_layers)]  # type: ignore
     served = tuple(i for i, layer in enumerate(cache.layers) if type(layer) is DynamicLayer)
     if not served:
         kinds = sorted({type(layer).__name__ for layer in cache.layers})

@@ -205,7 +205,7 @@ class Session:
     def _hook_layers(self) -> None:
         """Give the method the hidden states that enter each decoder layer."""
         self.method.bind(self.model)
-        decoder = self.model.get_decoder()
+        decoder: Any = self.model.get_decoder()
         for index, module in enumerate(decoder.layers):
 
             def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], i: int = index) -> None:

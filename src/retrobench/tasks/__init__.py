@@ -10,9 +10,6 @@ from retrobench.core.task import Task
 _TASKS = {
     "ruler": "retrobench.tasks.ruler:RulerTask",
     "niah": "retrobench.tasks.niah:NiahTask",
-    "longbench": "retrobench.tasks.longbench:LongBenchTask",
-    "longbench_v2": "retrobench.tasks.longbench.v2:LongBenchV2Task",
-    "long_generation": "retrobench.tasks.long_generation:LongGenerationTask",
 }
 
 

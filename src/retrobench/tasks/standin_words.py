@@ -1,4 +1,4 @@
-"""Word pools of the stand-in essays. None of RULER's own words (magic, number, hidden) is in them."""
+"""Word pools of the stand-in essays, free of RULER's own words (magic, number, hidden)."""
 
 from __future__ import annotations
 

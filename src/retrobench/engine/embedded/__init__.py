@@ -33,7 +33,9 @@ SUPPORTED_TASKS = frozenset(
 def load_constructed(dtype: torch.dtype) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """The constructed model in ``dtype`` and its tokenizer (about two seconds)."""
     tokenizer = build_tokenizer()
-    return constructed.build(tokenizer).to(dtype), tokenizer
+    model = constructed.build(tokenizer)
+    model.to(dtype=dtype)  # type: ignore[call-arg]
+    return model, tokenizer
 
 
 def content_hash() -> str:

@@ -11,6 +11,10 @@ prompt read "KEY is:", which is how needles continue. Layer 1, attention: match 
 five tokens against the five tokens before every position, and copy the token found there.
 """
 
+# Attributes of torch modules have no precise types.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportIndexIssue=false, reportReturnType=false, reportOptionalMemberAccess=false
+
 from __future__ import annotations
 
 import math

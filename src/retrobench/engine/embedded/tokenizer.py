@@ -31,7 +31,7 @@ _PIECES = "|".join(
         r"\s",
     )
 )
-# Second pass, on single pieces: only a uuid has `-xxxxxxxxxxxx` at its end or `xxxx-` before a pair.
+# Second pass, on single pieces: only uuids end in `-xxxxxxxxxxxx` or have `xxxx-` before a pair.
 _LAST_GROUP = "|".join(f"(?<=[0-9a-f]{{4}}-{'[0-9a-f]' * n})" for n in range(0, 12, 2))
 _HEX_PAIRS = (
     r" ?[0-9a-f]{2}(?=[-0-9a-f]*-[0-9a-f]{12}\z)"
@@ -66,7 +66,7 @@ def _merges() -> list[tuple[str, str]]:
     """Unknown lower-case words: a space and two letters first, then letter pairs."""
     first = [(SPACE, letter) for letter in ascii_lowercase]
     second = [(SPACE + a, b) for a, b in product(ascii_lowercase, repeat=2)]
-    return first + second + list(product(ascii_lowercase, repeat=2))
+    return first + second + [(a, b) for a, b in product(ascii_lowercase, repeat=2)]
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -11,9 +11,11 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 _CHINESE_PUNCTUATION = (
-    "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
+    "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣"
+    "､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
 )
 _FIRST_LINE = frozenset({"trec", "triviaqa", "samsum", "lsht"})
 
@@ -55,7 +57,8 @@ def rouge(prediction: str, gold: str) -> float:
     except ImportError as error:
         raise _missing("rouge") from error
     try:
-        return Rouge().get_scores([prediction], [gold], avg=True)["rouge-l"]["f"]
+        scores: Any = Rouge().get_scores([prediction], [gold], avg=True)
+        return scores["rouge-l"]["f"]
     except (ValueError, RecursionError):
         return 0.0
 
@@ -72,7 +75,7 @@ def classification(prediction: str, gold: str, all_classes: list[str]) -> float:
     skipped; that is kept.
     """
     matched = [name for name in all_classes if name in prediction]
-    for name in matched:  # noqa: B909 - the skip is the benchmark's behaviour
+    for name in matched:
         if name in gold and name != gold:
             matched.remove(name)
     return 1.0 / len(matched) if gold in matched else 0.0

@@ -1,0 +1,74 @@
+"""Every yaml composes and parses; every experiment runs; public option names are frozen."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from retrobench import cli
+from retrobench.core.registry import method_class, method_names
+from retrobench.runspec import parse_run
+from retrobench.tasks import task_class, task_names
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+CHOICES = [
+    (folder.name, path.stem)
+    for folder in sorted(CONF.iterdir())
+    if folder.is_dir() and folder.name not in {"experiment", "local"}
+    for path in sorted(folder.glob("*.yaml"))
+]
+SNAPSHOT = Path(__file__).parent / "options.json"
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        raw = OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
+    raw.pop("hydra", None)
+    return raw
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_every_yaml_parses(group, name):
+    assert parse_run(composed(f"{group}={name}"))
+
+
+def test_every_method_and_task_has_a_yaml():
+    assert {name for group, name in CHOICES if group == "method"} == set(method_names())
+    assert {name for group, name in CHOICES if group == "task"} == set(task_names())
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_experiment_runs_small(path, tmp_path):
+    text = path.read_text()
+    assert f"python run.py -m experiment={path.stem}" in text
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", [f"experiment={path.stem}"], return_hydra_config=True)
+    sweep = OmegaConf.to_container(config.hydra.sweeper.params)
+    first = [f"{name}={str(values).split(',')[-1]}" for name, values in sweep.items()]
+    raw = composed(f"experiment={path.stem}", *first, f"results_dir={tmp_path}", "progress=false")
+    raw["task"] |= {"length": 1200, "samples": 1}
+    outcome = cli.run_job(raw)
+    assert outcome["ran"] > 0 and not outcome["failed"]
+
+
+def test_prepare_adds_typed_options_and_checks_choices():
+    assert cli.prepare(["method.num_clusters=2,4", "method=full", "budget=2%"], CONF) == [
+        "++method.num_clusters=2,4",
+        "method=full",
+        "budget=2%",
+    ]
+    with pytest.raises(ValueError, match="did you mean retroinfer"):
+        cli.prepare(["method=full,retroinfr"], CONF)
+
+
+def test_public_options_are_frozen():
+    """A removed or renamed option breaks users: change the snapshot on purpose only."""
+    now = {f"method={m}": method_class(m).Config for m in method_names()}
+    now |= {f"task={t}": task_class(t).Config for t in task_names()}
+    names = {k: sorted(f.name for f in dataclasses.fields(c)) for k, c in sorted(now.items())}
+    assert names == json.loads(SNAPSHOT.read_text())

@@ -1,0 +1,255 @@
+"""The program as its user meets it: run, run again, kill, resume, sweep, wrong input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from retrobench import cli
+from retrobench.samples import redact
+from retrobench.store.results import ResultStore
+
+ROOT = Path(__file__).resolve().parents[2]
+RULER = {"name": "ruler", "tasks": ["niah_single_2", "vt"], "length": 1400, "samples": 2}
+
+
+def job(results, **changes):
+    """One composed configuration, in this process."""
+    raw = {
+        "model": {"name": "constructed", "source": "constructed"},
+        "method": {"name": "retroinfer"},
+        "task": dict(RULER),
+        "results_dir": str(results),
+        "progress": False,
+        "data": {"root": "no-such-folder"},
+    }
+    return cli.run_job({**raw, **changes})
+
+
+def run_py(*arguments, **kwargs):
+    command = [sys.executable, str(ROOT / "run.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, **kwargs)
+
+
+def test_rows_say_what_happened(tmp_path):
+    outcome = job(tmp_path)
+    assert (outcome["ran"], outcome["cached"], outcome["failed"]) == (4, 0, {})
+    rows = ResultStore(tmp_path).read(outcome["key"]).rows
+    good = rows["niah_single_2/1400/0"]
+    assert good["status"] == "ok" and good["score"] == 1.0
+    assert good["references"][0] in good["prediction"] and good["stop_reason"] == "eos"
+    assert good["live"]["decode_calls"] == {"0": good["decode_steps"], "1": good["decode_steps"]}
+    assert 0 < good["live"]["attended_tokens"] < 200 < good["live"]["estimated_tokens"]
+    assert good["live"]["bytes_per_step"]["kv"] > 0 and good["footprint"]["device"] > 0
+    assert good["prefill_s"] > 0 and good["seal_s"] > 0 and good["peak_bytes"]["process"] > 0
+    assert good["meta"]["stand_in"] and good["prompt_tokens"] <= 1400
+    assert rows["vt/1400/0"]["status"] == "unsupported_by_model"
+    assert rows["vt/1400/0"]["score"] is None
+    about = ResultStore(tmp_path).cell(outcome["key"])
+    assert about["provenance"]["versions"]["torch"] and "commit" in about["provenance"]
+
+
+def test_a_finished_cell_runs_nothing_and_more_samples_continue_it(tmp_path):
+    first = job(tmp_path)
+    again = job(tmp_path)
+    assert (again["key"], again["ran"], again["cached"]) == (first["key"], 0, 4)
+    more = job(tmp_path, task={**RULER, "samples": 3})
+    assert (more["key"], more["ran"], more["cached"]) == (first["key"], 2, 4)
+
+
+def test_full_random_and_batches(tmp_path):
+    task = {**RULER, "tasks": ["niah_multikey_2"]}
+
+    def mean(**changes):
+        outcome = job(tmp_path, task=task, **changes)
+        rows = ResultStore(tmp_path).read(outcome["key"]).rows.values()
+        return sum(row["score"] for row in rows) / len(rows)
+
+    assert mean(method={"name": "full"}) == 1
+    assert mean(engine={"batch": 2}) == 1
+    assert mean(method={"name": "random"}) == 0
+    assert mean(protocol={"name": "query_agnostic"}) == 1
+    assert mean(protocol={"name": "decode_tail", "tail_tokens": 8}) == 1
+
+
+def test_a_nan_is_a_row_and_the_next_run_tries_again(tmp_path, monkeypatch):
+    import torch
+
+    from retrobench import runner
+
+    runner._load.cache_clear()
+    loaded = runner._load(_model_config())
+    weight = loaded.model.lm_head.weight
+    original = weight.detach().clone()
+    weight.data[5, 5] = torch.nan
+    outcome = job(tmp_path)
+    assert outcome["failed"] == {"nan": 2}
+    weight.data.copy_(original)
+    assert job(tmp_path)["failed"] == {} and job(tmp_path)["ran"] == 0
+
+
+def _model_config():
+    from retrobench.core.spec import parse
+    from retrobench.engine.loader import ModelConfig
+
+    return parse(ModelConfig, {"name": "constructed", "source": "constructed"}, "model")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": {"name": "retroinfr"}}, "did you mean retroinfer"),
+        ({"task": {"name": "rulr"}}, "did you mean ruler"),
+        ({"method": {"name": "retroinfer", "num_centroids": 3}}, "method.num_clusters"),
+        ({"task": {**RULER, "tasks": ["vtt"]}}, "did you mean vt"),
+        ({"task": {**RULER, "length": 200000}}, "longer than the context of model constructed"),
+        ({"budget": "5000tok"}, "5000 tokens per KV head but the context has 1400"),
+        ({"budget": "5 apples"}, "is not a budget"),
+        ({"method": {"name": "retroinfer", "num_clusters": 1399}}, "larger than the 1332 tokens"),
+        ({"model": {"source": "local", "path": "nowhere"}}, "no config.json"),
+        ({"model": {"source": "hf", "id": "no/such-model"}}, "hf download no/such-model"),
+        ({"model": {"source": "hf"}}, "needs model.id"),
+        ({"tracker": {"name": "wandbb"}}, "did you mean wandb"),
+        ({"protocl": "x"}, "did you mean protocol"),
+        ({"engine": {"batch": 0}}, "engine.batch"),
+    ],
+)
+def test_bad_input_names_the_thing_and_the_fix(tmp_path, changes, words):
+    with pytest.raises(ValueError) as caught:
+        job(tmp_path, **changes)
+    assert words in str(caught.value)
+
+
+def test_more_memory_than_there_is_is_refused_before_running(tmp_path, monkeypatch):
+    from retrobench import runner
+
+    monkeypatch.setattr(runner, "available_bytes", lambda: 1000)
+    with pytest.raises(ValueError, match="GiB for its KV cache"):
+        job(tmp_path)
+
+
+def test_secrets_are_blanked(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert redact("401 for hf_secret") == "401 for ***"
+
+
+def test_sigkill_in_the_middle_resumes_at_the_next_sample(tmp_path):
+    arguments = ["task.tasks=[niah_single_2]", "task.length=1400", "task.samples=8"]
+    arguments += [f"results_dir={tmp_path}", "method=full", "progress=false"]
+    child = subprocess.Popen([sys.executable, str(ROOT / "run.py"), *arguments], cwd=ROOT)
+    deadline = time.monotonic() + 120
+    while not any(len(p.read_bytes().splitlines()) >= 3 for p in tmp_path.glob("*/rows.jsonl")):
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    store = ResultStore(tmp_path)
+    kept = len(store.read(store.cell_keys()[0]).rows)
+    done = run_py(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert f"{8 - kept} samples run, {kept} on disk" in done.stdout
+    again = run_py(*arguments)
+    assert "0 samples run, 8 on disk" in again.stdout
+
+
+def test_a_sweep_gives_one_table_and_survives_a_bad_cell(tmp_path):
+    result = run_py(
+        "-m",
+        "method=retroinfer",
+        "task=niah",
+        "task.length=1400",
+        "task.depths=2",
+        "method.num_clusters=64,128,99999",
+        f"results_dir={tmp_path}",
+        f"hydra.sweep.dir={tmp_path}/sweep",
+    )
+    assert result.returncode == 1
+    assert result.stdout.count("2 samples run") == 2 and result.stdout.count("scores (x100)") == 1
+    assert "FAILED" in result.stdout and "num_clusters=99999" in result.stdout
+
+
+def test_user_errors_end_with_code_2_and_no_traceback(tmp_path):
+    for argument in ("method=retroinfr", "method.retrieval_frac=18", "task.samples=none"):
+        result = run_py(argument, f"results_dir={tmp_path}")
+        assert result.returncode == 2 and "Traceback" not in result.stderr
+        assert result.stderr.startswith("error:")
+
+
+def wandb_records(data):
+    """Records of a W&B file: a 7-byte header, then LevelDB's log format in 32 KiB blocks."""
+    position, parts, block = 7, [], 32768
+    while position + 7 <= len(data):
+        left = block - position % block
+        if left < 7:
+            position += left
+            continue
+        length, kind = (
+            int.from_bytes(data[position + 4 : position + 6], "little"),
+            data[position + 6],
+        )
+        if kind == 0:
+            return
+        parts.append(data[position + 7 : position + 7 + length])
+        position += 7 + length
+        if kind in (1, 4):  # whole record, or the last part of one
+            yield b"".join(parts)
+            parts = []
+
+
+def test_wandb_offline_run_is_written_and_resumed(tmp_path):
+    pytest.importorskip("wandb")
+    from wandb.proto import wandb_internal_pb2 as pb
+
+    options = {"name": "wandb", "dir": str(tmp_path / "track"), "mode": "offline"}
+    outcome = job(tmp_path / "runs", tracker=options)
+    job(tmp_path / "runs", tracker=options, task={**RULER, "samples": 3})
+    files = sorted((tmp_path / "track").glob("wandb/offline-run-*/*.wandb"))
+    assert len(files) == 2 and all(outcome["key"] in file.name for file in files)
+    scores, ids = 0, set()
+    for file in files:
+        for data in wandb_records(file.read_bytes()):
+            record = pb.Record()
+            record.ParseFromString(data)
+            if record.run.run_id:
+                ids.add(record.run.run_id)
+            for item in record.history.item:
+                scores += (item.key or "/".join(item.nested_key)) == "score"
+    assert ids == {outcome["key"]} and scores == 3
+
+
+def test_console_reads_the_store(tmp_path, capsys):
+    from retrobench import console
+
+    key = job(tmp_path)["key"]
+    other = job(tmp_path, method={"name": "full"})["key"]
+    where = ["--results", str(tmp_path)]
+    assert console.main(["ls", *where]) == 0 and key in capsys.readouterr().out
+    assert console.main(["table", *where]) == 0 and "retroinfer" in capsys.readouterr().out
+    assert console.main(["why", key[:8], other, *where]) == 0
+    assert 'method.name: "retroinfer" -> "full"' in capsys.readouterr().out
+    assert console.main(["audit", *where]) == 0 and "2 cells agree" in capsys.readouterr().out
+    assert console.main(["export", *where, "--out", str(tmp_path / "rows.csv")]) == 0
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 9
+    assert console.main(["show", key, *where]) == 0
+    assert json.loads(capsys.readouterr().out)["key"] == key
+
+
+def test_figures_are_drawn_from_rows_and_name_them(tmp_path):
+    pytest.importorskip("matplotlib")
+    from retrobench.report.plots import draw, figure_source
+
+    key = job(tmp_path)["key"]
+    grid = {"name": "niah", "length": [1200, 1400], "depths": 2}
+    job(tmp_path, task=grid)
+    results = {n: (p, r) for n, p, r in draw(ResultStore(tmp_path), tmp_path / "figures")}
+    assert results["ruler_scores"][0] and results["niah_heatmap"][0]
+    assert "experiment=cluster_count" in results["cluster_count"][1]
+    for suffix in (".png", ".pdf"):
+        assert key in figure_source(tmp_path / "figures" / f"ruler_scores{suffix}")

@@ -1,0 +1,88 @@
+"""Guards of the layout: names, wheels, optional dependencies, sizes, paths."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTHON = [p for f in ("src", "methods", "kernels", "scripts") for p in (ROOT / f).rglob("*.py")]
+
+
+def test_root_folders_are_no_packages():
+    assert not (ROOT / "kernels/__init__.py").exists()
+    assert not (ROOT / "methods/__init__.py").exists()
+
+
+def test_hugging_face_kernels_is_not_shadowed():
+    spec = importlib.util.find_spec("kernels")
+    assert spec is None or spec.origin is None or ROOT not in Path(spec.origin).parents
+
+
+def test_every_kernel_has_a_naive_form():
+    for folder in (ROOT / "kernels/retrobench_kernels").iterdir():
+        if folder.is_dir() and folder.name != "__pycache__":
+            assert (folder / "naive.py").exists(), folder.name
+
+
+def test_files_are_small():
+    long = {str(p): n for p in PYTHON if (n := len(p.read_text().splitlines())) > 300}
+    assert not long
+
+
+def test_no_machine_paths_or_registry_hosts():
+    pattern = re.compile(r"(?<![\w./-])/(tmp|work|root|home)/|pypi\.org|pythonhosted")
+    texts = [*PYTHON, *ROOT.glob("docs/*.md"), *ROOT.glob("conf/**/*.yaml")]
+    texts += [ROOT / name for name in ("README.md", "Makefile", "constraints.txt")]
+    assert not [str(p) for p in texts if pattern.search(p.read_text())]
+
+
+@pytest.mark.parametrize(
+    "blocked", ["wandb", "triton", "flash_attn", "matplotlib", "datasets", "rouge", "jieba"]
+)
+def test_runs_without_optional_packages(blocked):
+    code = (
+        f"import sys; sys.modules[{blocked!r}] = None\n"
+        "import retrobench.core.registry as r, retrobench.console, retrobench.store.results\n"
+        "assert r.method_class('full').name == 'full'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_core_store_and_stats_need_no_torch():
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import retrobench.core.cell, retrobench.core.method, retrobench.core.task\n"
+        "import retrobench.store.results, retrobench.stats, retrobench.report.table\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_wheel_from_the_sdist_holds_the_three_packages(tmp_path):
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
+    assert tops == {"retrobench", "retrobench_methods", "retrobench_kernels"}
+    assert "retrobench/engine/embedded/words_bare.txt" in names
+
+
+def test_options_page_is_current():
+    script = ROOT / "scripts" / "options.py"
+    subprocess.run([sys.executable, str(script), "--check"], check=True)
+
+
+def test_readme_commands_exist():
+    readme = (ROOT / "README.md").read_text()
+    assert "make demo" in readme and "make test" in readme
+    assert "python run.py method=retroinfer task=ruler" in readme
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"make ([a-z-]+)", readme):
+        assert re.search(rf"^{target}:", makefile, re.M), target
