@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 RUN := $(BIN)/python run.py
 DEMO := task=ruler task.length=4096 task.samples=2
 
-.PHONY: help setup demo test check figures options gpu-test gpu-bench
+.PHONY: help setup demo test check figures options gpu-test
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,8 +40,5 @@ figures: $(STAMP) ## draw every figure that the rows on disk allow
 options: $(STAMP) ## regenerate docs/options.md from the option dataclasses
 	$(BIN)/python scripts/options.py
 
-gpu-test: ## the same tests on a CUDA device, with the installed torch
-	$(PYTHON) -m pytest -m gpu
-
-gpu-bench: ## speed stages on a CUDA device, with the installed torch
-	$(PYTHON) scripts/bench_gpu.py
+gpu-test: ## method parity on a CUDA device, with the installed torch
+	$(PYTHON) -m pytest tests/gpu

@@ -16,6 +16,8 @@ from retrobench.measure.probe import CountingProbe
 
 METHODS = [name for name in method_names() if not method_class(name).needs.calibration]
 LENGTH, STEPS = 1200, 6
+# Quest leaves the first layers dense by default; the tiny model has only three
+OPTIONS = {"quest": {"dense_layers": []}}
 
 
 def prompt(length, seed=0):
@@ -31,7 +33,7 @@ def run(model, name, prompts, budget=None):
     session = Session(
         model,
         method,
-        parse(method.Config, {}, "method"),
+        parse(method.Config, OPTIONS.get(name, {}), "method"),
         prompts,
         probe=CountingProbe(),
         clock=lambda: float(next(ticks)),

@@ -175,6 +175,13 @@ def test_local_essays_replace_the_stand_in(tmp_path):
         next(RulerTask(task.config, str(tmp_path)).samples(prompt("embedded")))
 
 
+def test_missing_data_is_named_with_the_command_that_fetches_it(tmp_path):
+    for task, name in (("niah_single_2", "PaulGrahamEssays.json"), ("qa_2", "hotpotqa.json")):
+        config = RulerConfig(tasks=(task,), samples=1, stand_in=False)
+        with pytest.raises(ValueError, match=f"{name}.*scripts/fetch_data.py ruler"):
+            next(RulerTask(config, str(tmp_path)).samples(prompt("embedded")))
+
+
 @pytest.mark.parametrize("benchmark", ["ruler", "longbench"])
 def test_golden_scores(benchmark):
     if benchmark == "longbench":

@@ -17,16 +17,19 @@ _ESSAYS = ("PaulGrahamEssays.json",)
 _SQUAD = ("squad.json", "dev-v2.0.json")
 _HOTPOT = ("hotpotqa.json", "hotpot_dev_distractor_v1.json")
 _LFS = "version https://git-lfs"
+FETCH = "python scripts/fetch_data.py ruler"
 
 
 class Haystack:
     """Essay words, repeated end to end when more are asked for."""
 
-    def __init__(self, root: str | None) -> None:
+    def __init__(self, root: str | None, stand_in: bool = True) -> None:
         self._path = locate(root, _ESSAYS)
         if self._path is None and root is not None:
             folder = Path(root) / "ruler" / "essays"
             self._path = folder if any(folder.glob("*.txt")) else None
+        if self._path is None and not stand_in:
+            raise missing(root, (*_ESSAYS, "essays/*.txt"))
         self.stand_in = self._path is None
         self.name = standin.NAME if self._path is None else self._path.name
         self._standin_words: list[str] = []
@@ -82,9 +85,12 @@ class Corpus:
         return _hash("\0".join((*self.documents, *(q.text for q in self.questions))))
 
 
-def corpus(task: str, root: str | None) -> Corpus:
+def corpus(task: str, root: str | None, stand_in: bool = True) -> Corpus:
     """SQuAD for qa_1, HotpotQA for qa_2, or a synthetic stand-in of the same form."""
-    path = locate(root, _SQUAD if task == "qa_1" else _HOTPOT)
+    names = _SQUAD if task == "qa_1" else _HOTPOT
+    path = locate(root, names)
+    if path is None and not stand_in:
+        raise missing(root, names)
     if path is None:
         return _synthetic(task)
     return _squad(path) if task == "qa_1" else _hotpot(path)
@@ -101,6 +107,14 @@ def locate(root: str | None, names: tuple[str, ...]) -> Path | None:
     return None
 
 
+def missing(root: str | None, names: tuple[str, ...]) -> ValueError:
+    """The error for data that must be real: which file, where it was looked for, how to get it."""
+    return ValueError(
+        f"{' or '.join(names)} not found in {root} or {root}/ruler. Fetch it with `{FETCH}`, point "
+        "data.root at a folder that has it, or allow task.stand_in=true"
+    )
+
+
 def read_json(path: Path) -> Any:
     """A JSON file; ValueError naming it for git-lfs pointers and broken content."""
     text = path.read_text("utf-8")
@@ -109,10 +123,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise ValueError(
-            f"{path} is not JSON ({error}); "
-            "fetch it again with `python scripts/fetch_data.py ruler`"
-        ) from error
+        raise ValueError(f"{path} is not JSON ({error}); fetch it again with `{FETCH}`") from error
 
 
 def _hash(text: str) -> str:

@@ -56,6 +56,9 @@ class NiahConfig:
         choices=("ruler", "sandwich", "city"),
     )
     seed: int = option(42, "seed of the generator", low=0)
+    stand_in: bool = option(
+        True, "use labelled stand-ins where data files are missing; false: an error instead"
+    )
 
 
 class NiahTask(Task):
@@ -67,7 +70,7 @@ class NiahTask(Task):
 
     @cached_property
     def _haystack(self) -> Haystack:
-        return Haystack(self.data_root)
+        return Haystack(self.data_root, self.config.stand_in)
 
     def fingerprint(self, prompt: Prompt) -> str:
         """Builder version, tokenizer and essays."""

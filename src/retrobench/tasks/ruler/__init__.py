@@ -30,6 +30,9 @@ class RulerConfig:
     )
     samples: int = option(5, "samples per task and length (official: 500)", low=1)
     seed: int = option(42, "seed of the generator", low=0)
+    stand_in: bool = option(
+        True, "use labelled stand-ins where data files are missing; false: an error instead"
+    )
 
 
 class RulerTask(Task):
@@ -41,10 +44,10 @@ class RulerTask(Task):
 
     @cached_property
     def _haystack(self) -> Haystack:
-        return Haystack(self.data_root)
+        return Haystack(self.data_root, self.config.stand_in)
 
     def _corpus(self, task: str) -> Corpus:
-        return corpus(task, self.data_root)
+        return corpus(task, self.data_root, self.config.stand_in)
 
     def fingerprint(self, prompt: Prompt) -> str:
         """Builder version, tokenizer and every text that the chosen tasks draw on."""

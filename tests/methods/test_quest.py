@@ -1,0 +1,143 @@
+"""Quest's pages equal a ten-line reference's, on random and on adversarial keys."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from retrobench_kernels.page_bounds import upper_bound
+from retrobench_methods.quest import Quest, QuestConfig
+
+from retrobench.core.budget import Budget
+from retrobench.core.method import AttentionArgs
+from retrobench.core.shapes import KVShape
+
+ARGS = AttentionArgs(scale=0.25)
+PAGE = 4
+
+
+def make_keys(kind, length, generator):
+    keys = torch.randn(1, 2, length, 8, generator=generator)
+    if kind == "constant":
+        return torch.ones_like(keys)
+    if kind == "ties":
+        return keys.round()
+    if kind == "outliers":
+        return keys * (torch.rand(1, 2, length, 1, generator=generator) < 0.05) * 1e3
+    if kind == "negative":
+        return -keys.abs()
+    return keys
+
+
+def reference_pages(query_HD, keys_GSD, count):
+    """Pages per KV head: the newest, then the largest summed bounds, earlier pages first."""
+    chosen = []
+    for g, keys in enumerate(keys_GSD):
+        pages = keys.split(PAGE)
+        bounds = []
+        for page in pages:
+            low, high = page.amin(0), page.amax(0)
+            group = query_HD[2 * g : 2 * g + 2].double()
+            bounds.append(torch.maximum(group * low, group * high).sum().item())
+        last = len(pages) - 1
+        ranked = sorted(range(last), key=lambda p: (-round(bounds[p], 3), p))
+        chosen.append({last, *ranked[:count]})
+    return chosen
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    length=st.integers(30, 120),
+    new=st.integers(1, 9),
+    kind=st.sampled_from(["random", "constant", "ties", "outliers", "negative"]),
+)
+def test_selected_pages_equal_the_reference(seed, length, new, kind):
+    generator = torch.Generator().manual_seed(seed)
+    keys = make_keys(kind, length + new, generator)
+    query = torch.randn(1, 4, 1, 8, generator=generator).round()
+    shape = KVShape(
+        pad_tokens=(0,),
+        layers=(0,),
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        prompt_tokens=length,
+        max_tokens=length + new,
+        dtype="float32",
+    )
+    config = QuestConfig(page_size=PAGE, dense_layers=(), retrieval_frac=0.3)
+    method = Quest(config, shape)
+    method.prefill(
+        0, query.expand(-1, -1, length, -1), keys[:, :, :length], keys[:, :, :length], ARGS
+    )
+    method.seal()
+    for i in range(length, length + new):
+        method.decode(0, query, keys[:, :, i : i + 1], keys[:, :, i : i + 1], ARGS)
+    tokens = method.index.select(0, query, method.store, ARGS).token_BGR[0]
+    expected = reference_pages(query[0, :, 0], keys[0], max(1, round(0.3 * length) // PAGE))
+    for head in range(2):
+        got = tokens[head][tokens[head] >= 0]
+        pages = set((got // PAGE).tolist())
+        assert len(got) == len(set(got.tolist()))
+        if kind in {"random", "constant", "ties"}:
+            assert pages == expected[head]
+        assert len(pages) == len(expected[head]) and (length + new - 1) // PAGE in pages
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), scale=st.floats(0.01, 100))
+def test_the_bound_holds_for_every_key_of_the_page(seed, scale):
+    generator = torch.Generator().manual_seed(seed)
+    keys = scale * torch.randn(1, 2, 6, PAGE, 8, generator=generator)
+    query = torch.randn(1, 4, 8, generator=generator)
+    bound = upper_bound(query, keys.amin(3), keys.amax(3)).reshape(2, 2, 6)
+    logit = torch.einsum("gnd,gcpd->gncp", query.reshape(2, 2, 8), keys[0])
+    assert (logit.amax(-1) <= bound + 1e-4 * scale).all()
+
+
+def test_query_heads_choose_for_themselves():
+    shape = KVShape(
+        pad_tokens=(0, 5),
+        layers=(0,),
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        prompt_tokens=64,
+        max_tokens=66,
+        dtype="float32",
+    )
+    generator = torch.Generator().manual_seed(0)
+    config = QuestConfig(page_size=PAGE, dense_layers=(), scope="query_head")
+    method = Quest(config, shape, budget=Budget.parse("40%"))
+    keys = torch.randn(2, 2, 64, 8, generator=generator)
+    method.prefill(0, torch.randn(2, 4, 64, 8), keys, keys, ARGS)
+    method.seal()
+    query = torch.randn(2, 4, 1, 8, generator=generator)
+    tokens = method.index.select(0, query, method.store, ARGS).token_BGR
+    assert tokens.shape[1] == 4
+    assert not torch.equal(tokens[:, 0].sort(-1).values, tokens[:, 1].sort(-1).values)
+    assert int(tokens[1][tokens[1] >= 0].min()) >= 5
+
+
+def test_dense_layers_attend_everything():
+    shape = KVShape(
+        pad_tokens=(0,),
+        layers=(0, 2),
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        prompt_tokens=64,
+        max_tokens=66,
+        dtype="float32",
+    )
+    method = Quest(QuestConfig(), shape)
+    keys = torch.randn(1, 2, 64, 8)
+    for layer in (0, 2):
+        method.prefill(layer, torch.randn(1, 4, 64, 8), keys, keys, ARGS)
+    method.seal()
+    query = torch.randn(1, 4, 1, 8)
+    dense = method.index.select(0, query, method.store, ARGS).token_BGR
+    sparse = method.index.select(2, query, method.store, ARGS).token_BGR
+    assert (dense >= 0).sum() == 2 * 64 and (sparse >= 0).sum() == pytest.approx(64, abs=32)
