@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from retrobench.core.cell import Cell, digest
@@ -76,12 +77,22 @@ def run_cell(spec: RunSpec) -> Outcome:
         requests = sorted({*status.get("requests", []), request})
         state = {"state": outcome.state, "failed": outcome.failed, "time": utc_now()}
         store.set_status(cell.key, {**state, "requests": requests})
-    tracker.finish(
-        {"state": outcome.state, "failed": sum(outcome.failed.values())},
-        [],
-        store.root / cell.key / "rows.jsonl",
-    )
+    folder = store.root / cell.key
+    figures = _figures(store, cell.key) if spec.tracker.get("name", "none") != "none" else []
+    summary = {"state": outcome.state, "failed": sum(outcome.failed.values())}
+    tracker.finish(summary, figures, folder / "rows.jsonl")
     return outcome
+
+
+def _figures(store: ResultStore, key: str) -> list[Path]:
+    """Figures of one cell for its tracker; none without matplotlib."""
+    try:
+        from retrobench.report.plots import draw
+
+        drawn = draw(store, store.root / key / "figures", keys=[key])
+    except ImportError:
+        return []
+    return [path for _, path, _ in drawn if path is not None]
 
 
 def make_cell(spec: RunSpec, loaded: loader.Loaded, fingerprint: str) -> Cell:

@@ -137,10 +137,13 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Any]] = {
 
 
 def draw(
-    store: ResultStore, out: Path, names: list[str] | None = None
+    store: ResultStore, out: Path, names: list[str] | None = None, keys: list[str] | None = None
 ) -> list[tuple[str, Path | None, str]]:
-    """Draw figures as PDF and PNG: ``(name, path of the PNG or None, reason if not drawn)``."""
-    frame = load(store)
+    """Draw figures as PDF and PNG: ``(name, path of the PNG or None, reason if not drawn)``.
+
+    From all cells, or from those of ``keys``.
+    """
+    frame = load(store, keys)
     out.mkdir(parents=True, exist_ok=True)
     results: list[tuple[str, Path | None, str]] = []
     for name in names or list(FIGURES):
@@ -156,9 +159,9 @@ def draw(
     return results
 
 
-def load(store: ResultStore) -> pd.DataFrame:
-    """All rows with each cell's method options in the column ``options``."""
-    frame = store.frame()
+def load(store: ResultStore, keys: list[str] | None = None) -> pd.DataFrame:
+    """Rows with each cell's method options in the column ``options``."""
+    frame = store.frame(keys)
     if not frame.empty:
         options = {key: store.cell(key)["cell"]["method"] for key in frame["key"].unique()}
         frame["options"] = frame["key"].map(options)

@@ -8,6 +8,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from retrobench.report.verdicts import verdicts
 from retrobench.store.results import OK
 
 _UNSUPPORTED = "unsupported_by_model"
@@ -82,6 +83,8 @@ def print_tables(frame: pd.DataFrame, console: Console) -> None:
         if len(models) == 1:
             title, matrix = f"{models[0]}: {title}", matrix.drop(columns="model")
         console.print(_rich(title, matrix))
+    for line in verdicts(frame):
+        console.print(f"against full: {line}", markup=False, highlight=False, soft_wrap=True)
     console.print(caption(frame), style="dim", markup=False, highlight=False)
 
 

@@ -1,0 +1,62 @@
+"""Paired comparison of two cells on the same samples: sign test, bootstrap, Holm correction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``ours`` against ``base`` on samples that both answered. Scores are in [0, 1]."""
+
+    samples: int
+    wins: int
+    losses: int
+    ties: int
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def compare(
+    ours: Sequence[float], base: Sequence[float], *, draws: int = 2000, seed: int = 0
+) -> Verdict:
+    """Mean difference with a 95% bootstrap interval, and the exact two-sided sign test."""
+    if len(ours) != len(base) or not len(ours):
+        raise ValueError(f"paired scores needed, got {len(ours)} and {len(base)}")
+    gap = np.asarray(ours, dtype=float) - np.asarray(base, dtype=float)
+    wins, losses = int((gap > 0).sum()), int((gap < 0).sum())
+    picks = np.random.default_rng(seed).integers(0, len(gap), (draws, len(gap)))
+    low, high = np.quantile(gap[picks].mean(1), [0.025, 0.975])
+    return Verdict(
+        samples=len(gap),
+        wins=wins,
+        losses=losses,
+        ties=len(gap) - wins - losses,
+        difference=float(gap.mean()),
+        low=float(low),
+        high=float(high),
+        p_value=sign_test(wins, losses),
+    )
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided probability of a split at least as uneven, ties left out."""
+    total, fewer = wins + losses, min(wins, losses)
+    tail = sum(math.comb(total, k) for k in range(fewer + 1)) / 2**total
+    return min(1.0, 2 * tail)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: adjusted p-values in the given order."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted

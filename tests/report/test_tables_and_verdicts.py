@@ -1,0 +1,96 @@
+"""Tables never average over survivors; verdicts pair samples and raise the alarm."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retrobench.report.table import caption, niah_matrix, score_matrix
+from retrobench.report.verdicts import verdicts
+from retrobench.stats.paired import compare, holm, sign_test
+
+
+def row(key, sample, score, method="full", status="ok", task="vt", **more):
+    return {
+        "key": key * 8,
+        "model": "m",
+        "method": method,
+        "benchmark": "ruler",
+        "protocol": "query_aware",
+        "budget": None,
+        "sample": sample,
+        "task": task,
+        "length": 4096,
+        "status": status,
+        "score": score if status == "ok" else None,
+        "prompt_hash": sample,
+        "meta": {"stand_in": False},
+        **more,
+    }
+
+
+def test_scores_failures_and_unsupported_tasks():
+    rows = [row("aa", f"vt/{i}", 1.0) for i in range(3)] + [row("aa", "vt/3", 0.0)]
+    rows += [row("aa", "cwe/0", 0, status="unsupported_by_model", task="cwe")]
+    rows += [row("bb", "vt/0", 1.0), row("bb", "vt/1", 0, status="oom")]
+    matrix = score_matrix(pd.DataFrame(rows))
+    assert list(matrix["vt@4K"]) == ["75.0", "oom 1/2"]
+    assert matrix["cwe@4K"].iloc[0] == "n/a"
+    assert list(matrix["avg"]) == ["75.0", "-"]
+    assert "n/a: beyond the model" in caption(pd.DataFrame(rows))
+
+
+def test_niah_grid():
+    rows = [
+        row("aa", f"niah/{d}/{i}", float(d < 50), task="niah", meta={"depth": d, "stand_in": True})
+        for d in (0, 100)
+        for i in range(2)
+    ]
+    grid = niah_matrix(pd.DataFrame(rows))
+    assert grid.loc[0, 4096] == 1.0 and grid.loc[100, 4096] == 0.0
+    assert "stand-in data" in caption(pd.DataFrame(rows))
+
+
+def test_verdicts_pair_the_same_prompts_and_alarm():
+    rows = [row("aa", str(i), 0.0) for i in range(20)]
+    rows += [row("bb", str(i), 1.0, "quest") for i in range(20)]
+    rows += [row("cc", str(i), 0.0, "random") for i in range(10)]
+    rows += [row("cc", "other", 1.0, "random")]
+    better, equal = verdicts(pd.DataFrame(rows))
+    assert "quest" in better and "+100.0 points" in better and "ALARM" in better
+    assert "random" in equal and "10 ties" in equal and "ALARM" not in equal
+    rows[25]["prompt_hash"] = "changed"
+    assert "19 wins" in verdicts(pd.DataFrame(rows))[0]
+
+
+def test_sign_test_values():
+    assert sign_test(0, 0) == 1.0
+    assert sign_test(5, 0) == pytest.approx(2 / 32)
+    assert sign_test(8, 2) == pytest.approx(2 * (1 + 10 + 45) / 1024)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_holm_never_lowers_and_keeps_order(values):
+    adjusted = holm(values)
+    assert all(a >= v for a, v in zip(adjusted, values, strict=True)) and max(adjusted) <= 1
+    assert list(np.argsort(values, kind="stable")) == sorted(
+        range(len(values)), key=lambda i: (adjusted[i], values[i], i)
+    )
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=40))
+def test_compare_counts_and_interval(pairs):
+    ours, base = zip(*pairs, strict=True)
+    verdict = compare(ours, base, draws=200)
+    assert verdict.wins + verdict.losses + verdict.ties == len(pairs) == verdict.samples
+    assert verdict.low - 1e-12 <= verdict.difference + 1 and verdict.low <= verdict.high
+    reverse = compare(base, ours, draws=200)
+    assert reverse.p_value == verdict.p_value and reverse.wins == verdict.losses
+
+
+def test_unpaired_scores_are_refused():
+    with pytest.raises(ValueError, match="paired scores"):
+        compare([1.0], [])
