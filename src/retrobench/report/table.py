@@ -118,7 +118,8 @@ def _column(frame: pd.DataFrame) -> pd.Series:
     name = frame["task"].str.replace("niah_", "", regex=False)
     for long, short in _SHORT.items():
         name = name.str.replace(long, short, regex=False)
-    return name + "@" + (frame["length"] / 1024).map("{:g}K".format)
+    length = "@" + (frame["length"] / 1024).map("{:g}K".format)
+    return name + length.where(frame["length"] > 0, "")
 
 
 def _columns(frame: pd.DataFrame) -> list[str]:

@@ -10,6 +10,7 @@ from retrobench.core.task import Task
 _TASKS = {
     "ruler": "retrobench.tasks.ruler:RulerTask",
     "niah": "retrobench.tasks.niah:NiahTask",
+    "longbench": "retrobench.tasks.longbench.task:LongBenchTask",
 }
 
 

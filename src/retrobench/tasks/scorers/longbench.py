@@ -13,11 +13,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from retrobench.tasks.longbench.prompts import DATASETS
+
 _CHINESE_PUNCTUATION = (
     "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣"
     "､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
 )
-_FIRST_LINE = frozenset({"trec", "triviaqa", "samsum", "lsht"})
+TASKS = tuple(DATASETS)
 
 
 def score(
@@ -27,9 +29,10 @@ def score(
     all_classes: Sequence[str] | None = None,
 ) -> float:
     """Best metric over the references; 0 is the floor."""
-    if task in _FIRST_LINE:
+    dataset = DATASETS[task]
+    if dataset.first_line:
         prediction = prediction.lstrip("\n").split("\n")[0]
-    metric = METRICS[task]
+    metric = _FUNCTIONS[dataset.metric]
     if metric is classification:
         classes = list(all_classes or ())
         return max(0.0, *(classification(prediction, gold, classes) for gold in references))
@@ -108,19 +111,17 @@ def code_sim(prediction: str, gold: str) -> float:
     return int(round(100 * difflib.SequenceMatcher(None, line, gold).ratio())) / 100
 
 
-METRICS: dict[str, Callable[..., float]] = {
-    **dict.fromkeys(("narrativeqa", "qasper", "multifieldqa_en", "triviaqa"), qa_f1),
-    **dict.fromkeys(("hotpotqa", "2wikimqa", "musique"), qa_f1),
-    "multifieldqa_zh": qa_f1_zh,
-    **dict.fromkeys(("gov_report", "qmsum", "multi_news", "samsum"), rouge),
-    **dict.fromkeys(("dureader", "vcsum"), rouge_zh),
-    **dict.fromkeys(("trec", "lsht"), classification),
-    "passage_retrieval_en": retrieval,
-    "passage_retrieval_zh": retrieval_zh,
-    "passage_count": count,
-    **dict.fromkeys(("lcc", "repobench-p"), code_sim),
+_FUNCTIONS: dict[str, Callable[..., float]] = {
+    "qa_f1": qa_f1,
+    "qa_f1_zh": qa_f1_zh,
+    "rouge": rouge,
+    "rouge_zh": rouge_zh,
+    "classification": classification,
+    "retrieval": retrieval,
+    "retrieval_zh": retrieval_zh,
+    "count": count,
+    "code_sim": code_sim,
 }
-TASKS = tuple(METRICS)
 
 
 def _f1(prediction: list[str], gold: list[str]) -> float:

@@ -1,0 +1,1 @@
+"""LongBench: prompts, records and the task."""

@@ -1,0 +1,77 @@
+"""LongBench v1 and LongBench-E (arXiv 2308.14508), from local files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from retrobench.core.cell import digest
+from retrobench.core.spec import option
+from retrobench.core.task import Prompt, Sample, Task
+from retrobench.tasks.longbench import records
+from retrobench.tasks.longbench.prompts import DATASETS
+from retrobench.tasks.scorers.longbench import score
+
+BUILDER = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongBenchConfig:
+    """Options of ``task=longbench``."""
+
+    tasks: tuple[str, ...] = option(tuple(DATASETS), "data sets", choices=tuple(DATASETS))
+    e: bool = option(False, "LongBench-E: the length-balanced files NAME_e.jsonl")
+    samples: int = option(0, "first samples of each data set; 0: all", low=0)
+    max_prompt_tokens: int = option(
+        31500, "longer prompts lose their middle (official: the model's window - 500)", low=500
+    )
+
+
+class LongBenchTask(Task):
+    """Official prompts, middle truncation, chat-template exceptions and metrics."""
+
+    name = "longbench"
+    Config = LongBenchConfig
+    config: LongBenchConfig
+
+    def fingerprint(self, prompt: Prompt) -> str:
+        """Builder version, tokenizer and the files' content."""
+        files = {}
+        for task in self.config.tasks:
+            path, member = records.source(self.data_root, self._file(task))
+            files[task] = [hashlib.sha256(path.read_bytes()).hexdigest()[:16], member]
+        return digest({"builder": BUILDER, "tokenizer": prompt.tokenizer_id, "files": files})
+
+    def samples(self, prompt: Prompt) -> Iterator[Sample]:
+        """Data set by data set, in file order."""
+        for task in self.config.tasks:
+            found = records.read(self.data_root, self._file(task))
+            for index, record in enumerate(found[: self.config.samples or None]):
+                yield self._sample(task, index, record)
+
+    def score(self, sample: Sample, text: str) -> float:
+        """The data set's metric, best over the references."""
+        return score(sample.task, text, sample.references, sample.meta["all_classes"])
+
+    def _file(self, task: str) -> str:
+        return f"{task}_e" if self.config.e else task
+
+    def _sample(self, task: str, index: int, record: records.Record) -> Sample:
+        dataset = DATASETS[task]
+        context, question = dataset.split(record.context, record.input)
+        return Sample(
+            id=f"{task}/{index}/{record.id}",
+            task=task,
+            context=context,
+            question=question,
+            references=record.answers,
+            max_new_tokens=dataset.max_new_tokens,
+            meta={
+                "chat": dataset.chat,
+                "truncate": {"side": "middle", "tokens": self.config.max_prompt_tokens},
+                "all_classes": list(record.all_classes),
+                "category": dataset.category,
+                "words": record.words,
+            },
+        )
