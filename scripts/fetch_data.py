@@ -1,7 +1,8 @@
-"""Fetch and convert benchmark data: ``python scripts/fetch_data.py ruler|longbench [--root data]``.
+"""Fetch and convert benchmark data: ``python scripts/fetch_data.py ruler`` or ``longbench``.
 
-Writes the files that ``task=ruler``, ``niah`` and ``longbench`` look for; for RULER also a manifest
-with sources and SHA-256. Files already there and whole are kept. Needs ``pip install 'retrobench[data]'``.
+Writes the files that the tasks look for under ``--root`` (the ``data.root`` of run.py); for RULER
+also a manifest with sources and SHA-256. Files already there and whole are kept. Needs
+``pip install 'retrobench[data]'``.
 """
 
 from __future__ import annotations
