@@ -9,7 +9,7 @@ from typing import Any
 from retrobench.core.cell import Cell, digest
 from retrobench.core.registry import method_class
 from retrobench.core.shapes import Footprint
-from retrobench.core.spec import to_plain
+from retrobench.core.spec import changed, to_plain
 from retrobench.engine import loader
 from retrobench.engine.session import kv_shape
 from retrobench.measure.clock import utc_now
@@ -39,6 +39,7 @@ def run_cell(spec: RunSpec) -> Outcome:
     labels = {
         "model": loaded.identity["name"],
         "method": spec.method,
+        "changed": changed(spec.method_config),
         "benchmark": spec.task,  # rows carry the sub-task as `task`
         "protocol": spec.protocol.name,
         "measure": spec.measure.name,

@@ -172,6 +172,7 @@ def test_a_sweep_gives_one_table_and_survives_a_bad_cell(tmp_path):
     )
     assert result.returncode == 1
     assert result.stdout.count("2 samples run") == 2 and result.stdout.count("scores (x100)") == 1
+    assert "num_clusters=64" in result.stdout  # the table tells the cells apart
     assert "FAILED" in result.stdout and "num_clusters=99999" in result.stdout
 
 

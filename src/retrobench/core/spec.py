@@ -79,6 +79,15 @@ def to_plain(config: Any) -> dict[str, Any]:
     }
 
 
+def changed(config: Any) -> str:
+    """The options that differ from their defaults, e.g. ``num_clusters=256``; empty if none."""
+    return " ".join(
+        f"{f.name}={_show(getattr(config, f.name))}"
+        for f in dataclasses.fields(config)
+        if getattr(config, f.name) != f.default
+    )
+
+
 def table(cls: type, where: str) -> list[tuple[str, str, str, str]]:
     """Rows (option, default, range, help) for documentation."""
     rows = []

@@ -12,7 +12,7 @@ from retrobench.report.verdicts import verdicts
 from retrobench.store.results import OK
 
 _UNSUPPORTED = "unsupported_by_model"
-_CELL = ["model", "method", "budget", "protocol", "key"]
+_CELL = ["model", "method", "changed", "budget", "protocol", "key"]
 _SHORT = {"single_": "s", "multikey_": "mk", "multivalue": "mv", "multiquery": "mq"}
 
 
@@ -82,6 +82,8 @@ def print_tables(frame: pd.DataFrame, console: Console) -> None:
             continue
         if len(models) == 1:
             title, matrix = f"{models[0]}: {title}", matrix.drop(columns="model")
+        if not matrix["changed"].any():
+            matrix = matrix.drop(columns="changed")
         console.print(_rich(title, matrix))
     for line in verdicts(frame):
         console.print(f"against full: {line}", markup=False, highlight=False, soft_wrap=True)
@@ -130,6 +132,8 @@ def _labels(cell: pd.DataFrame) -> dict[str, Any]:
     first = cell.iloc[0]
     labels = {name: first.get(name) for name in _CELL}
     labels["key"] = labels["key"][:6]
+    if not labels["changed"]:
+        labels["changed"] = ""
     if labels["protocol"] == "query_aware":
         labels.pop("protocol")
     if labels["budget"] is None or pd.isna(labels["budget"]):
