@@ -1,0 +1,58 @@
+"""Scoring of cluster centroids and selection of the zones, in plain torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from retrobench_kernels.dense_decode.naive import logits
+
+
+def cluster_select(
+    q_BHD: Tensor,
+    centroid_BGCD: Tensor,
+    size_BGC: Tensor,
+    num_clusters_B: Tensor,
+    retrieved_B: Tensor,
+    estimated_B: Tensor,
+    scale: float,
+    *,
+    max_retrieved: int,
+    max_estimated: int,
+    softcap: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Clusters to attend exactly, clusters to estimate, and all centroid logits.
+
+    Rank: softmax of ``scale * q.c`` over the non-empty clusters of a row, per query head, summed
+    over the GQA group; sizes do not weigh (RetroInfer, released code). The best ``retrieved_B`` go
+    to ``retrieved_BGR``, the next ``estimated_B`` to ``estimated_BGE`` (int32, unordered sets, -1
+    padded; R and E are ``max_retrieved`` and ``max_estimated``, plain numbers so that a CUDA graph
+    needs no synchronisation). Equal scores may fall either way. Empty clusters are never chosen.
+
+    ``logit_BHC`` is float32; entries of empty clusters and at or beyond ``num_clusters_B`` are
+    undefined.
+    """
+    batch, heads, dim = q_BHD.shape
+    groups, capacity = centroid_BGCD.shape[1:3]
+    q_BGND = q_BHD.reshape(batch, groups, heads // groups, dim)
+    logit = logits(q_BGND, centroid_BGCD, scale, softcap)
+    exists = torch.arange(capacity, device=q_BHD.device) < num_clusters_B[:, None, None]
+    exists = exists & (size_BGC > 0)
+    masked = logit.masked_fill(~exists[:, :, None], torch.finfo(torch.float32).min)
+    score = masked.softmax(-1).sum(2).masked_fill(~exists, -1.0)
+    most = min(capacity, max_retrieved + max_estimated)
+    value, cluster = score.topk(most, -1)
+    cluster = cluster.int().masked_fill(value < 0, -1)
+    rank = torch.arange(most, device=q_BHD.device)
+    first, last = retrieved_B[:, None, None], (retrieved_B + estimated_B)[:, None, None]
+    retrieved = compact(cluster, rank < first, max_retrieved)
+    estimated = compact(cluster, (rank >= first) & (rank < last), max_estimated)
+    return retrieved, estimated, logit.reshape(batch, heads, capacity)
+
+
+def compact(cluster_BGK: Tensor, keep_BGK: Tensor, width: int) -> Tensor:
+    """The kept entries, moved to the front of ``width`` places; -1 elsewhere."""
+    order = keep_BGK.expand_as(cluster_BGK).int().sort(dim=-1, descending=True, stable=True)
+    kept = cluster_BGK.gather(-1, order.indices).masked_fill(order.values == 0, -1)
+    missing = width - kept.shape[-1]
+    return torch.nn.functional.pad(kept, (0, max(0, missing)), value=-1)[..., :width].contiguous()

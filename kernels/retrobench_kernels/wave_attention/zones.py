@@ -1,0 +1,52 @@
+"""The parts of the context that one call of wave attention reads."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Steady(NamedTuple):
+    """Tokens that are always attended exactly: the first ``count_B`` (int32) of each row."""
+
+    k_BGWD: Tensor
+    v_BGWD: Tensor
+    count_B: Tensor
+
+
+class Pool(NamedTuple):
+    """All indexed tokens in cluster order: cluster c holds ``first <= s < first + size`` (int32).
+
+    With a cache, ``first`` is a multiple of its page size.
+    """
+
+    k_BGSD: Tensor
+    v_BGSD: Tensor
+    first_BGC: Tensor
+    size_BGC: Tensor
+
+
+class Estimation(NamedTuple):
+    """Clusters attended through their centroid: ``cluster_BGE`` (int32, -1: none).
+
+    A cluster adds ``size * exp(logit)`` to the denominator and ``exp(logit) * value_sum`` to the
+    numerator of every query head. ``logit_BHC`` is float32 (of the centroids, plus any correction),
+    ``value_sum_BGCD`` in the model's dtype or float32.
+    """
+
+    cluster_BGE: Tensor
+    logit_BHC: Tensor
+    value_sum_BGCD: Tensor
+
+
+class PageCache(NamedTuple):
+    """A fast copy of some pages of the pool: page p is in slot ``slot_BGP[p]`` (int32), or -1.
+
+    Page p covers tokens ``p * page_tokens`` and on of the pool, slot s those of the cache tensors.
+    """
+
+    slot_BGP: Tensor
+    k_BGQD: Tensor
+    v_BGQD: Tensor
+    page_tokens: int
