@@ -46,6 +46,9 @@ def prepare(arguments: Sequence[str], conf_dir: Path) -> list[str]:
     prepared = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
+        if name == "measure" and set(value.split(",")) == {"score", "fidelity"}:
+            prepared += ["measure=fidelity", "++measure.score=true"]  # one cell, not a sweep of two
+            continue
         if equals and re.match(rf"({'|'.join(TYPED_GROUPS)})\.", name):
             argument = "++" + argument
         elif equals and (conf_dir / name).is_dir():

@@ -42,7 +42,7 @@ def run_cell(spec: RunSpec) -> Outcome:
         "changed": changed(spec.method_config),
         "benchmark": spec.task,  # rows carry the sub-task as `task`
         "protocol": spec.protocol.name,
-        "measure": spec.measure.name,
+        "measure": ",".join(spec.measure.parts),
         "budget": None if spec.budget is None else str(spec.budget),
     }
     outcome = Outcome(cell.key, labels, notes=task.notes())
@@ -108,7 +108,7 @@ def make_cell(spec: RunSpec, loaded: loader.Loaded, fingerprint: str) -> Cell:
         task={"name": spec.task, "fingerprint": fingerprint, **task},
         engine=to_plain(spec.engine),
         protocol=protocol,
-        measure=(spec.measure.name,),
+        measure=spec.measure.parts,
         budget=None if spec.budget is None else str(spec.budget),
     )
 

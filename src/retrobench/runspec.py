@@ -41,7 +41,23 @@ class ProtocolConfig:
 class MeasureConfig:
     """Options of ``measure.*``."""
 
-    name: str = option("score", "score; latency also times spans", choices=("score", "latency"))
+    name: str = option(
+        "score",
+        "score; latency also times spans; fidelity compares with exact attention",
+        choices=("score", "latency", "fidelity"),
+    )
+    score: bool = option(
+        False, "fidelity: also answer freely and score (measure=score,fidelity says the same)"
+    )
+    steps: int = option(32, "fidelity: decode steps compared, at most", low=2)
+    arrays: bool = option(
+        False, "fidelity: also write every value by step, layer and head (parquet in the cell)"
+    )
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What is measured, for the cell key."""
+        return ("score", "fidelity") if self.name == "fidelity" and self.score else (self.name,)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,12 @@ import os
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from retrobench import fidelity
 from retrobench.core.cell import Cell
 from retrobench.core.method import Method
 from retrobench.core.spec import to_plain
@@ -18,6 +20,7 @@ from retrobench.engine import loader
 from retrobench.engine.hf import stop_ids
 from retrobench.engine.session import Decoding, Generation, NotFinite, NotLive, Session
 from retrobench.measure.clock import make_clock, utc_now
+from retrobench.measure.fidelity import write_arrays
 from retrobench.measure.machine import peak_bytes, reset_peak
 from retrobench.measure.probe import CountingProbe
 from retrobench.report.progress import Progress
@@ -84,11 +87,21 @@ def run_batch(run: CellRun, samples: list[Sample]) -> None:
 
 def _generate(run: CellRun, ready: list[tuple[Sample, EncodedPrompt]]) -> Iterator[dict[str, Any]]:
     try:
-        result, facts = _session(run, ready)
-        rows = [
-            _scored(run, sample, encoded, result, facts, index)
-            for index, (sample, encoded) in enumerate(ready)
-        ]
+        parts = run.spec.measure.parts
+        compared = _compare(run, ready) if "fidelity" in parts else None
+        if compared is None or "score" in parts:
+            result, facts = _session(run, ready)
+            rows = [
+                _scored(run, sample, encoded, result, facts, index)
+                for index, (sample, encoded) in enumerate(ready)
+            ]
+        else:
+            facts = _facts(compared.generation, compared.live, len(ready), run)
+            rows = [_row(run, s, OK, **_prompt_facts(encoded), **facts) for s, encoded in ready]
+        if compared is not None:
+            rows = [
+                {**row, "fidelity": found} for row, found in zip(rows, compared.rows, strict=True)
+            ]
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
@@ -168,18 +181,54 @@ def _session(
     silent = probe.missing(session.layers, result.decode_steps)
     if silent:
         raise NotLive(f"layers {silent} did not report every decode step")
-    facts = {
+    return result, _facts(result, probe.row(), len(ready), run)
+
+
+def _facts(result: Generation, live: dict[str, Any], batch: int, run: CellRun) -> dict[str, Any]:
+    return {
         "prefill_s": result.prefill_s,
         "seal_s": result.seal_s,
         "decode_s": result.decode_s,
         "decode_steps": result.decode_steps,
-        "batch": len(ready),
-        "live": probe.row(),
+        "batch": batch,
+        "live": live,
         "footprint": to_plain(result.footprint),
-        "peak_bytes": peak_bytes(device),
+        "peak_bytes": peak_bytes(str(run.loaded.model.device)),
         "method_stats": result.method_stats,
     }
-    return result, facts
+
+
+def _prompt_facts(encoded: EncodedPrompt) -> dict[str, Any]:
+    return {
+        "prompt_tokens": encoded.num_tokens,
+        "prompt_hash": encoded.text_hash,
+        "truncated": encoded.truncated,
+    }
+
+
+def _compare(run: CellRun, ready: list[tuple[Sample, EncodedPrompt]]) -> fidelity.Fidelity:
+    """The method against full attention on the same trajectory; arrays to the cell's folder."""
+    spec = run.spec
+    found = fidelity.measure(
+        fidelity.Setup(
+            model=run.loaded.model,
+            method=run.method,
+            config=spec.method_config,
+            prompts=[encoded.ids for _, encoded in ready],
+            clock=make_clock(str(run.loaded.model.device)),
+            budget=spec.budget,
+            chunk_tokens=spec.engine.chunk_tokens,
+            steps=spec.measure.steps,
+            tail_tokens=_tail_tokens(spec, ready),
+            stop_ids=stop_ids(run.loaded.model, run.loaded.tokenizer),
+            on_prefill=lambda done: run.progress.detail(f"fidelity, prefill {done}"),
+        )
+    )
+    if spec.measure.arrays:
+        folder = Path(spec.options.results_dir) / run.cell.key / "fidelity"
+        samples = [sample.id for sample, _ in ready]
+        write_arrays(folder, samples, found.arrays, found.rows[0]["layers"])
+    return found
 
 
 def _scored(
@@ -199,9 +248,7 @@ def _scored(
         OK,
         score=run.task.score(sample, text),
         prediction=text,
-        prompt_tokens=encoded.num_tokens,
-        prompt_hash=encoded.text_hash,
-        truncated=encoded.truncated,
+        **_prompt_facts(encoded),
         generated_tokens=len(ids),
         stop_reason="stop_string" if stopped else result.stop_reasons[index],
         **facts,

@@ -151,7 +151,13 @@ class WaveIndex:
         )
         tokens = float(estimate_size.sum()) / num_heads
         index_bytes += 2 * num_heads * max(estimated) * per_cluster
-        return Selection(selection, estimate, tokens, index_bytes)
+        return Selection(
+            selection,
+            estimate,
+            tokens,
+            index_bytes,
+            members=lambda: self._tokens(i, chosen, estimate_size[..., keep]),
+        )
 
     def _rank(self, i: int, used: int, q_BHTD: Tensor, args: AttentionArgs, most: int) -> Tensor:
         batch, heads, _, dim = q_BHTD.shape

@@ -26,9 +26,9 @@ Bytes = Literal["kv", "index", "h2d", "d2h"]
 class Needs:
     """What a method asks of the engine beyond keys, values and decode queries.
 
-    The engine reads this; nobody tests a method's type. ``layer_inputs``: call ``layer_input``
-    with the hidden states entering each layer. ``calibration``: a file made beforehand by a
-    command that the method's error message names.
+    The engine reads this; nobody tests a method's type. ``layer_inputs``: call ``bind`` once and
+    ``layer_input`` before each layer's attention. ``calibration``: a file made beforehand
+    (``scripts/calibrate.py``), looked for by ``Method.calibration``.
     """
 
     layer_inputs: bool = False
@@ -43,8 +43,29 @@ class AttentionArgs:
     softcap: float | None = None
 
 
+class ModelView(Protocol):
+    """What a method with ``needs.layer_inputs`` may ask of the model."""
+
+    @property
+    def weights_id(self) -> str:
+        """Stable identity of the weights (a content hash)."""
+        ...
+
+    def queries(self, layer: int, hidden_BTE: Tensor) -> Tensor | None:
+        """Post-RoPE queries ``q_BHTD`` that ``layer`` would compute from these hidden states.
+
+        None where they cannot be computed yet (before the first served layer of a forward).
+        """
+        ...
+
+
 class Probe(Protocol):
     """Where a method reports what it did. ``NullProbe`` costs nothing in timed runs."""
+
+    @property
+    def detail(self) -> bool:
+        """Whether ``selected`` is listened to: ask before building its arguments."""
+        ...
 
     def span(self, name: str) -> AbstractContextManager[None]:
         """Times a named part of a step."""
@@ -62,9 +83,26 @@ class Probe(Protocol):
         """Tokens per row and head that layer attended exactly, and through estimates."""
         ...
 
+    def selected(
+        self,
+        layer: int,
+        token_BGR: Tensor,
+        estimate: Any = None,
+        member_BGE: Tensor | None = None,
+    ) -> None:
+        """Which tokens a decode call attends (only if ``detail``).
+
+        ``token_BGR``: positions attended exactly, -1 padded, per KV head or query head.
+        ``estimate``: the ``engine.attend.Estimate`` in use, if any; ``member_BGE``: positions of
+        the tokens that it stands for, cluster after cluster, -1 padded at the end.
+        """
+        ...
+
 
 class NullProbe:
     """A probe that does nothing."""
+
+    detail = False
 
     def span(self, name: str) -> AbstractContextManager[None]:
         """No-op."""
@@ -77,6 +115,15 @@ class NullProbe:
         """No-op."""
 
     def live(self, layer: int, *, attended: float, estimated: float = 0.0) -> None:
+        """No-op."""
+
+    def selected(
+        self,
+        layer: int,
+        token_BGR: Tensor,
+        estimate: Any = None,
+        member_BGE: Tensor | None = None,
+    ) -> None:
         """No-op."""
 
 
@@ -134,11 +181,19 @@ class Method(ABC):
     ) -> Tensor:
         """One new token (T = 1): append it and return its attention ``o_BHTD``."""
 
-    def layer_input(self, layer: int, hidden_BTE: Tensor, phase: str) -> None:
-        """Hidden states entering a layer (only if ``needs.layer_inputs``)."""
+    @classmethod
+    def calibration(cls, config: Any, weights_id: str) -> str:
+        """Content hash of the file made beforehand, for the cell key (if ``needs.calibration``).
 
-    def bind(self, model: Any) -> None:
-        """The loaded model, before prefill (only if ``needs.layer_inputs``)."""
+        ValueError naming the command that makes it where it is missing.
+        """
+        raise NotImplementedError
+
+    def layer_input(self, layer: int, hidden_BTE: Tensor, phase: str) -> None:
+        """Input of a layer's attention, after its norm (only if ``needs.layer_inputs``)."""
+
+    def bind(self, model: ModelView) -> None:
+        """The model, before prefill (only if ``needs.layer_inputs``)."""
 
     def step(self) -> None:
         """After the last layer of a decode step."""

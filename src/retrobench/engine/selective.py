@@ -6,6 +6,7 @@ methods, so that any index runs on any placement. ``docs/add_a_method.md`` fills
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -43,13 +44,15 @@ class Selection:
 
     ``token_BGR`` holds positions, -1 for padding; its second axis is KV heads, or query heads for
     selectors that choose per query head. ``estimated_tokens`` counts the tokens (mean per row and
-    KV head) that ``estimate`` stands for.
+    KV head) that ``estimate`` stands for; ``members`` gives their positions to a probe that asks
+    (``Probe.selected``).
     """
 
     token_BGR: Tensor
     estimate: Estimate | None = None
     estimated_tokens: float = 0.0
     index_bytes: int = 0
+    members: Callable[[], Tensor] | None = None
 
 
 class Index(Protocol):
@@ -128,6 +131,9 @@ class SelectiveMethod(Method):
         with self.probe.span("attend"):
             valid = selection.token_BGR >= 0
             out = attend(q_BHTD, k_BGRD, v_BGRD, valid, args, selection.estimate)
+        if self.probe.detail:
+            members = selection.members() if selection.members is not None else None
+            self.probe.selected(layer, selection.token_BGR, selection.estimate, members)
         num_valid = int(valid.sum())
         heads = valid.shape[0] * valid.shape[1]
         self.probe.live(layer, attended=num_valid / heads, estimated=selection.estimated_tokens)

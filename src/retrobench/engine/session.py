@@ -17,6 +17,7 @@ from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs, Method, Probe
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.engine import hf
+from retrobench.engine.queries import ModelQueries
 
 
 class NotLive(RuntimeError):
@@ -57,7 +58,7 @@ class Session:
     def __init__(
         self,
         model: PreTrainedModel,
-        method_class: type[Method],
+        method_class: Callable[..., Method],
         config: Any,
         prompts: Sequence[Sequence[int]],
         *,
@@ -203,15 +204,18 @@ class Session:
             result.decode_steps += 1
 
     def _hook_layers(self) -> None:
-        """Give the method the hidden states that enter each decoder layer."""
-        self.method.bind(self.model)
-        decoder: Any = self.model.get_decoder()
-        for index, module in enumerate(decoder.layers):
+        """Give the method the input of each layer's attention."""
+        view = ModelQueries(self.model, self.layers)
+        self.method.bind(view)
 
-            def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], i: int = index) -> None:
-                hidden = args[0] if args else kwargs["hidden_states"]
-                self.method.layer_input(i, hidden, self.phase)
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if view.computing:
+                return
+            hidden = args[0] if args else kwargs["hidden_states"]
+            view.observe(int(module.layer_idx), kwargs)
+            self.method.layer_input(int(module.layer_idx), hidden, self.phase)
 
+        for module in view.attention.values():
             self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
 

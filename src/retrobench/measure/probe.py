@@ -14,6 +14,8 @@ from retrobench.measure.clock import monotonic_s
 class CountingProbe:
     """Accumulates over a session; ``row()`` gives per-step means ready for JSON."""
 
+    detail = False
+
     def __init__(self, spans: bool = False) -> None:
         self.calls: dict[int, int] = defaultdict(int)
         self.attended: dict[int, float] = defaultdict(float)
@@ -49,6 +51,11 @@ class CountingProbe:
         self.calls[layer] += 1
         self.attended[layer] += attended
         self.estimated[layer] += estimated
+
+    def selected(
+        self, layer: int, token_BGR: Any, estimate: Any = None, member_BGE: Any = None
+    ) -> None:
+        """Counts need no token sets."""
 
     def missing(self, layers: tuple[int, ...], steps: int) -> list[int]:
         """Layers that did not report one call for each of ``steps`` decode steps."""

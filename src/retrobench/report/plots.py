@@ -181,6 +181,7 @@ def _scored(frame: pd.DataFrame, benchmark: str, command: str) -> pd.DataFrame:
     if frame.empty or not (frame["benchmark"] == benchmark).any():
         raise NotEnoughRows(f"no rows of task={benchmark}: {command}")
     rows = frame[(frame["benchmark"] == benchmark) & (frame["status"] == OK)]
+    rows = rows[rows["score"].notna()]
     if rows.empty:
         raise NotEnoughRows(f"no scored rows of task={benchmark}: {command}")
     return rows

@@ -8,6 +8,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from retrobench.report.fidelity_table import ATTENTION, OUTPUT, fidelity_matrix
 from retrobench.report.verdicts import verdicts
 from retrobench.store.results import OK
 
@@ -29,7 +30,7 @@ def score_matrix(frame: pd.DataFrame) -> pd.DataFrame:
         for name, group in cell.groupby(_column(cell), sort=False):
             text, mean = _group(group)
             texts[name] = text
-            failed |= mean is None and text != "n/a"
+            failed |= mean is None and text not in {"n/a", "-"}
             means += [mean] if mean is not None else []
         average = f"{sum(means) / len(means):.1f}" if means and not failed else "-"
         rows.append({**_labels(cell), **{c: texts.get(c, "") for c in columns}, "avg": average})
@@ -77,6 +78,8 @@ def print_tables(frame: pd.DataFrame, console: Console) -> None:
     for title, matrix in (
         ("scores (x100)", score_matrix(frame)),
         ("cost (medians)", cost_matrix(frame)),
+        ("attention and logits against full", fidelity_matrix(frame, _labels, ATTENTION)),
+        ("relative output error", fidelity_matrix(frame, _labels, OUTPUT)),
     ):
         if matrix.empty:
             continue
@@ -112,7 +115,9 @@ def _group(group: pd.DataFrame) -> tuple[str, float | None]:
         return f"{bad.mode().iloc[0]} {len(bad)}/{len(group)}", None
     if (statuses == _UNSUPPORTED).all():
         return "n/a", None
-    mean = 100 * group.loc[statuses == OK, "score"].mean()
+    mean = 100 * pd.to_numeric(group.loc[statuses == OK, "score"]).mean()
+    if pd.isna(mean):
+        return "-", None  # measured, but not scored
     return f"{mean:.1f}", mean
 
 

@@ -15,7 +15,7 @@ ALPHA = 0.05
 
 def verdicts(frame: pd.DataFrame) -> list[str]:
     """One line per cell that shares answered samples with a `full` cell of its setting."""
-    scored = frame[frame["status"] == OK]
+    scored = frame[(frame["status"] == OK) & frame["score"].notna()]
     setting = ["model", "benchmark", "protocol"]
     found = []
     for names, group in scored.groupby(setting, sort=False):

@@ -1,0 +1,97 @@
+"""Queries of one layer computed from another layer's input, by the model's own modules.
+
+A layer's attention runs up to the point where it hands over its queries, so that projections,
+biases, query norms and rotary embeddings of any family are the model's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from retrobench.core.method import AttentionArgs
+
+
+class _Captured(Exception):
+    """Ends a layer's attention once its queries are known."""
+
+    def __init__(self, q_BHTD: Tensor) -> None:
+        super().__init__()
+        self.q_BHTD = q_BHTD
+
+
+class _Capture:
+    """Stands where a session would: takes the queries."""
+
+    def attend(
+        self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
+    ) -> Tensor:
+        raise _Captured(q_BHTD)
+
+
+class ModelQueries:
+    """The ``ModelView`` of a loaded model; ``attention`` holds its layers' attention modules."""
+
+    def __init__(self, model: PreTrainedModel, served: tuple[int, ...]) -> None:
+        self._model, self._served = model, frozenset(served)
+        decoder: Any = model.get_decoder()
+        missing = [i for i, layer in enumerate(decoder.layers) if not hasattr(layer, "self_attn")]
+        if missing:
+            raise ValueError(
+                f"model {type(model).__name__}: layers {missing} have no `self_attn`; methods that "
+                "need layer inputs cannot serve it"
+            )
+        self.attention = {i: layer.self_attn for i, layer in enumerate(decoder.layers)}
+        self.computing = False
+        self._context: dict[str, Any] = {}
+
+    @property
+    def weights_id(self) -> str:
+        """Content hash of the weights."""
+        return weights_id(self._model)
+
+    def observe(self, layer: int, kwargs: dict[str, Any]) -> None:
+        """Keep the rotary embeddings of this forward's newest served layer (some mix several)."""
+        if layer == 0:
+            self._context = {}
+        if layer in self._served:
+            names = ("position_embeddings", "position_ids")
+            self._context = {name: kwargs[name] for name in names if name in kwargs}
+
+    def queries(self, layer: int, hidden_BTE: Tensor) -> Tensor | None:
+        """Post-RoPE ``q_BHTD``. Costs the layer's q, k and v projections."""
+        if not self._context:
+            return None
+        self.computing = True
+        try:
+            self.attention[layer](
+                hidden_states=hidden_BTE,
+                attention_mask=None,
+                past_key_values=None,
+                session=_Capture(),
+                **self._context,
+            )
+        except _Captured as captured:
+            return captured.q_BHTD
+        finally:
+            self.computing = False
+        raise RuntimeError(f"layer {layer} computed its attention without handing over queries")
+
+
+def weights_id(model: PreTrainedModel, samples: int = 64) -> str:
+    """Hash of names, shapes and an even sample of every parameter, the same on any device.
+
+    Values are compared as bfloat16, so that float32 and bfloat16 copies of a checkpoint agree.
+    """
+    hasher = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().reshape(-1)
+        step = max(1, flat.numel() // samples)
+        values = flat[::step][:samples].to("cpu", torch.bfloat16).view(torch.int16)
+        hasher.update(f"{name}{tuple(parameter.shape)}".encode())
+        hasher.update(values.numpy().tobytes())
+    return hasher.hexdigest()[:16]
