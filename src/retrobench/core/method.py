@@ -75,8 +75,8 @@ class Probe(Protocol):
         """Bytes read (``kv``, ``index``) or copied between tiers (``h2d``, ``d2h``)."""
         ...
 
-    def access(self, hits: int, misses: int) -> None:
-        """Fast-tier hits and misses, in KV pages."""
+    def access(self, layer: int, hits: int, misses: int, evictions: int = 0) -> None:
+        """Fast-tier hits, misses and evictions of a layer in one step, in KV pages."""
         ...
 
     def live(self, layer: int, *, attended: float, estimated: float = 0.0) -> None:
@@ -111,7 +111,7 @@ class NullProbe:
     def moved(self, kind: Bytes, num_bytes: int) -> None:
         """No-op."""
 
-    def access(self, hits: int, misses: int) -> None:
+    def access(self, layer: int, hits: int, misses: int, evictions: int = 0) -> None:
         """No-op."""
 
     def live(self, layer: int, *, attended: float, estimated: float = 0.0) -> None:

@@ -49,7 +49,7 @@ class PageTable:
         self.step = 0
         self._head_N1 = np.arange(heads)[:, None]
         self._missing_NR = np.full((heads, 0), -1, np.int32)
-        self._touched_NQ = np.zeros((heads, slots), bool)
+        self.touched_NQ = np.zeros((heads, slots), bool)
 
     def lookup(self, page_NR: np.ndarray) -> np.ndarray:
         """Slots of the distinct pages asked for in a step, -1 where absent (or page -1)."""
@@ -60,8 +60,8 @@ class PageTable:
         self._missing_NR = np.where(hit_NR, -1, page_NR)
         head, column = np.nonzero(hit_NR)
         slot = slot_NR[head, column]
-        self._touched_NQ[:] = False
-        self._touched_NQ[head, slot] = True
+        self.touched_NQ[:] = False
+        self.touched_NQ[head, slot] = True
         if self.policy == "lru":
             self.rank_NQ[head, slot] = self.step
         elif self.policy == "lfu":
@@ -73,7 +73,7 @@ class PageTable:
         """Give every page that the last lookup missed a slot, while there are victims."""
         slots = self.page_NQ.shape[1]
         missing_NR = self._missing_NR >= 0
-        room_N = slots - self._touched_NQ.sum(1)
+        room_N = slots - self.touched_NQ.sum(1)
         order_NR = missing_NR.cumsum(1) - 1
         head, column = np.nonzero(missing_NR & (order_NR < room_N[:, None]))
         page = self._missing_NR[head, column]
@@ -93,7 +93,7 @@ class PageTable:
         """The ``count`` slots of each head that leave first; touched ones come last."""
         slots = self.page_NQ.shape[1]
         last = np.iinfo(np.int64).max // (slots + 1)
-        rank_NQ = np.where(self._touched_NQ, last, self.rank_NQ)
+        rank_NQ = np.where(self.touched_NQ, last, self.rank_NQ)
         if self.policy == "lfu":  # the slot index must not overflow the counter
             return np.argsort(rank_NQ, axis=1, kind="stable")[:, :count]
         key_NQ = rank_NQ * slots + np.arange(slots)

@@ -18,7 +18,13 @@ from retrobench.core.method import AttentionArgs, Method, Probe
 from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
 from retrobench.core.spec import option
 from retrobench.engine.attend import Estimate, attend, causal
-from retrobench.engine.placement import DeviceStore, Store
+from retrobench.engine.placement import (
+    DeviceStore,
+    PlacementConfig,
+    Store,
+    make_store,
+    plan_store,
+)
 
 SINK_TOKENS, LOCAL_TOKENS = 4, 64  # RetroInfer's static zone (paper 5.1), shared by all controls
 
@@ -96,13 +102,17 @@ class SelectiveMethod(Method):
         raise NotImplementedError
 
     def make_store(self) -> Store:
-        """The store of this method."""
+        """The store of this method: what its options ask for, if they are ``PlacementConfig``."""
+        if isinstance(self.config, PlacementConfig):
+            return make_store(self.config, self.shape)
         return DeviceStore(self.shape)
 
     @classmethod
     def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:
         """The store's bytes (indexes that hold memory add theirs), after checking the budget."""
         retrieved_tokens(config, shape, budget)
+        if isinstance(config, PlacementConfig):
+            return plan_store(config, shape)
         return DeviceStore.plan(shape)
 
     def prefill(
@@ -114,9 +124,10 @@ class SelectiveMethod(Method):
         return causal(q_BHTD, keys, values, args, self.shape.pad_tokens)
 
     def seal(self) -> None:
-        """Build the index of every layer."""
+        """Build the index of every layer, then move its keys and values where they shall live."""
         for layer in self.shape.layers:
             self.index.build(layer, self.store)
+            self.store.offload(layer)
 
     def decode(
         self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
@@ -141,6 +152,12 @@ class SelectiveMethod(Method):
         self.probe.moved("kv", num_valid * token_bytes)
         self.probe.moved("index", selection.index_bytes)
         return out
+
+    def step(self) -> None:
+        """Report what moved between tiers in this step."""
+        for moved in self.store.traffic():
+            self.probe.access(moved.layer, moved.hits, moved.misses, moved.evictions)
+            self.probe.moved("h2d", moved.h2d_bytes)
 
     def allocated(self) -> Footprint:
         """Bytes of index and store."""

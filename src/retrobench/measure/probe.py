@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from retrobench.core.method import Bytes
@@ -22,7 +22,7 @@ class CountingProbe:
         self.estimated: dict[int, float] = defaultdict(float)
         self.num_bytes: dict[str, int] = defaultdict(int)
         self.span_s: dict[str, float] = defaultdict(float)
-        self.hits = self.misses = 0
+        self.pages: dict[int, list[int]] = defaultdict(lambda: [0, 0, 0])
         self._timed = spans
 
     def span(self, name: str) -> contextlib.AbstractContextManager[None]:
@@ -41,10 +41,11 @@ class CountingProbe:
         """Add bytes to the ledger."""
         self.num_bytes[kind] += num_bytes
 
-    def access(self, hits: int, misses: int) -> None:
-        """Add fast-tier accesses."""
-        self.hits += hits
-        self.misses += misses
+    def access(self, layer: int, hits: int, misses: int, evictions: int = 0) -> None:
+        """Add fast-tier accesses of a layer."""
+        counts = self.pages[layer]
+        for i, number in enumerate((hits, misses, evictions)):
+            counts[i] += number
 
     def live(self, layer: int, *, attended: float, estimated: float = 0.0) -> None:
         """One decode call of a layer."""
@@ -70,9 +71,21 @@ class CountingProbe:
             "attended_tokens": _mean(self.attended, self.calls),
             "estimated_tokens": _mean(self.estimated, self.calls),
             "bytes_per_step": {k: round(v / per_step) for k, v in sorted(self.num_bytes.items())},
-            "hit_ratio": self.hits / (self.hits + self.misses) if self.hits + self.misses else None,
+            "hit_ratio": _hit_ratio(map(sum, zip(*self.pages.values(), strict=True))),
+            "hit_ratio_of_layer": {
+                str(layer): _hit_ratio(counts) for layer, counts in sorted(self.pages.items())
+            },
+            "pages_per_step": {
+                name: round(sum(counts[i] for counts in self.pages.values()) / per_step, 1)
+                for i, name in enumerate(("hits", "misses", "evictions"))
+            },
             "span_s": {name: seconds for name, seconds in sorted(self.span_s.items())},
         }
+
+
+def _hit_ratio(counts: Iterable[int]) -> float | None:
+    hits, misses, *_ = (*counts, 0, 0)
+    return hits / (hits + misses) if hits + misses else None
 
 
 def _mean(total: dict[int, float], calls: dict[int, int]) -> float:
