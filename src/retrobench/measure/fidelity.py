@@ -53,7 +53,7 @@ class FidelityProbe:
     def moved(self, kind: Bytes, num_bytes: int) -> None:
         """Bytes belong to the ledger of an undisturbed session."""
 
-    def access(self, hits: int, misses: int) -> None:
+    def access(self, layer: int, hits: int, misses: int, evictions: int = 0) -> None:
         """Likewise."""
 
     def live(self, layer: int, *, attended: float, estimated: float = 0.0) -> None:
