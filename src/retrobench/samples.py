@@ -69,6 +69,9 @@ class CellRun:
 def run_batch(run: CellRun, samples: list[Sample]) -> None:
     ready: list[tuple[Sample, EncodedPrompt]] = []
     for sample in samples:
+        if sample.error:
+            _write(run, _row(run, sample, "error", message=sample.error))
+            continue
         supported = run.loaded.supported_tasks
         needed = sample.meta.get("like", sample.task)
         if supported is not None and needed not in supported:

@@ -15,7 +15,8 @@ class Sample:
     The user's turn is ``context + question``; they are kept apart so that a protocol may prefill
     the context alone. ``answer_prefix`` follows the assistant header: the model continues it.
     ``id`` is unique in its cell and depends only on (task, length, seed, index), never on how many
-    samples were asked for.
+    samples were asked for. ``error`` says why a record cannot be asked (file, line); it is not run
+    and becomes a row of status ``error``.
     """
 
     id: str
@@ -28,6 +29,7 @@ class Sample:
     stop: tuple[str, ...] = ()
     length: int = 0
     meta: Mapping[str, Any] = field(default_factory=dict)
+    error: str = ""
 
     @property
     def user_text(self) -> str:

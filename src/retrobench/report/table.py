@@ -8,6 +8,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from retrobench.report.averages import averages
 from retrobench.report.fidelity_table import ATTENTION, OUTPUT, fidelity_matrix
 from retrobench.report.verdicts import verdicts
 from retrobench.store.results import OK
@@ -87,6 +88,8 @@ def print_tables(frame: pd.DataFrame, console: Console) -> None:
             title, matrix = f"{models[0]}: {title}", matrix.drop(columns="model")
         if not matrix["changed"].any():
             matrix = matrix.drop(columns="changed")
+        console.print(_rich(title, matrix))
+    for title, matrix in averages(frame):
         console.print(_rich(title, matrix))
     for line in verdicts(frame):
         console.print(f"against full: {line}", markup=False, highlight=False, soft_wrap=True)

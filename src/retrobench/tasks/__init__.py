@@ -11,6 +11,7 @@ _TASKS = {
     "ruler": "retrobench.tasks.ruler:RulerTask",
     "niah": "retrobench.tasks.niah:NiahTask",
     "longbench": "retrobench.tasks.longbench.task:LongBenchTask",
+    "longbench_v2": "retrobench.tasks.longbench.v2:LongBenchV2Task",
 }
 
 

@@ -84,8 +84,10 @@ class PromptBuilder:
                 f"{max_prompt_tokens} beside {sample.max_new_tokens} new ones"
             )
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        tail = text[text.rindex(sample.question) :] if sample.question in text else ""
-        context = len(ids) - (self.count(tail) if tail else 0)
+        tail = sample.question + sample.answer_prefix
+        if sample.question in text:  # truncation may have re-spelt it
+            tail = text[text.rindex(sample.question) :]
+        context = max(1, len(ids) - self.count(tail))
         return EncodedPrompt(ids=ids, context_tokens=context, text_hash=digest, truncated=truncated)
 
     def trim_answer(self, text: str, stop: tuple[str, ...]) -> tuple[str, bool]:
@@ -102,7 +104,10 @@ class PromptBuilder:
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def _truncate(self, sample: Sample) -> tuple[str, bool]:
-        """Middle truncation of the raw prompt (LongBench): both halves of the ids, decoded."""
+        """Middle truncation of the raw prompt (LongBench): the first and the last ids, decoded.
+
+        The halves are decoded each on its own, or as one (``joint``, LongBench v2).
+        """
         rule = sample.meta.get("truncate")
         if not rule:
             return sample.user_text, False
@@ -111,5 +116,8 @@ class PromptBuilder:
         if len(ids) <= limit:
             return sample.user_text, False
         half = limit // 2
-        parts = (ids[:half], ids[-half:])
-        return "".join(self.tokenizer.decode(p, skip_special_tokens=True) for p in parts), True
+        parts = [ids[:half], ids[-half:]]
+        if rule.get("joint"):
+            parts = [parts[0] + ids[-limit // 2 :]]
+        decode = self.tokenizer.decode
+        return "".join(decode(part, skip_special_tokens=True) for part in parts), True

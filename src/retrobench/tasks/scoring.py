@@ -18,6 +18,7 @@ Scorer = Callable[..., float]
 _SCORERS = {
     "ruler": "retrobench.tasks.scorers.ruler",
     "longbench": "retrobench.tasks.scorers.longbench",
+    "longbench_v2": "retrobench.tasks.scorers.longbench_v2",
 }
 
 
@@ -30,24 +31,38 @@ class ScoreReport:
     max_difference: float | None = None
 
 
-def score_case(case: Any) -> float:
-    """Score in [0, 1] of one case; ValueError says what is wrong with it."""
-    if not isinstance(case, dict):
+def as_case(raw: Any) -> dict[str, Any]:
+    """One line as a case; lines of LongBench v2's own output (response, answer) are understood."""
+    if not isinstance(raw, dict):
         raise ValueError("not a JSON object")
-    for name, kind in (("benchmark", str), ("task", str), ("prediction", str)):
-        if not isinstance(case.get(name), kind):
+    case = dict(raw)
+    if "response" in case and "prediction" not in case:
+        given = {"benchmark": "longbench_v2", "prediction": case["response"]}
+        case = {**given, "references": [case.get("answer")], **case}
+        case.setdefault("score", case.get("judge"))
+    if case.get("benchmark") == "longbench_v2":
+        case["task"] = "longbench_v2"
+    return case
+
+
+def score_case(raw: Any) -> float:
+    """Score in [0, 1] of one case; ValueError says what is wrong with it."""
+    case = as_case(raw)
+    for name in ("benchmark", "task", "prediction"):
+        if not isinstance(case.get(name), str):
             raise ValueError(f"{name!r} is missing or not a string")
-    references = case.get("references")
-    if not isinstance(references, list) or not references:
-        raise ValueError("'references' must be a list with at least one string")
-    if not all(isinstance(reference, str) for reference in references):
-        raise ValueError("'references' must hold strings only")
-    classes = case.get("all_classes")
-    if classes is not None and not isinstance(classes, list):
-        raise ValueError("'all_classes' must be a list or null")
+    references, classes = case.get("references"), case.get("all_classes")
+    if not _strings(references) or not references:
+        raise ValueError("'references' must be a list with at least one string, and strings only")
+    if classes is not None and not _strings(classes):
+        raise ValueError("'all_classes' must be a list of strings or null")
     return _scorer(case["benchmark"], case["task"])(
         case["task"], case["prediction"], references, classes
     )
+
+
+def _strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def score_file(cases: Path, out: Path | None = None) -> ScoreReport:
@@ -60,14 +75,15 @@ def score_file(cases: Path, out: Path | None = None) -> ScoreReport:
     report = ScoreReport()
     scores: dict[tuple[str, str], list[float]] = defaultdict(list)
     temporary = out.with_name(out.name + ".tmp") if out else None
-    sink = temporary.open("w", encoding="utf-8") if temporary else None
-    with cases.open(encoding="utf-8", errors="replace") as stream:
+    # A lone surrogate, as JSON may escape one, is written as it came.
+    sink = temporary.open("w", encoding="utf-8", errors="surrogatepass") if temporary else None
+    with cases.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
                 continue
             try:
-                case = json.loads(line)
-                ours = score_case(case)
+                raw = json.loads(line)
+                ours, case = score_case(raw), as_case(raw)
             except (ValueError, RecursionError) as error:
                 report.errors.append((number, str(error)))
                 continue
@@ -76,7 +92,7 @@ def score_file(cases: Path, out: Path | None = None) -> ScoreReport:
                 difference = abs(ours - case["score"])
                 report.max_difference = max(report.max_difference or 0.0, difference)
             if sink:
-                sink.write(json.dumps({**case, "ours": ours}, ensure_ascii=False) + "\n")
+                sink.write(json.dumps({**raw, "ours": ours}, ensure_ascii=False) + "\n")
     if sink and temporary and out:
         sink.close()
         temporary.replace(out)

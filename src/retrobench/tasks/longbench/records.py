@@ -1,14 +1,22 @@
-"""Reads LongBench's records from local files, checking each one."""
+"""Reads LongBench's records from local files; a bad record is kept as such, with file and line."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import zipfile
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from retrobench.tasks.longbench.prompts import DATASETS, Dataset
 
 _HINT = "fetch it with `python scripts/fetch_data.py longbench` or put data.zip or its files there"
+_GOLD = {"retrieval": r"Paragraph \d+", "retrieval_zh": r"段落\d+"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +31,14 @@ class Record:
     words: int
 
 
+@dataclass(frozen=True, slots=True)
+class BadRecord:
+    """A line that is no record: ``message`` says where and why."""
+
+    line: int
+    message: str
+
+
 def source(root: str | None, name: str) -> tuple[Path, str | None]:
     """The file of a data set and, for an archive, the member; ValueError if there is none."""
     folder = Path(root or "data") / "longbench"
@@ -34,49 +50,104 @@ def source(root: str | None, name: str) -> tuple[Path, str | None]:
     raise ValueError(f"LongBench's {name}.jsonl not found in {folder} (nor data.zip): {_HINT}")
 
 
-def read(root: str | None, name: str) -> list[Record]:
-    """All records of a data set; ValueError names file and line of a bad one."""
+def content_hash(path: Path, member: str | None) -> str:
+    """Identity of a file's content; for a member of an archive, its recorded checksum."""
+    if member is None:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+    with _open(path, member) as (_, info):
+        return f"{info.CRC:08x}:{info.file_size}"
+
+
+def read(root: str | None, name: str) -> list[Record | BadRecord]:
+    """All records of a data set (``qasper``, or ``qasper_e`` of LongBench-E), in file order."""
     path, member = source(root, name)
     where = f"{path}:{member}" if member else str(path)
-    return [_record(line, f"{where} line {number}") for number, line in _lines(path, member)]
-
-
-def _lines(path: Path, member: str | None) -> Iterator[tuple[int, str]]:
-    if member is None:
-        text = path.read_text("utf-8")
-    else:
+    task = name.removesuffix("_e")
+    found: list[Record | BadRecord] = []
+    for number, line in lines(path, member):
         try:
-            with zipfile.ZipFile(path) as archive:
-                text = archive.read(member).decode("utf-8")
-        except KeyError as error:
-            raise ValueError(f"{path} has no {member}") from error
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"{path} is no whole zip archive ({error}): {_HINT}") from error
-    if text.startswith("version https://git-lfs"):
+            found.append(_record(line, task))
+        except ValueError as error:
+            found.append(BadRecord(number, f"{where} line {number}: {error}"))
+    return found
+
+
+def lines(path: Path, member: str | None = None) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines that are not blank; ValueError for pointers and half-downloaded archives."""
+    if member is None:
+        data = path.read_bytes()
+    else:
+        with _open(path, member) as (archive, info):
+            data = archive.read(info)
+    if data.startswith(b"version https://git-lfs"):
         raise ValueError(f"{path} is a git-lfs pointer, not the data: {_HINT}")
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(data.split(b"\n"), 1):
         if line.strip():
             yield number, line
 
 
-def _record(line: str, where: str) -> Record:
+def text_field(raw: dict[str, Any], name: str) -> str:
+    """A field that must hold text."""
+    if not isinstance(raw.get(name), str):
+        raise ValueError(f"{name!r} is missing or not a string")
+    return raw[name]
+
+
+def parse(line: bytes) -> dict[str, Any]:
+    """A line as a JSON object; ValueError if it is none."""
     try:
         raw = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where}: not JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error})") from error
     if not isinstance(raw, dict):
-        raise ValueError(f"{where}: not a JSON object")
-    for field in ("context", "input", "_id"):
-        if not isinstance(raw.get(field), str):
-            raise ValueError(f"{where}: {field!r} is missing or not a string")
-    answers = raw.get("answers")
-    if not isinstance(answers, list) or not answers or not all(isinstance(a, str) for a in answers):
-        raise ValueError(f"{where}: 'answers' must be a list of at least one string")
+        raise ValueError("not a JSON object")
+    return raw
+
+
+@contextmanager
+def _open(path: Path, member: str) -> Iterator[tuple[zipfile.ZipFile, zipfile.ZipInfo]]:
+    """An archive and the entry of one member; ValueError for what is missing or damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive, archive.getinfo(member)
+    except KeyError as error:
+        raise ValueError(f"{path} has no {member}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{path} is no whole zip archive ({error}): {_HINT}") from error
+
+
+def _record(line: bytes, task: str) -> Record:
+    dataset, raw = DATASETS[task], parse(line)
+    context, question, name = (text_field(raw, field) for field in ("context", "input", "_id"))
+    answers, classes = raw.get("answers"), raw.get("all_classes") or []
+    if not _strings(answers) or not answers:
+        raise ValueError("'answers' must be a list of at least one string")
+    if not _strings(classes) or (dataset.metric == "classification" and not classes):
+        raise ValueError("'all_classes' must be a list of strings")
+    if (form := _GOLD.get(dataset.metric)) and not all(re.search(form, a) for a in answers):
+        raise ValueError(f"'answers' must name a paragraph, got {answers[0][:40]!r}")
+    _check_origin(raw, task, dataset)
     return Record(
-        id=raw["_id"],
-        context=raw["context"],
-        input=raw["input"],
+        id=name,
+        context=context,
+        input=question,
         answers=tuple(answers),
-        all_classes=tuple(raw.get("all_classes") or ()),
+        all_classes=tuple(classes),
         words=int(raw.get("length") or 0),
     )
+
+
+def _strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _check_origin(raw: dict[str, Any], task: str, dataset: Dataset) -> None:
+    """A record says which data set and language it is of; a swapped file must not be scored."""
+    named = str(raw.get("dataset") or task)
+    if named.removesuffix("_e") != task:
+        raise ValueError(f"a record of {named!r} in the file of {task!r}")
+    language = str(raw.get("language") or dataset.language)
+    natural = language in ("en", "zh")
+    if language != dataset.language and (natural or dataset.language != "code"):
+        raise ValueError(f"language {language!r} where {task!r} has {dataset.language!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +13,19 @@ from retrobench.tasks.longbench.prompts import DATASETS
 from retrobench.tasks.scorers.longbench import score
 
 BUILDER = 1
+
+
+def unusable(task: str, record: records.BadRecord) -> Sample:
+    """The sample of a bad line: it becomes a row of status ``error``."""
+    return Sample(
+        id=f"{task}/line-{record.line}",
+        task=task,
+        context="",
+        question="",
+        references=(),
+        max_new_tokens=1,
+        error=record.message,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +52,7 @@ class LongBenchTask(Task):
         files = {}
         for task in self.config.tasks:
             path, member = records.source(self.data_root, self._file(task))
-            files[task] = [hashlib.sha256(path.read_bytes()).hexdigest()[:16], member]
+            files[task] = [records.content_hash(path, member), member]
         return digest({"builder": BUILDER, "tokenizer": prompt.tokenizer_id, "files": files})
 
     def samples(self, prompt: Prompt) -> Iterator[Sample]:
@@ -57,8 +69,10 @@ class LongBenchTask(Task):
     def _file(self, task: str) -> str:
         return f"{task}_e" if self.config.e else task
 
-    def _sample(self, task: str, index: int, record: records.Record) -> Sample:
+    def _sample(self, task: str, index: int, record: records.Record | records.BadRecord) -> Sample:
         dataset = DATASETS[task]
+        if isinstance(record, records.BadRecord):
+            return unusable(task, record)
         context, question = dataset.split(record.context, record.input)
         return Sample(
             id=f"{task}/{index}/{record.id}",
@@ -73,5 +87,6 @@ class LongBenchTask(Task):
                 "all_classes": list(record.all_classes),
                 "category": dataset.category,
                 "words": record.words,
+                "e": self.config.e,
             },
         )

@@ -11,9 +11,9 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from retrobench.tasks.longbench.prompts import DATASETS
+from retrobench.tasks.scorers.rouge_l import MAX_STEPS, rouge_l
 
 _CHINESE_PUNCTUATION = (
     "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣"
@@ -50,25 +50,13 @@ def qa_f1_zh(prediction: str, gold: str) -> float:
 
 
 def rouge(prediction: str, gold: str) -> float:
-    """rouge-l "f" of the ``rouge`` package; 0 where it raises.
-
-    The package reconstructs the LCS recursively: past about 990 steps it hits the recursion limit,
-    which the official code swallows as 0. That is kept, since it is the published score.
-    """
-    try:
-        from rouge import Rouge
-    except ImportError as error:
-        raise _missing("rouge") from error
-    try:
-        scores: Any = Rouge().get_scores([prediction], [gold], avg=True)
-        return scores["rouge-l"]["f"]
-    except (ValueError, RecursionError):
-        return 0.0
+    """ROUGE-L; 0 for texts without sentences and where the official script overflows."""
+    return rouge_l(prediction, gold)
 
 
 def rouge_zh(prediction: str, gold: str) -> float:
-    """rouge over jieba tokens."""
-    return rouge(" ".join(_cut(prediction)), " ".join(_cut(gold)))
+    """ROUGE-L over jieba tokens; the official script is one call deeper here."""
+    return rouge_l(" ".join(_cut(prediction)), " ".join(_cut(gold)), MAX_STEPS - 1)
 
 
 def classification(prediction: str, gold: str, all_classes: list[str]) -> float:
@@ -106,6 +94,8 @@ def code_sim(prediction: str, gold: str) -> float:
         if not any(mark in candidate for mark in ("`", "#", "//")):
             line = candidate
             break
+    if line == gold:
+        return 1.0
     if not line or not gold:
         return 0.0
     return int(round(100 * difflib.SequenceMatcher(None, line, gold).ratio())) / 100

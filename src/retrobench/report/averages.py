@@ -1,0 +1,126 @@
+"""Averages as each benchmark's own tables print them, one row per cell, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from retrobench.store.results import OK
+
+# THUDM/LongBench README: a category is the mean of its data sets, overall the mean of categories.
+LONGBENCH = {
+    "en": {
+        "SQA": ("narrativeqa", "qasper", "multifieldqa_en"),
+        "MQA": ("hotpotqa", "2wikimqa", "musique"),
+        "SUM": ("gov_report", "qmsum", "multi_news"),
+        "FSL": ("trec", "triviaqa", "samsum"),
+        "ST": ("passage_count", "passage_retrieval_en"),
+        "CC": ("lcc", "repobench-p"),
+    },
+    "zh": {
+        "SQA": ("multifieldqa_zh",),
+        "MQA": ("dureader",),
+        "SUM": ("vcsum",),
+        "FSL": ("lsht",),
+        "ST": ("passage_retrieval_zh",),
+        "CC": ("lcc", "repobench-p"),
+    },
+}
+_BINS = ((4000, "0-4k"), (8000, "4-8k"), (float("inf"), "8k+"))
+
+
+def averages(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """(title, table) of every benchmark in the rows that has official averages."""
+    makers = {
+        "longbench": (("LongBench averages", longbench), ("LongBench by words", longbench_bins)),
+        "longbench_v2": (("LongBench v2 accuracy", longbench_v2),),
+    }
+    for benchmark, tables in makers.items():
+        rows = frame[frame["benchmark"] == benchmark]
+        for title, make in tables:
+            table = make(rows) if len(rows) else pd.DataFrame()
+            if not table.empty:
+                yield title, table
+
+
+def longbench(frame: pd.DataFrame) -> pd.DataFrame:
+    """Category means and their mean per language; ``-`` where a data set is missing or failed."""
+    rows = []
+    for key, cell in _cells(frame, balanced=False):
+        scores = _means(cell, cell["task"])
+        for language, categories in LONGBENCH.items():
+            if not any(name in scores for names in categories.values() for name in names):
+                continue
+            values = {
+                category: _mean([scores.get(name) for name in names])
+                for category, names in categories.items()
+            }
+            overall = _mean(list(values.values()))
+            texts = {name: _text(value, 2) for name, value in values.items()}
+            rows.append({**key, "language": language, **texts, "overall": _text(overall, 2)})
+    return pd.DataFrame(rows)
+
+
+def longbench_bins(frame: pd.DataFrame) -> pd.DataFrame:
+    """LongBench-E: scores by words of the record (0-4k, 4-8k, 8k+), averaged over data sets."""
+    rows = []
+    for key, cell in _cells(frame, balanced=True):
+        bins = cell["meta"].map(lambda meta: _bin(meta.get("words", 0)))
+        for task, group in cell.groupby("task", sort=False):
+            means = _means(group, bins[group.index])
+            texts = {label: _text(means.get(label), 2) for _, label in _BINS}
+            rows.append({**key, "task": task, **texts})
+    return pd.DataFrame(rows)
+
+
+def longbench_v2(frame: pd.DataFrame) -> pd.DataFrame:
+    """Overall, easy, hard, short, medium, long; one decimal, as in the official table."""
+    rows = []
+    for key, cell in _cells(frame):
+        known = cell[[bool(meta.get("difficulty")) for meta in cell["meta"]]]
+        texts = {"overall": _text(_means(cell, cell["task"]).get("longbench_v2"), 1)}
+        for field, labels in (
+            ("difficulty", ("easy", "hard")),
+            ("length_class", ("short", "medium", "long")),
+        ):
+            means = _means(known, known["meta"].map(lambda meta, f=field: meta[f]))
+            texts |= {label: _text(means.get(label), 1) for label in labels}
+        rows.append({**key, **texts})
+    return pd.DataFrame(rows)
+
+
+def _cells(
+    frame: pd.DataFrame, balanced: bool | None = None
+) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """Cells with any score, of LongBench-E (``balanced``), of v1, or of both."""
+    for _, cell in frame.groupby("key", sort=False):
+        first = cell.iloc[0]
+        if not (cell["status"] == OK).any():
+            continue
+        if balanced is not None and balanced != any(meta.get("e") for meta in cell["meta"]):
+            continue
+        yield {"method": first["method"], "key": first["key"][:6]}, cell
+
+
+def _means(cell: pd.DataFrame, groups: pd.Series) -> dict[str, float | None]:
+    """Means in percent by group; None where a sample has no score (failed, beyond the model)."""
+    means: dict[str, float | None] = {}
+    for name, group in cell.groupby(groups, sort=False):
+        whole = (group["status"] == OK).all()
+        means[str(name)] = 100 * group["score"].mean() if whole else None
+    return means
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _text(value: float | None, decimals: int) -> str:
+    return "-" if value is None else f"{value:.{decimals}f}"
+
+
+def _bin(words: int) -> str:
+    return next(label for bound, label in _BINS if words < bound)

@@ -1,0 +1,139 @@
+"""LongBench v2 (arXiv 2412.15204): four-way multiple choice over 8K to 2M words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retrobench.core.cell import digest
+from retrobench.core.spec import option
+from retrobench.core.task import Prompt, Sample, Task
+from retrobench.tasks.longbench import records
+from retrobench.tasks.longbench.records import BadRecord
+from retrobench.tasks.longbench.task import unusable
+from retrobench.tasks.scorers.longbench_v2 import score
+
+BUILDER = 1
+NEW_TOKENS = 128
+_HEAD = "Please read the following text and answer the question below.\n\n<text>\n"
+_QUESTION = (
+    "\n</text>\n\nWhat is the correct answer to this question: $Q$\nChoices:\n"
+    "(A) $C_A$\n(B) $C_B$\n(C) $C_C$\n(D) $C_D$\n\n"
+    'Format your response as follows: "The correct answer is (insert answer here)".'
+)
+_SLOTS = {"$Q$": "question", **{f"$C_{letter}$": f"choice_{letter}" for letter in "ABCD"}}
+_DIFFICULTIES, _LENGTHS = ("easy", "hard"), ("short", "medium", "long")
+_HINT = "fetch it with `python scripts/fetch_data.py longbench_v2`"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongBenchV2Config:
+    """Options of ``task=longbench_v2``."""
+
+    difficulty: tuple[str, ...] = option(
+        _DIFFICULTIES, "questions of these difficulties", choices=_DIFFICULTIES
+    )
+    lengths: tuple[str, ...] = option(
+        _LENGTHS, "short: under 32K words; medium: to 128K; long: beyond", choices=_LENGTHS
+    )
+    samples: int = option(0, "first samples; 0: all", low=0)
+    max_prompt_tokens: int = option(
+        120000, "longer prompts lose their middle (official for 128K windows)", low=500
+    )
+
+
+class LongBenchV2Task(Task):
+    """Zero-shot prompts, answered directly; the official script samples at temperature 0.1."""
+
+    name = "longbench_v2"
+    Config = LongBenchV2Config
+    config: LongBenchV2Config
+
+    def fingerprint(self, prompt: Prompt) -> str:
+        """Builder version, tokenizer and the file's content."""
+        content = records.content_hash(self._path(), None)
+        return digest({"builder": BUILDER, "tokenizer": prompt.tokenizer_id, "file": content})
+
+    def samples(self, prompt: Prompt) -> Iterator[Sample]:
+        """In file order."""
+        left = self.config.samples or None
+        for index, (number, raw) in enumerate(self._read()):
+            sample = self._sample(index, number, raw)
+            if sample is None:
+                continue
+            if left == 0:
+                return
+            left = left - 1 if left else left
+            yield sample
+
+    def score(self, sample: Sample, text: str) -> float:
+        """1 for the right letter."""
+        return score(sample.task, text, sample.references)
+
+    def _path(self) -> Path:
+        folder = Path(self.data_root or "data") / "longbench_v2"
+        for name in ("data.jsonl", "data.json"):
+            if (folder / name).exists():
+                return folder / name
+        raise ValueError(f"LongBench v2's data.jsonl or data.json not found in {folder}: {_HINT}")
+
+    def _read(self) -> Iterator[tuple[int, Any]]:
+        """Numbered records: lines of a jsonl file, or items of the official JSON array."""
+        path = self._path()
+        if path.suffix == ".jsonl":
+            yield from records.lines(path)
+            return
+        try:
+            items = json.loads(b"\n".join(line for _, line in records.lines(path)))
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON ({error}): {_HINT}") from error
+        for number, item in enumerate(items, 1):
+            yield number, json.dumps(item).encode()
+
+    def _sample(self, index: int, number: int, line: bytes) -> Sample | None:
+        """The sample of a record, or None if the options leave it out."""
+        try:
+            raw = _checked(records.parse(line))
+        except ValueError as error:
+            message = f"{self._path()} line {number}: {error}"
+            return unusable(self.name, BadRecord(number, message))
+        kept = raw["difficulty"] in self.config.difficulty and raw["length"] in self.config.lengths
+        if not kept:
+            return None
+        return Sample(
+            id=f"{self.name}/{index}/{raw['_id']}",
+            task=self.name,
+            context=_HEAD + _fill(raw["context"].strip(), raw),
+            question=_fill(_QUESTION, raw),
+            references=(raw["answer"],),
+            max_new_tokens=NEW_TOKENS,
+            meta={
+                "truncate": {
+                    "side": "middle",
+                    "tokens": self.config.max_prompt_tokens,
+                    "joint": True,
+                },
+                "difficulty": raw["difficulty"],
+                "length_class": raw["length"],
+                "domain": raw.get("domain"),
+            },
+        )
+
+
+def _fill(text: str, raw: dict[str, Any]) -> str:
+    """Slot by slot, as the official script: a document that holds ``$Q$`` is filled as well."""
+    for slot, name in _SLOTS.items():
+        text = text.replace(slot, raw[name].strip())
+    return text
+
+
+def _checked(raw: dict[str, Any]) -> dict[str, Any]:
+    for name in ("_id", "context", "answer", "difficulty", "length", *_SLOTS.values()):
+        records.text_field(raw, name)
+    for name, allowed in (("answer", "ABCD"), ("difficulty", _DIFFICULTIES), ("length", _LENGTHS)):
+        if raw[name] not in tuple(allowed):
+            raise ValueError(f"{name!r} is {raw[name]!r}, not one of {', '.join(allowed)}")
+    return raw
