@@ -27,7 +27,7 @@ def test_hugging_face_kernels_is_not_shadowed():
 
 def test_every_kernel_has_a_naive_form():
     for folder in (ROOT / "kernels/retrobench_kernels").iterdir():
-        if folder.is_dir() and folder.name != "__pycache__":
+        if folder.is_dir() and not folder.name.startswith("_"):
             assert (folder / "naive.py").exists(), folder.name
 
 
@@ -72,6 +72,8 @@ def test_the_wheel_from_the_sdist_holds_the_three_packages(tmp_path):
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"retrobench", "retrobench_methods", "retrobench_kernels"}
     assert "retrobench/engine/embedded/words_bare.txt" in names
+    sources = (ROOT / "kernels/retrobench_kernels/_native").iterdir()
+    assert {f"retrobench_kernels/_native/{source.name}" for source in sources} <= set(names)
 
 
 def test_options_page_is_current():

@@ -1,0 +1,143 @@
+// Split-KV decode attention: dense, and RetroInfer's three zones. All strides count elements.
+#include "attention.h"
+
+namespace {
+
+// Runs task(row, KV head, split, partials) for all, in parallel, and merges the splits of a head.
+template <class F>
+void split_heads(long B, long G, int group, int D, int splits, int threads, float* out, float* lse,
+                 const F& task) {
+  long tasks = B * G * splits;
+  std::vector<float> acc(tasks * group * D, 0.f);
+  std::vector<Partial> partial(tasks * group);
+  for (long i = 0; i < tasks * group; i++) partial[i] = {LOWEST, 0.f, acc.data() + i * D};
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(dynamic, 1)
+    for (long i = 0; i < tasks; i++) {
+      long head = i / splits;
+      task(head / G, head % G, i % splits, partial.data() + i * group);
+    }
+#pragma omp for schedule(static)
+    for (long i = 0; i < B * G * group; i++) {
+      long head = i / group;
+      Partial& total = partial[head * splits * group + i % group];
+      for (int s = 1; s < splits; s++) {
+        const Partial& part = partial[(head * splits + s) * group + i % group];
+        if (part.sum > 0) merge(total, part.max, part.sum, part.acc, D);
+      }
+      for (int d = 0; d < D; d++) out[i * D + d] = total.sum > 0 ? total.acc[d] / total.sum : 0.f;
+      lse[i] = total.sum > 0 ? total.max + std::log(total.sum) : -INFINITY;
+    }
+  }
+}
+
+template <class T>
+void dense(const float* q, const T* k, const T* v, const int32_t* start, const int32_t* end,
+           float* out, float* lse, long B, long G, int group, long S, const Form& f,
+           const int64_t* stride, int splits, int threads) {
+  split_heads(B, G, group, f.D, splits, threads, out, lse,
+              [&](long b, long g, long s, Partial* part) {
+    long from = start ? start[b] : 0, to = end ? std::min<long>(end[b], S) : S;
+    long n = std::max(0L, to - from), low = from + n * s / splits, high = from + n * (s + 1) / splits;
+    Attention<T> attention(q + (b * G + g) * group * f.D, group, f);
+    attention.span(k + b * stride[0] + g * stride[1] + low * f.D,
+                   v + b * stride[2] + g * stride[3] + low * f.D, high - low);
+    attention.finish(part);
+  });
+}
+
+}  // namespace
+
+struct Wave {  // the same fields, in the same order, as WaveArguments in wave_attention/cpu.py
+  const float* q;
+  const void *k_steady, *v_steady, *k_pool, *v_pool, *k_cache, *v_cache, *value_sum;
+  const int32_t *steady, *first, *size, *retrieved, *estimated, *slot;
+  const float* logit;
+  float *out, *lse;
+  int64_t B, G, group, D, R, E, C, page_tokens;
+  // over row and KV head of: steady k, v; pool k, v; cache k, v; value sums; first; size; slot
+  int64_t stride[20];
+  float scale, softcap;
+  int32_t dtype, sum_dtype, dot, splits, threads;
+};
+
+namespace {
+
+template <class T> const T* at(const void* base, const int64_t* stride, long b, long g) {
+  return (const T*)base + b * stride[0] + g * stride[1];
+}
+
+// the tokens of one cluster, page by page where a cache may hold them
+template <class T>
+void feed(Attention<T>& attention, const Wave& w, long b, long g, long first, long size,
+          const T* k, const T* v) {
+  if (!w.slot) return attention.span(k + first * w.D, v + first * w.D, size);
+  const T *kc = at<T>(w.k_cache, w.stride + 8, b, g), *vc = at<T>(w.v_cache, w.stride + 10, b, g);
+  const int32_t* slot = at<int32_t>(w.slot, w.stride + 18, b, g);
+  for (long token = first; token < first + size;) {
+    long page = token / w.page_tokens, inside = token % w.page_tokens;
+    long count = std::min(first + size - token, (long)w.page_tokens - inside);
+    long place = (slot[page] * w.page_tokens + inside) * w.D;
+    if (slot[page] >= 0) attention.span(kc + place, vc + place, count);
+    else attention.span(k + token * w.D, v + token * w.D, count);
+    token += count;
+  }
+}
+
+template <class T> void wave(const Wave& w) {
+  Form f{(int)w.D, w.scale, w.softcap, w.dot != 0};
+  int group = w.group;
+  split_heads(w.B, w.G, group, f.D, w.splits, w.threads, w.out, w.lse,
+              [&](long b, long g, long s, Partial* part) {
+    auto cut = [&](long n, long i) { return n * i / w.splits; };
+    const int32_t *first = at<int32_t>(w.first, w.stride + 14, b, g),
+                  *size = at<int32_t>(w.size, w.stride + 16, b, g);
+    Attention<T> attention(w.q + (b * w.G + g) * group * f.D, group, f);
+    long low = cut(w.steady[b], s), high = cut(w.steady[b], s + 1);
+    attention.span(at<T>(w.k_steady, w.stride, b, g) + low * f.D,
+                   at<T>(w.v_steady, w.stride + 2, b, g) + low * f.D, high - low);
+    const T *k = at<T>(w.k_pool, w.stride + 4, b, g), *v = at<T>(w.v_pool, w.stride + 6, b, g);
+    const int32_t* chosen = w.retrieved + (b * w.G + g) * w.R;
+    for (long i = cut(w.R, s); i < cut(w.R, s + 1); i++)
+      if (chosen[i] >= 0) feed(attention, w, b, g, first[chosen[i]], size[chosen[i]], k, v);
+    attention.finish(part);
+    if (!w.estimated) return;
+    low = cut(w.E, s), high = cut(w.E, s + 1);
+    const int32_t* estimated = w.estimated + (b * w.G + g) * w.E + low;
+    const float* logit = w.logit + (b * w.G + g) * group * w.C;
+    if (w.sum_dtype == 0)
+      estimate_group(estimated, high - low, logit, w.C, size,
+                     at<float>(w.value_sum, w.stride + 12, b, g), group, f.D, part);
+    else
+      estimate_group(estimated, high - low, logit, w.C, size,
+                     at<T>(w.value_sum, w.stride + 12, b, g), group, f.D, part);
+  });
+}
+
+}  // namespace
+
+extern "C" {
+
+void retrobench_dense(const float* q, const void* k, const void* v, const int32_t* start,
+                      const int32_t* end, float* out, float* lse, int64_t B, int64_t G,
+                      int32_t group, int64_t S, int32_t D, float scale, float softcap,
+                      const int64_t* stride, int32_t dtype, int32_t dot, int32_t splits,
+                      int32_t threads) {
+  Form f{D, scale, softcap, dot != 0};
+  auto run = [&](auto type) {
+    using T = decltype(type);
+    dense(q, (const T*)k, (const T*)v, start, end, out, lse, B, G, group, S, f, stride, splits,
+          threads);
+  };
+  if (dtype == 0) run(float{});
+  else if (dtype == 1) run(bf16{});
+  else run(f16{});
+}
+
+void retrobench_wave(const Wave* w) {
+  if (w->dtype == 0) wave<float>(*w);
+  else if (w->dtype == 1) wave<bf16>(*w);
+  else wave<f16>(*w);
+}
+}

@@ -1,0 +1,127 @@
+// Scoring of centroids (RetroInfer) and of page bounds (Quest), and selection by exact cuts.
+#include "attention.h"
+#include "select.h"
+
+namespace {
+
+constexpr long SCORE_ROWS = 1024;  // rows scored per task
+
+// logit[h][c] = finished scores of rows [from, to) for all heads of a group
+template <class T, int NH>
+void score_rows(const Heads& s, const T* rows, long from, long to, long C, const Form& f,
+                float* logit) {
+  alignas(64) float score[BLOCK * NH + W];
+  Tokens<T> now, next;
+  auto fill = [&](Tokens<T>& block, long start) {
+    block.n = std::clamp(to - start, 0L, (long)BLOCK);
+    for (int i = 0; i < (block.n + 7) / 8 * 8; i++) {
+      block.k[i] = rows + (start + std::min(i, block.n - 1)) * f.D;
+      block.v[i] = nullptr;
+    }
+  };
+  fill(now, from);
+  for (long start = from; start < to; start += BLOCK) {
+    fill(next, start + BLOCK);
+    scores<T, NH>(s, now.k, (now.n + 7) / 8 * 8, f.D, f.dot, &next, score);
+    finish_scores(score, now.n, NH, f.scale, f.softcap);
+    for (int h = 0; h < s.used; h++)
+      for (int i = 0; i < now.n; i++) logit[h * C + start + i] = score[i * NH + h];
+    std::swap(now, next);
+  }
+}
+
+template <class T>
+void score_group(const float* q, int group, const T* rows, long from, long to, long C,
+                 const Form& f, float* logit) {
+  for (int h = 0; h < group; h += MAX_HEADS) {
+    Heads s;
+    s.load<T>(q + h * f.D, std::min(MAX_HEADS, group - h), f.D);
+    float* own = logit + h * C;
+    switch (s.nh) {
+      case 1: score_rows<T, 1>(s, rows, from, to, C, f, own); break;
+      case 2: score_rows<T, 2>(s, rows, from, to, C, f, own); break;
+      default: score_rows<T, 4>(s, rows, from, to, C, f, own);
+    }
+  }
+}
+
+struct Scratch {
+  Selector selector;
+  std::vector<float> masked, mass;
+  std::vector<uint32_t> key;
+};
+
+// Sum over the group of each head's softmax over the non-empty clusters, as sortable keys.
+void rank_clusters(const float* logit, long C, int group, const int32_t* size, long n,
+                   Scratch& s) {
+  long width = (n + W - 1) / W * W;
+  s.masked.resize(width);
+  s.mass.assign(width, 0.f);
+  s.key.resize(width);
+  for (int h = 0; h < group; h++) {
+    const float* x = logit + h * C;
+    for (long i = 0; i < n; i++) s.masked[i] = size[i] > 0 ? x[i] : -INFINITY;
+    std::fill(s.masked.begin() + n, s.masked.end(), -INFINITY);
+    vf top = splat(LOWEST);
+    for (long i = 0; i < width; i += W) top = vmax(top, load(&s.masked[i]));
+    float most = LOWEST, total = 0;
+    for (int j = 0; j < W; j++) most = std::max(most, top[j]);
+    vf sum = vf{};
+    for (long i = 0; i < width; i += W) {
+      vf p = vexp(load(&s.masked[i]) - most);
+      store(&s.masked[i], p);
+      sum += p;
+    }
+    for (int j = 0; j < W; j++) total += sum[j];
+    float inverse = total > 0 ? 1 / total : 0;
+    for (long i = 0; i < width; i += W)
+      store(&s.mass[i], load(&s.mass[i]) + load(&s.masked[i]) * inverse);
+  }
+  for (long i = 0; i < n; i++) s.key[i] = size[i] > 0 ? key_of(s.mass[i]) : ABSENT;
+}
+
+template <class T>
+void clusters(const float* q, const T* centroid, const int32_t* size, const int32_t* num_clusters,
+              const int32_t* r, const int32_t* e, int32_t* best, int32_t* rest, float* logit,
+              long B, long G, int group, long C, long R, long E, const Form& f,
+              const int64_t* stride, int threads) {
+  long parts = (C + SCORE_ROWS - 1) / SCORE_ROWS;
+#pragma omp parallel num_threads(threads)
+  {
+    Scratch scratch;
+#pragma omp for schedule(dynamic, 1)
+    for (long i = 0; i < B * G * parts; i++) {
+      long head = i / parts, b = head / G, g = head % G, from = i % parts * SCORE_ROWS;
+      long to = std::min<long>(from + SCORE_ROWS, std::min<long>(num_clusters[b], C));
+      if (from < to)
+        score_group(q + head * group * f.D, group, centroid + b * stride[0] + g * stride[1], from,
+                    to, C, f, logit + head * group * C);
+    }
+#pragma omp for schedule(dynamic, 1)
+    for (long head = 0; head < B * G; head++) {
+      long b = head / G, n = std::min<long>(num_clusters[b], C);
+      rank_clusters(logit + head * group * C, C, group,
+                    size + b * stride[2] + head % G * stride[3], n, scratch);
+      scratch.selector.run(scratch.key.data(), n, r[b], e[b], best + head * R, R, rest + head * E,
+                           E);
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" void retrobench_cluster_select(
+    const float* q, const void* centroid, const int32_t* size, const int32_t* num_clusters,
+    const int32_t* retrieved, const int32_t* estimated, int32_t* best, int32_t* rest, float* logit,
+    int64_t B, int64_t G, int32_t group, int64_t C, int64_t R, int64_t E, int32_t D, float scale,
+    float softcap, const int64_t* stride, int32_t dtype, int32_t dot, int32_t threads) {
+  Form f{D, scale, softcap, dot != 0};
+  auto run = [&](auto type) {
+    using T = decltype(type);
+    clusters(q, (const T*)centroid, size, num_clusters, retrieved, estimated, best, rest, logit, B,
+             G, group, C, R, E, f, stride, threads);
+  };
+  if (dtype == 0) run(float{});
+  else if (dtype == 1) run(bf16{});
+  else run(f16{});
+}

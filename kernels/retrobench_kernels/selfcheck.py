@@ -1,0 +1,71 @@
+"""Small parity checks that a freshly built library must pass before it is used."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from retrobench_kernels.cluster_select import cpu as select_cpu
+from retrobench_kernels.cluster_select import naive as select_naive
+from retrobench_kernels.dense_decode import cpu as dense_cpu
+from retrobench_kernels.dense_decode import naive as dense_naive
+from retrobench_kernels.native import DTYPES
+from retrobench_kernels.wave_attention import cpu as wave_cpu
+from retrobench_kernels.wave_attention import naive as wave_naive
+from retrobench_kernels.wave_attention.zones import Estimation, Pool, Steady
+
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+
+
+def disagreements(library: ctypes.CDLL) -> list[str]:
+    """Names of ops that differ from plain torch by more than rounding."""
+    generator = torch.Generator().manual_seed(0)
+    wrong = []
+    for dtype in DTYPES:
+        for group in (1, 2, 4):
+            for op in (_dense, _wave):
+                if not _close(*op(library, group, dtype, generator), TOLERANCE[dtype]):
+                    wrong.append(f"{op.__name__[1:]} {dtype} group {group}")
+    return wrong
+
+
+def _close(got: Tensor, expected: Tensor, tolerance: float) -> bool:
+    return bool(torch.allclose(got.float(), expected.float(), atol=tolerance, rtol=tolerance))
+
+
+def _dense(
+    library: ctypes.CDLL, group: int, dtype: torch.dtype, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    q, k, v = _random(generator, dtype, (1, 2 * group), (1, 2, 100), (1, 2, 100))
+    got, _ = dense_cpu.dense_decode(q, k, v, 0.1, library=library)
+    return got, dense_naive.dense_decode(q, k, v, 0.1)[0]
+
+
+def _wave(
+    library: ctypes.CDLL, group: int, dtype: torch.dtype, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    shapes = (1, 2 * group), (1, 2, 9), (1, 2, 9), (1, 2, 80), (1, 2, 80), (1, 2, 20), (1, 2, 20)
+    q, ks, vs, k, v, centroid, value_sum = _random(generator, dtype, *shapes)
+    size = torch.full((1, 2, 20), 4, dtype=torch.int32)
+    pool = Pool(k, v, size.cumsum(-1).int() - size, size)
+    steady = Steady(ks, vs, torch.tensor([9], dtype=torch.int32))
+    count = [torch.tensor([n], dtype=torch.int32) for n in (20, 5, 9)]
+    outputs = []
+    for select, wave, more in (
+        (select_cpu.cluster_select, wave_cpu.wave_attention, {"library": library}),
+        (select_naive.cluster_select, wave_naive.wave_attention, {}),
+    ):
+        best, rest, logit = select(
+            q, centroid, size, *count, 0.1, max_retrieved=5, max_estimated=9, **more
+        )
+        estimation = Estimation(rest, logit, value_sum)
+        outputs.append(wave(q, steady, pool, best, 0.1, estimation=estimation, **more)[0])
+    return outputs[0], outputs[1]
+
+
+def _random(
+    generator: torch.Generator, dtype: torch.dtype, *shapes: tuple[int, ...]
+) -> list[Tensor]:
+    return [torch.randn(*shape, 96, generator=generator).to(dtype) for shape in shapes]
