@@ -53,8 +53,20 @@ def prepare(arguments: Sequence[str], conf_dir: Path) -> list[str]:
             argument = "++" + argument
         elif equals and (conf_dir / name).is_dir():
             _check_choices(name, value, conf_dir)
+        elif equals and re.fullmatch(r"[a-z_]+(\.\w+)*", name):
+            _check_option(name, conf_dir)
         prepared.append(argument)
     return prepared
+
+
+def _check_option(name: str, conf_dir: Path) -> None:
+    """ValueError for a name that neither the configuration nor Hydra knows."""
+    groups = {path.name for path in conf_dir.iterdir() if path.is_dir()}
+    config = OmegaConf.load(conf_dir / "config.yaml")
+    assert isinstance(config, DictConfig)
+    known = sorted(({str(key) for key in config} | groups) - {"defaults"})
+    if name.partition(".")[0] not in known:
+        raise ValueError(f"{name}: no such option{nearest(name, known)} Options: {', '.join(known)}")
 
 
 def _check_choices(group: str, value: str, conf_dir: Path) -> None:

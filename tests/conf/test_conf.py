@@ -64,6 +64,10 @@ def test_prepare_adds_typed_options_and_checks_choices():
     ]
     with pytest.raises(ValueError, match="did you mean retroinfer"):
         cli.prepare(["method=full,retroinfr"], CONF)
+    with pytest.raises(ValueError, match="budgt: no such option, did you mean budget"):
+        cli.prepare(["budgt=2%"], CONF)
+    hydras_own = ["hydra.verbose=true", "+local=mine", "experiment=pareto", "~tracker"]
+    assert cli.prepare(hydras_own, CONF) == hydras_own
 
 
 def test_public_options_are_frozen():

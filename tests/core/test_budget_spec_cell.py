@@ -35,7 +35,7 @@ class Options:
     retrieval_frac: float = option(0.1, "share", above=0, high=1, hint="use budget=...tok")
     sizes: tuple[int, ...] = option((1, 2), "list", low=1)
     kind: str = option("a", "choice", choices=("a", "b"))
-    limit: int | None = option(None, "optional", low=1)
+    limit: int | None = option(None, "most kernels to run", low=1)
 
 
 def test_parse_converts_and_keeps_defaults():
@@ -47,6 +47,7 @@ def test_parse_converts_and_keeps_defaults():
     ("raw", "words"),
     [
         ({"retreival_frac": 0.1}, ["method.retreival_frac", "did you mean method.retrieval_frac"]),
+        ({"n_kernals": 4}, ["did you mean method.limit"]),  # by a word of its help
         ({"retrieval_frac": 18.0}, ["fraction of the context in (0, 1]", "18.0", "budget=...tok"]),
         ({"retrieval_frac": 0}, ["(0, 1]"]),
         ({"kind": "c"}, ["method.kind=c", "Allowed: a, b"]),

@@ -177,7 +177,8 @@ def test_a_sweep_gives_one_table_and_survives_a_bad_cell(tmp_path):
 
 
 def test_user_errors_end_with_code_2_and_no_traceback(tmp_path):
-    for argument in ("method=retroinfr", "method.retrieval_frac=18", "task.samples=none"):
+    arguments = ("method=retroinfr", "budgt=2%", "method.retrieval_frac=18", "task.samples=none")
+    for argument in arguments:
         result = run_py(argument, f"results_dir={tmp_path}")
         assert result.returncode == 2 and "Traceback" not in result.stderr
         assert result.stderr.startswith("error:")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -50,6 +51,17 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f", did you mean {close[0]}?" if close else ""
 
 
+def _nearest_option(name: str, fields: Mapping[str, Any], where: str) -> str:
+    """Suggestion for an unknown option: by its name, or by a word of an option's help."""
+    alias: dict[str, str] = {}
+    for option_name, f in fields.items():
+        for word in re.findall(r"[a-z]{6,}", f.metadata["help"]):
+            alias.setdefault(word, option_name)
+    alias |= {option_name: option_name for option_name in fields}
+    close = difflib.get_close_matches(name, alias, n=1, cutoff=0.45)
+    return f", did you mean {where}.{alias[close[0]]}?" if close else ""
+
+
 def parse(cls: type[T], raw: Mapping[str, Any], where: str) -> T:
     """Build the frozen dataclass ``cls`` from plain values, e.g. of a Hydra group.
 
@@ -61,7 +73,7 @@ def parse(cls: type[T], raw: Mapping[str, Any], where: str) -> T:
     for name, value in raw.items():
         if name not in fields:
             known = ", ".join(fields) or "(none)"
-            suggestion = nearest(name, fields).replace("mean ", f"mean {where}.")
+            suggestion = _nearest_option(name, fields, where)
             raise ValueError(f"{where}.{name}: no such option{suggestion} Options: {known}")
         values[name] = _convert(value, hints[name], f"{where}.{name}")
         _check(values[name], fields[name].metadata, f"{where}.{name}")
