@@ -66,7 +66,9 @@ def _check_option(name: str, conf_dir: Path) -> None:
     assert isinstance(config, DictConfig)
     known = sorted(({str(key) for key in config} | groups) - {"defaults"})
     if name.partition(".")[0] not in known:
-        raise ValueError(f"{name}: no such option{nearest(name, known)} Options: {', '.join(known)}")
+        raise ValueError(
+            f"{name}: no such option{nearest(name, known)} Options: {', '.join(known)}"
+        )
 
 
 def _check_choices(group: str, value: str, conf_dir: Path) -> None:

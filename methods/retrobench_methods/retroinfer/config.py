@@ -15,7 +15,9 @@ class RetroInferConfig:
     """Defaults reproduce the released implementation."""
 
     num_clusters: int | None = option(
-        None, "clusters (centroids) per KV head over the prompt; null: context / tokens_per_cluster", low=1
+        None,
+        "clusters (centroids) per KV head over the prompt; null: context / tokens_per_cluster",
+        low=1,
     )
     tokens_per_cluster: int = option(16, "mean cluster size", low=1, high=4096)
     segment_tokens: int = option(8192, "k-means runs inside segments of this many tokens", low=64)
