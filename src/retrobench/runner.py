@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from retrobench.calibrate import calibrated
 from retrobench.core.cell import Cell, digest
 from retrobench.core.registry import method_class
 from retrobench.core.shapes import Footprint
@@ -35,7 +36,7 @@ def run_cell(spec: RunSpec) -> Outcome:
     prompt = PromptBuilder(loaded.tokenizer, chat=spec.model.chat)
     task, method = spec.make_task(), method_class(spec.method)
     footprint = preflight(spec, loaded)
-    cell = make_cell(spec, loaded, task.fingerprint(prompt))
+    cell = make_cell(spec, loaded, task.fingerprint(prompt), calibrated(spec, loaded))
     labels = {
         "model": loaded.identity["name"],
         "method": spec.method,
@@ -96,15 +97,18 @@ def _figures(store: ResultStore, key: str) -> list[Path]:
     return [path for _, path, _ in drawn if path is not None]
 
 
-def make_cell(spec: RunSpec, loaded: loader.Loaded, fingerprint: str) -> Cell:
+def make_cell(
+    spec: RunSpec, loaded: loader.Loaded, fingerprint: str, calibration: str | None = None
+) -> Cell:
     """The cell of a run; the number of samples asked for is left out of the key."""
     task = {k: v for k, v in to_plain(spec.task_config).items() if k != "samples"}
     protocol = spec.protocol.name
     if protocol == "decode_tail":
         protocol = f"decode_tail:{spec.protocol.tail_tokens}"
+    made = {} if calibration is None else {"calibration": calibration}
     return Cell(
         model=loaded.identity,
-        method={"name": spec.method, **to_plain(spec.method_config)},
+        method={"name": spec.method, **to_plain(spec.method_config), **made},
         task={"name": spec.task, "fingerprint": fingerprint, **task},
         engine=to_plain(spec.engine),
         protocol=protocol,

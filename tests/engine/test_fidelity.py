@@ -122,7 +122,9 @@ def test_oracle_has_no_regret_and_random_has_most(tiny_llama):
 
 
 def test_estimates_are_measured_and_dense_layers_named(tiny_llama):
-    row = compared(tiny_llama, "retroinfer", {"tokens_per_cluster": 8}, "20%").rows[0]
+    row = compared(
+        tiny_llama, "retroinfer", {"tokens_per_cluster": 8, "update_tokens": 64}, "20%"
+    ).rows[0]
     assert 0 < row["mean"]["mass_estimated"] <= row["mean"]["mass_true"] + 1e-6
     assert row["pairs"] and all(true > 0 for true, _ in row["pairs"])
     quest = compared(tiny_llama, "quest", {"dense_layers": [0]}, "20%").rows[0]

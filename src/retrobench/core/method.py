@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from retrobench.core.budget import Budget
@@ -19,7 +20,7 @@ from retrobench.core.shapes import Footprint, KVShape
 if TYPE_CHECKING:
     from torch import Tensor
 
-Bytes = Literal["kv", "index", "h2d", "d2h"]
+Bytes = Literal["kv", "index", "weights", "h2d", "d2h"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,10 @@ class ModelView(Protocol):
         """
         ...
 
+    def projection_bytes(self, layer: int) -> int:
+        """Weights that ``queries`` reads."""
+        ...
+
 
 class Probe(Protocol):
     """Where a method reports what it did. ``NullProbe`` costs nothing in timed runs."""
@@ -72,7 +77,10 @@ class Probe(Protocol):
         ...
 
     def moved(self, kind: Bytes, num_bytes: int) -> None:
-        """Bytes read (``kv``, ``index``) or copied between tiers (``h2d``, ``d2h``)."""
+        """Bytes read (``kv``, ``index``, ``weights``) or copied between tiers (``h2d``, ``d2h``).
+
+        ``weights`` are read beyond those of the model's own forward, once per batch.
+        """
         ...
 
     def access(self, layer: int, hits: int, misses: int, evictions: int = 0) -> None:
@@ -138,6 +146,7 @@ class Method(ABC):
     name: ClassVar[str]
     Config: ClassVar[type]
     needs: ClassVar[Needs] = Needs()
+    Calibrator: ClassVar[type[Calibrator] | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -208,3 +217,11 @@ class Method(ABC):
 
     def close(self) -> None:
         """Free all state."""
+
+
+class Calibrator(Method):
+    """Watches the prefill of a calibration text, then writes its file (``needs.calibration``)."""
+
+    @abstractmethod
+    def save(self, weights_id: str, about: Mapping[str, str]) -> Path:
+        """Write the file of these weights; ``about`` becomes its metadata."""

@@ -81,6 +81,11 @@ class ModelQueries:
             self.computing = False
         raise RuntimeError(f"layer {layer} computed its attention without handing over queries")
 
+    def projection_bytes(self, layer: int) -> int:
+        """All weights of a layer's attention but its output projection."""
+        parameters = self.attention[layer].named_parameters()
+        return sum(p.nbytes for name, p in parameters if "o_proj" not in name)
+
 
 def weights_id(model: PreTrainedModel, samples: int = 64) -> str:
     """Hash of names, shapes and an even sample of every parameter, the same on any device.

@@ -1,0 +1,127 @@
+"""Speculation (paper 4.3): a few skewed channels of the keys tell which tokens will matter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
+from retrobench_methods.infinigen.config import InfiniGenConfig, num_channels, pool_tokens
+
+
+class PartialKeys:
+    """Skewed keys reduced to the chosen channels, for the layers that are speculated."""
+
+    def __init__(self, config: InfiniGenConfig, shape: KVShape) -> None:
+        self.config, self.shape = config, shape
+        self.layers = [layer for layer in shape.layers if not config.is_dense(layer, shape)]
+        self.slot = {layer: i for i, layer in enumerate(self.layers)}
+        head = (len(self.layers), shape.batch, shape.num_kv_heads)
+        channels = num_channels(config, shape.head_dim)
+        dtype, device = getattr(torch, shape.dtype), shape.device
+        self.key_LBGPC = torch.empty(
+            *head, pool_tokens(config, shape), channels, dtype=dtype, device=device
+        )
+        self.basis_LBGDC = torch.zeros(*head, shape.head_dim, channels, device=device)
+        sums = (len(self.layers), shape.batch, shape.num_kv_heads, shape.head_dim)
+        self.q_abs_LBGD = torch.zeros(sums, device=device)
+        self.k_abs_LBGD = torch.zeros(sums, device=device)
+
+    @staticmethod
+    def plan(config: InfiniGenConfig, shape: KVShape) -> Footprint:
+        """Partial keys, their bases and the channel sums."""
+        sparse = sum(not config.is_dense(layer, shape) for layer in shape.layers)
+        channels = num_channels(config, shape.head_dim)
+        keys = pool_tokens(config, shape) * channels * DTYPE_BYTES[shape.dtype]
+        rest = 4 * shape.head_dim * (channels + 2)
+        return Footprint(device=sparse * shape.batch * shape.num_kv_heads * (keys + rest))
+
+    def footprint(self) -> Footprint:
+        """Bytes held."""
+        held = (self.key_LBGPC, self.basis_LBGDC, self.q_abs_LBGD, self.k_abs_LBGD)
+        return Footprint(device=sum(tensor.nbytes for tensor in held))
+
+    def observe(
+        self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, skew_GDD: Tensor, real_BT: Tensor
+    ) -> None:
+        """Add a chunk of the prompt to the channel sums; padding does not count."""
+        i, real = self.slot[layer], real_BT[:, None, :, None]
+        q_BGNTD = q_BHTD.float().unflatten(1, (self.shape.num_kv_heads, -1))
+        skewed = (q_BGNTD @ skew_GDD[:, None]).abs() * real[:, :, None]
+        self.q_abs_LBGD[i] += skewed.sum((2, 3))
+        self.k_abs_LBGD[i] += ((k_BGTD.float() @ skew_GDD).abs() * real).sum(2)
+
+    def choose(self, layer: int, skew_GDD: Tensor, q_abs_GD: Tensor, k_abs_GD: Tensor) -> None:
+        """Pick the channels; the last two are the calibration text's sums (``accuracy``)."""
+        i, dim = self.slot[layer], self.shape.head_dim
+        count = max(1, round(self.config.partial_frac * dim))
+        if self.config.channels == "accuracy":
+            picked = torch.zeros_like(q_abs_GD, dtype=torch.bool)
+            for ranking in (q_abs_GD, k_abs_GD):
+                picked.scatter_(-1, ranking.topk(count, -1).indices, True)
+            index_GC = picked.int().sort(dim=-1, descending=True, stable=True).indices
+            index_GC = index_GC[:, : self.basis_LBGDC.shape[-1]]
+            used = picked.gather(-1, index_GC)
+            basis = _columns(skew_GDD, index_GC) * used[:, None]
+            self.basis_LBGDC[i] = basis
+            return
+        ranking = self.q_abs_LBGD[i]
+        if self.config.channels == "paper":
+            ranking = ranking + self.k_abs_LBGD[i]
+        for row in range(self.shape.batch):
+            index_GC = ranking[row].topk(count, -1).indices
+            self.basis_LBGDC[i, row] = _columns(skew_GDD, index_GC)
+
+    def write(self, layer: int, slot: slice | Tensor, k_BGTD: Tensor) -> None:
+        """Partial keys of tokens at pool slots: a slice, or ``slot_BG`` for one token per head."""
+        i = self.slot[layer]
+        partial = (k_BGTD.float() @ self.basis_LBGDC[i]).to(self.key_LBGPC.dtype)
+        if isinstance(slot, slice):
+            self.key_LBGPC[i, :, :, slot] = partial
+        else:
+            spread = slot[..., None, None].expand(-1, -1, 1, partial.shape[-1])
+            self.key_LBGPC[i].scatter_(2, spread, partial)
+
+    def logits(self, layer: int, q_BHTD: Tensor, used: int, scale: float) -> Tensor:
+        """Speculated logits ``BGNS`` of one query against the first ``used`` slots."""
+        i = self.slot[layer]
+        q_BGND = q_BHTD[:, :, 0].float().unflatten(1, (self.shape.num_kv_heads, -1))
+        reduced = q_BGND @ self.basis_LBGDC[i]
+        keys = self.key_LBGPC[i, :, :, :used]
+        return (reduced.to(keys.dtype) @ keys.mT).float() * scale
+
+    def close(self) -> None:
+        """Free everything."""
+        self.key_LBGPC = self.basis_LBGDC = torch.empty(0)
+        self.q_abs_LBGD = self.k_abs_LBGD = torch.empty(0)
+
+
+def choose_tokens(
+    logit_BGNS: Tensor,
+    exists_BGS: Tensor,
+    config: InfiniGenConfig,
+    most: tuple[int, ...],
+    fixed: bool,
+) -> Tensor:
+    """Slots to fetch, ``slot_BGR`` (or ``BHR``), -1 padded.
+
+    A head's score of a token is the gap to that head's own largest logit; ``fixed`` fetches
+    ``most`` tokens, otherwise those within ``alpha``, ``most`` at most.
+    """
+    logit = logit_BGNS.masked_fill(~exists_BGS[:, :, None], -torch.inf)
+    gap = logit - logit.amax(-1, keepdim=True)
+    score = gap.amax(2) if config.scope == "kv_head" else gap.flatten(1, 2)
+    limit = torch.tensor(most, device=score.device)[:, None]
+    if not fixed:
+        count = (score > -config.alpha).sum(-1)
+        if config.count == "mean":
+            count = count.float().mean(1, keepdim=True).long().clamp_min(1)
+        limit = torch.minimum(count, limit)
+    size = min(int(limit.max()), score.shape[-1])
+    value, slot = score.topk(size, -1)
+    rank = torch.arange(size, device=score.device)
+    return slot.masked_fill((rank >= limit[..., None]) | (value == -torch.inf), -1)
+
+
+def _columns(skew_GDD: Tensor, index_GC: Tensor) -> Tensor:
+    return skew_GDD.gather(-1, index_GC[:, None].expand(-1, skew_GDD.shape[1], -1))
