@@ -1,0 +1,271 @@
+"""Score and select on a GPU: logits once, two thresholds by bisection, no sort.
+
+The softmax mass of a cluster is a non-negative float, so its bit pattern orders like an integer:
+31 halvings of the integer range give the exact R-th and (R+E)-th largest mass. Both counts of a
+round share one reduction. Lists come out in cluster order.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from retrobench_kernels.triton_common import (
+    dot,
+    group_rows,
+    head_stride,
+    soft_cap,
+    unsupported,
+)
+
+__all__ = ["cluster_select", "unsupported"]
+
+IN_REGISTERS = 16384  # clusters whose masses one program holds (16 warps, 32 registers each)
+
+
+@triton.jit
+def score_kernel(
+    q_ptr, centroid_ptr, size_ptr, used_ptr, logit_ptr,
+    clusters, centroid_stride, size_stride, scale, cap,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
+    DIM: tl.constexpr, DIM_PAD: tl.constexpr, TILE: tl.constexpr,
+    CAPPED: tl.constexpr,
+):  # fmt: skip
+    """Logits of one tile of clusters for the query heads of one KV head; -inf where empty."""
+    h = tl.program_id(1)
+    used = tl.load(used_ptr + h // HEADS)
+    cluster = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    dim = tl.arange(0, DIM_PAD)
+    row = tl.arange(0, ROWS)
+    size = tl.load(size_ptr + h.to(tl.int64) * size_stride + cluster, mask=cluster < used, other=0)
+    exists = size > 0
+    at = h.to(tl.int64) * centroid_stride + cluster[:, None] * DIM + dim[None, :]
+    c = tl.load(
+        centroid_ptr + at, mask=(cluster < used)[:, None] & (dim < DIM)[None, :], other=0.0
+    )
+    at = (h * GROUP + row)[None, :] * DIM + dim[:, None]
+    q = tl.load(q_ptr + at, mask=(row < GROUP)[None, :] & (dim < DIM)[:, None], other=0.0)
+    if c.dtype != q.dtype:
+        c = c.to(tl.float32)
+        q = q.to(tl.float32)
+    logit = soft_cap(dot(c, q) * scale, cap, CAPPED)
+    logit = tl.where(exists[:, None], logit, float("-inf"))
+    at = (h * GROUP + row).to(tl.int64)[None, :] * clusters + cluster[:, None]
+    tl.store(logit_ptr + at, logit, mask=(cluster < clusters)[:, None] & (row < GROUP)[None, :])
+
+
+@triton.jit
+def _probability(logit):
+    """Softmax over a whole row of logits (-inf: absent)."""
+    top = tl.maximum(tl.max(logit, 0), -3e38)
+    weight = tl.exp(logit - top)
+    total = tl.sum(weight, 0)
+    return weight / tl.where(total > 0, total, 1.0)
+
+
+@triton.jit
+def _pad(list_ptr, count, width, WIDTH_PAD: tl.constexpr):
+    """-1 behind the first ``count`` entries of a list."""
+    slot = tl.arange(0, WIDTH_PAD)
+    tl.store(
+        list_ptr + slot,
+        tl.full([WIDTH_PAD], -1, tl.int32),
+        mask=(slot >= count) & (slot < width),
+    )
+
+
+@triton.jit
+def select_kernel(
+    logit_ptr, want_r_ptr, want_e_ptr, retrieved_ptr, estimated_ptr, clusters, width_r, width_e,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, CLUSTERS_PAD: tl.constexpr,
+    PAD_R: tl.constexpr, PAD_E: tl.constexpr,
+):  # fmt: skip
+    """Exact top-R and next-E sets of one KV head, all masses in registers."""
+    h = tl.program_id(0)
+    cluster = tl.arange(0, CLUSTERS_PAD)
+    mass = tl.zeros([CLUSTERS_PAD], tl.float32)
+    exists = cluster < 0
+    for g in tl.static_range(GROUP):
+        at = (h * GROUP + g).to(tl.int64) * clusters + cluster
+        logit = tl.load(logit_ptr + at, mask=cluster < clusters, other=float("-inf"))
+        exists = exists | (logit > float("-inf"))
+        mass += _probability(logit)
+    key = tl.where(exists, mass.to(tl.int32, bitcast=True), -1)
+    present = tl.sum(exists.to(tl.int32), 0)
+    first = tl.minimum(tl.minimum(tl.load(want_r_ptr + h // HEADS), width_r), present)
+    both = first + tl.minimum(tl.load(want_e_ptr + h // HEADS), width_e)
+    both = tl.minimum(both, present)
+    low_r = 0
+    low_e = 0
+    for i in tl.static_range(31):
+        bit = 1 << (30 - i)
+        # a count fits 15 bits: two of them in one reduction
+        packed = (key >= low_r + bit).to(tl.int32) + ((key >= low_e + bit).to(tl.int32) << 16)
+        count = tl.sum(packed, 0)
+        low_r = tl.where((count & 0xFFFF) >= first, low_r + bit, low_r)
+        low_e = tl.where((count >> 16) >= both, low_e + bit, low_e)
+    above = (key > low_r).to(tl.int32) + ((key > low_e).to(tl.int32) << 16)
+    tie = (key == low_r).to(tl.int32) + ((key == low_e).to(tl.int32) << 16)
+    above_count = tl.sum(above, 0)
+    rank = tl.cumsum(tie, 0)
+    is_r = (key > low_r) | ((key == low_r) & ((rank & 0xFFFF) <= first - (above_count & 0xFFFF)))
+    is_e = (key > low_e) | ((key == low_e) & ((rank >> 16) <= both - (above_count >> 16)))
+    is_r = is_r & exists
+    is_e = is_e & exists & (is_r == 0)
+    slot = tl.cumsum(is_r.to(tl.int32) + (is_e.to(tl.int32) << 16), 0)
+    tl.store(retrieved_ptr + h * width_r + (slot & 0xFFFF) - 1, cluster, mask=is_r)
+    tl.store(estimated_ptr + h * width_e + (slot >> 16) - 1, cluster, mask=is_e)
+    _pad(retrieved_ptr + h * width_r, first, width_r, PAD_R)
+    _pad(estimated_ptr + h * width_e, both - first, width_e, PAD_E)
+
+
+@triton.jit
+def _tile_mass(logit_ptr, top_ptr, clusters, cluster, GROUP: tl.constexpr, ROWS: tl.constexpr):
+    """Mass of one tile of clusters as sortable bits (-1: absent), given each head's (max, sum)."""
+    mass = tl.zeros(cluster.shape, tl.float32)
+    exists = cluster < 0
+    for g in tl.static_range(GROUP):
+        top = tl.load(top_ptr + g)
+        total = tl.load(top_ptr + ROWS + g)
+        at = logit_ptr + tl.cast(g, tl.int64) * clusters + cluster
+        logit = tl.load(at, mask=cluster < clusters, other=float("-inf"))
+        exists = exists | (logit > float("-inf"))
+        mass += tl.exp(logit - top) / total
+    return tl.where(exists, mass.to(tl.int32, bitcast=True), -1)
+
+
+@triton.jit
+def select_large_kernel(
+    logit_ptr, key_ptr, top_ptr, want_r_ptr, want_e_ptr, retrieved_ptr, estimated_ptr,
+    clusters, width_r, width_e,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """``select_kernel`` for more clusters than registers hold: masses stay in (L2) memory."""
+    h = tl.program_id(0)
+    base = h.to(tl.int64)
+    logit_ptr += base * GROUP * clusters
+    key_ptr += base * clusters
+    top_ptr += base * 2 * ROWS
+    lane = tl.arange(0, TILE)
+    for g in tl.static_range(GROUP):
+        top = -3e38
+        total = 0.0
+        for start in range(0, clusters, TILE):
+            at = logit_ptr + tl.cast(g, tl.int64) * clusters + start + lane
+            logit = tl.load(at, mask=start + lane < clusters, other=float("-inf"))
+            new = tl.maximum(top, tl.max(logit, 0))
+            total = total * tl.exp(top - new) + tl.sum(tl.exp(logit - new), 0)
+            top = new
+        tl.store(top_ptr + g, top)
+        tl.store(top_ptr + ROWS + g, tl.where(total > 0, total, 1.0))
+    tl.debug_barrier()
+    present = 0
+    for start in range(0, clusters, TILE):
+        cluster = start + lane
+        key = _tile_mass(logit_ptr, top_ptr, clusters, cluster, GROUP, ROWS)
+        present += tl.sum((key >= 0).to(tl.int32), 0)
+        tl.store(key_ptr + cluster, key, mask=cluster < clusters)
+    tl.debug_barrier()
+    first = tl.minimum(tl.minimum(tl.load(want_r_ptr + h // HEADS), width_r), present)
+    both = first + tl.minimum(tl.load(want_e_ptr + h // HEADS), width_e)
+    both = tl.minimum(both, present)
+    low_r = 0
+    low_e = 0
+    for i in range(31):
+        bit = 1 << (30 - i)
+        count_r = 0
+        count_e = 0
+        for start in range(0, clusters, TILE):
+            key = tl.load(key_ptr + start + lane, mask=start + lane < clusters, other=-1)
+            count_r += tl.sum((key >= low_r + bit).to(tl.int32), 0)
+            count_e += tl.sum((key >= low_e + bit).to(tl.int32), 0)
+        low_r = tl.where(count_r >= first, low_r + bit, low_r)
+        low_e = tl.where(count_e >= both, low_e + bit, low_e)
+    above_r = 0
+    above_e = 0
+    for start in range(0, clusters, TILE):
+        key = tl.load(key_ptr + start + lane, mask=start + lane < clusters, other=-1)
+        above_r += tl.sum((key > low_r).to(tl.int32), 0)
+        above_e += tl.sum((key > low_e).to(tl.int32), 0)
+    ties_r = first - above_r
+    ties_e = both - above_e
+    done_r = 0
+    done_e = 0
+    for start in range(0, clusters, TILE):
+        key = tl.load(key_ptr + start + lane, mask=start + lane < clusters, other=-1)
+        tie_r = (key == low_r).to(tl.int32)
+        tie_e = (key == low_e).to(tl.int32)
+        is_r = (key > low_r) | ((tie_r > 0) & (tl.cumsum(tie_r, 0) <= ties_r))
+        is_e = (key > low_e) | ((tie_e > 0) & (tl.cumsum(tie_e, 0) <= ties_e))
+        is_e = is_e & (is_r == 0)
+        slot_r = done_r + tl.cumsum(is_r.to(tl.int32), 0) - 1
+        slot_e = done_e + tl.cumsum(is_e.to(tl.int32), 0) - 1
+        tl.store(retrieved_ptr + h * width_r + slot_r, start + lane, mask=is_r)
+        tl.store(estimated_ptr + h * width_e + slot_e, start + lane, mask=is_e)
+        ties_r -= tl.sum(tie_r, 0)
+        ties_e -= tl.sum(tie_e, 0)
+        done_r += tl.sum(is_r.to(tl.int32), 0)
+        done_e += tl.sum(is_e.to(tl.int32), 0)
+    for start in range(0, tl.maximum(width_r, width_e), TILE):
+        slot = start + lane
+        none = tl.full([TILE], -1, tl.int32)
+        tl.store(
+            retrieved_ptr + h * width_r + slot, none, mask=(slot >= first) & (slot < width_r)
+        )
+        tl.store(
+            estimated_ptr + h * width_e + slot, none, mask=(slot >= both - first) & (slot < width_e)
+        )
+
+
+def cluster_select(
+    q_BHD: Tensor,
+    centroid_BGCD: Tensor,
+    size_BGC: Tensor,
+    num_clusters_B: Tensor,
+    retrieved_B: Tensor,
+    estimated_B: Tensor,
+    scale: float,
+    *,
+    max_retrieved: int,
+    max_estimated: int,
+    softcap: float = 0.0,
+    in_registers: int = IN_REGISTERS,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``naive.py``; here logits of absent clusters are -inf and lists in cluster order."""
+    batch, heads, dim = q_BHD.shape
+    groups, capacity = centroid_BGCD.shape[1:3]
+    group, rows, device = heads // groups, group_rows(q_BHD, groups), q_BHD.device
+    assert q_BHD.is_contiguous() and size_BGC.stride(-1) == 1
+    logit = torch.empty(batch, heads, capacity, dtype=torch.float32, device=device)
+    tile = 64 if centroid_BGCD.element_size() * dim > 256 else 128
+    score_kernel[(triton.cdiv(capacity, tile), batch * groups)](
+        q_BHD, centroid_BGCD, size_BGC, num_clusters_B, logit,
+        capacity, head_stride(centroid_BGCD), head_stride(size_BGC), scale, softcap,
+        HEADS=groups, GROUP=group, ROWS=rows, DIM=dim, DIM_PAD=triton.next_power_of_2(dim),
+        TILE=tile, CAPPED=softcap > 0, num_warps=4,
+    )  # fmt: skip
+    size = {"dtype": torch.int32, "device": device}
+    retrieved = torch.empty(batch, groups, max_retrieved, **size)
+    estimated = torch.empty(batch, groups, max_estimated, **size)
+    if capacity <= in_registers:
+        padded = triton.next_power_of_2(capacity)
+        select_kernel[(batch * groups,)](
+            logit, retrieved_B, estimated_B, retrieved, estimated,
+            capacity, max_retrieved, max_estimated,
+            HEADS=groups, GROUP=group, CLUSTERS_PAD=padded,
+            PAD_R=triton.next_power_of_2(max(1, max_retrieved)),
+            PAD_E=triton.next_power_of_2(max(1, max_estimated)),
+            num_warps=min(16, max(4, padded // 512)),
+        )  # fmt: skip
+    else:
+        key = torch.empty(batch, groups, capacity, **size)
+        top = torch.empty(batch, groups, 2, rows, dtype=torch.float32, device=device)
+        select_large_kernel[(batch * groups,)](
+            logit, key, top, retrieved_B, estimated_B, retrieved, estimated,
+            capacity, max_retrieved, max_estimated,
+            HEADS=groups, GROUP=group, ROWS=rows,
+            TILE=min(8192, triton.next_power_of_2(in_registers)), num_warps=16,
+        )  # fmt: skip
+    return retrieved, estimated, logit

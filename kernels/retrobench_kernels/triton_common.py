@@ -1,0 +1,144 @@
+"""What the Triton kernels share: dot, running softmax, the merge of splits, layout checks.
+
+Conventions: one program serves one (row, KV head) pair ``h = row * G + head``; the GQA group is
+padded to at least 16 query rows because ``tl.dot`` needs them; sizes that change during decoding
+are read from device memory, so that a captured CUDA graph stays valid.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
+NEVER = tl.constexpr(-1e30)  # running maximum before anything was seen; finite: no inf - inf
+
+
+@triton.jit
+def dot(a, b):
+    """Matrix product in float32; float32 operands are not rounded to tf32.
+
+    The interpreter's bfloat16 product is wrong without any error, hence the cast there.
+    """
+    if INTERPRETED:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
+def soft_cap(logit, cap, CAPPED: tl.constexpr):
+    """``cap * tanh(logit / cap)`` where asked for (Gemma-2)."""
+    if CAPPED:
+        logit = cap * (1.0 - 2.0 / (tl.exp(2.0 * logit / cap) + 1.0))
+    return logit
+
+
+@triton.jit
+def absorb(top, total, acc, logit, count, value):
+    """One more tile of the running softmax.
+
+    ``logit[rows, keys]`` (-inf: absent) and ``value[keys, dim]``; a key stands for ``count[keys]``
+    tokens in the denominator (1 for an exact token, the size for an estimated cluster).
+    """
+    new = tl.maximum(top, tl.max(logit, 1))
+    decay = tl.exp(top - new)
+    weight = tl.exp(logit - new[:, None])
+    total = total * decay + tl.sum(weight * count[None, :], 1)
+    acc = acc * decay[:, None] + dot(weight.to(value.dtype), value)
+    return new, total, acc
+
+
+@triton.jit
+def merge_kernel(
+    o_ptr, top_ptr, total_ptr, out_ptr, lse_ptr, splits,
+    GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, SPLIT_PAD: tl.constexpr,
+):  # fmt: skip
+    """Log-sum-exp merge of the splits of one query head; nothing attended gives 0 and -inf."""
+    head = tl.program_id(0)
+    split = tl.arange(0, SPLIT_PAD)
+    dim = tl.arange(0, DIM_PAD)
+    keep = split < splits
+    row = ((head // GROUP) * splits + split) * GROUP + head % GROUP
+    top = tl.load(top_ptr + row, mask=keep, other=NEVER)
+    total = tl.load(total_ptr + row, mask=keep, other=0.0)
+    best = tl.max(top, 0)
+    weight = tl.where(total > 0, tl.exp(top - best), 0.0)
+    mask = keep[:, None] & (dim < DIM)[None, :]
+    part = tl.load(o_ptr + row.to(tl.int64)[:, None] * DIM + dim[None, :], mask=mask, other=0.0)
+    whole = tl.sum(total * weight, 0)
+    out = tl.sum(part * weight[:, None], 0) / tl.where(whole > 0, whole, 1.0)
+    tl.store(out_ptr + head * DIM + dim, out.to(out_ptr.dtype.element_ty), mask=dim < DIM)
+    lse = tl.where(whole > 0, best + tl.log(tl.where(whole > 0, whole, 1.0)), float("-inf"))
+    tl.store(lse_ptr + head, lse)
+
+
+class Splits:
+    """Partial results of a split-KV launch and their merge."""
+
+    def __init__(self, q_BHD: Tensor, num_kv_heads: int, splits: int) -> None:
+        batch, heads, dim = q_BHD.shape
+        rows = batch * num_kv_heads * splits * (heads // num_kv_heads)
+        self.splits, self.group = splits, heads // num_kv_heads
+        self.o = torch.empty(rows, dim, dtype=torch.float32, device=q_BHD.device)
+        self.top = torch.empty(rows, dtype=torch.float32, device=q_BHD.device)
+        self.total = torch.empty_like(self.top)
+
+    def merge(self, q_BHD: Tensor) -> tuple[Tensor, Tensor]:
+        """``o_BHD`` in the query's dtype and float32 ``lse_BH``."""
+        batch, heads, dim = q_BHD.shape
+        out = torch.empty_like(q_BHD)
+        lse = torch.empty(batch, heads, dtype=torch.float32, device=q_BHD.device)
+        merge_kernel[(batch * heads,)](
+            self.o, self.top, self.total, out, lse, self.splits,
+            GROUP=self.group, DIM=dim, DIM_PAD=triton.next_power_of_2(dim),
+            SPLIT_PAD=triton.next_power_of_2(self.splits), num_warps=4,
+        )  # fmt: skip
+        return out, lse
+
+
+def unsupported(tensor: Tensor) -> str | None:
+    """Why the kernels cannot take this tensor (None: they can)."""
+    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"dtype {tensor.dtype}"
+    if tensor.shape[-1] > 256:
+        return f"head dim {tensor.shape[-1]} > 256"
+    if tensor.is_cuda and torch.cuda.get_device_capability(tensor.device) < (8, 0):
+        return "compute capability below 8.0"
+    return None
+
+
+def num_splits(programs: int, device: torch.device, most: int = 64) -> int:
+    """Splits of the context that fill the device about twice (16 per head where unknown)."""
+    if device.type != "cuda":
+        return min(most, 3)
+    target = 2 * torch.cuda.get_device_properties(device).multi_processor_count
+    return max(1, min(most, target // programs))
+
+
+def group_rows(q_BHD: Tensor, num_kv_heads: int) -> int:
+    """Query rows of one KV head as padded for ``tl.dot``."""
+    return max(16, triton.next_power_of_2(q_BHD.shape[1] // num_kv_heads))
+
+
+def head_stride(tensor: Tensor) -> int:
+    """Elements from one (row, KV head) to the next; rows must be dense behind it."""
+    groups, stride = tensor.shape[1], tensor.stride(1)
+    inner = 1
+    for size, step in reversed(list(zip(tensor.shape[2:], tensor.stride()[2:], strict=True))):
+        assert size == 1 or step == inner, "tokens of one head must be contiguous"
+        inner *= size
+    assert tensor.shape[0] == 1 or groups == 1 or tensor.stride(0) == groups * stride
+    return tensor.stride(0) if groups == 1 else stride
+
+
+def tile_tokens(dim: int, dtype: torch.dtype) -> tuple[int, int]:
+    """(tokens per tile, pipeline stages) that stay without spills and within shared memory."""
+    row_bytes = triton.next_power_of_2(dim) * dtype.itemsize
+    if row_bytes <= 256:
+        return 64, 3
+    return (32, 2) if row_bytes <= 512 else (16, 2)
