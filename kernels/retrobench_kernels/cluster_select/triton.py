@@ -42,9 +42,7 @@ def score_kernel(
     size = tl.load(size_ptr + h.to(tl.int64) * size_stride + cluster, mask=cluster < used, other=0)
     exists = size > 0
     at = h.to(tl.int64) * centroid_stride + cluster[:, None] * DIM + dim[None, :]
-    c = tl.load(
-        centroid_ptr + at, mask=(cluster < used)[:, None] & (dim < DIM)[None, :], other=0.0
-    )
+    c = tl.load(centroid_ptr + at, mask=(cluster < used)[:, None] & (dim < DIM)[None, :], other=0.0)
     at = (h * GROUP + row)[None, :] * DIM + dim[:, None]
     q = tl.load(q_ptr + at, mask=(row < GROUP)[None, :] & (dim < DIM)[:, None], other=0.0)
     if c.dtype != q.dtype:
@@ -211,9 +209,7 @@ def select_large_kernel(
     for start in range(0, tl.maximum(width_r, width_e), TILE):
         slot = start + lane
         none = tl.full([TILE], -1, tl.int32)
-        tl.store(
-            retrieved_ptr + h * width_r + slot, none, mask=(slot >= first) & (slot < width_r)
-        )
+        tl.store(retrieved_ptr + h * width_r + slot, none, mask=(slot >= first) & (slot < width_r))
         tl.store(
             estimated_ptr + h * width_e + slot, none, mask=(slot >= both - first) & (slot < width_e)
         )

@@ -42,9 +42,7 @@ def dense_kernel(
     lane = tl.arange(0, TILE)
     wide = dim < DIM
     q_mask = (row < GROUP)[:, None] & wide[None, :]
-    q = tl.load(
-        q_ptr + (h * GROUP + row)[:, None] * DIM + dim[None, :], mask=q_mask, other=0.0
-    )
+    q = tl.load(q_ptr + (h * GROUP + row)[:, None] * DIM + dim[None, :], mask=q_mask, other=0.0)
     top = tl.full([ROWS], NEVER, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, DIM_PAD], tl.float32)

@@ -107,9 +107,7 @@ def attend_kernel(
     lane = tl.arange(0, TILE)
     wide = dim < DIM
     q_mask = (row < GROUP)[:, None] & wide[None, :]
-    q = tl.load(
-        q_ptr + (h * GROUP + row)[:, None] * DIM + dim[None, :], mask=q_mask, other=0.0
-    )
+    q = tl.load(q_ptr + (h * GROUP + row)[:, None] * DIM + dim[None, :], mask=q_mask, other=0.0)
     top = tl.full([ROWS], NEVER, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, DIM_PAD], tl.float32)
@@ -173,9 +171,7 @@ def attend_kernel(
         value_sum_ptr += head * value_sum_stride
         size_ptr += head * size_stride
         logit_ptr += head * GROUP * clusters
-        for i in range(
-            (split + splits - before % splits) % splits, tl.cdiv(width_e, TILE), splits
-        ):
+        for i in range((split + splits - before % splits) % splits, tl.cdiv(width_e, TILE), splits):
             listed = i * TILE + lane < width_e
             at = head * width_e + i * TILE + lane
             cluster = tl.load(estimated_ptr + at, mask=listed, other=-1)

@@ -1,0 +1,115 @@
+"""Kernels compile for sm_80 and sm_90 without a GPU: no spills, wide loads (PTX lint)."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") == "1",
+    reason="needs triton as a compiler",
+)
+LLAMA = {"HEADS": 8, "GROUP": 4, "ROWS": 16, "DIM": 128, "DIM_PAD": 128, "TILE": 64}
+WIDE = {**LLAMA, "DIM": 256, "DIM_PAD": 256, "TILE": 32}
+ODD = {**LLAMA, "DIM": 96}
+PLAIN = {"CAPPED": False}
+WAVE = {**PLAIN, "PAGE": 8, "CACHED": True, "ESTIMATE": True}
+
+# name: (op, kernel, dtype of keys and values, constants, warps, stages)
+CASES = {
+    "score": ("cluster_select", "score_kernel", "bf16", {**LLAMA, **PLAIN, "TILE": 128}, 4, 3),
+    "select": (
+        "cluster_select",
+        "select_kernel",
+        "bf16",
+        {"HEADS": 8, "GROUP": 4, "CLUSTERS_PAD": 8192, "PAD_R": 256, "PAD_E": 2048},
+        16,
+        3,
+    ),
+    "pages": (
+        "wave_attention",
+        "page_list_kernel",
+        "bf16",
+        {"PAGE": 8, "CACHED": True, "CHUNK": 256, "RUN": 4},
+        4,
+        3,
+    ),
+    "wave": ("wave_attention", "attend_kernel", "bf16", {**LLAMA, **WAVE}, 4, 3),
+    "wave-96": ("wave_attention", "attend_kernel", "fp16", {**ODD, **WAVE}, 4, 3),
+    "wave-256": ("wave_attention", "attend_kernel", "bf16", {**WIDE, **WAVE}, 4, 2),
+    "dense": ("dense_decode", "dense_kernel", "bf16", {**LLAMA, **PLAIN}, 4, 3),
+}
+INT32 = ("used", "size", "slot", "page", "tokens", "source", "count", "steady", "estimated")
+INT32 += ("retrieved", "first", "want_r", "want_e", "start", "end", "victim", "stamp", "owner")
+INT32 += ("now", "list", "order", "cluster")
+FLOAT32 = ("o", "top", "total", "logit", "lse", "mean", "bias")
+
+
+def compiled(case: str, capability: int):
+    """The PTX and the resources that ptxas reports."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    op, name, dtype, constants, warps, stages = CASES[case]
+    module = importlib.import_module(f"retrobench_kernels.{op}.triton")
+    kernel = getattr(module, name)
+    signature, attributes = {}, {}
+    for i, argument in enumerate(kernel.arg_names):
+        stem = argument.removesuffix("_ptr")
+        if argument in constants:
+            signature[argument] = "constexpr"
+        elif argument.endswith("_ptr"):
+            pointee = "i32" if stem in INT32 else "fp32" if stem in FLOAT32 else dtype
+            signature[argument] = f"*{pointee}"
+        else:
+            signature[argument] = "fp32" if argument in ("scale", "cap") else "i32"
+        # what a launch specialises: aligned pointers, strides that are multiples of 16
+        if argument.endswith(("_ptr", "_stride")):
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={(kernel.arg_names.index(k),): v for k, v in constants.items()},
+        attrs=attributes,
+    )
+    target = GPUTarget("cuda", capability, 32)
+    return triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
+
+
+def resources(cubin: bytes, tmp_path: Path) -> tuple[int, int]:
+    """(registers, bytes of local memory) of one thread; local memory is where spills go."""
+    import triton
+
+    (tool,) = Path(triton.__file__).parent.glob("backends/nvidia/bin/cuobjdump")
+    binary = tmp_path / "kernel.cubin"
+    binary.write_bytes(cubin)
+    command = [tool, "--dump-resource-usage", binary]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", report)
+    assert found, report
+    return int(found[1]), int(found[2]) + int(found[3])
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("case", CASES)
+def test_compiles_without_spills_and_with_wide_loads(case, capability, tmp_path):
+    kernel = compiled(case, capability)
+    ptx = kernel.asm["ptx"]
+    registers, spilled = resources(kernel.asm["cubin"], tmp_path)
+    copies = Counter(re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*?, (0x[0-9a-f]+|\d+),", ptx))
+    loads = Counter(re.findall(r"ld\.global[\w.:]*", ptx))
+    print(case, capability, registers, spilled, kernel.metadata.shared, dict(copies), dict(loads))
+    assert spilled == 0, f"{registers} registers, {spilled} bytes spilled"
+    assert kernel.metadata.shared <= 100 * 1024, "two programs must fit on a multiprocessor"
+    narrow = [load for load in loads if re.search(r"\.[bu](8|16)$", load) and "v" not in load]
+    assert not narrow, f"two-byte loads: {loads}"
+    if case.startswith(("wave", "dense", "score")):
+        wide = {n: c for n, c in copies.items() if int(n, 0) == 16}
+        assert sum(wide.values()) > 0 or any("v4" in load for load in loads)
