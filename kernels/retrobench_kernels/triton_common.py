@@ -54,6 +54,53 @@ def absorb(top, total, acc, logit, count, value):
 
 
 @triton.jit
+def load_group(
+    q_ptr, h, GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr
+):  # fmt: skip
+    """Query rows of one KV head, zero-padded."""
+    row = tl.arange(0, ROWS)
+    dim = tl.arange(0, DIM_PAD)
+    mask = (row < GROUP)[:, None] & (dim < DIM)[None, :]
+    return tl.load(q_ptr + (h * GROUP + row)[:, None] * DIM + dim[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def exact_tiles(
+    q, top, total, acc, k_ptr, v_ptr, start, end, first, last, step, scale, cap,
+    DIM: tl.constexpr, TILE: tl.constexpr, CAPPED: tl.constexpr,
+):  # fmt: skip
+    """Absorb tiles ``range(first, last, step)`` of contiguous tokens ``start <= s < end``."""
+    lane = tl.arange(0, TILE)
+    dim = tl.arange(0, q.shape[1])
+    one = tl.full([TILE], 1.0, tl.float32)
+    for i in range(first, last, step):
+        token = i * TILE + lane
+        keep = (token >= start) & (token < end)
+        mask = keep[:, None] & (dim < DIM)[None, :]
+        at = token[:, None] * DIM + dim[None, :]
+        k = tl.load(k_ptr + at, mask=mask, other=0.0)
+        v = tl.load(v_ptr + at, mask=mask, other=0.0)
+        logit = soft_cap(dot(q, tl.trans(k)) * scale, cap, CAPPED)
+        logit = tl.where(keep[None, :], logit, float("-inf"))
+        top, total, acc = absorb(top, total, acc, logit, one, v)
+    return top, total, acc
+
+
+@triton.jit
+def store_split(
+    o_ptr, top_ptr, total_ptr, top, total, acc, place, GROUP: tl.constexpr, DIM: tl.constexpr
+):  # fmt: skip
+    """Keep a split's running softmax for the merge."""
+    row = tl.arange(0, acc.shape[0])
+    dim = tl.arange(0, acc.shape[1])
+    out = place * GROUP + row
+    tl.store(top_ptr + out, top, mask=row < GROUP)
+    tl.store(total_ptr + out, total, mask=row < GROUP)
+    mask = (row < GROUP)[:, None] & (dim < DIM)[None, :]
+    tl.store(o_ptr + out.to(tl.int64)[:, None] * DIM + dim[None, :], acc, mask=mask)
+
+
+@triton.jit
 def merge_kernel(
     o_ptr, top_ptr, total_ptr, out_ptr, lse_ptr, splits,
     GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, SPLIT_PAD: tl.constexpr,

@@ -43,11 +43,19 @@ CASES = {
     "wave": ("wave_attention", "attend_kernel", "bf16", {**LLAMA, **WAVE}, 4, 3),
     "wave-96": ("wave_attention", "attend_kernel", "fp16", {**ODD, **WAVE}, 4, 3),
     "wave-256": ("wave_attention", "attend_kernel", "bf16", {**WIDE, **WAVE}, 4, 2),
+    "lookup": (
+        "page_lru",
+        "lookup_kernel",
+        "bf16",
+        {"SLOTS_PAD": 1024, "CHUNK": 256, "ADMIT": True},
+        4,
+        3,
+    ),
     "dense": ("dense_decode", "dense_kernel", "bf16", {**LLAMA, **PLAIN}, 4, 3),
 }
 INT32 = ("used", "size", "slot", "page", "tokens", "source", "count", "steady", "estimated")
 INT32 += ("retrieved", "first", "want_r", "want_e", "start", "end", "victim", "stamp", "owner")
-INT32 += ("now", "list", "order", "cluster")
+INT32 += ("now", "table", "order", "cluster", "key")
 FLOAT32 = ("o", "top", "total", "logit", "lse", "mean", "bias")
 
 
@@ -67,6 +75,7 @@ def compiled(case: str, capability: int):
             signature[argument] = "constexpr"
         elif argument.endswith("_ptr"):
             pointee = "i32" if stem in INT32 else "fp32" if stem in FLOAT32 else dtype
+            pointee = "i64" if stem == "tally" else pointee
             signature[argument] = f"*{pointee}"
         else:
             signature[argument] = "fp32" if argument in ("scale", "cap") else "i32"

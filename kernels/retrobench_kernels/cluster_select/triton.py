@@ -135,17 +135,9 @@ def _tile_mass(logit_ptr, top_ptr, clusters, cluster, GROUP: tl.constexpr, ROWS:
 
 
 @triton.jit
-def select_large_kernel(
-    logit_ptr, key_ptr, top_ptr, want_r_ptr, want_e_ptr, retrieved_ptr, estimated_ptr,
-    clusters, width_r, width_e,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """``select_kernel`` for more clusters than registers hold: masses stay in (L2) memory."""
-    h = tl.program_id(0)
-    base = h.to(tl.int64)
-    logit_ptr += base * GROUP * clusters
-    key_ptr += base * clusters
-    top_ptr += base * 2 * ROWS
+def _head_statistics(logit_ptr, top_ptr, clusters, GROUP: tl.constexpr, ROWS: tl.constexpr,
+                     TILE: tl.constexpr):  # fmt: skip
+    """Store (max, sum of exponentials) of each query head."""
     lane = tl.arange(0, TILE)
     for g in tl.static_range(GROUP):
         top = -3e38
@@ -158,37 +150,26 @@ def select_large_kernel(
             top = new
         tl.store(top_ptr + g, top)
         tl.store(top_ptr + ROWS + g, tl.where(total > 0, total, 1.0))
-    tl.debug_barrier()
-    present = 0
-    for start in range(0, clusters, TILE):
-        cluster = start + lane
-        key = _tile_mass(logit_ptr, top_ptr, clusters, cluster, GROUP, ROWS)
-        present += tl.sum((key >= 0).to(tl.int32), 0)
-        tl.store(key_ptr + cluster, key, mask=cluster < clusters)
-    tl.debug_barrier()
-    first = tl.minimum(tl.minimum(tl.load(want_r_ptr + h // HEADS), width_r), present)
-    both = first + tl.minimum(tl.load(want_e_ptr + h // HEADS), width_e)
-    both = tl.minimum(both, present)
-    low_r = 0
-    low_e = 0
-    for i in range(31):
-        bit = 1 << (30 - i)
-        count_r = 0
-        count_e = 0
-        for start in range(0, clusters, TILE):
-            key = tl.load(key_ptr + start + lane, mask=start + lane < clusters, other=-1)
-            count_r += tl.sum((key >= low_r + bit).to(tl.int32), 0)
-            count_e += tl.sum((key >= low_e + bit).to(tl.int32), 0)
-        low_r = tl.where(count_r >= first, low_r + bit, low_r)
-        low_e = tl.where(count_e >= both, low_e + bit, low_e)
-    above_r = 0
-    above_e = 0
+
+
+@triton.jit
+def _count(key_ptr, clusters, bound_r, bound_e, TILE: tl.constexpr):
+    """How many keys reach each bound."""
+    lane = tl.arange(0, TILE)
+    count_r = 0
+    count_e = 0
     for start in range(0, clusters, TILE):
         key = tl.load(key_ptr + start + lane, mask=start + lane < clusters, other=-1)
-        above_r += tl.sum((key > low_r).to(tl.int32), 0)
-        above_e += tl.sum((key > low_e).to(tl.int32), 0)
-    ties_r = first - above_r
-    ties_e = both - above_e
+        count_r += tl.sum((key >= bound_r).to(tl.int32), 0)
+        count_e += tl.sum((key >= bound_e).to(tl.int32), 0)
+    return count_r, count_e
+
+
+@triton.jit
+def _compact(key_ptr, retrieved_ptr, estimated_ptr, clusters, low_r, low_e, ties_r, ties_e,
+             TILE: tl.constexpr):  # fmt: skip
+    """Write the clusters above each threshold, and as many of those on it as are wanted."""
+    lane = tl.arange(0, TILE)
     done_r = 0
     done_e = 0
     for start in range(0, clusters, TILE):
@@ -200,19 +181,62 @@ def select_large_kernel(
         is_e = is_e & (is_r == 0)
         slot_r = done_r + tl.cumsum(is_r.to(tl.int32), 0) - 1
         slot_e = done_e + tl.cumsum(is_e.to(tl.int32), 0) - 1
-        tl.store(retrieved_ptr + h * width_r + slot_r, start + lane, mask=is_r)
-        tl.store(estimated_ptr + h * width_e + slot_e, start + lane, mask=is_e)
+        tl.store(retrieved_ptr + slot_r, start + lane, mask=is_r)
+        tl.store(estimated_ptr + slot_e, start + lane, mask=is_e)
         ties_r -= tl.sum(tie_r, 0)
         ties_e -= tl.sum(tie_e, 0)
         done_r += tl.sum(is_r.to(tl.int32), 0)
         done_e += tl.sum(is_e.to(tl.int32), 0)
-    for start in range(0, tl.maximum(width_r, width_e), TILE):
-        slot = start + lane
-        none = tl.full([TILE], -1, tl.int32)
-        tl.store(retrieved_ptr + h * width_r + slot, none, mask=(slot >= first) & (slot < width_r))
-        tl.store(
-            estimated_ptr + h * width_e + slot, none, mask=(slot >= both - first) & (slot < width_e)
-        )
+
+
+@triton.jit
+def select_large_kernel(
+    logit_ptr, key_ptr, top_ptr, want_r_ptr, want_e_ptr, retrieved_ptr, estimated_ptr,
+    clusters, width_r, width_e,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
+    PAD_R: tl.constexpr, PAD_E: tl.constexpr,
+):  # fmt: skip
+    """``select_kernel`` for more clusters than registers hold: masses stay in (L2) memory."""
+    h = tl.program_id(0)
+    base = h.to(tl.int64)
+    logit_ptr += base * GROUP * clusters
+    key_ptr += base * clusters
+    top_ptr += base * 2 * ROWS
+    retrieved_ptr += h * width_r
+    estimated_ptr += h * width_e
+    _head_statistics(logit_ptr, top_ptr, clusters, GROUP, ROWS, TILE)
+    tl.debug_barrier()
+    present = 0
+    for start in range(0, clusters, TILE):
+        cluster = start + tl.arange(0, TILE)
+        key = _tile_mass(logit_ptr, top_ptr, clusters, cluster, GROUP, ROWS)
+        present += tl.sum((key >= 0).to(tl.int32), 0)
+        tl.store(key_ptr + cluster, key, mask=cluster < clusters)
+    tl.debug_barrier()
+    first = tl.minimum(tl.minimum(tl.load(want_r_ptr + h // HEADS), width_r), present)
+    both = first + tl.minimum(tl.load(want_e_ptr + h // HEADS), width_e)
+    both = tl.minimum(both, present)
+    low_r = 0
+    low_e = 0
+    for i in range(31):
+        bit = 1 << (30 - i)
+        count_r, count_e = _count(key_ptr, clusters, low_r + bit, low_e + bit, TILE)
+        low_r = tl.where(count_r >= first, low_r + bit, low_r)
+        low_e = tl.where(count_e >= both, low_e + bit, low_e)
+    # a threshold of the largest integer (nothing wanted) has nothing above it
+    above_r, above_e = _count(
+        key_ptr,
+        clusters,
+        tl.minimum(low_r, 0x7FFFFFFE) + 1,
+        tl.minimum(low_e, 0x7FFFFFFE) + 1,
+        TILE,
+    )
+    _compact(
+        key_ptr, retrieved_ptr, estimated_ptr, clusters, low_r, low_e,
+        first - above_r, both - above_e, TILE,
+    )  # fmt: skip
+    _pad(retrieved_ptr, first, width_r, PAD_R)
+    _pad(estimated_ptr, both - first, width_e, PAD_E)
 
 
 def cluster_select(
@@ -245,14 +269,16 @@ def cluster_select(
     size = {"dtype": torch.int32, "device": device}
     retrieved = torch.empty(batch, groups, max_retrieved, **size)
     estimated = torch.empty(batch, groups, max_estimated, **size)
+    pads = {
+        "PAD_R": triton.next_power_of_2(max(1, max_retrieved)),
+        "PAD_E": triton.next_power_of_2(max(1, max_estimated)),
+    }
     if capacity <= in_registers:
         padded = triton.next_power_of_2(capacity)
         select_kernel[(batch * groups,)](
             logit, retrieved_B, estimated_B, retrieved, estimated,
             capacity, max_retrieved, max_estimated,
-            HEADS=groups, GROUP=group, CLUSTERS_PAD=padded,
-            PAD_R=triton.next_power_of_2(max(1, max_retrieved)),
-            PAD_E=triton.next_power_of_2(max(1, max_estimated)),
+            HEADS=groups, GROUP=group, CLUSTERS_PAD=padded, **pads,
             num_warps=min(16, max(4, padded // 512)),
         )  # fmt: skip
     else:
@@ -261,7 +287,7 @@ def cluster_select(
         select_large_kernel[(batch * groups,)](
             logit, key, top, retrieved_B, estimated_B, retrieved, estimated,
             capacity, max_retrieved, max_estimated,
-            HEADS=groups, GROUP=group, ROWS=rows,
+            HEADS=groups, GROUP=group, ROWS=rows, **pads,
             TILE=min(8192, triton.next_power_of_2(in_registers)), num_warps=16,
         )  # fmt: skip
     return retrieved, estimated, logit

@@ -10,12 +10,12 @@ from torch import Tensor
 from retrobench_kernels.triton_common import (
     NEVER,
     Splits,
-    absorb,
-    dot,
+    exact_tiles,
     group_rows,
     head_stride,
+    load_group,
     num_splits,
-    soft_cap,
+    store_split,
     tile_tokens,
     unsupported,
 )
@@ -37,36 +37,20 @@ def dense_kernel(
     head = h.to(tl.int64)
     start = tl.load(start_ptr + h // HEADS)
     end = tl.load(end_ptr + h // HEADS)
-    row = tl.arange(0, ROWS)
-    dim = tl.arange(0, DIM_PAD)
-    lane = tl.arange(0, TILE)
-    wide = dim < DIM
-    q_mask = (row < GROUP)[:, None] & wide[None, :]
-    q = tl.load(q_ptr + (h * GROUP + row)[:, None] * DIM + dim[None, :], mask=q_mask, other=0.0)
+    q = load_group(q_ptr, h, GROUP, ROWS, DIM, DIM_PAD)
     top = tl.full([ROWS], NEVER, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, DIM_PAD], tl.float32)
-    one = tl.full([TILE], 1.0, tl.float32)
-    k_ptr += head * k_stride
-    v_ptr += head * v_stride
     # tiles start at a multiple of TILE, so that padding in front does not break alignment
     origin = start // TILE
-    per_split = tl.cdiv(tl.cdiv(end, TILE) - origin, splits)
-    first = origin + split * per_split
-    for i in range(first, tl.minimum(first + per_split, tl.cdiv(end, TILE))):
-        token = i * TILE + lane
-        keep = (token >= start) & (token < end)
-        mask = keep[:, None] & wide[None, :]
-        at = token[:, None] * DIM + dim[None, :]
-        k = tl.load(k_ptr + at, mask=mask, other=0.0)
-        v = tl.load(v_ptr + at, mask=mask, other=0.0)
-        logit = soft_cap(dot(q, tl.trans(k)) * scale, cap, CAPPED)
-        logit = tl.where(keep[None, :], logit, float("-inf"))
-        top, total, acc = absorb(top, total, acc, logit, one, v)
-    out = (h * splits + split) * GROUP + row
-    tl.store(top_ptr + out, top, mask=row < GROUP)
-    tl.store(total_ptr + out, total, mask=row < GROUP)
-    tl.store(o_ptr + out.to(tl.int64)[:, None] * DIM + dim[None, :], acc, mask=q_mask)
+    last = tl.cdiv(end, TILE)
+    share = tl.cdiv(last - origin, splits)
+    first = origin + split * share
+    top, total, acc = exact_tiles(
+        q, top, total, acc, k_ptr + head * k_stride, v_ptr + head * v_stride, start, end,
+        first, tl.minimum(first + share, last), 1, scale, cap, DIM, TILE, CAPPED,
+    )  # fmt: skip
+    store_split(o_ptr, top_ptr, total_ptr, top, total, acc, h * splits + split, GROUP, DIM)
 
 
 def dense_decode(

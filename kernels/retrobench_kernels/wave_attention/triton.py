@@ -22,10 +22,13 @@ from retrobench_kernels.triton_common import (
     Splits,
     absorb,
     dot,
+    exact_tiles,
     group_rows,
     head_stride,
+    load_group,
     num_splits,
     soft_cap,
+    store_split,
     tile_tokens,
     unsupported,
 )
@@ -86,6 +89,74 @@ def page_list_kernel(
 
 
 @triton.jit
+def _retrieved_zone(
+    q, top, total, acc, k_pool_ptr, v_pool_ptr, k_cache_ptr, v_cache_ptr,
+    page_ptr, tokens_ptr, source_ptr, count, split, splits, scale, cap,
+    DIM: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr,
+    CACHED: tl.constexpr, CAPPED: tl.constexpr,
+):  # fmt: skip
+    """Every ``splits``-th tile of the page list; pointers are those of this head."""
+    lane = tl.arange(0, TILE)
+    dim = tl.arange(0, q.shape[1])
+    one = tl.full([TILE], 1.0, tl.float32)
+    pages: tl.constexpr = TILE // PAGE
+    for i in range(split, tl.cdiv(count, pages), splits):
+        at = i * pages + lane // PAGE
+        keep = at < count
+        page = tl.load(page_ptr + at, mask=keep, other=0)
+        offset = (page * PAGE + lane % PAGE).to(tl.int64) * DIM
+        k_at = k_pool_ptr + offset
+        v_at = v_pool_ptr + offset
+        source = tl.full([TILE], -1, tl.int32)
+        if CACHED:
+            source = tl.load(source_ptr + at, mask=keep, other=-1)
+            slot = tl.where(source < -1, -2 - source, source)
+            offset = tl.multiple_of((slot * PAGE + lane % PAGE).to(tl.int64) * DIM, 16)
+            k_at = tl.where(source >= 0, k_cache_ptr + offset, k_at)
+            v_at = tl.where(source >= 0, v_cache_ptr + offset, v_at)
+        if PAGE > 1:
+            keep = lane % PAGE < tl.load(tokens_ptr + at, mask=keep, other=0)
+        # without the hint newer Triton loses the alignment behind `where` and loads 2 bytes a time
+        k_at = tl.multiple_of(k_at, 16)
+        v_at = tl.multiple_of(v_at, 16)
+        mask = keep[:, None] & (dim < DIM)[None, :]
+        k = tl.load(k_at[:, None] + dim[None, :], mask=mask, other=0.0)
+        v = tl.load(v_at[:, None] + dim[None, :], mask=mask, other=0.0)
+        if CACHED:
+            admit = mask & (source < -1)[:, None]
+            tl.store(k_cache_ptr + offset[:, None] + dim[None, :], k, mask=admit)
+            tl.store(v_cache_ptr + offset[:, None] + dim[None, :], v, mask=admit)
+        logit = soft_cap(dot(q, tl.trans(k)) * scale, cap, CAPPED)
+        logit = tl.where(keep[None, :], logit, float("-inf"))
+        top, total, acc = absorb(top, total, acc, logit, one, v)
+    return top, total, acc
+
+
+@triton.jit
+def _estimation_zone(
+    top, total, acc, cluster_ptr, logit_ptr, value_sum_ptr, size_ptr, width, clusters,
+    split, splits, GROUP: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Every ``splits``-th tile of estimated clusters: logits are reused, value sums read."""
+    lane = tl.arange(0, TILE)
+    row = tl.arange(0, acc.shape[0])
+    dim = tl.arange(0, acc.shape[1])
+    for i in range(split, tl.cdiv(width, TILE), splits):
+        listed = i * TILE + lane < width
+        cluster = tl.load(cluster_ptr + i * TILE + lane, mask=listed, other=-1)
+        size = tl.load(size_ptr + cluster, mask=cluster >= 0, other=0).to(tl.float32)
+        keep = size > 0
+        at = logit_ptr + row.to(tl.int64)[:, None] * clusters + cluster[None, :]
+        logit = tl.load(at, mask=(row < GROUP)[:, None] & keep[None, :], other=0.0)
+        logit = tl.where(keep[None, :], logit, float("-inf"))
+        at = tl.multiple_of(value_sum_ptr + cluster.to(tl.int64) * DIM, 16)
+        mask = keep[:, None] & (dim < DIM)[None, :]
+        value = tl.load(at[:, None] + dim[None, :], mask=mask, other=0.0)
+        top, total, acc = absorb(top, total, acc, logit, size, value)
+    return top, total, acc
+
+
+@triton.jit
 def attend_kernel(
     q_ptr, k_steady_ptr, v_steady_ptr, steady_ptr,
     k_pool_ptr, v_pool_ptr, k_cache_ptr, v_cache_ptr,
@@ -98,97 +169,42 @@ def attend_kernel(
     DIM: tl.constexpr, DIM_PAD: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr,
     CACHED: tl.constexpr, ESTIMATE: tl.constexpr, CAPPED: tl.constexpr,
 ):  # fmt: skip
-    """Partial attention of one KV head's query group over one split of its three zones."""
+    """Partial attention of one KV head's query group over one split of its three zones.
+
+    Tiles of the three zones are numbered through, so that splits differ by one tile at most.
+    """
     h = tl.program_id(0)
     split = tl.program_id(1)
     head = h.to(tl.int64)
-    row = tl.arange(0, ROWS)
-    dim = tl.arange(0, DIM_PAD)
-    lane = tl.arange(0, TILE)
-    wide = dim < DIM
-    q_mask = (row < GROUP)[:, None] & wide[None, :]
-    q = tl.load(q_ptr + (h * GROUP + row)[:, None] * DIM + dim[None, :], mask=q_mask, other=0.0)
+    q = load_group(q_ptr, h, GROUP, ROWS, DIM, DIM_PAD)
     top = tl.full([ROWS], NEVER, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, DIM_PAD], tl.float32)
-    one = tl.full([TILE], 1.0, tl.float32)
-
-    k_pool_ptr += head * pool_stride
-    v_pool_ptr += head * pool_stride
-    pages_per_tile: tl.constexpr = TILE // PAGE
     count = tl.load(count_ptr + h)
-    tiles = tl.cdiv(count, pages_per_tile)
-    for i in range(split, tiles, splits):
-        at = i * pages_per_tile + lane // PAGE
-        listed = at < count
-        at = head * page_capacity + at
-        page = tl.load(page_ptr + at, mask=listed, other=0)
-        keep = listed
-        if PAGE > 1:
-            keep = lane % PAGE < tl.load(tokens_ptr + at, mask=listed, other=0)
-        offset = (page * PAGE + lane % PAGE).to(tl.int64) * DIM
-        k_at = k_pool_ptr + offset
-        v_at = v_pool_ptr + offset
-        if CACHED:
-            source = tl.load(source_ptr + at, mask=listed, other=-1)
-            slot = tl.where(source < -1, -2 - source, source)
-            offset = head * cache_stride + (slot * PAGE + lane % PAGE).to(tl.int64) * DIM
-            k_at = tl.where(source >= 0, k_cache_ptr + offset, k_at)
-            v_at = tl.where(source >= 0, v_cache_ptr + offset, v_at)
-        # without the hint newer Triton loses the alignment behind `where` and loads 2 bytes a time
-        k_at = tl.multiple_of(k_at, 16)
-        v_at = tl.multiple_of(v_at, 16)
-        mask = keep[:, None] & wide[None, :]
-        k = tl.load(k_at[:, None] + dim[None, :], mask=mask, other=0.0)
-        v = tl.load(v_at[:, None] + dim[None, :], mask=mask, other=0.0)
-        if CACHED:
-            admit = mask & (source < -1)[:, None]
-            offset = tl.multiple_of(offset, 16)
-            tl.store(k_cache_ptr + offset[:, None] + dim[None, :], k, mask=admit)
-            tl.store(v_cache_ptr + offset[:, None] + dim[None, :], v, mask=admit)
-        logit = soft_cap(dot(q, tl.trans(k)) * scale, cap, CAPPED)
-        logit = tl.where(keep[None, :], logit, float("-inf"))
-        top, total, acc = absorb(top, total, acc, logit, one, v)
-
-    before = tiles
+    top, total, acc = _retrieved_zone(
+        q, top, total, acc, k_pool_ptr + head * pool_stride, v_pool_ptr + head * pool_stride,
+        k_cache_ptr + head * cache_stride, v_cache_ptr + head * cache_stride,
+        page_ptr + head * page_capacity, tokens_ptr + head * page_capacity,
+        source_ptr + head * page_capacity, count, split, splits, scale, cap,
+        DIM, PAGE, TILE, CACHED, CAPPED,
+    )  # fmt: skip
+    tiles = tl.cdiv(count, TILE // PAGE)
     steady = tl.load(steady_ptr + h // HEADS)
-    k_steady_ptr += head * steady_stride
-    v_steady_ptr += head * steady_stride
-    tiles = tl.cdiv(steady, TILE)
-    for i in range((split + splits - before % splits) % splits, tiles, splits):
-        token = i * TILE + lane
-        keep = token < steady
-        mask = keep[:, None] & wide[None, :]
-        at = token[:, None] * DIM + dim[None, :]
-        k = tl.load(k_steady_ptr + at, mask=mask, other=0.0)
-        v = tl.load(v_steady_ptr + at, mask=mask, other=0.0)
-        logit = soft_cap(dot(q, tl.trans(k)) * scale, cap, CAPPED)
-        logit = tl.where(keep[None, :], logit, float("-inf"))
-        top, total, acc = absorb(top, total, acc, logit, one, v)
-
+    first = (split + splits - tiles % splits) % splits
+    top, total, acc = exact_tiles(
+        q, top, total, acc, k_steady_ptr + head * steady_stride,
+        v_steady_ptr + head * steady_stride, 0, steady,
+        first, tl.cdiv(steady, TILE), splits, scale, cap, DIM, TILE, CAPPED,
+    )  # fmt: skip
     if ESTIMATE:
-        before += tiles
-        value_sum_ptr += head * value_sum_stride
-        size_ptr += head * size_stride
-        logit_ptr += head * GROUP * clusters
-        for i in range((split + splits - before % splits) % splits, tl.cdiv(width_e, TILE), splits):
-            listed = i * TILE + lane < width_e
-            at = head * width_e + i * TILE + lane
-            cluster = tl.load(estimated_ptr + at, mask=listed, other=-1)
-            size = tl.load(size_ptr + cluster, mask=cluster >= 0, other=0).to(tl.float32)
-            keep = size > 0
-            at = row.to(tl.int64)[:, None] * clusters + cluster[None, :]
-            logit = tl.load(logit_ptr + at, mask=(row < GROUP)[:, None] & keep[None, :], other=0.0)
-            logit = tl.where(keep[None, :], logit, float("-inf"))
-            at = tl.multiple_of(value_sum_ptr + cluster.to(tl.int64) * DIM, 16)
-            mask = keep[:, None] & wide[None, :]
-            v = tl.load(at[:, None] + dim[None, :], mask=mask, other=0.0)
-            top, total, acc = absorb(top, total, acc, logit, size, v)
-
-    out = (h * splits + split) * GROUP + row
-    tl.store(top_ptr + out, top, mask=row < GROUP)
-    tl.store(total_ptr + out, total, mask=row < GROUP)
-    tl.store(o_ptr + out.to(tl.int64)[:, None] * DIM + dim[None, :], acc, mask=q_mask)
+        tiles += tl.cdiv(steady, TILE)
+        first = (split + splits - tiles % splits) % splits
+        top, total, acc = _estimation_zone(
+            top, total, acc, estimated_ptr + head * width_e, logit_ptr + head * GROUP * clusters,
+            value_sum_ptr + head * value_sum_stride, size_ptr + head * size_stride,
+            width_e, clusters, first, splits, GROUP, DIM, TILE,
+        )  # fmt: skip
+    store_split(o_ptr, top_ptr, total_ptr, top, total, acc, h * splits + split, GROUP, DIM)
 
 
 def page_list(pool: Pool, retrieved_BGR: Tensor, cache: PageCache | None) -> PageList:

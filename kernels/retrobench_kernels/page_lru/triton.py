@@ -1,0 +1,205 @@
+"""Lookup, exact batch LRU and admission on a GPU: one small program per (row, KV head).
+
+All bookkeeping stays in device memory, so that a decode step needs no host. Slots are ordered by
+(stamp, slot) with one sort in registers; the n-th missing page takes the n-th slot. The program
+meets itself at two barriers: hits are stamped before slots are ordered, and the order is written
+before pages pick from it.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from retrobench_kernels.triton_common import head_stride, unsupported
+
+__all__ = ["copy_pages", "page_admit", "page_lru", "page_step", "unsupported"]
+
+
+@triton.jit
+def lookup_kernel(
+    page_ptr, count_ptr, table_ptr, stamp_ptr, owner_ptr, now_ptr, order_ptr,
+    slot_ptr, victim_ptr, source_ptr, tally_ptr,
+    width, slots, table_stride, stamp_stride,
+    SLOTS_PAD: tl.constexpr, CHUNK: tl.constexpr, ADMIT: tl.constexpr,
+):  # fmt: skip
+    """``page_lru``; with ADMIT also ``page_admit``, the source of each page, and the tally."""
+    h = tl.program_id(0)
+    head = h.to(tl.int64)
+    page_ptr += head * width
+    table_ptr += head * table_stride
+    stamp_ptr += head * stamp_stride
+    order_ptr += head * SLOTS_PAD
+    now = tl.load(now_ptr)
+    count = width
+    if ADMIT:
+        count = tl.load(count_ptr + h)
+    lane = tl.arange(0, CHUNK)
+    hits = 0
+    for start in range(0, count, CHUNK):
+        page = tl.load(page_ptr + start + lane, mask=start + lane < count, other=-1)
+        slot = tl.load(table_ptr + page, mask=page >= 0, other=-1)
+        tl.store(stamp_ptr + slot, tl.zeros([CHUNK], tl.int32) + now, mask=slot >= 0)
+        hits += tl.sum((slot >= 0).to(tl.int32), 0)
+    tl.debug_barrier()
+    every = tl.arange(0, SLOTS_PAD)
+    stamp = tl.load(stamp_ptr + every, mask=every < slots, other=0x7FFFFFFF)
+    key = (stamp.to(tl.int64) << 32) + every
+    tl.store(order_ptr + every, (tl.sort(key) & 0xFFFFFFFF).to(tl.int32))
+    room = slots - tl.sum(((stamp == now) & (every < slots)).to(tl.int32), 0)
+    tl.debug_barrier()
+    missed = 0
+    for start in range(0, count, CHUNK):
+        at = start + lane
+        page = tl.load(page_ptr + at, mask=at < count, other=-1)
+        # admissions of earlier chunks changed entries of other pages only
+        slot = tl.load(table_ptr + page, mask=page >= 0, other=-1)
+        missing = (page >= 0) & (slot < 0)
+        rank = missed + tl.cumsum(missing.to(tl.int32), 0) - 1
+        enters = missing & (rank < room)
+        victim = tl.load(order_ptr + rank, mask=enters, other=-1)
+        missed += tl.sum(missing.to(tl.int32), 0)
+        if ADMIT:
+            leaving = tl.load(owner_ptr + head * slots + victim, mask=enters, other=-1)
+            gone = tl.full([CHUNK], -1, tl.int32)
+            tl.store(table_ptr + leaving, gone, mask=leaving >= 0)
+            tl.store(table_ptr + page, victim, mask=enters)
+            tl.store(owner_ptr + head * slots + victim, page, mask=enters)
+            tl.store(stamp_ptr + victim, tl.zeros([CHUNK], tl.int32) + now, mask=enters)
+            source = tl.where(enters, -2 - victim, slot)
+            tl.store(source_ptr + head * width + at, source, mask=at < count)
+        else:
+            tl.store(slot_ptr + head * width + at, slot, mask=at < count)
+            tl.store(victim_ptr + head * width + at, victim, mask=at < count)
+    if ADMIT:
+        tl.store(tally_ptr + 2 * h, tl.load(tally_ptr + 2 * h) + hits)
+        tl.store(tally_ptr + 2 * h + 1, tl.load(tally_ptr + 2 * h + 1) + missed)
+
+
+@triton.jit
+def admit_kernel(
+    page_ptr, victim_ptr, table_ptr, owner_ptr, stamp_ptr, now_ptr,
+    width, slots, table_stride, stamp_stride, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """``page_admit``."""
+    head = tl.program_id(0).to(tl.int64)
+    lane = tl.arange(0, CHUNK)
+    now = tl.load(now_ptr)
+    table_ptr += head * table_stride
+    owner_ptr += head * slots
+    for start in range(0, width, CHUNK):
+        at = head * width + start + lane
+        victim = tl.load(victim_ptr + at, mask=start + lane < width, other=-1)
+        enters = victim >= 0
+        page = tl.load(page_ptr + at, mask=enters, other=-1)
+        leaving = tl.load(owner_ptr + victim, mask=enters, other=-1)
+        tl.store(table_ptr + leaving, tl.full([CHUNK], -1, tl.int32), mask=leaving >= 0)
+        tl.store(table_ptr + page, victim, mask=enters)
+        tl.store(owner_ptr + victim, page, mask=enters)
+        at = head * stamp_stride + victim
+        tl.store(stamp_ptr + at, tl.zeros([CHUNK], tl.int32) + now, mask=enters)
+
+
+@triton.jit
+def copy_kernel(
+    pool_ptr, cache_ptr, page_ptr, victim_ptr, width, pool_stride, cache_stride,
+    PAGE_VALUES: tl.constexpr, PAGE_PAD: tl.constexpr,
+):  # fmt: skip
+    """One page of the pool (device or pinned host memory) to its slot."""
+    head = tl.program_id(1).to(tl.int64)
+    at = head * width + tl.program_id(0)
+    victim = tl.load(victim_ptr + at)
+    page = tl.load(page_ptr + at)
+    lane = tl.arange(0, PAGE_PAD)
+    mask = lane < tl.where(victim >= 0, PAGE_VALUES, 0)
+    source = pool_ptr + head * pool_stride + page.to(tl.int64) * PAGE_VALUES + lane
+    target = cache_ptr + head * cache_stride + victim.to(tl.int64) * PAGE_VALUES + lane
+    tl.store(target, tl.load(source, mask=mask), mask=mask)
+
+
+def page_lru(
+    page_BGN: Tensor, slot_BGP: Tensor, stamp_BGQ: Tensor, step_1: Tensor
+) -> tuple[Tensor, Tensor]:
+    """See ``naive.py``."""
+    slot, victim = torch.empty_like(page_BGN), torch.empty_like(page_BGN)
+    _lookup(page_BGN, slot_BGP, stamp_BGQ, step_1, slot=slot, victim=victim)
+    return slot, victim
+
+
+def page_step(
+    page_BGN: Tensor,
+    count_BG: Tensor,
+    slot_BGP: Tensor,
+    page_BGQ: Tensor,
+    stamp_BGQ: Tensor,
+    step_1: Tensor,
+    tally_BG2: Tensor,
+) -> Tensor:
+    """``page_lru`` and ``page_admit`` in one launch, for an attention that copies on the way.
+
+    Only the first ``count_BG`` pages of each list are looked at. Returns ``source_BGN`` as
+    ``PageList`` defines it and adds (hits, misses) to ``tally_BG2`` (int64).
+    """
+    source = torch.empty_like(page_BGN)
+    _lookup(
+        page_BGN, slot_BGP, stamp_BGQ, step_1,
+        count=count_BG, owner=page_BGQ, source=source, tally=tally_BG2,
+    )  # fmt: skip
+    return source
+
+
+def _lookup(
+    page_BGN: Tensor, slot_BGP: Tensor, stamp_BGQ: Tensor, step_1: Tensor, **named: Tensor
+) -> None:
+    batch, groups, width = page_BGN.shape
+    slots = stamp_BGQ.shape[-1]
+    padded = triton.next_power_of_2(slots)
+    order = torch.empty(batch, groups, padded, dtype=torch.int32, device=page_BGN.device)
+    assert page_BGN.is_contiguous()
+    assert "owner" not in named or named["owner"].is_contiguous()
+    lookup_kernel[(batch * groups,)](
+        page_BGN, named.get("count", page_BGN), slot_BGP, stamp_BGQ,
+        named.get("owner", page_BGN), step_1, order, named.get("slot", page_BGN),
+        named.get("victim", page_BGN), named.get("source", page_BGN),
+        named.get("tally", page_BGN),
+        width, slots, head_stride(slot_BGP), head_stride(stamp_BGQ),
+        SLOTS_PAD=padded, CHUNK=256, ADMIT="owner" in named,
+        num_warps=min(16, max(4, padded // 256)),
+    )  # fmt: skip
+
+
+def page_admit(
+    page_BGN: Tensor,
+    victim_BGN: Tensor,
+    slot_BGP: Tensor,
+    page_BGQ: Tensor,
+    stamp_BGQ: Tensor,
+    step_1: Tensor,
+) -> None:
+    """See ``naive.py``."""
+    batch, groups, width = page_BGN.shape
+    assert page_BGN.is_contiguous() and victim_BGN.is_contiguous() and page_BGQ.is_contiguous()
+    admit_kernel[(batch * groups,)](
+        page_BGN, victim_BGN, slot_BGP, page_BGQ, stamp_BGQ, step_1,
+        width, stamp_BGQ.shape[-1], head_stride(slot_BGP), head_stride(stamp_BGQ),
+        CHUNK=256, num_warps=4,
+    )  # fmt: skip
+
+
+def copy_pages(
+    pool_BGSD: Tensor,
+    cache_BGQD: Tensor,
+    page_BGN: Tensor,
+    victim_BGN: Tensor,
+    page_tokens: int,
+) -> None:
+    """See ``naive.py``; a pool in host memory must be pinned."""
+    batch, groups, width = page_BGN.shape
+    values = page_tokens * pool_BGSD.shape[-1]
+    copy_kernel[(width, batch * groups)](
+        pool_BGSD, cache_BGQD, page_BGN, victim_BGN, width,
+        head_stride(pool_BGSD), head_stride(cache_BGQD),
+        PAGE_VALUES=values, PAGE_PAD=triton.next_power_of_2(values), num_warps=4,
+    )  # fmt: skip

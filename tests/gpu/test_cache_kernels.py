@@ -1,0 +1,89 @@
+"""Triton page table and LRU equal the naive form over many steps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernel_parity import DEVICE, needs_triton, poisoned, random_tensor
+from retrobench_kernels.page_lru import naive
+
+pytestmark = needs_triton
+BATCH, GROUPS, PAGES = 2, 2, 120
+
+
+class Table:
+    """Page table, owners and stamps of an empty cache."""
+
+    def __init__(self, slots):
+        shape = {"dtype": torch.int32, "device": DEVICE}
+        self.slot = torch.full((BATCH, GROUPS, PAGES), -1, **shape)
+        self.page = torch.full((BATCH, GROUPS, slots), -1, **shape)
+        self.stamp = torch.full((BATCH, GROUPS, slots), -1, **shape)
+
+    def same(self, other):
+        return all(torch.equal(getattr(self, n), getattr(other, n)) for n in vars(self))
+
+
+def wanted(step, width):
+    """A drifting working set, -1 padded at random places."""
+    generator = torch.Generator().manual_seed(step)
+    pages = torch.stack(
+        [torch.randperm(60, generator=generator)[:width] for _ in range(BATCH * GROUPS)]
+    )
+    pages = (pages + 9 * step) % PAGES
+    pages[torch.rand(pages.shape, generator=generator) < 0.2] = -1
+    return pages.int().reshape(BATCH, GROUPS, width).to(DEVICE)
+
+
+@pytest.mark.parametrize(("slots", "width"), [(23, 17), (7, 19)])
+def test_lookup_admit_equal_naive(slots, width):
+    from retrobench_kernels.page_lru import triton as fast
+
+    ours, theirs = Table(slots), Table(slots)
+    for step in range(6):
+        now = torch.tensor([step], dtype=torch.int32, device=DEVICE)
+        page = wanted(step, width)
+        with poisoned():
+            got = fast.page_lru(page, ours.slot, ours.stamp, now)
+        expected = naive.page_lru(page, theirs.slot, theirs.stamp, now)
+        assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
+        fast.page_admit(page, got[1], ours.slot, ours.page, ours.stamp, now)
+        naive.page_admit(page, expected[1], theirs.slot, theirs.page, theirs.stamp, now)
+        assert ours.same(theirs), step
+
+
+def test_one_launch_equals_lookup_and_admit():
+    from retrobench_kernels.page_lru.triton import page_step
+
+    ours, theirs = Table(11), Table(11)
+    tally = torch.zeros(BATCH, GROUPS, 2, dtype=torch.int64, device=DEVICE)
+    hits = misses = 0
+    for step in range(5):
+        now = torch.tensor([step], dtype=torch.int32, device=DEVICE)
+        page = torch.stack([torch.arange(13) * (step + 2) % PAGES for _ in range(4)])
+        page = page.int().reshape(BATCH, GROUPS, 13).to(DEVICE)
+        count = torch.tensor([[13, 4], [0, 9]], dtype=torch.int32, device=DEVICE)
+        listed = torch.arange(13, device=DEVICE) < count[..., None]
+        with poisoned():
+            source = page_step(page, count, ours.slot, ours.page, ours.stamp, now, tally)
+        masked = page.masked_fill(~listed, -1)
+        slot, victim = naive.page_lru(masked, theirs.slot, theirs.stamp, now)
+        naive.page_admit(masked, victim, theirs.slot, theirs.page, theirs.stamp, now)
+        expected = torch.where(victim >= 0, -2 - victim, slot)
+        assert torch.equal(source[listed], expected[listed]) and ours.same(theirs)
+        hits += int((slot >= 0).sum())
+        misses += int(((masked >= 0) & (slot < 0)).sum())
+    assert tally.sum((0, 1)).tolist() == [hits, misses] and hits > 0
+
+
+def test_copy_pages():
+    from retrobench_kernels.page_lru.triton import copy_pages
+
+    pool = random_tensor(BATCH, GROUPS, PAGES * 4, 24, dtype=torch.bfloat16)
+    page = wanted(1, 6)
+    victim = torch.stack([torch.randperm(9)[:6] for _ in range(4)]).int()
+    victim = victim.reshape(BATCH, GROUPS, 6).to(DEVICE).masked_fill(page < 0, -1)
+    caches = [torch.full((BATCH, GROUPS, 36, 24), 7.0, device=DEVICE).bfloat16() for _ in "ab"]
+    copy_pages(pool, caches[0], page, victim, 4)
+    naive.copy_pages(pool, caches[1], page, victim, 4)
+    assert torch.equal(*caches)
