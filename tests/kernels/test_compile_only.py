@@ -51,11 +51,19 @@ CASES = {
         4,
         3,
     ),
+    "assign": (
+        "segmented_kmeans",
+        "assign_kernel",
+        "bf16",
+        {"DIM": 128, "DIM_PAD": 128, "KEYS": 128, "TILE": 64},
+        8,
+        3,
+    ),
     "dense": ("dense_decode", "dense_kernel", "bf16", {**LLAMA, **PLAIN}, 4, 3),
 }
 INT32 = ("used", "size", "slot", "page", "tokens", "source", "count", "steady", "estimated")
 INT32 += ("retrieved", "first", "want_r", "want_e", "start", "end", "victim", "stamp", "owner")
-INT32 += ("now", "table", "order", "cluster", "key")
+INT32 += ("now", "table", "order", "cluster", "key", "range", "label")
 FLOAT32 = ("o", "top", "total", "logit", "lse", "mean", "bias")
 
 
@@ -119,6 +127,6 @@ def test_compiles_without_spills_and_with_wide_loads(case, capability, tmp_path)
     assert kernel.metadata.shared <= 100 * 1024, "two programs must fit on a multiprocessor"
     narrow = [load for load in loads if re.search(r"\.[bu](8|16)$", load) and "v" not in load]
     assert not narrow, f"two-byte loads: {loads}"
-    if case.startswith(("wave", "dense", "score")):
+    if case.startswith(("wave", "dense", "score", "assign")):
         wide = {n: c for n, c in copies.items() if int(n, 0) == 16}
         assert sum(wide.values()) > 0 or any("v4" in load for load in loads)

@@ -1,0 +1,177 @@
+"""Assignment and update of segmented spherical k-means on a GPU.
+
+Assignment never forms the keys x centroids matrix: each program keeps a running argmax over tiles
+of centroids (the scheme of Flash-KMeans, arXiv 2603.09229). Keys are not centred in memory:
+``(k - mean) . c = k . c - mean . c``, so a per-centroid bias does it, and all segments of all heads
+run in one launch. The update sorts labels and sums each cluster's rows (no atomics: the result
+does not depend on the order of threads).
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from retrobench_kernels.segmented_kmeans.naive import _split
+from retrobench_kernels.triton_common import dot, head_stride, unsupported
+
+__all__ = ["assign", "cluster_sums", "segmented_kmeans", "unsupported"]
+
+
+@triton.jit
+def assign_kernel(
+    k_ptr, centroid_ptr, bias_ptr, range_ptr, label_ptr,
+    tokens, clusters, k_stride,
+    DIM: tl.constexpr, DIM_PAD: tl.constexpr, KEYS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Best centroid for one tile of keys among those of the tile's range.
+
+    ``range_ptr[tile]`` holds (first key, last key, first centroid, last centroid); argmax over
+    centroids, the first of equal ones.
+    """
+    tile = tl.program_id(0)
+    head = tl.program_id(1).to(tl.int64)
+    first_key = tl.load(range_ptr + 4 * tile)
+    last_key = tl.load(range_ptr + 4 * tile + 1)
+    first = tl.load(range_ptr + 4 * tile + 2)
+    last = tl.load(range_ptr + 4 * tile + 3)
+    token = first_key + tl.arange(0, KEYS)
+    dim = tl.arange(0, DIM_PAD)
+    lane = tl.arange(0, TILE)
+    wide = dim < DIM
+    inside = token < last_key
+    at = k_ptr + head * k_stride + token.to(tl.int64)[:, None] * DIM + dim[None, :]
+    k = tl.load(at, mask=inside[:, None] & wide[None, :], other=0.0)
+    best = tl.full([KEYS], float("-inf"), tl.float32)
+    label = tl.zeros([KEYS], tl.int32)
+    for start in range(first, last, TILE):
+        cluster = start + lane
+        exists = cluster < last
+        at = centroid_ptr + (head * clusters + cluster)[None, :] * DIM + dim[:, None]
+        c = tl.load(at, mask=exists[None, :] & wide[:, None], other=0.0)
+        bias = tl.load(bias_ptr + head * clusters + cluster, mask=exists, other=float("inf"))
+        score = dot(k, c) - bias[None, :]
+        top = tl.max(score, 1)
+        where = tl.where(score == top[:, None], lane[None, :], TILE)
+        better = top > best
+        label = tl.where(better, start + tl.min(where, 1), label)
+        best = tl.where(better, top, best)
+    tl.store(label_ptr + head * tokens + token, label, mask=inside)
+
+
+@triton.jit
+def sum_kernel(
+    x_ptr, order_ptr, first_ptr, size_ptr, mean_ptr, sum_ptr, tokens, clusters, x_stride,
+    DIM: tl.constexpr, DIM_PAD: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Sum of one cluster's rows minus their mean, in float32."""
+    cluster = tl.program_id(0)
+    head = tl.program_id(1).to(tl.int64)
+    at = head * clusters + cluster
+    first = tl.load(first_ptr + at)
+    size = tl.load(size_ptr + at)
+    dim = tl.arange(0, DIM_PAD)
+    lane = tl.arange(0, TILE)
+    wide = dim < DIM
+    mean = tl.load(mean_ptr + head * DIM + dim, mask=wide, other=0.0)
+    total = tl.zeros([DIM_PAD], tl.float32)
+    for start in range(0, size, TILE):
+        inside = start + lane < size
+        row = tl.load(order_ptr + head * tokens + first + start + lane, mask=inside, other=0)
+        where = x_ptr + head * x_stride + row.to(tl.int64)[:, None] * DIM + dim[None, :]
+        mask = inside[:, None] & wide[None, :]
+        x = tl.load(where, mask=mask, other=0.0).to(tl.float32)
+        total += tl.sum(tl.where(mask, x - mean[None, :], 0.0), 0)
+    tl.store(sum_ptr + at * DIM + dim, total, mask=wide)
+
+
+def segmented_kmeans(
+    k_GSD: Tensor,
+    num_clusters: int,
+    num_segments: int,
+    iterations: int = 10,
+    final_assign: str = "global",
+) -> tuple[Tensor, Tensor]:
+    """See ``naive.py``. Centroids are rounded to the keys' dtype before each assignment."""
+    groups, num_keys, dim = k_GSD.shape
+    assert num_segments <= num_clusters <= num_keys, (
+        "more clusters than keys or fewer than segments"
+    )
+    keys_of, clusters_of = _split(num_keys, num_segments), _split(num_clusters, num_segments)
+    mean_GD = k_GSD.float().mean(1)
+    spread = torch.cat(
+        [
+            start + torch.linspace(0, end - start - 1, last - first, device=k_GSD.device).long()
+            for (start, end), (first, last) in zip(keys_of, clusters_of, strict=True)
+        ]
+    )
+    chosen = k_GSD[:, spread].float() - mean_GD[:, None]
+    centroid = torch.nn.functional.normalize(chosen, dim=-1)
+    ranges = list(zip(keys_of, clusters_of, strict=True))
+    local = _key_tiles(ranges, k_GSD)
+    for _ in range(iterations - 1):
+        label = assign(k_GSD, centroid, mean_GD, local)
+        total, _ = cluster_sums(k_GSD, label, num_clusters, mean_GD)
+        empty = total.abs().sum(-1, keepdim=True) == 0
+        centroid = torch.where(empty, centroid, torch.nn.functional.normalize(total, dim=-1))
+    if final_assign == "global":
+        local = _key_tiles([((0, num_keys), (0, num_clusters))], k_GSD)
+    label = assign(k_GSD, centroid, mean_GD, local)
+    total, size = cluster_sums(k_GSD, label, num_clusters, mean_GD)
+    centroid = total / size.clamp_min(1)[..., None] + mean_GD[:, None]
+    return centroid * (size > 0)[..., None], label.long()
+
+
+def assign(k_GSD: Tensor, centroid_GCD: Tensor, mean_GD: Tensor, tiles_N4: Tensor) -> Tensor:
+    """Label of each key, int32 ``GS``: largest ``(k - mean) . centroid`` in the tile's range."""
+    groups, num_keys, dim = k_GSD.shape
+    clusters = centroid_GCD.shape[1]
+    rounded = centroid_GCD.to(k_GSD.dtype).contiguous()
+    bias_GC = (rounded.float() @ mean_GD[..., None])[..., 0].contiguous()
+    label = torch.empty(groups, num_keys, dtype=torch.int32, device=k_GSD.device)
+    keys, tile, stages = _tiles(k_GSD)
+    assign_kernel[(tiles_N4.shape[0], groups)](
+        k_GSD, rounded, bias_GC, tiles_N4, label, num_keys, clusters, head_stride(k_GSD[None]),
+        DIM=dim, DIM_PAD=triton.next_power_of_2(dim), KEYS=keys, TILE=tile,
+        num_warps=8 if keys == 128 else 4, num_stages=stages,
+    )  # fmt: skip
+    return label
+
+
+def cluster_sums(
+    x_GSD: Tensor, label_GS: Tensor, num_clusters: int, mean_GD: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Float32 sums ``GCD`` of ``x - mean`` and int64 sizes ``GC`` of the clusters."""
+    groups, num_keys, dim = x_GSD.shape
+    size = torch.zeros(groups, num_clusters, dtype=torch.int64, device=x_GSD.device)
+    size.scatter_add_(1, label_GS.long(), torch.ones_like(label_GS, dtype=torch.int64))
+    order = label_GS.argsort(dim=-1, stable=True)
+    first = size.cumsum(-1) - size
+    total = torch.empty(groups, num_clusters, dim, dtype=torch.float32, device=x_GSD.device)
+    sum_kernel[(num_clusters, groups)](
+        x_GSD, order, first, size, mean_GD, total, num_keys, num_clusters,
+        head_stride(x_GSD[None]),
+        DIM=dim, DIM_PAD=triton.next_power_of_2(dim), TILE=16, num_warps=2,
+    )  # fmt: skip
+    return total, size
+
+
+def _tiles(k_GSD: Tensor) -> tuple[int, int, int]:
+    """(keys per program, centroids per step, pipeline stages) within registers and memory."""
+    row_bytes = triton.next_power_of_2(k_GSD.shape[-1]) * k_GSD.element_size()
+    if row_bytes <= 256:
+        return 128, 64, 3
+    return (64, 64, 2) if row_bytes <= 512 else (32, 32, 2)
+
+
+def _key_tiles(ranges: list[tuple[tuple[int, int], tuple[int, int]]], k_GSD: Tensor) -> Tensor:
+    """(first key, last key, first centroid, last centroid) of every program, int32 ``N4``."""
+    keys = _tiles(k_GSD)[0]
+    rows = [
+        (start, end, first, last)
+        for (low, end), (first, last) in ranges
+        for start in range(low, end, keys)
+    ]
+    return torch.tensor(rows, dtype=torch.int32).to(k_GSD.device, non_blocking=True)

@@ -1,0 +1,94 @@
+"""Triton kernels of the index build and of Quest's bounds equal the naive forms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernel_parity import DEVICE, TOLERANCE, needs_triton, poisoned, random_tensor
+from retrobench_kernels.cluster_layout import naive as layout_naive
+from retrobench_kernels.page_bounds import naive as bounds_naive
+from retrobench_kernels.segmented_kmeans import naive as kmeans_naive
+
+pytestmark = needs_triton
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dim"), [(torch.float32, 64), (torch.float16, 96), (torch.bfloat16, 128)]
+)
+def test_assign_picks_a_best_centroid_of_its_segment(dtype, dim):
+    from retrobench_kernels.segmented_kmeans.triton import _key_tiles, assign
+
+    k, centroid = random_tensor(2, 150, dim, dtype=dtype), random_tensor(2, 90, dim, dtype=dtype)
+    mean = random_tensor(2, dim)
+    ranges = [((0, 70), (0, 75)), ((70, 150), (75, 90))]
+    with poisoned():
+        label = assign(k, centroid, mean, _key_tiles(ranges, k)).long()
+    score = (k.double() - mean.double()[:, None]) @ centroid.double().transpose(1, 2)
+    for (start, end), (first, last) in ranges:
+        part = score[:, start:end, first:last]
+        chosen = label[:, start:end] - first
+        assert ((chosen >= 0) & (chosen < last - first)).all()
+        gap = part.amax(-1) - part.gather(-1, chosen[..., None])[..., 0]
+        assert gap.max() < 1e-3
+
+
+def test_cluster_sums():
+    from retrobench_kernels.segmented_kmeans.triton import cluster_sums
+
+    x, mean = random_tensor(2, 61, 24, dtype=torch.bfloat16), random_tensor(2, 24)
+    label = torch.randint(0, 9, (2, 61), device=DEVICE).int()
+    label[label == 4] = 5
+    with poisoned():
+        total, size = cluster_sums(x, label, 9, mean)
+    expected = torch.zeros(2, 9, 24, dtype=torch.float64, device=DEVICE)
+    spread = label.long()[..., None].expand(-1, -1, 24)
+    expected.scatter_add_(1, spread, x.double() - mean.double()[:, None])
+    torch.testing.assert_close(total.double(), expected, atol=1e-4, rtol=1e-4)
+    assert size.sum(-1).tolist() == [61, 61] and (size[:, 4] == 0).all()
+
+
+@pytest.mark.parametrize("final_assign", ["global", "segment"])
+def test_segmented_kmeans_equals_naive_on_separated_keys(final_assign):
+    from retrobench_kernels.segmented_kmeans.triton import segmented_kmeans
+
+    topic = random_tensor(1, 12, 64, scale=4.0)
+    k = topic[:, torch.randint(0, 12, (200,), device=DEVICE)] + random_tensor(1, 200, 64, scale=0.1)
+    settings = {"iterations": 3, "final_assign": final_assign}
+    got = segmented_kmeans(k, 16, 2, **settings)
+    expected = kmeans_naive.segmented_kmeans(k, 16, 2, **settings)
+    assert got[1].dtype == expected[1].dtype and torch.equal(got[1], expected[1])
+    torch.testing.assert_close(got[0], expected[0], atol=1e-4, rtol=1e-4)
+
+
+def test_place_tokens():
+    from retrobench_kernels.cluster_layout.triton import place_tokens
+
+    label = torch.randint(0, 7, (2, 45), device=DEVICE)
+    layout = layout_naive.cluster_layout(label, 7, page_tokens=4)
+    kv = random_tensor(2, 50, 96, dtype=torch.float16)[:, :45]
+    pools = [torch.full((2, 80, 96), 3.0, dtype=torch.float16, device=DEVICE) for _ in "ab"]
+    place_tokens(kv, layout, pools[0])
+    layout_naive.place_tokens(kv, layout, pools[1])
+    assert torch.equal(*pools)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dim", "group"), [(torch.float32, 64, 4), (torch.bfloat16, 96, 1)]
+)
+def test_page_bounds(dtype, dim, group):
+    from retrobench_kernels.page_bounds.triton import page_extrema, upper_bound
+
+    k = random_tensor(2, 2, 19 * 8, dim, dtype=dtype)
+    valid = torch.ones(2, 19 * 8, dtype=torch.bool, device=DEVICE)
+    valid[1, :11] = False  # one page without tokens, one in part
+    expected = bounds_naive.page_extrema(k, 8, valid)
+    with poisoned():
+        got = page_extrema(k.masked_fill(~valid[:, None, :, None], torch.nan), 8, valid)
+    assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
+    q = random_tensor(2, 2 * group, dim, dtype=dtype)
+    low, high = (t[:, :, 2:] for t in expected)
+    with poisoned():
+        bound = upper_bound(q, low, high)
+    torch.testing.assert_close(
+        bound, bounds_naive.upper_bound(q, low, high), **TOLERANCE[torch.float16]
+    )
