@@ -185,7 +185,6 @@ def head_stride(tensor: Tensor) -> int:
 
 def tile_tokens(dim: int, dtype: torch.dtype) -> tuple[int, int]:
     """(tokens per tile, pipeline stages) that stay without spills and within shared memory."""
-    row_bytes = triton.next_power_of_2(dim) * dtype.itemsize
-    if row_bytes <= 256:
-        return 64, 3
-    return (32, 2) if row_bytes <= 512 else (16, 2)
+    if dtype.itemsize == 4:  # no tensor cores: products are unrolled into registers
+        return 16, 2
+    return (64, 3) if triton.next_power_of_2(dim) <= 128 else (32, 2)

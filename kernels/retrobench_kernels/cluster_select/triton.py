@@ -259,7 +259,7 @@ def cluster_select(
     group, rows, device = heads // groups, group_rows(q_BHD, groups), q_BHD.device
     assert q_BHD.is_contiguous() and size_BGC.stride(-1) == 1
     logit = torch.empty(batch, heads, capacity, dtype=torch.float32, device=device)
-    tile = 64 if centroid_BGCD.element_size() * dim > 256 else 128
+    tile = 32 if centroid_BGCD.element_size() == 4 else 128 if dim <= 128 else 64
     score_kernel[(triton.cdiv(capacity, tile), batch * groups)](
         q_BHD, centroid_BGCD, size_BGC, num_clusters_B, logit,
         capacity, head_stride(centroid_BGCD), head_stride(size_BGC), scale, softcap,
@@ -288,6 +288,6 @@ def cluster_select(
             logit, key, top, retrieved_B, estimated_B, retrieved, estimated,
             capacity, max_retrieved, max_estimated,
             HEADS=groups, GROUP=group, ROWS=rows, **pads,
-            TILE=min(8192, triton.next_power_of_2(in_registers)), num_warps=16,
+            TILE=min(4096, triton.next_power_of_2(in_registers)), num_warps=16,
         )  # fmt: skip
     return retrieved, estimated, logit

@@ -88,7 +88,7 @@ def upper_bound(q_BHD: Tensor, low_BGCD: Tensor, high_BGCD: Tensor) -> Tensor:
     batch, heads, dim = q_BHD.shape
     groups, pages = low_BGCD.shape[1:3]
     out = torch.empty(batch, heads, pages, dtype=torch.float32, device=q_BHD.device)
-    tile = 64 if dim * q_BHD.element_size() <= 256 else 32
+    tile = 32 if dim > 128 or q_BHD.element_size() == 4 else 64
     assert q_BHD.is_contiguous()
     bound_kernel[(triton.cdiv(pages, tile), batch * groups)](
         q_BHD, low_BGCD, high_BGCD, out, pages, head_stride(low_BGCD), head_stride(high_BGCD),

@@ -49,8 +49,8 @@ def assign_kernel(
     for start in range(first, last, TILE):
         cluster = start + lane
         exists = cluster < last
-        at = centroid_ptr + (head * clusters + cluster)[None, :] * DIM + dim[:, None]
-        c = tl.load(at, mask=exists[None, :] & wide[:, None], other=0.0)
+        column = centroid_ptr + (head * clusters + cluster)[None, :] * DIM + dim[:, None]
+        c = tl.load(column, mask=exists[None, :] & wide[:, None], other=0.0)
         bias = tl.load(bias_ptr + head * clusters + cluster, mask=exists, other=float("inf"))
         score = dot(k, c) - bias[None, :]
         top = tl.max(score, 1)
@@ -160,10 +160,9 @@ def cluster_sums(
 
 def _tiles(k_GSD: Tensor) -> tuple[int, int, int]:
     """(keys per program, centroids per step, pipeline stages) within registers and memory."""
-    row_bytes = triton.next_power_of_2(k_GSD.shape[-1]) * k_GSD.element_size()
-    if row_bytes <= 256:
-        return 128, 64, 3
-    return (64, 64, 2) if row_bytes <= 512 else (32, 32, 2)
+    if k_GSD.element_size() == 4:  # no tensor cores: products are unrolled into registers
+        return 32, 32, 2
+    return (128, 64, 3) if k_GSD.shape[-1] <= 128 else (64, 64, 2)
 
 
 def _key_tiles(ranges: list[tuple[tuple[int, int], tuple[int, int]]], k_GSD: Tensor) -> Tensor:
