@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_parity import DEVICE, needs_triton, poisoned, random_tensor
+from kernel_parity import DEVICE, TOLERANCE, needs_triton, poisoned, random_index, random_tensor
 from retrobench_kernels.page_lru import naive
+from retrobench_kernels.wave_attention.zones import Steady
 
 pytestmark = needs_triton
 BATCH, GROUPS, PAGES = 2, 2, 120
@@ -87,3 +88,41 @@ def test_copy_pages():
     copy_pages(pool, caches[0], page, victim, 4)
     naive.copy_pages(pool, caches[1], page, victim, 4)
     assert torch.equal(*caches)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cached_step_equals_naive(dtype):
+    from retrobench_kernels.wave_step import CacheTable
+    from retrobench_kernels.wave_step import naive as step_naive
+    from retrobench_kernels.wave_step.triton import wave_step
+
+    index = random_index(2, 2, 64, dtype, page_tokens=4, most=9)
+    slots, shape = 12, {"dtype": torch.int32, "device": DEVICE}
+
+    def fresh():
+        vectors = torch.zeros(2, 2, slots * 4, 64, dtype=dtype, device=DEVICE)
+        return CacheTable(
+            torch.full((2, 2, index.pages), -1, **shape),
+            torch.full((2, 2, slots), -1, **shape),
+            torch.full((2, 2, slots), -1, **shape),
+            torch.zeros(1, **shape),
+            torch.zeros(2, 2, 2, dtype=torch.int64, device=DEVICE),
+            vectors,
+            vectors.clone(),
+            4,
+        )
+
+    ours, theirs = fresh(), fresh()
+    zeros = torch.zeros(2, 2, 16, 64, dtype=dtype, device=DEVICE)
+    steady = Steady(zeros, zeros, torch.tensor([16, 3], **shape))
+    for _ in range(4):
+        q = random_tensor(2, 4, 64, dtype=dtype)
+        retrieved = torch.rand(2, 2, 12, device=DEVICE).argsort(-1)[..., :4].int().contiguous()
+        for table in (ours, theirs):
+            table.step_1.add_(1)
+        got = wave_step(q, steady, index.pool, retrieved, 0.1, table=ours, splits=2)
+        expected = step_naive.wave_step(q, steady, index.pool, retrieved, 0.1, table=theirs)
+        torch.testing.assert_close(got[0], expected[0], **TOLERANCE[dtype])
+        for name in ("slot_BGP", "page_BGQ", "stamp_BGQ", "tally_BG2"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+    assert ours.tally_BG2[..., 0].sum() > 0

@@ -13,9 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from retrobench_kernels.triton_common import head_stride, unsupported
+from retrobench_kernels.triton_common import head_stride
 
 __all__ = ["copy_pages", "page_admit", "page_lru", "page_step", "unsupported"]
+
+
+def unsupported(tensor: Tensor) -> str | None:
+    """Never: tables are integers, and pages are copied as they are."""
+    return None
 
 
 @triton.jit
