@@ -13,21 +13,30 @@ from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs
 from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
 from retrobench.core.spec import option
-from retrobench.engine.placement import DeviceStore, Store
-from retrobench.engine.selective import Selection, SelectiveMethod, retrieved_tokens
+from retrobench.engine.placement import PlacementConfig, Store, make_store, plan_store
+from retrobench.engine.selective import Selection, SelectiveMethod
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuestConfig:
-    """Defaults of mit-han-lab/Quest 01c1623; the shared budget stands in for its token budget."""
+class QuestConfig(PlacementConfig):
+    """Defaults of mit-han-lab/Quest 01c1623; the shared budget stands in for its token budget.
+
+    The paper keeps all KV on the GPU; other placements are ours and move whole pages.
+    """
 
     page_size: int = option(16, "consecutive tokens per page", low=1, high=1024)
     retrieval_frac: float = option(
         0.018,
-        "share of the context in selected pages, beside the newest page",
+        "share of the context in selected pages, the newest one included",
         above=0,
         high=1,
         hint="for a token count use budget=...tok",
+    )
+    variant: str = option(
+        "kernel",
+        "which released code path: kernel: tokens // page_size pages, two at least, the newest one "
+        "always among them; accuracy: three at least, the newest one competes by its bound",
+        choices=("kernel", "accuracy"),
     )
     scope: str = option(
         "kv_head",
@@ -38,8 +47,20 @@ class QuestConfig:
     dense_layers: tuple[int, ...] = option(
         (0, 1), "layers that attend everything (paper: the first two)", low=0
     )
-    sink_tokens: int = option(0, "first tokens, always attended (Quest: none)", low=0)
-    local_tokens: int = option(1, "last tokens whose pages are always attended", low=1)
+
+
+def selected_pages(config: QuestConfig, shape: KVShape, budget: Budget | None) -> tuple[int, ...]:
+    """Pages that each row attends in a sparse layer; a budget of everything takes them all."""
+    least = 2 if config.variant == "kernel" else 3
+    counts = []
+    for pad in shape.pad_tokens:
+        context = shape.prompt_tokens - pad
+        tokens = round(config.retrieval_frac * context)
+        if budget is not None:
+            tokens = budget.tokens(context, shape.kv_bytes_per_token)
+        everything = -(-shape.max_tokens // config.page_size)
+        counts.append(everything if tokens >= context else max(least, tokens // config.page_size))
+    return tuple(counts)
 
 
 class PageIndex:
@@ -47,7 +68,7 @@ class PageIndex:
 
     def __init__(self, config: QuestConfig, shape: KVShape, budget: Budget | None) -> None:
         self.config, self.shape = config, shape
-        self.retrieved = retrieved_tokens(config, shape, budget)
+        self.selected = selected_pages(config, shape, budget)
         self.slot = {layer: i for i, layer in enumerate(shape.layers)}
         self.pages = -(-shape.max_tokens // config.page_size)
         size = (len(shape.layers), shape.batch, shape.num_kv_heads, self.pages, shape.head_dim)
@@ -69,38 +90,35 @@ class PageIndex:
 
     def build(self, layer: int, store: Store) -> None:
         """Extrema of all pages of the prompt; the last one may be partial."""
-        pages = torch.arange(self.pages, device=self.pad_B1.device)
-        self._update(layer, store, pages.expand(self.shape.batch, -1))
-
-    def append(self, layer: int, store: Store) -> None:
-        """Extrema of each row's newest page."""
-        newest = store.keys(layer).shape[2] - 1 - self.pad_B1
-        self._update(layer, store, newest // self.config.page_size)
-
-    def _update(self, layer: int, store: Store, page_BK: Tensor) -> None:
-        """Recompute pages. A row's pages begin at its first real token, whatever its padding."""
-        i, keys = self.slot[layer], store.keys(layer)
-        offset = torch.arange(self.config.page_size, device=keys.device)
-        start_BK1 = self.pad_B1[:, :, None] + page_BK[..., None] * self.config.page_size
-        position_BS = (start_BK1 + offset).flatten(1)
+        i, size, keys = self.slot[layer], self.config.page_size, store.keys(layer)
+        used = -(-keys.shape[2] // size)
+        # a row's pages begin at its first real token, whatever its padding
+        position_BS = self.pad_B1 + torch.arange(used * size, device=keys.device)
         valid = position_BS < keys.shape[2]
         row = torch.arange(self.shape.batch, device=keys.device)[:, None]
         paged_BGSD = keys.transpose(1, 2)[row, position_BS.clamp_max(keys.shape[2] - 1)]
-        low, high = page_extrema(paged_BGSD.transpose(1, 2), self.config.page_size, valid)
-        self.low_LBGCD[i].transpose(1, 2)[row, page_BK] = low.transpose(1, 2)
-        self.high_LBGCD[i].transpose(1, 2)[row, page_BK] = high.transpose(1, 2)
+        low, high = page_extrema(paged_BGSD.transpose(1, 2), size, valid)
+        self.low_LBGCD[i, :, :, :used], self.high_LBGCD[i, :, :, :used] = low, high
+
+    def append(self, layer: int, store: Store) -> None:
+        """Grow the extrema of each row's newest page by the newest key."""
+        i, keys = self.slot[layer], store.keys(layer)
+        newest_B1 = keys.shape[2] - 1 - self.pad_B1
+        key_BGD = keys[:, :, -1].to(self.low_LBGCD.device)
+        row, page = torch.arange(self.shape.batch, device=key_BGD.device), newest_B1[:, 0]
+        page = page // self.config.page_size
+        low_BCGD, high_BCGD = (t[i].transpose(1, 2) for t in (self.low_LBGCD, self.high_LBGCD))
+        low_BCGD[row, page] = torch.minimum(low_BCGD[row, page], key_BGD)
+        high_BCGD[row, page] = torch.maximum(high_BCGD[row, page], key_BGD)
 
     def select(self, layer: int, q_BHTD: Tensor, store: Store, args: AttentionArgs) -> Selection:
-        """The newest page, static pages, and the best-bounded rest."""
+        """The best-bounded pages; the newest one among them in the kernel variant."""
         size, i, length = self.config.page_size, self.slot[layer], store.keys(layer).shape[2]
         context_B1 = length - self.pad_B1
         used = -(-length // size)
         page = torch.arange(used, device=q_BHTD.device)
         exists = page * size < context_B1
-        static = exists & (
-            (page * size < self.config.sink_tokens)
-            | (page >= (context_B1 - self.config.local_tokens).clamp_min(0) // size)
-        )
+        newest = page == (context_B1 - 1) // size
         if layer in self.config.dense_layers:
             heads = self.shape.num_kv_heads
             chosen = page.expand(self.shape.batch, heads, -1)
@@ -113,10 +131,10 @@ class PageIndex:
         )
         if self.config.scope == "kv_head":
             bound = bound.unflatten(1, (self.shape.num_kv_heads, -1)).sum(2)
-        bound = bound.masked_fill(static[:, None], torch.inf)
+        if self.config.variant == "kernel":
+            bound = bound.masked_fill(newest[:, None], torch.inf)
         bound = bound.masked_fill(~exists[:, None], -torch.inf)
-        want = torch.tensor([tokens // size for tokens in self.retrieved], device=page.device)
-        limit_B11 = (want.clamp_min(1) + static.sum(-1))[:, None, None]
+        limit_B11 = torch.tensor(self.selected, device=page.device)[:, None, None]
         # a stable sort: equal bounds go to the earlier page, so that runs repeat
         order = bound.sort(dim=-1, descending=True, stable=True)
         keep = (page < limit_B11) & (order.values > -torch.inf)
@@ -134,7 +152,7 @@ class PageIndex:
 
 
 class Quest(SelectiveMethod):
-    """Query-aware page selection; KV stays on the device."""
+    """Query-aware page selection."""
 
     name = "quest"
     Config = QuestConfig
@@ -143,8 +161,12 @@ class Quest(SelectiveMethod):
         """Page extrema."""
         return PageIndex(self.config, self.shape, self.budget)
 
+    def make_store(self) -> Store:
+        """Cached pages are Quest's pages."""
+        return make_store(self.config, self.shape, self.config.page_size)
+
     @classmethod
     def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:
         """Store plus page extrema, after checking the budget."""
-        retrieved_tokens(config, shape, budget)
-        return DeviceStore.plan(shape) + PageIndex.plan(config, shape)
+        selected_pages(config, shape, budget)
+        return plan_store(config, shape, config.page_size) + PageIndex.plan(config, shape)

@@ -167,3 +167,20 @@ def test_generation_end_to_end(tiny_llama):
     result = session.generate(Decoding(max_new_tokens=150), frozenset())
     assert len(result.token_ids[0]) == 150
     assert result.method_stats["index_updates"] >= 3
+
+
+@pytest.mark.parametrize("name", ["full", "full_offload", "quest", "oracle_topk", "random"])
+def test_ledger_equals_the_formula(name, tiny_llama):
+    """Bytes of K and V that a step reads, and of what the selection reads (docs/methods.md)."""
+    _, session = run(tiny_llama, name, [prompt(LENGTH)], "20%")
+    found = session.method.probe.row()["bytes_per_step"]
+    vector, heads = 2 * 24 * 4, 3 * 2  # K and V of a token and KV head; layers x KV heads
+    context = LENGTH + STEPS / 2
+    attended = context if name in {"full", "full_offload"} else 0.2 * LENGTH
+    if name == "quest":  # 15 pages, the newest one still filling
+        attended = 14 * 16 + STEPS / 2
+    assert found["kv"] == pytest.approx(heads * vector * attended, rel=0.05)
+    index = {"quest": context / 16 * vector, "oracle_topk": context * vector / 2}.get(name, 0)
+    assert found.get("index", 0) == pytest.approx(heads * index, rel=0.05)
+    h2d = heads * vector * context if name == "full_offload" else 0
+    assert found.get("h2d", 0) == pytest.approx(h2d, rel=0.05)

@@ -16,10 +16,10 @@ from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs, Method, ModelView, Needs, Probe
 from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
 from retrobench.engine.attend import attend, causal
+from retrobench.engine.prefetch import Prefetcher
 from retrobench_methods.infinigen import calibration
 from retrobench_methods.infinigen.config import InfiniGenConfig, fetched_tokens
 from retrobench_methods.infinigen.pool import KVPool
-from retrobench_methods.infinigen.prefetch import Prefetcher
 from retrobench_methods.infinigen.speculation import PartialKeys, choose_tokens
 
 WARM_QUERIES = 64  # last prompt queries whose selections decide what a small pool keeps
