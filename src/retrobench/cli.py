@@ -9,13 +9,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra import compose
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from retrobench.core.cell import digest
 from retrobench.core.registry import method_names
 from retrobench.core.spec import nearest
 
@@ -26,10 +30,23 @@ _LIST = "cells.jsonl"
 def launch(hydra_main: Callable[[], None], conf_dir: Path) -> None:
     """Entry of run.py: prepare the command line, then hand over to Hydra."""
     try:
-        sys.argv[1:] = prepare(sys.argv[1:], conf_dir)
+        sys.argv[1:] = name_sweep(prepare(sys.argv[1:], conf_dir))
     except ValueError as error:
         fail(error)
     hydra_main()
+
+
+def name_sweep(arguments: list[str]) -> list[str]:
+    """Adds ``sweep=NAME`` to a multirun without one: the same for the same question asked again."""
+    named = any(argument.startswith("sweep=") for argument in arguments)
+    if named or not {"-m", "--multirun"}.intersection(arguments):
+        return arguments
+    aside = ("-", "experiment=", "hydra", "results_dir=", "++tracker", "tracker=")
+    aside += ("progress=", "retry=", "dry_run=")
+    asked = sorted(argument for argument in arguments if not argument.startswith(aside))
+    chosen = [a.removeprefix("experiment=") for a in arguments if a.startswith("experiment=")]
+    name = chosen[0] if chosen else "sweep"
+    return [*arguments, f"sweep={name}-{digest(asked, 6)}" if asked else f"sweep={name}"]
 
 
 def prepare(arguments: Sequence[str], conf_dir: Path) -> list[str]:
@@ -89,8 +106,11 @@ def main(config: DictConfig) -> None:
     from retrobench.samples import redact
 
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    raw = OmegaConf.to_container(config, resolve=True)
     try:
-        outcome = run_job(OmegaConf.to_container(config, resolve=True))
+        if config.dry_run:
+            sys.exit(print_plan([raw]))
+        outcome = run_job(raw)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
@@ -114,17 +134,39 @@ def run_job(raw: Any) -> dict[str, Any]:
     from retrobench.runner import run_cell
     from retrobench.runspec import parse_run
 
-    raw.pop("hydra", None)
-    outcome = run_cell(parse_run(raw))
+    outcome = run_cell(parse_run({k: v for k, v in raw.items() if k != "hydra"}))
     return {
         "key": outcome.key,
         "ran": outcome.ran,
         "cached": outcome.cached,
         "failed": outcome.failed,
-        "planned": outcome.planned,
+        "message": outcome.message,
         "label": " ".join(str(outcome.labels[name]) for name in ("model", "method", "benchmark")),
         "notes": list(outcome.notes),
     }
+
+
+def print_plan(raws: list[Any]) -> int:
+    """Print what runs would do; exit code 1 if any is impossible here."""
+    from retrobench.measure.machine import available_bytes
+    from retrobench.preflight import plan
+    from retrobench.report.preflight import print_planned
+    from retrobench.runspec import parse_run
+
+    specs = []
+    for raw in raws:
+        try:
+            specs.append(parse_run({k: v for k, v in raw.items() if k != "hydra"}))
+        except ValueError as error:
+            names = [str(raw.get(group, {}).get("name")) for group in ("model", "method", "task")]
+            specs.append((" ".join(names), error))
+    planned = plan(specs)
+    print_planned(planned, available_bytes(), _console())
+    return 1 if any(entry.state == "impossible" for entry in planned) else 0
+
+
+def _console() -> Console:
+    return Console(width=None if Console().is_terminal else 160)
 
 
 def fail(error: Exception) -> None:
@@ -135,24 +177,32 @@ def fail(error: Exception) -> None:
 
 
 def show(outcomes: list[dict[str, Any]], results_dir: str) -> None:
-    """What ran, what was cached, what failed, and the table of all cells."""
-    from retrobench.report.table import print_tables
+    """What ran, what was cached, the table of all cells, and what failed."""
+    from retrobench.report.table import COLUMNS, print_tables
     from retrobench.store.results import ResultStore
 
-    console = Console(width=None if Console().is_terminal else 160)
+    console = _console()
     for outcome in outcomes:
-        if "error" in outcome:
-            console.print(f"FAILED {outcome['job']}: {outcome['error']}", markup=False)
-            continue
-        line = f"{outcome['key']} {outcome['label']}: "
-        line += outcome["planned"] or f"{outcome['ran']} samples run, {outcome['cached']} on disk"
-        if outcome["failed"]:
-            line += f", failed {outcome['failed']}"
-        console.print(line, markup=False, highlight=False)
-    keys = [o["key"] for o in outcomes if "key" in o and not o["planned"]]
+        if "key" in outcome:
+            line = f"{outcome['key']} {outcome['label']}: "
+            line += f"{outcome['ran']} samples run, {outcome['cached']} on disk"
+            console.print(line, markup=False, highlight=False)
+    keys = list(dict.fromkeys(o["key"] for o in outcomes if "key" in o))
     if keys:
-        store = ResultStore(results_dir)
-        print_tables(store.frame(list(dict.fromkeys(keys))), console)
+        print_tables(ResultStore(results_dir).columns(COLUMNS, keys), console)
+    for outcome in outcomes:
+        if line := _failure(outcome):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _failure(outcome: dict[str, Any]) -> str:
+    if "error" in outcome:
+        return f"FAILED {outcome['job']}: {outcome['error']}"
+    if not outcome["failed"]:
+        return ""
+    counts = ", ".join(f"{kind} {count}" for kind, count in outcome["failed"].items())
+    why = f" ({outcome['message']})" if outcome["message"] else ""
+    return f"FAILED {outcome['key']} {outcome['label']}: {counts}{why}"
 
 
 def _note(entry: dict[str, Any]) -> None:
@@ -164,12 +214,30 @@ def _note(entry: dict[str, Any]) -> None:
 
 
 class SweepTable(Callback):
-    """Prints one table for a whole sweep; exit code 1 if any cell failed."""
+    """Plan before a sweep, one table after it; exit code 1 if any cell failed."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print the preflight; ``dry_run`` stops here, before a launcher starts anything."""
+        code = print_plan([_compose(overrides) for overrides in _jobs(config)])
+        if config.dry_run:
+            sys.exit(code)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Read what the jobs noted, wherever they ran."""
         path = Path(config.hydra.sweep.dir) / _LIST
         outcomes = [json.loads(line) for line in path.read_text().splitlines()]
         show(outcomes, config.results_dir)
-        if any("error" in outcome or outcome.get("failed") for outcome in outcomes):
+        if any(_failure(outcome) for outcome in outcomes):
             sys.exit(1)
+
+
+def _jobs(config: DictConfig) -> list[list[str]]:
+    """Overrides of every job of a sweep, as the basic sweeper will expand them."""
+    swept = [f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()]
+    overrides = OverridesParser.create().parse_overrides(swept + list(config.hydra.overrides.task))
+    return BasicSweeper.split_arguments(overrides, None)[0]
+
+
+def _compose(overrides: list[str]) -> Any:
+    config = compose("config", overrides)
+    return OmegaConf.to_container(config, resolve=True)

@@ -79,13 +79,13 @@ def _ls(options: argparse.Namespace) -> int:
 
 
 def _table(options: argparse.Namespace) -> int:
-    from retrobench.report.table import print_tables
+    from retrobench.report.table import COLUMNS, print_tables
 
     store = ResultStore(options.results)
     keys = [find(store, key) for key in options.keys] or store.cell_keys()
     if not keys:
         raise ValueError(f"{options.results} holds no cells; run `python run.py` first")
-    print_tables(store.frame(keys), Console())
+    print_tables(store.columns(COLUMNS, keys), Console())
     return 0
 
 

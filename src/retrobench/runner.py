@@ -2,88 +2,122 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import traceback
 from pathlib import Path
 from typing import Any
 
-from retrobench.calibrate import calibrated
-from retrobench.core.cell import Cell, digest
+from retrobench import preflight
+from retrobench.core.code import code_fingerprint
 from retrobench.core.registry import method_class
-from retrobench.core.shapes import Footprint
-from retrobench.core.spec import changed, to_plain
 from retrobench.engine import loader
-from retrobench.engine.session import kv_shape
 from retrobench.measure.clock import utc_now
-from retrobench.measure.machine import available_bytes, provenance
+from retrobench.measure.machine import provenance
+from retrobench.preflight import Prepared
+from retrobench.report.history import summarise
 from retrobench.report.progress import Progress
 from retrobench.runspec import RunSpec
-from retrobench.samples import CellRun, Outcome, run_batch
-from retrobench.store.results import FINAL, ResultStore
-from retrobench.tasks.prompt import PromptBuilder
-from retrobench.track.base import make_tracker
-
-_ANSWER_TOKENS = 128  # room that preflight plans for an answer
+from retrobench.samples import CellRun, Outcome, failure, redact, run_batch
+from retrobench.store.results import FINAL, MAX_ATTEMPTS, Locked, ResultStore, RowWriter
+from retrobench.track.base import Tracker, make_tracker
 
 
 def run_cell(spec: RunSpec) -> Outcome:
     """Run what is missing of a cell. ValueError for what the user must change.
 
-    Failures of single samples become rows; the cell goes on.
+    Failures of single samples become rows and the cell goes on; a failure of the cell as a whole
+    becomes its status.
     """
     store = ResultStore(spec.options.results_dir)
     store.prepare()
-    loaded = _load(spec.model)
-    prompt = PromptBuilder(loaded.tokenizer, chat=spec.model.chat)
-    task, method = spec.make_task(), method_class(spec.method)
-    footprint = preflight(spec, loaded)
-    cell = make_cell(spec, loaded, task.fingerprint(prompt), calibrated(spec, loaded))
-    labels = {
-        "model": loaded.identity["name"],
-        "method": spec.method,
-        "changed": changed(spec.method_config),
-        "benchmark": spec.task,  # rows carry the sub-task as `task`
-        "protocol": spec.protocol.name,
-        "measure": ",".join(spec.measure.parts),
-        "budget": None if spec.budget is None else str(spec.budget),
-    }
-    outcome = Outcome(cell.key, labels, notes=task.notes())
-    request = digest({"task": to_plain(spec.task_config)})
-    known = store.read(cell.key)
-    settled = {s for s, r in known.rows.items() if r["status"] in FINAL}
-    if not spec.options.retry:
-        settled = known.settled()
-    status = store.status(cell.key)
-    if status.get("state") == "done" and request in status.get("requests", []):
-        outcome.cached = len(known.rows)
+    prepared = preflight.prepare(spec)
+    key = prepared.cell.key
+    outcome = Outcome(key, prepared.labels, notes=prepared.task.notes())
+    if preflight.is_done(store, prepared):
+        outcome.cached = len(store.read(key).rows)
         return outcome
-    if spec.options.dry_run:
-        mebibytes = footprint.total / 2**20
-        outcome.planned = f"{len(settled)} samples on disk, up to {mebibytes:.0f} MiB per session"
+    if preflight.is_quarantined(store, key) and not spec.options.retry:
+        outcome.failed = {"quarantined": 1}
+        message = store.status(key).get("message", "")
+        outcome.message = f"failed {MAX_ATTEMPTS} times, retry=true tries again: {message}"
         return outcome
+    _check(store, prepared)
     tracker = make_tracker(spec.tracker)
-    facts = {
-        "labels": labels,
+    try:
+        with store.writer(prepared.cell, _facts(prepared)) as writer:
+            _run(prepared, store, writer, tracker, outcome)
+    except Locked as error:
+        outcome.failed, outcome.message = {"busy": 1}, str(error)
+    return outcome
+
+
+def _check(store: ResultStore, prepared: Prepared) -> None:
+    """ValueError for what cannot run here; the cell's status keeps the reason."""
+    try:
+        need = preflight.footprint(prepared)
+        preflight.check_memory(prepared, need, weights=not loader.is_resident(prepared.spec.model))
+    except ValueError as error:
+        if not store.read(prepared.cell.key).rows:
+            store.refuse(prepared.cell, _facts(prepared), str(error))
+        raise
+
+
+def _facts(prepared: Prepared) -> dict[str, Any]:
+    spec = prepared.spec
+    return {
+        "labels": prepared.labels,
         "provenance": {**provenance(), "time": utc_now()},
-        "notes": list(task.notes()),
-        "recovered_lines": known.recovered,
+        "notes": list(prepared.task.notes()),
+        "weight_bytes": prepared.described.weight_bytes,
+        "asked": spec.asked,
     }
-    with (
-        store.writer(cell, facts) as writer,
-        Progress(f"{spec.method} {spec.task}", spec.options.progress) as progress,
-    ):
+
+
+def _run(
+    prepared: Prepared, store: ResultStore, writer: RowWriter, tracker: Tracker, outcome: Outcome
+) -> None:
+    spec, cell = prepared.spec, prepared.cell
+    known, status = store.read(cell.key), store.status(cell.key)
+    settled = known.settled()
+    if spec.options.retry:
+        settled = {s for s, r in known.rows.items() if r["status"] in FINAL}
+    ended = {"requests": sorted({*status.get("requests", []), prepared.request})}
+    with Progress(f"{spec.method} {spec.task}", spec.options.progress) as progress:
         if known.recovered:
             progress.say(f"{cell.key}: {known.recovered} unreadable line(s) skipped and kept aside")
-        tracker.start(cell.key, f"{spec.method}-{spec.task}", cell.plain(), spec.task)
-        run = CellRun(spec, cell, loaded, prompt, task, method, writer, tracker, progress, outcome)
-        _run_samples(run, settled)
-        requests = sorted({*status.get("requests", []), request})
+        tracker.start(cell.key, prepared.label, cell.plain(), spec.sweep or spec.task)
+        try:
+            loaded = loader.resident(spec.model)
+            method = method_class(spec.method)
+            stamp = {"code": code_fingerprint(spec.method), "commit": provenance()["commit"]}
+            run = CellRun(
+                spec,
+                cell,
+                loaded,
+                prepared.prompt,
+                prepared.task,
+                method,
+                writer,
+                tracker,
+                progress,
+                outcome,
+                stamp,
+            )
+            _run_samples(run, settled, prepared.num_samples)
+        except ValueError:
+            tracker.finish({"state": "refused"}, [], None)
+            raise
+        except Exception as error:
+            kind, outcome.message = failure(error)
+            outcome.failed[kind] = outcome.failed.get(kind, 0) + 1
+            ended = {"attempts": status.get("attempts", 0) + 1, "message": outcome.message}
+            store.keep(cell.key, "error.txt", redact(traceback.format_exc()))
         state = {"state": outcome.state, "failed": outcome.failed, "time": utc_now()}
-        store.set_status(cell.key, {**state, "requests": requests})
-    folder = store.root / cell.key
-    figures = _figures(store, cell.key) if spec.tracker.get("name", "none") != "none" else []
-    summary = {"state": outcome.state, "failed": sum(outcome.failed.values())}
-    tracker.finish(summary, figures, folder / "rows.jsonl")
-    return outcome
+        store.set_status(cell.key, {**state, "recovered_lines": known.recovered, **ended})
+    followed = spec.tracker.get("name", "none") != "none"
+    figures = _figures(store, cell.key) if followed else []
+    failed = sum(outcome.failed.values())
+    summary = {"state": outcome.state, "failed": failed, **summarise(store, cell.key)}
+    tracker.finish(summary, figures, store.root / cell.key / "rows.jsonl")
 
 
 def _figures(store: ResultStore, key: str) -> list[Path]:
@@ -97,63 +131,8 @@ def _figures(store: ResultStore, key: str) -> list[Path]:
     return [path for _, path, _ in drawn if path is not None]
 
 
-def make_cell(
-    spec: RunSpec, loaded: loader.Loaded, fingerprint: str, calibration: str | None = None
-) -> Cell:
-    """The cell of a run; the number of samples asked for is left out of the key."""
-    task = {k: v for k, v in to_plain(spec.task_config).items() if k != "samples"}
-    protocol = spec.protocol.name
-    if protocol == "decode_tail":
-        protocol = f"decode_tail:{spec.protocol.tail_tokens}"
-    made = {} if calibration is None else {"calibration": calibration}
-    return Cell(
-        model=loaded.identity,
-        method={"name": spec.method, **to_plain(spec.method_config), **made},
-        task={"name": spec.task, "fingerprint": fingerprint, **task},
-        engine=to_plain(spec.engine),
-        protocol=protocol,
-        measure=spec.measure.parts,
-        budget=None if spec.budget is None else str(spec.budget),
-    )
-
-
-@lru_cache(maxsize=1)
-def _load(config: loader.ModelConfig) -> loader.Loaded:
-    """The last model stays loaded across the cells of one process."""
-    return loader.load(config)
-
-
-def preflight(spec: RunSpec, loaded: loader.Loaded) -> Footprint:
-    """Bytes of the largest session; ValueError for what cannot work, before anything runs.
-
-    Checked: context length against the model, budget and method options against every length,
-    predicted bytes against free memory.
-    """
-    lengths = getattr(spec.task_config, "length", ())
-    limit, largest = loaded.context_limit, Footprint()
-    for length in lengths if isinstance(lengths, tuple) else (lengths,):
-        if limit is not None and length > limit:
-            raise ValueError(
-                f"task.length={length} is longer than the context of model "
-                f"{loaded.identity['name']} ({limit} tokens); use a shorter task.length or "
-                "another model"
-            )
-        shape = kv_shape(loaded.model, (0,) * spec.engine.batch, length, _ANSWER_TOKENS)
-        plan = method_class(spec.method).plan(spec.method_config, shape, spec.budget)
-        largest = max(largest, plan, key=lambda footprint: footprint.total)
-    free, need = available_bytes(), largest.pinned + largest.host
-    if str(loaded.model.device) == "cpu":
-        need = largest.total
-    if free and need > free:
-        raise ValueError(
-            f"method={spec.method} needs {need / 2**30:.1f} GiB for its KV cache but only "
-            f"{free / 2**30:.1f} GiB of memory are free; use a shorter task.length or engine.batch"
-        )
-    return largest
-
-
-def _run_samples(run: CellRun, settled: set[str]) -> None:
-    run.progress.total(_num_samples(run.spec.task_config))
+def _run_samples(run: CellRun, settled: set[str], total: int | None) -> None:
+    run.progress.total(total)
     pending = []
     for sample in run.task.samples(run.prompt):
         if sample.id in settled:
@@ -166,17 +145,3 @@ def _run_samples(run: CellRun, settled: set[str]) -> None:
             pending = []
     if pending:
         run_batch(run, pending)
-
-
-def _num_samples(config: Any) -> int | None:
-    """Samples of a task, where its options say so."""
-    count = getattr(config, "samples", None)
-    if not count:
-        return None
-    for name in ("tasks", "length", "depths"):
-        values = getattr(config, name, None)
-        if isinstance(values, tuple) and values:
-            count *= len(values)
-        elif isinstance(values, int) and name == "depths":
-            count *= values
-    return count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from retrobench.core.budget import Budget
@@ -86,6 +86,8 @@ class RunSpec:
     budget: Budget | None
     tracker: dict[str, Any]
     options: RunOptions
+    sweep: str | None = None
+    asked: dict[str, Any] = field(default_factory=dict)  # the composed values of the cell
 
     def make_task(self) -> Task:
         """The benchmark."""
@@ -93,7 +95,7 @@ class RunSpec:
 
 
 _KNOWN = {"model", "method", "task", "protocol", "measure", "engine", "tracker", "data"}
-_KNOWN |= {"budget", "results_dir", "dry_run", "retry", "progress", "experiment"}
+_KNOWN |= {"budget", "results_dir", "dry_run", "retry", "progress", "experiment", "sweep"}
 
 
 def parse_run(raw: Mapping[str, Any]) -> RunSpec:
@@ -106,6 +108,7 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
     task, task_values = _named(raw, "task")
     budget = raw.get("budget")
     flags = ("results_dir", "dry_run", "retry", "progress")
+    apart = {*flags, "tracker", "sweep", "experiment"}
     return RunSpec(
         model=parse(ModelConfig, raw.get("model", {}), "model"),
         method=method,
@@ -119,6 +122,8 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
         budget=None if budget is None else Budget.parse(budget),
         tracker=dict(raw.get("tracker", {"name": "none"})),
         options=parse(RunOptions, {k: raw[k] for k in flags if k in raw}, "options"),
+        sweep=raw.get("sweep"),
+        asked={name: value for name, value in raw.items() if name not in apart},
     )
 
 

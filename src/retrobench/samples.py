@@ -42,7 +42,7 @@ class Outcome:
     cached: int = 0
     failed: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    planned: str = ""
+    message: str = ""  # why the cell as a whole failed
 
     @property
     def state(self) -> str:
@@ -52,7 +52,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class CellRun:
-    """The parts of one running cell."""
+    """The parts of one running cell. ``stamp`` (commit, code fingerprint) goes into every row."""
 
     spec: RunSpec
     cell: Cell
@@ -64,6 +64,7 @@ class CellRun:
     tracker: Tracker
     progress: Progress
     outcome: Outcome
+    stamp: dict[str, Any] = field(default_factory=dict)
 
 
 def run_batch(run: CellRun, samples: list[Sample]) -> None:
@@ -268,6 +269,7 @@ def _row(run: CellRun, sample: Sample, status: str, **facts: Any) -> dict[str, A
         "references": list(sample.references),
         "meta": dict(sample.meta),
         **facts,
+        **run.stamp,
         "time": utc_now(),
     }
 

@@ -82,10 +82,9 @@ def test_full_random_and_batches(tmp_path):
 def test_a_nan_is_a_row_and_the_next_run_tries_again(tmp_path, monkeypatch):
     import torch
 
-    from retrobench import runner
+    from retrobench.engine import loader
 
-    runner._load.cache_clear()
-    loaded = runner._load(_model_config())
+    loaded = loader.resident(_model_config())
     weight = loaded.model.lm_head.weight
     original = weight.detach().clone()
     weight.data[5, 5] = torch.nan
@@ -128,11 +127,18 @@ def test_bad_input_names_the_thing_and_the_fix(tmp_path, changes, words):
 
 
 def test_more_memory_than_there_is_is_refused_before_running(tmp_path, monkeypatch):
-    from retrobench import runner
+    from retrobench import preflight
+    from retrobench.engine import loader
 
-    monkeypatch.setattr(runner, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(preflight, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(loader, "load", None)  # no weights are read
     with pytest.raises(ValueError, match="GiB for its KV cache"):
         job(tmp_path)
+    store = ResultStore(tmp_path)
+    (key,) = store.cell_keys()
+    assert store.status(key)["state"] == "impossible"
+    monkeypatch.undo()
+    assert job(tmp_path)["failed"] == {} and store.status(key)["state"] == "done"
 
 
 def test_secrets_are_blanked(monkeypatch):

@@ -27,7 +27,8 @@ def row(key, sample, score, method="full", status="ok", task="vt", **more):
         "status": status,
         "score": score if status == "ok" else None,
         "prompt_hash": sample,
-        "meta": {"stand_in": False},
+        "meta.stand_in": False,
+        "engine.batch": 1,
         **more,
     }
 
@@ -45,7 +46,13 @@ def test_scores_failures_and_unsupported_tasks():
 
 def test_niah_grid():
     rows = [
-        row("aa", f"niah/{d}/{i}", float(d < 50), task="niah", meta={"depth": d, "stand_in": True})
+        row(
+            "aa",
+            f"niah/{d}/{i}",
+            float(d < 50),
+            task="niah",
+            **{"meta.depth": d, "meta.stand_in": True},
+        )
         for d in (0, 100)
         for i in range(2)
     ]

@@ -96,7 +96,7 @@ def test_the_whole_small_set_through_a_model(tmp_path):
     rows = store.read(outcome["key"]).rows.values()
     assert outcome["failed"] == {} and {row["task"] for row in rows} == set(DATASETS)
     assert all(row["status"] == "ok" and 0 <= row["score"] <= 1 for row in rows)
-    tables = dict(averages.averages(store.frame()))
+    tables = dict(averages.averages(store.columns()))
     assert list(tables["LongBench averages"]["language"]) == ["en", "zh"]
     assert "-" not in set(tables["LongBench averages"]["overall"])
 
@@ -215,7 +215,7 @@ def test_longbench_v2_keeps_both_ends_and_its_splits(tmp_path):
     outcome, store = run(tmp_path, tmp_path / "r", task)
     rows = store.read(outcome["key"]).rows.values()
     assert all(row["truncated"] and 595 <= row["prompt_tokens"] <= 603 for row in rows)
-    ((_, table),) = averages.averages(store.frame())
+    ((_, table),) = averages.averages(store.columns())
     assert list(table.columns[2:]) == ["overall", "easy", "hard", "short", "medium", "long"]
 
 
@@ -225,7 +225,7 @@ def test_official_averages():
     rows = []
     for number, name in enumerate(DATASETS):
         row = {"key": "k" * 16, "method": "full", "benchmark": "longbench", "task": name}
-        rows.append({**row, "status": "ok", "score": number / 100, "meta": {}})
+        rows.append({**row, "status": "ok", "score": number / 100, "meta.e": False})
     table = averages.longbench(pd.DataFrame(rows)).set_index("language")
     scores = {name: number for number, name in enumerate(DATASETS)}
     sqa = (scores["narrativeqa"] + scores["qasper"] + scores["multifieldqa_en"]) / 3
@@ -238,7 +238,7 @@ def test_official_averages():
     assert (table.loc["en", "SQA"], table.loc["en", "overall"]) == ("-", "-")
     balanced = []
     for words, score in ((100, 0.5), (5000, 0.25), (9000, 1.0), (8000, 0.0)):
-        meta = {"words": words, "e": True}
-        balanced.append({**rows[1], "task": E_DATASETS[0], "score": score, "meta": meta})
+        row = {**rows[1], "task": E_DATASETS[0], "score": score}
+        balanced.append({**row, "meta.words": words, "meta.e": True})
     table = averages.longbench_bins(pd.DataFrame(balanced))
     assert list(table.iloc[0, 3:]) == ["50.00", "25.00", "50.00"]

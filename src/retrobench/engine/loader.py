@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +57,29 @@ class Loaded:
     supported_tasks: frozenset[str] | None = None
 
 
-def load(config: ModelConfig) -> Loaded:
-    """Load weights and tokenizer; ValueError naming what is missing and how to get it."""
+@dataclass(slots=True, kw_only=True)
+class Described:
+    """A model before its weights are read: enough for keys, shapes and bytes.
+
+    ``skeleton`` is the architecture on the meta device (or an embedded model, which is small).
+    """
+
+    skeleton: PreTrainedModel
+    tokenizer: Any
+    identity: dict[str, Any]
+    context_limit: int | None
+    device: str
+    supported_tasks: frozenset[str] | None = None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of parameters and buffers."""
+        return self.skeleton.get_memory_footprint()
+
+
+@lru_cache(maxsize=4)
+def describe(config: ModelConfig) -> Described:
+    """Architecture, tokenizer and revision; ValueError naming what is missing and how to get it."""
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -69,21 +93,17 @@ def load(config: ModelConfig) -> Loaded:
     if config.source == "constructed":
         from retrobench.engine import embedded
 
-        model, tokenizer = embedded.load_constructed(dtype)
+        skeleton, tokenizer = embedded.load_constructed(dtype)
         revision, supported = embedded.content_hash(), frozenset(embedded.SUPPORTED_TASKS)
     elif config.source == "tiny":
-        model = AutoModelForCausalLM.from_pretrained(TINY_DIR, dtype=dtype)
+        skeleton = _skeleton(AutoConfig.from_pretrained(TINY_DIR), dtype)
         tokenizer = AutoTokenizer.from_pretrained(TINY_DIR)
         revision = _folder_hash(TINY_DIR)
         card = TINY_DIR / "supported_tasks.json"
         supported = frozenset(json.loads(card.read_text())) if card.exists() else None
     else:
-        model, tokenizer, revision = _load_checkpoint(config, dtype)
-    if not config.device_map:
-        model = model.to(device)  # type: ignore[arg-type]
-    model.eval()
-    hf.attach(model)
-    limit = hf.context_limit(model)
+        skeleton, tokenizer, revision = _describe_checkpoint(config, dtype)
+    limit = hf.context_limit(skeleton)
     if config.max_context_tokens:
         limit = min(limit or config.max_context_tokens, config.max_context_tokens)
     identity = {
@@ -95,78 +115,137 @@ def load(config: ModelConfig) -> Loaded:
         "chat": config.chat,
         "max_context_tokens": config.max_context_tokens,
     }
-    return Loaded(
-        model=model,
+    return Described(
+        skeleton=skeleton,
         tokenizer=tokenizer,
         identity=identity,
         context_limit=limit,
+        device=device,
         supported_tasks=supported,
     )
 
 
-def _load_checkpoint(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, Any, str]:
-    source = config.path if config.source == "local" else config.id
-    common: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+def load(config: ModelConfig) -> Loaded:
+    """Load weights and tokenizer; ValueError naming what is missing and how to get it."""
+    described = describe(config)
+    dtype = described.skeleton.dtype
+    if config.source == "constructed":
+        model = described.skeleton
+    elif config.source == "tiny":
+        model = AutoModelForCausalLM.from_pretrained(TINY_DIR, dtype=dtype)
+    elif config.weights == "random":
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(described.skeleton.config, dtype=dtype)
+    else:
+        model = _load_checkpoint(config, dtype)
+    if not config.device_map:
+        model = model.to(described.device)  # type: ignore[arg-type]
+    model.eval()
+    hf.attach(model)
+    return Loaded(
+        model=model,
+        tokenizer=described.tokenizer,
+        identity=described.identity,
+        context_limit=described.context_limit,
+        supported_tasks=described.supported_tasks,
+    )
+
+
+_resident: dict[ModelConfig, Loaded] = {}
+
+
+def resident(config: ModelConfig) -> Loaded:
+    """The loaded model; the last one stays for the next cell of the process, two never do."""
+    if config not in _resident:
+        _resident.clear()
+        _resident[config] = load(config)
+    return _resident[config]
+
+
+def is_resident(config: ModelConfig) -> bool:
+    """Whether the weights are in memory already."""
+    return config in _resident
+
+
+def _describe_checkpoint(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, Any, str]:
     if config.source == "local":
         if not config.path:
             raise ValueError("model=local needs model.path=FOLDER (a transformers checkpoint)")
         if not (Path(config.path) / "config.json").exists():
             raise ValueError(f"model.path={config.path}: no config.json in that folder")
-    elif config.config_json and config.weights == "random":
-        source = ""
-    else:
-        if not config.id:
-            raise ValueError("model=hf needs model.id=org/name")
-        common["revision"] = config.revision
-    try:
+    elif not config.id and not config.config_json:
+        raise ValueError("model=hf needs model.id=org/name")
+    source, common = _source(config)
+    with _missing(config):
+        if config.config_json and config.weights == "random":
+            values = json.loads(config.config_json)
+            model_config = AutoConfig.for_model(values.pop("model_type"), **values)
+            source = ""
+        else:
+            model_config = AutoConfig.from_pretrained(source, **common)
         if config.weights == "random":
-            model = _random(config, source, dtype, common)
             revision = "random-seed0"
         else:
-            extra = {"device_map": config.device_map} if config.device_map else {}
-            model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, **extra, **common
-            )
-            commit = getattr(model.config, "_commit_hash", None)
+            commit = getattr(model_config, "_commit_hash", None)
             revision = commit or _folder_hash(Path(source))
         tokenizer_source = config.tokenizer or source
-        tokenizer = _tokenizer(tokenizer_source, common) if tokenizer_source else None
+        if tokenizer_source:
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, **common)
+        else:
+            from retrobench.engine.embedded.tokenizer import build_tokenizer
+
+            tokenizer = build_tokenizer()
+    return _skeleton(model_config, dtype, config.trust_remote_code), tokenizer, revision
+
+
+def _load_checkpoint(config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
+    source, common = _source(config)
+    if config.device_map:
+        common["device_map"] = config.device_map
+    with _missing(config):
+        return AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, **common
+        )
+
+
+def _source(config: ModelConfig) -> tuple[str, dict[str, Any]]:
+    common: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    if config.source == "local":
+        return config.path, common
+    return config.id, {**common, "revision": config.revision}
+
+
+@contextlib.contextmanager
+def _missing(config: ModelConfig) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         what = config.path if config.source == "local" else config.id
         raise ValueError(
             f"model {what!r} could not be loaded: {str(error).splitlines()[0]} "
             f"Fetch it with `hf download {what}` or use model=local model.path=FOLDER."
         ) from error
-    if tokenizer is None:
-        from retrobench.engine.embedded.tokenizer import build_tokenizer
-
-        tokenizer = build_tokenizer()
-    return model, tokenizer, revision
 
 
-def _tokenizer(source: str, common: dict[str, Any]) -> Any:
-    return AutoTokenizer.from_pretrained(source, **common)
-
-
-def _random(
-    config: ModelConfig, source: str, dtype: torch.dtype, common: dict[str, Any]
-) -> PreTrainedModel:
-    if config.config_json:
-        values = json.loads(config.config_json)
-        model_config = AutoConfig.for_model(values.pop("model_type"), **values)
-    else:
-        model_config = AutoConfig.from_pretrained(source, **common)
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(model_config, dtype=dtype)
+def _skeleton(config: Any, dtype: torch.dtype, remote: bool = False) -> PreTrainedModel:
+    """The architecture without data: no memory, well under a second for an 8B model."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=remote)
 
 
 def _folder_hash(folder: Path) -> str:
     """Hash of names and contents of the files that decide a checkpoint."""
+    suffixes = {".json", ".safetensors", ".jinja", ".model"}
+    paths = [path for path in sorted(folder.glob("*")) if path.suffix in suffixes]
+    return _hash(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
+
+
+@lru_cache(maxsize=4)
+def _hash(files: tuple[tuple[Path, int, int], ...]) -> str:
     hasher = hashlib.sha256()
-    for path in sorted(folder.glob("*")):
-        if path.suffix in {".json", ".safetensors", ".jinja", ".model"}:
-            hasher.update(path.name.encode())
-            with path.open("rb") as stream:
-                while block := stream.read(1 << 24):
-                    hasher.update(block)
+    for path, _, _ in files:
+        hasher.update(path.name.encode())
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 24):
+                hasher.update(block)
     return hasher.hexdigest()[:16]

@@ -72,6 +72,16 @@ def available_bytes() -> int:
     return 0
 
 
+def free_device_bytes(device: str) -> int:
+    """Memory of an accelerator that this process may still take (0 if unknown)."""
+    if not device.startswith("cuda"):
+        return 0
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 def _git(*args: str) -> str:
     command = ["git", "-C", str(_ROOT), *args]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -67,7 +67,7 @@ def longbench_bins(frame: pd.DataFrame) -> pd.DataFrame:
     """LongBench-E: scores by words of the record (0-4k, 4-8k, 8k+), averaged over data sets."""
     rows = []
     for key, cell in _cells(frame, balanced=True):
-        bins = cell["meta"].map(lambda meta: _bin(meta.get("words", 0)))
+        bins = cell["meta.words"].fillna(0).map(_bin)
         for task, group in cell.groupby("task", sort=False):
             means = _means(group, bins[group.index])
             texts = {label: _text(means.get(label), 2) for _, label in _BINS}
@@ -79,13 +79,13 @@ def longbench_v2(frame: pd.DataFrame) -> pd.DataFrame:
     """Overall, easy, hard, short, medium, long; one decimal, as in the official table."""
     rows = []
     for key, cell in _cells(frame):
-        known = cell[[bool(meta.get("difficulty")) for meta in cell["meta"]]]
+        known = cell[cell["meta.difficulty"].notna()]
         texts = {"overall": _text(_means(cell, cell["task"]).get("longbench_v2"), 1)}
         for field, labels in (
             ("difficulty", ("easy", "hard")),
             ("length_class", ("short", "medium", "long")),
         ):
-            means = _means(known, known["meta"].map(lambda meta, f=field: meta[f]))
+            means = _means(known, known[f"meta.{field}"])
             texts |= {label: _text(means.get(label), 1) for label in labels}
         rows.append({**key, **texts})
     return pd.DataFrame(rows)
@@ -99,7 +99,7 @@ def _cells(
         first = cell.iloc[0]
         if not (cell["status"] == OK).any():
             continue
-        if balanced is not None and balanced != any(meta.get("e") for meta in cell["meta"]):
+        if balanced is not None and balanced != cell["meta.e"].eq(True).any():
             continue
         yield {"method": first["method"], "key": first["key"][:6]}, cell
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,9 @@ OUTPUT = {
     "mass true": ("mean", "mass_true"),
     "mass estimated": ("mean", "mass_estimated"),
 }
+# what these tables read of a row (see store.columns)
+COLUMNS = ["fidelity.steps", "fidelity.sparse_layers"]
+COLUMNS += [f"fidelity.{part}.{name}" for part, name in {**ATTENTION, **OUTPUT}.values()]
 
 
 def fidelity_matrix(
@@ -37,17 +41,16 @@ def fidelity_matrix(
     columns: dict[str, tuple[str, str]],
 ) -> pd.DataFrame:
     """Means over samples per cell, as text; empty where nothing was measured."""
-    if "fidelity" not in frame:
+    if frame["fidelity.steps"].isna().all():
         return pd.DataFrame()
-    measured = frame[(frame["status"] == OK) & frame["fidelity"].notna()]
+    measured = frame[(frame["status"] == OK) & frame["fidelity.steps"].notna()]
     rows = []
     for _, cell in measured.groupby("key", sort=False):
-        layers = {_span(f["sparse_layers"]) for f in cell["fidelity"] if f["steps"]}
-        values = {"sparse layers": " or ".join(sorted(layers))}
+        sparse = cell.loc[cell["fidelity.steps"] > 0, "fidelity.sparse_layers"].unique()
+        values = {"sparse layers": " or ".join(sorted(_span(json.loads(s)) for s in sparse))}
         for column, (part, name) in columns.items():
-            found = [f[part][name] for f in cell["fidelity"] if name in f.get(part, {})]
-            mean = sum(found) / len(found) if found else None
-            values[column] = "" if mean is None else f"{mean if abs(mean) > 5e-7 else 0:.3g}"
+            mean = cell[f"fidelity.{part}.{name}"].mean()
+            values[column] = "" if pd.isna(mean) else f"{mean if abs(mean) > 5e-7 else 0:.3g}"
         rows.append({**labels(cell), **values})
     table = pd.DataFrame(rows)
     return table.drop(columns=[c for c in columns if rows and not table[c].any()])

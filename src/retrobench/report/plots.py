@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from retrobench.report import style
-from retrobench.report.table import caption, niah_matrix
+from retrobench.report.table import caption, moved_bytes, niah_matrix
 from retrobench.store.results import OK, ResultStore
 
 
@@ -84,12 +84,11 @@ def niah_heatmap(frame: pd.DataFrame) -> Any:
 def cluster_count(frame: pd.DataFrame) -> Any:
     """Accuracy, build time and bytes per step against tokens per cluster."""
     rows = _scored(frame, "ruler", "python run.py -m experiment=cluster_count")
-    rows = rows[(rows["method"] == "retroinfer") & rows["options"].notna()].copy()
-    rows["per_cluster"] = [options["tokens_per_cluster"] for options in rows["options"]]
-    rows = rows[[o["num_clusters"] is None for o in rows["options"]]]
+    rows = rows[(rows["method"] == "retroinfer") & rows["method.num_clusters"].isna()].copy()
+    rows["per_cluster"] = rows["method.tokens_per_cluster"]
     if rows["per_cluster"].nunique() < 2:
         raise NotEnoughRows("needs two cluster sizes: python run.py -m experiment=cluster_count")
-    rows["mib"] = [_mib(live) for live in rows["live"]]
+    rows["mib"] = moved_bytes(rows) / 2**20
     drawing, axes = style.figure(style.TWO_COLUMNS, 2.2, 3)
     groups = rows.groupby("per_cluster")
     for panel, values, label in zip(
@@ -100,7 +99,7 @@ def cluster_count(frame: pd.DataFrame) -> Any:
     ):
         panel.plot(values.index, values, marker="s", color=style.color("retroinfer"))
         panel.set_xscale("log", base=2)
-        panel.set_xticks(list(values.index), [str(x) for x in values.index])
+        panel.set_xticks(list(values.index), [f"{x:g}" for x in values.index])
         panel.set_xlabel("tokens per cluster")
         panel.set_ylabel(label)
         panel.set_ylim(0, values.max() * 1.1 or 1)
@@ -110,7 +109,7 @@ def cluster_count(frame: pd.DataFrame) -> Any:
 def cost_accuracy(frame: pd.DataFrame) -> Any:
     """Mean score against bytes read per decode step: one point per cell."""
     rows = _scored(frame, "ruler", "python run.py -m experiment=pareto").copy()
-    rows["mib"] = [_mib(live) for live in rows["live"]]
+    rows["mib"] = moved_bytes(rows) / 2**20
     points = rows.groupby(["method", "key"]).agg(score=("score", "mean"), mib=("mib", "median"))
     if len(points) < 3:
         raise NotEnoughRows("needs three cells: python run.py -m experiment=pareto")
@@ -160,12 +159,8 @@ def draw(
 
 
 def load(store: ResultStore, keys: list[str] | None = None) -> pd.DataFrame:
-    """Rows with each cell's method options in the column ``options``."""
-    frame = store.frame(keys)
-    if not frame.empty:
-        options = {key: store.cell(key)["cell"]["method"] for key in frame["key"].unique()}
-        frame["options"] = frame["key"].map(options)
-    return frame
+    """Every column of the rows."""
+    return store.columns(None, keys)
 
 
 def figure_source(path: Path) -> str:
@@ -200,10 +195,6 @@ def _lines(axes: Any, table: pd.DataFrame, x_label: str, y_label: str) -> None:
 def _ordered(methods: Any) -> list[str]:
     known = [name for name in style.ORDER if name in set(methods)]
     return known + sorted(set(methods) - set(known))
-
-
-def _mib(live: dict[str, Any]) -> float:
-    return sum(live["bytes_per_step"].values()) / 2**20
 
 
 def _short(frame: pd.DataFrame) -> str:

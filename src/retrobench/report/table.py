@@ -8,13 +8,24 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from retrobench.report import fidelity_table
 from retrobench.report.averages import averages
 from retrobench.report.fidelity_table import ATTENTION, OUTPUT, fidelity_matrix
 from retrobench.report.verdicts import verdicts
 from retrobench.store.results import OK
 
+# what the tables and verdicts read of a row (see store.columns)
+COLUMNS = (
+    "key model method changed benchmark protocol budget engine.batch sample task length status "
+    "score prompt_hash meta.stand_in meta.depth meta.words meta.e meta.difficulty meta.length_class "
+    "prefill_s seal_s decode_s decode_steps "
+    "live.attended_tokens live.estimated_tokens live.hit_ratio "
+    "live.bytes_per_step.kv live.bytes_per_step.index live.bytes_per_step.h2d "
+    "live.bytes_per_step.d2h footprint.device footprint.pinned footprint.host"
+).split() + fidelity_table.COLUMNS
+_HELD = ["footprint.device", "footprint.pinned", "footprint.host"]
 _UNSUPPORTED = "unsupported_by_model"
-_CELL = ["model", "method", "changed", "budget", "protocol", "key"]
+_CELL = ["model", "method", "changed", "engine.batch", "budget", "protocol", "key"]
 _SHORT = {"single_": "s", "multikey_": "mk", "multivalue": "mv", "multiquery": "mq"}
 
 
@@ -42,31 +53,35 @@ def cost_matrix(frame: pd.DataFrame) -> pd.DataFrame:
     """Medians per cell: tokens attended and estimated, seconds, bytes, hit ratio."""
     rows = []
     for _, cell in frame[frame["status"] == OK].groupby("key", sort=False):
-        live = pd.DataFrame(list(cell["live"]))
-        held = pd.DataFrame(list(cell["footprint"])).sum(axis=1)
-        moved = [sum(entry.values()) for entry in live["bytes_per_step"]]
+        held = cell[_HELD].sum(axis=1)
+        moved = moved_bytes(cell)
         steps = cell["decode_steps"].clip(lower=1)
-        ratio = pd.to_numeric(live["hit_ratio"], errors="coerce").median()
+        ratio = cell["live.hit_ratio"].median()
         rows.append(
             {
                 **_labels(cell),
-                "attended": f"{live['attended_tokens'].median():.0f}",
-                "estimated": f"{live['estimated_tokens'].median():.0f}",
+                "attended": f"{cell['live.attended_tokens'].median():.0f}",
+                "estimated": f"{cell['live.estimated_tokens'].median():.0f}",
                 "prefill s": f"{cell['prefill_s'].median():.2f}",
                 "seal s": f"{cell['seal_s'].median():.3f}",
                 "ms/step": f"{1000 * (cell['decode_s'] / steps).median():.1f}",
                 "MiB held": f"{held.median() / 2**20:.1f}",
-                "MiB/step": f"{pd.Series(moved).median() / 2**20:.2f}",
+                "MiB/step": f"{moved.median() / 2**20:.2f}",
                 "hit": "" if pd.isna(ratio) else f"{ratio:.2f}",
             }
         )
     return pd.DataFrame(rows)
 
 
+def moved_bytes(frame: pd.DataFrame) -> pd.Series:
+    """Bytes that a decode step read or copied, over all layers."""
+    return frame.filter(like="live.bytes_per_step.").sum(axis=1)
+
+
 def niah_matrix(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean score by depth (rows, percent) and length (columns)."""
-    rows = frame[(frame["status"] == OK) & (frame["task"] == "niah")].copy()
-    rows["depth"] = [meta["depth"] for meta in rows["meta"]]
+    rows = frame[(frame["status"] == OK) & (frame["task"] == "niah")]
+    rows = rows.rename(columns={"meta.depth": "depth"})
     return rows.pivot_table(index="depth", columns="length", values="score", aggfunc="mean")
 
 
@@ -104,11 +119,16 @@ def caption(frame: pd.DataFrame) -> str:
     protocols = sorted(set(frame["protocol"]))
     if protocols != ["query_aware"]:
         notes.append(f"protocol: {', '.join(protocols)}")
-    if any(meta.get("stand_in") for meta in frame["meta"]):
+    if stand_in(frame):
         notes.append("stand-in data: not comparable with published scores")
     if (frame["status"] == _UNSUPPORTED).any():
         notes.append("n/a: beyond the model, not averaged")
     return "; ".join(notes)
+
+
+def stand_in(frame: pd.DataFrame) -> bool:
+    """Whether any row used stand-in data."""
+    return bool(frame["meta.stand_in"].eq(True).any())
 
 
 def _group(group: pd.DataFrame) -> tuple[str, float | None]:
@@ -140,12 +160,15 @@ def _labels(cell: pd.DataFrame) -> dict[str, Any]:
     first = cell.iloc[0]
     labels = {name: first.get(name) for name in _CELL}
     labels["key"] = labels["key"][:6]
-    if not labels["changed"]:
+    if not labels["changed"] or pd.isna(labels["changed"]):
         labels["changed"] = ""
     if labels["protocol"] == "query_aware":
         labels.pop("protocol")
     if labels["budget"] is None or pd.isna(labels["budget"]):
         labels["budget"] = "default"
+    batch = labels.pop("engine.batch")
+    if batch > 1:
+        labels["batch"] = f"{batch:.0f}"
     return labels
 
 
@@ -156,7 +179,7 @@ def _rich(title: str, matrix: pd.DataFrame) -> Table:
     single = len(lengths) == 0
     for column in shown.columns:
         text = str(column).split("@")[0] if single else str(column)
-        left = column in _CELL
+        left = column in {*_CELL, "batch"}
         table.add_column(text, justify="left" if left else "right", overflow="fold")
     for values in shown.itertuples(index=False):
         table.add_row(*map(str, values))

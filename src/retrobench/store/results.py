@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -91,13 +91,30 @@ class ResultStore:
         return json.loads(path.read_text())
 
     def status(self, key: str) -> dict[str, Any]:
-        """The cell's last status (``{"state": "new"}`` before the first run)."""
+        """The cell's last status (``new`` or ``partial`` if none was written)."""
         path = self.root / key / "status.json"
-        return json.loads(path.read_text()) if path.exists() else {"state": "new"}
+        if path.exists():
+            return json.loads(path.read_text())
+        return {"state": "partial" if (self.root / key / "rows.jsonl").exists() else "new"}
 
     def set_status(self, key: str, status: Mapping[str, Any]) -> None:
         """Replace the cell's status atomically."""
         _replace(self.root / key / "status.json", json.dumps(status, indent=1))
+
+    def refuse(self, cell: Cell, facts: Mapping[str, Any], message: str) -> None:
+        """Record a cell that cannot run here, without rows."""
+        folder = self.root / cell.key
+        folder.mkdir(parents=True, exist_ok=True)
+        self._describe(cell, facts)
+        self.set_status(cell.key, {"state": "impossible", "message": message})
+
+    def keep(self, key: str, name: str, text: str) -> None:
+        """A text file beside the cell's rows, replaced atomically."""
+        _replace(self.root / key / name, text)
+
+    def _describe(self, cell: Cell, facts: Mapping[str, Any]) -> None:
+        about = {"key": cell.key, "cell": cell.plain(), **facts}
+        _replace(self.root / cell.key / "cell.json", json.dumps(about, indent=1))
 
     def read(self, key: str) -> CellRows:
         """All rows of a cell; unreadable lines are skipped and counted."""
@@ -130,15 +147,35 @@ class ResultStore:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise Locked(f"cell {cell.key} is being run by another process") from error
-            about = {"key": cell.key, "cell": cell.plain(), **facts}
-            _replace(folder / "cell.json", json.dumps(about, indent=1))
+                raise Locked(
+                    f"cell {cell.key} is being run by another process; ask again when it is done"
+                ) from error
+            self._describe(cell, facts)
             path = folder / "rows.jsonl"
-            torn = path.exists() and path.stat().st_size and path.read_bytes()[-1:] != b"\n"
+            torn = path.exists() and _is_torn(path)
             with path.open("a", encoding="utf-8") as stream:
                 if torn:
                     stream.write("\n")
                 yield RowWriter(stream)
+
+    def columns(
+        self, names: Sequence[str] | None = None, keys: Sequence[str] | None = None
+    ) -> pd.DataFrame:
+        """Newest rows as flat columns (see ``store.columns``), of all cells or of ``keys``."""
+        from retrobench.store.columns import read_columns
+
+        return read_columns(self, names, keys)
+
+    def cells(self) -> pd.DataFrame:
+        """One line per cell: key, labels, state, message, time."""
+        import pandas as pd
+
+        lines = []
+        for key in self.cell_keys():
+            status = self.status(key)
+            facts = {name: status.get(name) for name in ("state", "message", "attempts", "time")}
+            lines.append({"key": key, **self.cell(key).get("labels", {}), **facts})
+        return pd.DataFrame(lines)
 
     def frame(self, keys: list[str] | None = None) -> pd.DataFrame:
         """Newest rows of cells as one DataFrame, with the cells' labels as columns."""
@@ -150,6 +187,15 @@ class ResultStore:
             for row in self.read(key).rows.values():
                 rows.append({"key": key, **labels, **row})
         return pd.DataFrame(rows)
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether the last line lacks its end."""
+    with path.open("rb") as stream:
+        if not stream.seek(0, os.SEEK_END):
+            return False
+        stream.seek(-1, os.SEEK_END)
+        return stream.read(1) != b"\n"
 
 
 def _replace(path: Path, text: str) -> None:

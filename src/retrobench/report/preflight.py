@@ -1,0 +1,90 @@
+"""The preflight as a table: what a sweep would run, and what it needs against what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from rich.console import Console
+from rich.table import Table
+
+from retrobench.core.shapes import Footprint
+
+
+class PlannedCell(Protocol):
+    """What the table reads of a planned cell."""
+
+    label: str
+    state: str
+    key: str
+    todo: int | None
+    weight_bytes: int
+    footprint: Footprint
+    seconds: float | None
+    message: str
+
+
+def print_planned(cells: Sequence[PlannedCell], free_bytes: int, console: Console) -> None:
+    """One line per cell, then totals: cells, samples, time, memory, and each refusal's reason."""
+    table = Table(title="plan")
+    for name in ("cell", "key", "state"):
+        table.add_column(name, overflow="fold")
+    for name in ("samples", "weights", "device", "pinned", "host", "time"):
+        table.add_column(name, justify="right")
+    for cell in cells:
+        place = cell.footprint
+        sizes = (cell.weight_bytes, place.device, place.pinned, place.host)
+        todo = "?" if cell.todo is None else str(cell.todo)
+        row = (cell.label, cell.key[:6], cell.state, todo, *map(_size, sizes), _time(cell))
+        table.add_row(*row)
+    console.print(table)
+    counts = {state: sum(cell.state == state for cell in cells) for state in _STATES}
+    parts = [f"{count} {state}" for state, count in counts.items() if count]
+    console.print(f"{len(cells)} cells: {', '.join(parts)}; {_total(cells)}", highlight=False)
+    largest = max((_bytes(cell) for cell in cells if cell.state == "run"), default=0)
+    if largest and free_bytes:
+        text = f"largest session with weights {_size(largest)}, {_size(free_bytes)} of memory free"
+        console.print(text, highlight=False)
+    for cell in cells:
+        if cell.state == "impossible":
+            line = f"impossible: {cell.label}: {cell.message}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+_STATES = ("run", "cached", "quarantined", "impossible")
+
+
+def _total(cells: Sequence[PlannedCell]) -> str:
+    running = [cell for cell in cells if cell.state == "run"]
+    if not running:
+        return "nothing to run"
+    known = [cell.seconds for cell in running if cell.seconds is not None]
+    samples = sum(cell.todo or 0 for cell in running)
+    text = f"{samples} samples"
+    if known:
+        text += f", about {_duration(sum(known))} by earlier rows"
+    if len(known) < len(running):
+        text += f", time unknown for {len(running) - len(known)} cells (no earlier rows)"
+    return text
+
+
+def _bytes(cell: PlannedCell) -> int:
+    return cell.weight_bytes + cell.footprint.total
+
+
+def _time(cell: PlannedCell) -> str:
+    return "" if cell.seconds is None else _duration(cell.seconds)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _size(num_bytes: int) -> str:
+    if num_bytes < 2**20:
+        return "0" if not num_bytes else f"{num_bytes / 2**10:.0f} KiB"
+    if num_bytes < 2**30:
+        return f"{num_bytes / 2**20:.0f} MiB"
+    return f"{num_bytes / 2**30:.1f} GiB"
