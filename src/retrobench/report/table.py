@@ -17,8 +17,8 @@ from retrobench.store.results import OK
 # what the tables and verdicts read of a row (see store.columns)
 COLUMNS = (
     "key model method changed benchmark protocol budget engine.batch sample task length status "
-    "score prompt_hash meta.stand_in meta.depth meta.words meta.e meta.difficulty meta.length_class "
-    "prefill_s seal_s decode_s decode_steps "
+    "score prompt_hash prefill_s seal_s decode_s decode_steps meta.stand_in meta.depth meta.words "
+    "meta.e meta.difficulty meta.length_class "
     "live.attended_tokens live.estimated_tokens live.hit_ratio "
     "live.bytes_per_step.kv live.bytes_per_step.index live.bytes_per_step.h2d "
     "live.bytes_per_step.d2h footprint.device footprint.pinned footprint.host"
