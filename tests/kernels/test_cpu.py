@@ -11,6 +11,8 @@ from retrobench_kernels.cluster_select import cpu as select_cpu
 from retrobench_kernels.cluster_select import naive as select_naive
 from retrobench_kernels.dense_decode import cpu as dense_cpu
 from retrobench_kernels.dense_decode import naive as dense_naive
+from retrobench_kernels.segmented_kmeans import cpu as kmeans_cpu
+from retrobench_kernels.segmented_kmeans import naive as kmeans_naive
 from retrobench_kernels.wave_attention import cpu as wave_cpu
 from retrobench_kernels.wave_attention import naive as wave_naive
 from retrobench_kernels.wave_attention.zones import Estimation, PageCache
@@ -149,3 +151,31 @@ def test_all_clusters_equal_full_attention():
         q = data.q[:, 2 * g : 2 * g + 2]
         expected, _ = dense_naive.dense_decode(q, k[None, None], v[None, None], 0.125)
         close(got[:, 2 * g : 2 * g + 2], expected, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [64, 96, 128])
+def test_kmeans_assign_and_sums(dtype, dim):
+    k, mean = torch.randn(2, 101, dim).to(dtype), torch.randn(2, dim)
+    centroid = torch.randn(2, 37, dim)
+    x = k.float() - mean[:, None]
+    label = kmeans_cpu.assign(k, mean, centroid)
+    score = x @ centroid.transpose(-1, -2)
+    chosen_score = score.gather(-1, label[..., None].long())[..., 0]
+    torch.testing.assert_close(chosen_score, score.amax(-1), atol=1e-3, rtol=1e-4)
+    total, size = kmeans_cpu.cluster_sums(k, mean, label, 37)
+    expected = torch.zeros(2, 37, dim).scatter_add_(1, label[..., None].long().expand_as(x), x)
+    torch.testing.assert_close(total, expected, atol=1e-3, rtol=1e-4)
+    assert all(torch.equal(size[g], label[g].bincount(minlength=37).int()) for g in range(2))
+
+
+@pytest.mark.parametrize("final_assign", ["global", "segment"])
+def test_segmented_kmeans_finds_what_naive_finds(final_assign):
+    """Well separated topics, so that rounding cannot flip an assignment."""
+    topic = torch.nn.functional.normalize(torch.randn(2, 16, 64), dim=-1) * 20
+    k = topic[:, torch.arange(400) % 16] + torch.randn(2, 400, 64) * 0.1
+    args = (k, 32, 2, 6, final_assign)
+    centroid, label = kmeans_cpu.segmented_kmeans(*args)
+    expected_centroid, expected_label = kmeans_naive.segmented_kmeans(*args)
+    torch.testing.assert_close(centroid, expected_centroid, atol=1e-3, rtol=1e-3)
+    assert torch.equal(label, expected_label)

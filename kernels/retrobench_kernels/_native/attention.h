@@ -11,7 +11,8 @@ void attend_block(Heads& s, Tokens<T>& block, const Tokens<T>* next, const Form&
   for (int i = block.n; i < padded; i++) block.k[i] = block.k[block.n - 1];
   scores<T, NH>(s, block.k, padded, f.D, f.dot, next, score);
   finish_scores(score, block.n, NH, f.scale, f.softcap);
-  fold<T, NH>(s, block.v, nullptr, block.n, score, f.D);
+  bool whole = next && next->n == BLOCK;
+  fold<T, NH>(s, block.v, nullptr, block.n, whole ? next->v : nullptr, score, f.D);
 }
 
 // All query heads of one KV head, in chunks of at most four.
@@ -85,7 +86,7 @@ void estimate(const int32_t* cluster, long n, const float* logit, long C, const 
     if (m == 0) continue;
     int width = (m * NH + W - 1) / W * W;
     for (int j = m * NH; j < width; j++) score[j] = -INFINITY, count[j] = 0;
-    fold<T, NH>(s, v, count, m, score, D);
+    fold<T, NH>(s, v, count, m, nullptr, score, D);
   }
 }
 

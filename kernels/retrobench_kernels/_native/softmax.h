@@ -80,16 +80,14 @@ template <class T> constexpr bool has_dot() { return false; }
 template <> constexpr bool has_dot<bf16>() { return true; }
 #endif
 
-// score[i][h] = q_h . k_i for n keys (a multiple of 8 / NH), fetching the rows of `next` meanwhile
+// score[i][h] = q_h . k_i for n keys (a multiple of 8 / NH), fetching the keys of `next` meanwhile
 template <class T, int NH>
 void scores(const Heads& s, const T* const* k, int n, int D, [[maybe_unused]] bool dot,
             const Tokens<T>* next, float* score) {
   constexpr int KEYS = 8 / NH;
   for (int i = 0; i < n; i += KEYS) {
-    for (int j = i; next && j < std::min(i + KEYS, next->n); j++) {
+    for (int j = i; next && j < std::min(i + KEYS, next->n); j++)
       fetch(next->k[j], D * sizeof(T));
-      if (next->v[j]) fetch(next->v[j], D * sizeof(T));
-    }
     vf a[8] = {};
 #if defined(__AVX512BF16__)
     if (has_dot<T>() && dot) {
@@ -119,14 +117,16 @@ void scores(const Heads& s, const T* const* k, int n, int D, [[maybe_unused]] bo
   }
 }
 
-// acc += weight[i][h] * v_i over n tokens, UN pairs of vectors of each row at a time
+// acc += weight[i][h] * v_i over n tokens, UN pairs of vectors of each row at a time, fetching the
+// same place of the rows of `ahead`
 template <class T, int NH, int UN>
 void add_values(const T* const* v, int n, const float* weight, const float* decay, int D, int d,
-                float* acc) {
+                const T* const* ahead, float* acc) {
   vf a[NH][2 * UN];
   for (int h = 0; h < NH; h++)
     for (int u = 0; u < 2 * UN; u++) a[h][u] = load(acc + h * D + d + u * W) * decay[h];
-  for (int i = 0; i < n; i++)
+  for (int i = 0; i < n; i++) {
+    if (ahead) fetch(ahead[i] + d, UN * 2 * W * sizeof(T));
     for (int u = 0; u < UN; u++) {
       vf low, high;
       load_pair(v[i] + d + u * 2 * W, low, high);
@@ -136,14 +136,17 @@ void add_values(const T* const* v, int n, const float* weight, const float* deca
         a[h][2 * u + 1] += high * w;
       }
     }
+  }
   for (int h = 0; h < NH; h++)
     for (int u = 0; u < 2 * UN; u++) store(acc + h * D + d + u * W, a[h][u]);
 }
 
 // Folds n tokens with logits `score` [n][NH] (padded to whole vectors with -inf) into the state.
-// `count` (may be null) weighs each token in the denominator only: estimated clusters.
+// `count` (may be null) weighs each token in the denominator only: estimated clusters. The values of
+// `ahead` (may be null; n of them) are fetched meanwhile.
 template <class T, int NH>
-void fold(Heads& s, const T* const* v, const float* count, int n, float* score, int D) {
+void fold(Heads& s, const T* const* v, const float* count, int n, const T* const* ahead,
+          float* score, int D) {
   int width = (n * NH + W - 1) / W * W;
   vf top = s.max;
   for (int i = 0; i < width; i += W) top = vmax(top, load(score + i));
@@ -164,10 +167,12 @@ void fold(Heads& s, const T* const* v, const float* count, int n, float* score, 
   float keep[NH];
   for (int h = 0; h < NH; h++) keep[h] = decay[h];
   constexpr int UN = 4 / NH;
+  constexpr int LINE = 64 / sizeof(T);
   int d = 0;
   for (; d + UN * 2 * W <= D; d += UN * 2 * W)
-    add_values<T, NH, UN>(v, n, score, keep, D, d, s.acc.data());
-  for (; d < D; d += 2 * W) add_values<T, NH, 1>(v, n, score, keep, D, d, s.acc.data());
+    add_values<T, NH, UN>(v, n, score, keep, D, d, d % LINE ? nullptr : ahead, s.acc.data());
+  for (; d < D; d += 2 * W)
+    add_values<T, NH, 1>(v, n, score, keep, D, d, d % LINE ? nullptr : ahead, s.acc.data());
 }
 
 // Logits from dot products, in place; entries of tokens at and beyond n become -inf.
