@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 RUN := $(BIN)/python run.py
 DEMO := task=ruler task.length=4096 task.samples=2
 
-.PHONY: help setup demo test check figures options gpu-test
+.PHONY: help setup demo test check figures options gpu-test gpu-bench
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,5 +40,9 @@ figures: $(STAMP) ## draw every figure that the rows on disk allow
 options: $(STAMP) ## regenerate docs/options.md from the option dataclasses
 	$(BIN)/python scripts/options.py
 
-gpu-test: ## method parity on a CUDA device, with the installed torch
+gpu-test: ## kernel and method parity on a CUDA device, with the installed torch
 	$(PYTHON) -m pytest tests/gpu
+
+STAGE ?= all
+gpu-bench: ## GPU benchmark with the installed torch, e.g. STAGE=ceilings (docs/gpu.md)
+	$(PYTHON) scripts/gpu_bench.py $(STAGE)

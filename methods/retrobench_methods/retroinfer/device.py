@@ -8,7 +8,7 @@ host knows when without asking the device, because every row grows by one token 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from retrobench_kernels.cluster_layout import Layout, cluster_layout, place_tokens
@@ -74,6 +74,7 @@ class DeviceWave:
     def load(self, layer: int, k_BGSD: Tensor, v_BGSD: Tensor) -> None:
         """Index a layer's prompt (left-padded as in ``shape``) and fill its steady zone."""
         state, sink, local = self.layers[layer], self.config.sink_tokens, self.config.local_tokens
+        state.pool_used_BG.zero_()
         for row, pad in enumerate(self.shape.pad_tokens):
             indexed = num_indexed(self.config, self.contexts[row])
             middle = slice(pad + sink, pad + sink + indexed)
@@ -122,9 +123,15 @@ class DeviceWave:
         if state.table is None:
             out, _ = wave_attention(*zones, estimation=estimation, softcap=softcap)
         else:
-            state.table.step_1.add_(1)
-            out, _ = wave_step(*zones, table=state.table, estimation=estimation, softcap=softcap)
+            out = self._attend_cached(layer, zones, state.table, estimation, softcap)
         return out[:, :, None]
+
+    def _attend_cached(
+        self, layer: int, zones: Any, table: CacheTable, estimation: Estimation, softcap: float
+    ) -> Tensor:
+        """``o_BHD`` through the layer's page cache."""
+        table.step_1.add_(1)
+        return wave_step(*zones, table=table, estimation=estimation, softcap=softcap)[0]
 
     def hit_ratio(self) -> float | None:
         """Page hits over page accesses so far (waits for the device); None without a cache."""

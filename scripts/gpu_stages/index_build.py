@@ -1,0 +1,61 @@
+"""Stage 5: what the index costs beside the prefill of the same layer."""
+
+from __future__ import annotations
+
+import torch
+from retrobench_methods.retroinfer.config import RetroInferConfig
+from retrobench_methods.retroinfer.device import DeviceWave
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+
+from gpu_stages.common import Bench, Inputs, Shape
+
+SHAPES = [Shape(batch=1, context=n, layers=1) for n in (30_000, 60_000, 120_000)]
+
+
+def run(bench: Bench) -> None:
+    """Index of one layer (global and segment-local final pass) over its prefill."""
+    for shape in bench.shapes(*SHAPES):
+        prefill: dict[str, float] = {}
+
+        @bench.case("prefill_layer", shape=shape)
+        def _(row: dict, shape: Shape = shape, prefill: dict = prefill) -> None:
+            row.update(_prefill(bench, shape))
+            prefill["s"] = row["median_s"]
+
+        for final in ("global", "segment"):
+
+            @bench.case("index_layer", shape=shape, final_assign=final)
+            def _(
+                row: dict, shape: Shape = shape, final: str = final, prefill: dict = prefill
+            ) -> None:
+                k, v = Inputs(shape, bench.device).dense()
+                wave = DeviceWave(
+                    RetroInferConfig(final_assign=final), shape.kv_shape(bench.device)
+                )
+                row.update(bench.time(lambda: wave.load(0, k, v), repeats=5))
+                if "s" in prefill:
+                    row["share_of_prefill_frac"] = row["median_s"] / prefill["s"]
+
+
+def _prefill(bench: Bench, shape: Shape) -> dict:
+    """One decoder layer of the shape's Llama over the whole context, random weights."""
+    config = LlamaConfig(
+        hidden_size=shape.heads * shape.dim,
+        intermediate_size=shape.heads * shape.dim * 7 // 2,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.dim,
+        max_position_embeddings=shape.context,
+    )
+    config._attn_implementation = "sdpa"
+    dtype = getattr(torch, shape.dtype)
+    layer = LlamaDecoderLayer(config, 0).to(bench.device, dtype).eval()
+    rotary = LlamaRotaryEmbedding(config).to(bench.device)
+    hidden = Inputs(shape, bench.device).random(1, shape.context, config.hidden_size)
+    position = torch.arange(shape.context, device=bench.device)[None]
+    angles = rotary(hidden, position)
+    with torch.inference_mode():
+        return bench.time(
+            lambda: layer(hidden, position_ids=position, position_embeddings=angles), repeats=5
+        )
