@@ -1,4 +1,4 @@
-"""Wave index: clusters partition the tokens; estimation obeys its bounds; sizes as published."""
+"""Wave index and buffer: clusters partition the tokens, pages and updates; sizes as published."""
 
 from __future__ import annotations
 
@@ -9,43 +9,50 @@ from hypothesis import strategies as st
 from retrobench_kernels.segmented_kmeans import segmented_kmeans
 from retrobench_methods.retroinfer import RetroInfer, RetroInferConfig
 from retrobench_methods.retroinfer.config import sizes
-from retrobench_methods.retroinfer.wave_index import WaveIndex
+from retrobench_methods.retroinfer.wave_buffer import cluster_pages
 
 from retrobench.core.method import AttentionArgs
 from retrobench.core.shapes import KVShape
-from retrobench.engine.attend import dense_decode
-from retrobench.engine.placement import DeviceStore
 
 ARGS = AttentionArgs(scale=0.25)
 
 
-def make_shape(length, new=0, pads=(0,)):
+def make_shape(length, new=0, pads=(0,), layers=(0,), heads=4, dim=16):
     return KVShape(
         pad_tokens=pads,
-        layers=(0,),
-        num_heads=4,
+        layers=layers,
+        num_heads=heads,
         num_kv_heads=2,
-        head_dim=16,
+        head_dim=dim,
         prompt_tokens=length,
         max_tokens=length + new,
         dtype="float32",
     )
 
 
-def fill(shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    size = (shape.batch, shape.num_kv_heads, shape.prompt_tokens, shape.head_dim)
-    store = DeviceStore(shape)
-    store.append(0, torch.randn(size, generator=generator), torch.randn(size, generator=generator))
-    return store
+def sealed(length, new=0, pads=(0,), seed=0, **options):
+    """A method after its prompt, with the prompt's keys and values."""
+    torch.manual_seed(seed)
+    shape = make_shape(length, new, pads)
+    method = RetroInfer(RetroInferConfig(update_tokens=32, **options), shape)
+    k, v = torch.randn(2, shape.batch, 2, length, 16).unbind(0)
+    half = length // 2
+    for part in (slice(0, half), slice(half, length)):
+        q = torch.randn(shape.batch, 4, part.stop - part.start, 16)
+        method.prefill(0, q, k[:, :, part], v[:, :, part], ARGS)
+    method.seal()
+    return method, k, v
 
 
-def make_index(length, seed=0, pads=(0,), **options):
-    config = RetroInferConfig(update_tokens=32, **options)
-    shape = make_shape(length, pads=pads)
-    index, store = WaveIndex(config, shape, None), fill(shape, seed)
-    index.build(0, store)
-    return index, store, shape
+def clusters_of(method, row, head, i=0):
+    """``(number, pool slice)`` of the clusters that hold tokens."""
+    size, first = method.index.size_LBGC[i, row, head], method.index.first_LBGC[i, row, head]
+    for c in torch.nonzero(size)[:, 0].tolist():
+        yield c, slice(int(first[c]), int(first[c] + size[c]))
+
+
+def rows_of(tensor):
+    return sorted(map(tuple, tensor.tolist()))
 
 
 @pytest.mark.parametrize(
@@ -76,103 +83,131 @@ def test_short_contexts_stay_dense():
     segment=st.sampled_from([64, 100, 8192]),
     final=st.sampled_from(["global", "segment"]),
     pad=st.integers(0, 9),
+    page=st.sampled_from([None, 1, 4, 8]),
 )
-def test_clusters_partition_the_indexed_tokens(length, per_cluster, segment, final, pad):
-    index, store, shape = make_index(
+def test_clusters_partition_the_indexed_tokens(length, per_cluster, segment, final, pad, page):
+    cache = {} if page is None else {"cache": "host", "page_tokens": page}
+    method, k, v = sealed(
         length,
         pads=(0, pad),
         tokens_per_cluster=per_cluster,
         segment_tokens=segment,
         final_assign=final,
+        **cache,
     )
-    for row, padding in enumerate(shape.pad_tokens):
+    pool_k, pool_v = method.buffer.k_LBGSD[0], method.buffer.v_LBGSD[0]
+    for row, padding in enumerate((0, pad)):
         start, end = padding + 4, length - 64
+        steady = method.buffer.steady(0)
+        count = int(steady.count_B[row])
+        assert count == method.buffer.count[0][row] == 68
+        expected = torch.cat([k[row, :, padding:start], k[row, :, end:]], 1)
+        assert torch.equal(steady.k_BGWD[row, :, :count], expected)
         for head in range(2):
-            size = index.size_LBGC[0, row, head]
-            assert int(size.sum()) == end - start
-            order = index.order_LBGS[0, row, head, start:end]
-            assert sorted(order.tolist()) == list(range(start, end))
-            for cluster in torch.nonzero(size)[:5, 0]:
-                first = int(index.first_LBGC[0, row, head, cluster])
-                tokens = index.order_LBGS[0, row, head, first : first + int(size[cluster])].long()
-                keys = store.keys(0)[row, head, tokens]
-                values = store.values(0)[row, head, tokens]
-                centroid = index.centroid_LBGCD[0, row, head, cluster]
-                torch.testing.assert_close(centroid, keys.mean(0), atol=1e-5, rtol=1e-4)
-                total = index.value_sum_LBGCD[0, row, head, cluster]
-                torch.testing.assert_close(total, values.sum(0), atol=1e-4, rtol=1e-4)
+            taken, index = [], method.index
+            for c, span in clusters_of(method, row, head):
+                assert span.start % (page or 1) == 0
+                taken += range(span.start, span.stop)
+                mean = pool_k[row, head, span].mean(0)
+                centroid = index.centroid_LBGCD[0, row, head, c]
+                torch.testing.assert_close(centroid, mean, atol=1e-5, rtol=1e-4)
+                total = index.value_sum_LBGCD[0, row, head, c]
+                expected = pool_v[row, head, span].sum(0)
+                torch.testing.assert_close(total, expected, atol=1e-4, rtol=1e-4)
+            assert len(taken) == len(set(taken)) == end - start
+            both = torch.cat([pool_k, pool_v], -1)[row, head, taken]
+            assert rows_of(both) == rows_of(torch.cat([k, v], -1)[row, head, start:end])
 
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6), sharpness=st.floats(0.1, 30))
 def test_jensen_estimated_mass_never_exceeds_the_true_one(seed, sharpness):
-    index, store, _ = make_index(200, seed)
-    query = sharpness * torch.randn(16, generator=torch.Generator().manual_seed(seed + 1))
-    logit = (store.keys(0)[0, 0] @ query).double()
-    size = index.size_LBGC[0, 0, 0]
-    for cluster in torch.nonzero(size)[:, 0]:
-        first = int(index.first_LBGC[0, 0, 0, cluster])
-        tokens = index.order_LBGS[0, 0, 0, first : first + int(size[cluster])].long()
-        estimate = (index.centroid_LBGCD[0, 0, 0, cluster] @ query).double()
-        true = torch.logsumexp(logit[tokens], 0)
-        assert estimate + size[cluster].double().log() <= true + 1e-4 * (1 + true.abs())
+    method, _, _ = sealed(200, seed=seed)
+    query = sharpness * torch.randn(16)
+    for c, span in clusters_of(method, 0, 0):
+        logit = (method.buffer.k_LBGSD[0, 0, 0, span] @ query).double()
+        estimate = (method.index.centroid_LBGCD[0, 0, 0, c] @ query).double()
+        true = torch.logsumexp(logit, 0)
+        size = torch.tensor(span.stop - span.start).double()
+        assert estimate + size.log() <= true + 1e-4 * (1 + true.abs())
 
 
-def test_estimation_is_exact_when_the_keys_of_a_cluster_are_equal():
-    shape = make_shape(68 + 64)
-    generator = torch.Generator().manual_seed(0)
-    kinds = torch.nn.functional.normalize(torch.randn(8, 16, generator=generator), dim=-1)
-    keys = kinds[torch.arange(132) % 8].expand(1, 2, -1, -1).clone()
-    store = DeviceStore(shape)
-    values = torch.randn(1, 2, 132, 16, generator=generator)
-    store.append(0, keys, values)
-    config = RetroInferConfig(
-        update_tokens=32, num_clusters=8, retrieval_frac=0.1, estimation_frac=1.0
-    )
-    index = WaveIndex(config, shape, None)
-    index.build(0, store)
-    from retrobench.engine.attend import attend
-
-    query = torch.randn(1, 4, 1, 16, generator=generator)
-    chosen = index.select(0, query, store, ARGS)
-    assert chosen.estimated_tokens > 30
-    k_BGRD, v_BGRD = store.gather(0, chosen.token_BGR)
-    got = attend(query, k_BGRD, v_BGRD, chosen.token_BGR >= 0, ARGS, chosen.estimate)
-    expected = dense_decode(query, store.keys(0), store.values(0), ARGS)
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
-
-
-def test_selected_tokens_are_distinct_and_the_best_clusters():
-    index, store, _ = make_index(400, tokens_per_cluster=8, retrieval_frac=0.2)
-    query = torch.randn(1, 4, 1, 16, generator=torch.Generator().manual_seed(9))
-    tokens = index.select(0, query, store, ARGS).token_BGR
+def test_the_best_clusters_are_retrieved():
+    method, _, _ = sealed(400, tokens_per_cluster=8, retrieval_frac=0.2)
+    query, index = torch.randn(1, 4, 16), method.index
+    pool = method.buffer.pool(0, index.first_LBGC[0], index.size_LBGC[0])
+    zones = method._select(0, query, pool, ARGS)
     for head in range(2):
-        valid = tokens[0, head][tokens[0, head] >= 0].tolist()
-        assert len(valid) == len(set(valid))
-        assert {0, 1, 2, 3, *range(336, 400)} <= set(valid)
-        logit = query[0, 2 * head : 2 * head + 2, 0] @ index.centroid_LBGCD[0, 0, head].T * 0.25
-        best = logit.softmax(-1).sum(0).topk(index.sizes[0].retrieved).indices
-        wanted = int(index.size_LBGC[0, 0, head, best].sum()) + 68
-        assert len(valid) == wanted
+        logit = query[0, 2 * head : 2 * head + 2] @ index.centroid_LBGCD[0, 0, head].T * 0.25
+        logit = logit.masked_fill(index.size_LBGC[0, 0, head] == 0, -torch.inf)
+        order = logit.softmax(-1).sum(0).argsort(descending=True).tolist()
+        count = index.sizes[0].retrieved
+        assert set(zones.retrieved_BGR[0, head].tolist()) == set(order[:count])
+        rest = order[count : count + index.sizes[0].estimated]
+        assert set(zones.estimated_BGE[0, head].tolist()) - {-1} == set(rest)
 
 
-def test_updates_index_generated_tokens_once():
-    config = RetroInferConfig(update_tokens=32, tokens_per_cluster=8)
-    shape = make_shape(200, new=100)
-    method = RetroInfer(config, shape)
-    generator = torch.Generator().manual_seed(0)
-
-    def random(heads, tokens):
-        return torch.randn(1, heads, tokens, 16, generator=generator)
-
-    method.prefill(0, random(4, 200), random(2, 200), random(2, 200), ARGS)
-    method.seal()
-    for _ in range(100):
-        method.decode(0, random(4, 1), random(2, 1), random(2, 1), ARGS)
+def test_pages_of_clusters_are_distinct_and_cover_their_tokens():
+    method, _, _ = sealed(400, pads=(0, 7), tokens_per_cluster=5, cache="host", page_tokens=4)
     index = method.index
-    assert index.updates[0][0] == 3 and index.indexed_end[0][0] == 200 - 64 + 96
-    assert int(index.size_LBGC.sum()) == 2 * (index.indexed_end[0][0] - 4)
-    assert method.allocated() == RetroInfer.plan(config, shape)
+    pool = method.buffer.pool(0, index.first_LBGC[0], index.size_LBGC[0])
+    chosen = torch.rand(2, 2, index.sizes[0].clusters).argsort(-1)[..., :20].int()
+    chosen[0, 1, 3:] = -1
+    page_BGN, tokens_BGN = cluster_pages(pool, chosen, 4)
+    for row in range(2):
+        for head in range(2):
+            found = {
+                page * 4 + offset
+                for page, tokens in zip(
+                    page_BGN[row, head].tolist(), tokens_BGN[row, head].tolist(), strict=True
+                )
+                for offset in range(tokens)
+            }
+            spans = dict(clusters_of(method, row, head))
+            named = [spans[c] for c in chosen[row, head].tolist() if c in spans]
+            assert found == {t for span in named for t in range(span.start, span.stop)}
+            pages = page_BGN[row, head][page_BGN[row, head] >= 0].tolist()
+            assert len(pages) == len(set(pages))
+
+
+@pytest.mark.parametrize("stagger", [True, False])
+@pytest.mark.parametrize("options", [{}, {"cache": "device", "page_tokens": 4}])
+def test_updates_index_generated_tokens_once(stagger, options):
+    config = RetroInferConfig(
+        update_tokens=32, tokens_per_cluster=8, stagger_updates=stagger, **options
+    )
+    shape = make_shape(200, new=110, pads=(0, 5), layers=(0, 1, 5))
+    method = RetroInfer(config, shape)
+    tokens = {layer: torch.randn(2, 2, 2, 310, 16) for layer in shape.layers}
+    for layer, (k, v) in tokens.items():
+        prompt = slice(0, 200)
+        method.prefill(layer, torch.randn(2, 4, 200, 16), k[:, :, prompt], v[:, :, prompt], ARGS)
+    method.seal()
+    when = {layer: [] for layer in shape.layers}
+    for step in range(200, 310):
+        for i, (layer, (k, v)) in enumerate(tokens.items()):
+            before = method.updates
+            method.decode(
+                layer, torch.randn(2, 4, 1, 16), *(x[:, :, step, None] for x in (k, v)), ARGS
+            )
+            when[layer] += [step - i * stagger] * (method.updates > before)
+    assert when[0] == when[1] == when[5] == [231, 263, 295]
+    assert method.stats()["index_updates"] == 3 and method.allocated() == RetroInfer.plan(
+        config, shape
+    )
+    for i, (k, v) in enumerate(tokens.values()):
+        both = torch.cat([k, v], -1)
+        for row, pad in enumerate(shape.pad_tokens):
+            steady, count = method.buffer.steady(i), method.buffer.count[i][row]
+            for head in range(2):
+                spans = [span for _, span in clusters_of(method, row, head, i)]
+                pool = [
+                    torch.cat([x[i, row, head, s] for s in spans])
+                    for x in (method.buffer.k_LBGSD, method.buffer.v_LBGSD)
+                ]
+                near = [x[row, head, :count] for x in steady[:2]]
+                held = torch.cat([torch.cat(pool, -1), torch.cat(near, -1)])
+                assert rows_of(held) == rows_of(both[row, head, pad:])
 
 
 @settings(max_examples=10, deadline=None)

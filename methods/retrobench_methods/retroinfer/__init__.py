@@ -1,44 +1,223 @@
-"""RetroInfer: KV cache as a vector store (arXiv 2505.02922v3, PVLDB 19(5))."""
+"""RetroInfer: KV cache as a vector store (arXiv 2505.02922v3, PVLDB 19(5)).
+
+``WaveIndex`` says which clusters matter, ``WaveBuffer`` where their keys and values are, and this
+module runs a layer's step: append, select, look up, attend in one pass, admit.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from retrobench_kernels.cluster_select import cluster_select
+from retrobench_kernels.wave_attention import Estimation, Pool, wave_attention
+from torch import Tensor
+
 from retrobench.core.budget import Budget
+from retrobench.core.method import AttentionArgs, Method, NullProbe, Probe
 from retrobench.core.shapes import Footprint, KVShape
-from retrobench.engine.placement import DeviceStore
-from retrobench.engine.selective import SelectiveMethod
-from retrobench_methods.retroinfer.config import RetroInferConfig, sizes
+from retrobench.engine.attend import causal, merge
+from retrobench.engine.placement import Tiers
+from retrobench_methods.retroinfer import estimation as estimate
+from retrobench_methods.retroinfer.config import RetroInferConfig, num_indexed, sizes
+from retrobench_methods.retroinfer.wave_buffer import WaveBuffer, cluster_pages, page_tokens
 from retrobench_methods.retroinfer.wave_index import WaveIndex
+from retrobench_methods.retroinfer.zones import Positions, Zones, report
 
 
-class RetroInfer(SelectiveMethod):
+class RetroInfer(Method):
     """Tripartite attention over a wave index: steady and retrieved exactly, estimated, ignored."""
 
     name = "retroinfer"
     Config = RetroInferConfig
 
-    def make_index(self) -> WaveIndex:
-        """Segmented spherical k-means with incremental updates."""
-        return WaveIndex(self.config, self.shape, self.budget)
+    def __init__(
+        self,
+        config: Any,
+        shape: KVShape,
+        probe: Probe | None = None,
+        budget: Budget | None = None,
+    ) -> None:
+        super().__init__(config, shape, probe, budget)
+        tiers = self._tiers(config, shape)
+        self.number = {layer: i for i, layer in enumerate(shape.layers)}
+        self.index = WaveIndex(config, shape, budget, page_tokens(tiers))
+        self.buffer = WaveBuffer(config, shape, tiers)
+        self.positions = Positions(self.buffer) if self.probe.detail else None
+        self.updates = 0
+
+    @staticmethod
+    def _tiers(config: RetroInferConfig, shape: KVShape) -> Tiers:
+        tiers = Tiers.of(config, shape.device)
+        if tiers.place == "cpu" and torch.device(shape.device).type == "cuda":
+            raise ValueError(
+                "method.placement=cpu: kernels on a GPU read page-locked memory only; use "
+                "method.placement=pinned"
+            )
+        if config.int4_values and config.tail:
+            raise ValueError(
+                "method.int4_values estimates every cluster, which leaves no tail; "
+                "use method.tail=false"
+            )
+        return tiers
 
     @classmethod
     def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:
-        """Store plus wave index, after checking the budget."""
+        """Pool, steady zone, cache and wave index, after checking budget and options."""
+        tiers = cls._tiers(config, shape)
         for pad in shape.pad_tokens:
             sizes(config, shape.prompt_tokens - pad, budget, shape.kv_bytes_per_token)
-        return DeviceStore.plan(shape) + WaveIndex.plan(config, shape)
+        return WaveBuffer.plan(config, shape, tiers) + WaveIndex.plan(config, shape)
+
+    def prefill(
+        self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
+    ) -> Tensor:
+        """Exact attention over the prompt so far."""
+        keys, values = self.buffer.append_prompt(self.number[layer], k_BGTD, v_BGTD)
+        return causal(q_BHTD, keys, values, args, self.shape.pad_tokens)
+
+    def seal(self) -> None:
+        """Layer by layer: cluster, arrange in cluster order, let go of the original order."""
+        for i in range(len(self.shape.layers)):
+            for row, pad in enumerate(self.shape.pad_tokens):
+                covered = 0
+                if self.index.sizes[row].clusters:
+                    covered = num_indexed(self.config, self.buffer.length[i] - pad)
+                k_GSD, v_GSD = self.buffer.settle(i, row, covered)
+                if covered:
+                    layout = self.index.add_prompt(i, row, k_GSD, v_GSD)
+                    self.buffer.place(i, row, k_GSD, v_GSD, layout)
+                    if self.positions is not None:
+                        start = pad + self.config.sink_tokens
+                        self.positions.place(i, row, start, layout.target_GS)
+            self.buffer.release_prompt(i)
+
+    def decode(
+        self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
+    ) -> Tensor:
+        """Append, update the index if due, and attend the three zones in one pass."""
+        i = self.number[layer]
+        self.buffer.append(i, k_BGTD, v_BGTD)
+        self._update(i)
+        q_BHD = q_BHTD[:, :, 0].contiguous()
+        pool = self.buffer.pool(i, self.index.first_LBGC[i], self.index.size_LBGC[i])
+        with self.probe.span("select"):
+            zones = self._select(i, q_BHD, pool, args)
+        cache = self.buffer.cache
+        if cache is not None and zones.has_clusters:
+            with self.probe.span("lookup"):
+                pages = cluster_pages(pool, zones.retrieved_BGR, self.buffer.page_tokens)
+                cache.lookup(layer, *pages)
+        with self.probe.span("attend"):
+            out_BHD = self._attend(i, q_BHD, pool, zones, args)
+        if cache is not None and zones.has_clusters:
+            with self.probe.span("admit"):
+                cache.admit(layer, pool.k_BGSD, pool.v_BGSD)
+        if not isinstance(self.probe, NullProbe):
+            report(self.probe, layer, self.index, self.buffer, zones)
+        if self.positions is not None:
+            self.positions.report(self.probe, layer, self.index, pool, zones)
+        return out_BHD[:, :, None]
+
+    def _select(self, i: int, q_BHD: Tensor, pool: Pool, args: AttentionArgs) -> Zones:
+        index, batch = self.index, self.shape.batch
+        clusters = max(index.clusters[i])
+        if clusters == 0:
+            none = q_BHD.new_empty(batch, self.shape.num_kv_heads, 0, dtype=torch.int32)
+            return Zones(i, none, none, q_BHD.new_empty(*q_BHD.shape[:2], 0), clusters)
+        whole = self.config.int4_values  # every cluster is estimated, none is chosen for it
+        chosen = cluster_select(
+            q_BHD,
+            index.centroid_LBGCD[i],
+            pool.size_BGC,
+            index.num_clusters_LB[i],
+            index.retrieved_LB[i],
+            index.estimated_LB[i] * (not whole),
+            args.scale,
+            max_retrieved=min(clusters, max(index.retrieved[i])),
+            max_estimated=0 if whole else min(clusters, max(index.estimated[i])),
+            softcap=args.softcap or 0.0,
+        )
+        retrieved, estimated, logit_BHC = chosen
+        if index.spread is not None:
+            gain = index.spread.correction(i, q_BHD, pool.size_BGC, args.scale)
+            logit_BHC = logit_BHC + gain
+        return Zones(i, retrieved, estimated, logit_BHC, clusters)
+
+    def _attend(
+        self, i: int, q_BHD: Tensor, pool: Pool, zones: Zones, args: AttentionArgs
+    ) -> Tensor:
+        index, cache = self.index, self.buffer.cache
+        estimation = None
+        if zones.estimated_BGE.shape[-1] and index.value_sum_LBGCD is not None:
+            values = index.value_sum_LBGCD[i]
+            estimation = Estimation(zones.estimated_BGE, zones.logit_BHC, values)
+        part = wave_attention(
+            q_BHD,
+            self.buffer.steady(i),
+            pool,
+            zones.retrieved_BGR,
+            args.scale,
+            estimation=estimation,
+            cache=None if cache is None else cache.view(self.shape.layers[i]),
+            softcap=args.softcap or 0.0,
+        )
+        if not zones.has_clusters or not (self.config.tail or self.config.int4_values):
+            return part[0]
+        exact = estimate.membership(zones.retrieved_BGR, index.capacity)
+        if index.means is not None:
+            means = index.means.read(i)
+            more = estimate.estimate_all(zones.logit_BHC, pool.size_BGC, ~exact, means)
+        else:
+            assert index.value_sum_LBGCD is not None
+            read = exact | estimate.membership(zones.estimated_BGE, index.capacity)
+            sums = index.value_sum_LBGCD[i].float()
+            left_BGD = index.total_LBGD[i] - torch.einsum("bgc,bgcd->bgd", read.float(), sums)
+            more = estimate.estimate_tail(zones.logit_BHC, pool.size_BGC, ~read, left_BGD)
+        out, lse = part
+        merged, _ = merge((out.float(), lse), more)
+        return merged.to(out.dtype)
+
+    def _update(self, i: int) -> None:
+        """Form a segment of a row's oldest generated tokens once there are enough."""
+        late = i if self.config.stagger_updates else 0
+        for row in range(self.shape.batch):
+            if self.buffer.num_waiting(i, row) >= self.config.update_tokens + late:
+                start = self.buffer.oldest_position(i, row)
+                k_GSD, v_GSD = self.buffer.take_oldest(i, row)
+                layout = self.index.add_segment(i, row, k_GSD, v_GSD)
+                self.buffer.place(i, row, k_GSD, v_GSD, layout)
+                if self.positions is not None:
+                    self.positions.place(i, row, start, layout.target_GS)
+                self.updates += 1
+
+    def step(self) -> None:
+        """Report what the cache did, layer by layer."""
+        if self.buffer.cache is not None:
+            for moved in self.buffer.cache.traffic():
+                self.probe.access(moved.layer, moved.hits, moved.misses, moved.evictions)
+                self.probe.moved("h2d", moved.h2d_bytes)
+
+    def allocated(self) -> Footprint:
+        """Bytes of index and buffer."""
+        return self.buffer.footprint() + self.index.footprint()
 
     def stats(self) -> Mapping[str, Any]:
-        """Cluster counts of the first row and layer."""
-        index = self.index
-        if not isinstance(index, WaveIndex):
-            return {}
-        retrieved, estimated = index._counts(0)
-        return {
+        """Cluster counts of the first row and layer, updates per layer and row, cache facts."""
+        tiers, index, layers = self.buffer.tiers, self.index, len(self.shape.layers)
+        facts = {
+            "dense": not any(map(any, index.clusters)),  # too short for an index: all exact
             "clusters": index.clusters[0][0],
-            "retrieved_clusters": retrieved[0],
-            "estimated_clusters": estimated[0],
-            "index_updates": index.updates[0][0],
+            "retrieved_clusters": index.retrieved[0][0],
+            "estimated_clusters": index.estimated[0][0],
+            "index_updates": self.updates / (layers * self.shape.batch),
+            "placement": tiers.place,
+            "cache": tiers.manager,
         }
+        return facts if self.buffer.cache is None else facts | self.buffer.cache.stats()
+
+    def close(self) -> None:
+        """Free everything."""
+        self.buffer.close()
+        self.index.close()

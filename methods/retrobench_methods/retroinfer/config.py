@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from retrobench.core.budget import Budget
 from retrobench.core.shapes import KVShape
 from retrobench.core.spec import option
+from retrobench.engine.placement import PLACEMENTS, PlacementConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetroInferConfig:
-    """Defaults reproduce the released implementation."""
+class RetroInferConfig(PlacementConfig):
+    """Defaults reproduce the released implementation (``docs/retroinfer.md`` has every source)."""
 
     num_clusters: int | None = option(
         None,
@@ -41,6 +42,26 @@ class RetroInferConfig:
     local_tokens: int = option(64, "last tokens, always attended exactly", low=1)
     update_tokens: int = option(
         1024, "generated tokens that form a new segment of the index", low=16
+    )
+    stagger_updates: bool = option(
+        True,
+        "layer n forms its segment n steps later, so that no step carries all layers' k-means "
+        "(released code: all layers in one step)",
+    )
+    placement: str = option(
+        "auto",
+        "where clustered keys and values live: gpu, the model's device; pinned or cpu, "
+        "page-locked or pageable host memory; auto, pinned for a model on a GPU and cpu otherwise",
+        choices=PLACEMENTS,
+    )
+    tail: bool = option(
+        False, "ours: clusters beyond the estimation zone weigh in through one mean value"
+    )
+    second_order: bool = option(
+        False, "ours: correct estimated weights by the spread of keys inside a cluster"
+    )
+    int4_values: bool = option(
+        False, "ours: estimate every cluster, with mean values kept in 4 bits"
     )
 
 
@@ -97,36 +118,63 @@ def sizes(
     if budget is not None:
         total = budget.tokens(context_tokens, kv_bytes_per_token)
         static = config.sink_tokens + config.local_tokens
-        if total <= static:
+        if total <= static and total < context_tokens:
             raise ValueError(
                 f"budget: {budget} is {total} tokens, but RetroInfer's steady zone alone takes "
                 f"{static} (method.sink_tokens + method.local_tokens)"
             )
         covered = max(1, num_indexed(config, context_tokens))
-        frac = min(1.0, (total - static) / covered)
+        frac = 1.0 if total >= context_tokens else (total - static) / covered
     retrieved = min(clusters, max(1, round(frac * clusters))) if clusters else 0
-    estimated = min(clusters - retrieved, round(config.estimation_frac * clusters))
-    update = max(1, config.update_tokens // config.tokens_per_cluster)
+    update = update_clusters(config)
     more = min(update, max(1, round(frac * update)))
     return Sizes(
         clusters=clusters,
         segments=segments,
         retrieved=retrieved,
-        estimated=estimated,
+        estimated=min(clusters - retrieved, round(config.estimation_frac * clusters)),
         update_clusters=update,
         retrieved_per_update=more,
         estimated_per_update=min(update - more, round(config.estimation_frac * update)),
     )
 
 
+def update_clusters(config: RetroInferConfig) -> int:
+    """Clusters that a segment of generated tokens adds."""
+    return max(1, config.update_tokens // config.tokens_per_cluster)
+
+
 def capacity(config: RetroInferConfig, shape: KVShape) -> int:
-    """Clusters to allocate per row and head: the prompt's plus every possible update's."""
-    update = max(1, config.update_tokens // config.tokens_per_cluster)
+    """Clusters to allocate per row and head: the prompt's and every possible update's.
+
+    One more segment than the lengths say, because a protocol may end the prefill early and leave
+    the prompt's last tokens to updates.
+    """
     most = 0
     for pad in shape.pad_tokens:
         context = shape.prompt_tokens - pad
         clusters, _ = num_clusters(config, context)
-        left = context - num_indexed(config, context) - config.sink_tokens
-        later = left + shape.max_tokens - shape.prompt_tokens - config.local_tokens
-        most = max(most, clusters + update * max(0, later // config.update_tokens))
+        steady = config.sink_tokens + config.local_tokens
+        later = shape.max_tokens - pad - num_indexed(config, context) - steady
+        updates = max(0, later // config.update_tokens)
+        most = max(most, clusters + update_clusters(config) * (updates + (clusters + updates > 0)))
     return most
+
+
+def steady_tokens(config: RetroInferConfig, shape: KVShape) -> int:
+    """Tokens that the steady zone must hold: sinks, local window and what waits for an update."""
+    most = config.sink_tokens + config.local_tokens + config.update_tokens
+    most += len(shape.layers) if config.stagger_updates else 1
+    return min(most, shape.max_tokens)
+
+
+def pool_tokens(config: RetroInferConfig, shape: KVShape, page_tokens: int) -> int:
+    """Positions of the cluster-ordered pool per row and head.
+
+    It first holds the prompt as it came, then clusters that each begin at a page. That the pages
+    fit for any cluster sizes takes ``page_tokens - 1`` spare positions per cluster.
+    """
+    steady = config.sink_tokens + config.local_tokens
+    spare = capacity(config, shape) * (page_tokens - 1)
+    tokens = max(shape.prompt_tokens, shape.max_tokens - steady) + spare
+    return -(-tokens // page_tokens) * page_tokens

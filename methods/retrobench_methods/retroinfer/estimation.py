@@ -1,0 +1,137 @@
+"""Better estimates of clusters that are not retrieved. Ours, not the paper's; all off by default.
+
+- ``tail``: the paper drops clusters beyond the estimation zone from numerator and denominator.
+  Their logits and sizes are known, so the denominator is free; for the numerator all of them share
+  one mean value, which is what the total value sum leaves after the zones that are read anyway.
+- ``Spread``: ``exp(q.c)`` times the size is a lower bound of a cluster's mass (Jensen). With keys
+  spread around the centroid, the log of the mean weight grows by half the variance of ``q.k``.
+- ``FourBit``: mean values of all clusters in 4 bits take the bytes of full values for a quarter of
+  them, so that every cluster is estimated and nothing is dropped.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from retrobench.core.shapes import KVShape
+
+_RIDGE = 1e-3  # of the mean variance: keeps the pooled covariance invertible
+
+
+class Spread:
+    """Covariance of keys around their centroid: one matrix per head, one scale per cluster.
+
+    The covariance of cluster j is modelled as ``scale_j`` times the pooled one. The matrix is that
+    of the prompt (of the first segment, if the prompt was too short for an index).
+    """
+
+    def __init__(self, head: tuple[int, ...], clusters: int, shape: KVShape) -> None:
+        size, dim = (*head, clusters), shape.head_dim
+        self.scale = torch.zeros(size, dtype=torch.float16, device=shape.device)
+        self.covariance = torch.zeros(*head, dim, dim, device=shape.device)
+
+    @staticmethod
+    def bytes_per_head(clusters: int, shape: KVShape) -> int:
+        """Half precision scales and a float32 matrix."""
+        return 2 * clusters + 4 * shape.head_dim**2
+
+    def tensors(self) -> list[Tensor]:
+        """Everything held."""
+        return [self.scale, self.covariance]
+
+    def store(
+        self, at: tuple, k_GSD: Tensor, centroid_GCD: Tensor, cluster_GS: Tensor, size_GC: Tensor
+    ) -> None:
+        """Measure new clusters; ``at`` is (layer, row, heads, clusters)."""
+        spread = cluster_GS[..., None].expand_as(k_GSD)
+        residual_GSD = k_GSD.float() - centroid_GCD.gather(1, spread)
+        pooled_GDD = self.covariance[at[:2]]
+        dim = k_GSD.shape[-1]
+        if not bool(pooled_GDD.any()):
+            pooled_GDD.copy_(residual_GSD.transpose(1, 2) @ residual_GSD / k_GSD.shape[1])
+        variance = pooled_GDD.diagonal(dim1=-2, dim2=-1).mean(-1)
+        ridge = torch.eye(dim, device=k_GSD.device) * (_RIDGE * variance + 1e-12)[:, None, None]
+        whitened_GSD = residual_GSD @ torch.linalg.inv(pooled_GDD + ridge)
+        distance_GS = (whitened_GSD * residual_GSD).sum(-1) / dim
+        total_GC = torch.zeros_like(size_GC, dtype=torch.float32)
+        total_GC.scatter_add_(1, cluster_GS, distance_GS)
+        self.scale[at] = (total_GC / size_GC.clamp_min(1)).to(self.scale.dtype)
+
+    def correction(self, layer: int, q_BHD: Tensor, size_BGC: Tensor, scale: float) -> Tensor:
+        """What to add to centroid logits, ``BHC``: log mean weight of a cluster's keys.
+
+        Half the variance of the logit, until the heaviest of n keys carries the sum: n draws from
+        a normal distribution freeze at a variance of 2 ln n (the random energy model).
+        """
+        batch, heads, dim = q_BHD.shape
+        groups = size_BGC.shape[1]
+        q_BGND = q_BHD.reshape(batch, groups, heads // groups, dim).float() * scale
+        form_BGN1 = ((q_BGND @ self.covariance[layer]) * q_BGND).sum(-1, keepdim=True)
+        scale_BG1C = self.scale[layer].float()[:, :, None]
+        variance = form_BGN1 * scale_BG1C
+        log_size = size_BGC[:, :, None].float().clamp_min(1).log()
+        frozen = (2 * variance * log_size).sqrt() - log_size
+        gain = torch.where(variance <= 2 * log_size, variance / 2, frozen)
+        return gain.clamp_min(0).flatten(1, 2)
+
+
+class FourBit:
+    """Vectors in 4 bits: two channels per byte, one half precision scale per vector."""
+
+    def __init__(self, size: tuple[int, ...], dim: int, device: str) -> None:
+        assert dim % 2 == 0, "4-bit values need an even head dim"
+        self.code = torch.zeros(*size, dim // 2, dtype=torch.uint8, device=device)
+        self.scale = torch.zeros(*size, dtype=torch.float16, device=device)
+
+    @staticmethod
+    def bytes_per_cluster(dim: int) -> int:
+        """Half a byte per channel and a scale."""
+        return dim // 2 + 2
+
+    def store(self, at: tuple, mean_GCD: Tensor) -> None:
+        """Quantise vectors symmetrically to -7 .. 7."""
+        scale = (mean_GCD.abs().amax(-1) / 7).to(self.scale.dtype)
+        step = scale.float().clamp_min(1e-9)[..., None]
+        code = (mean_GCD / step).round().clamp(-7, 7).to(torch.int16) + 8
+        self.code[at] = (code[..., ::2] | (code[..., 1::2] << 4)).to(torch.uint8)
+        self.scale[at] = scale
+
+    def read(self, layer: int) -> Tensor:
+        """``mean_BGCD`` of a layer, float32."""
+        code = self.code[layer].to(torch.int16)
+        both = torch.stack([code & 15, code >> 4], -1).flatten(-2) - 8
+        return both.float() * self.scale[layer].float()[..., None]
+
+
+def membership(cluster_BGR: Tensor, clusters: int) -> Tensor:
+    """Which clusters a -1 padded list names, ``BGC``."""
+    named = torch.zeros(*cluster_BGR.shape[:2], clusters + 1, device=cluster_BGR.device)
+    index = torch.where(cluster_BGR < 0, clusters, cluster_BGR).long()
+    return named.scatter_(-1, index, 1.0)[..., :clusters].bool()
+
+
+def estimate_all(
+    logit_BHC: Tensor, size_BGC: Tensor, keep_BGC: Tensor, mean_BGCD: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Every kept cluster through its mean value: ``(o_BHD, lse_BH)``, float32."""
+    logit_BGNC = _weighted(logit_BHC, size_BGC, keep_BGC)
+    lse = logit_BGNC.logsumexp(-1)
+    weight = torch.exp(logit_BGNC - lse.clamp_min(torch.finfo(torch.float32).min)[..., None])
+    return (weight @ mean_BGCD).flatten(1, 2), lse.flatten(1, 2)
+
+
+def estimate_tail(
+    logit_BHC: Tensor, size_BGC: Tensor, keep_BGC: Tensor, sum_BGD: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Kept clusters through the mean of all their values (``sum_BGD``): ``(o_BHD, lse_BH)``."""
+    lse = _weighted(logit_BHC, size_BGC, keep_BGC).logsumexp(-1)
+    tokens_BG1 = (size_BGC * keep_BGC).sum(-1, keepdim=True).clamp_min(1)
+    mean_BG1D = (sum_BGD / tokens_BG1)[:, :, None]
+    return mean_BG1D.expand(*lse.shape, -1).flatten(1, 2), lse.flatten(1, 2)
+
+
+def _weighted(logit_BHC: Tensor, size_BGC: Tensor, keep_BGC: Tensor) -> Tensor:
+    groups = size_BGC.shape[1]
+    logit_BGNC = logit_BHC.unflatten(1, (groups, -1)) + size_BGC[:, :, None].clamp_min(1).log()
+    return logit_BGNC.masked_fill(~(keep_BGC & (size_BGC > 0))[:, :, None], -torch.inf)

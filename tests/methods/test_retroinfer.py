@@ -1,0 +1,285 @@
+"""RetroInfer's decode against a loop over tokens: zones, estimates, tiers and edges."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from retrobench_methods.retroinfer import RetroInfer, RetroInferConfig
+from retrobench_methods.retroinfer.estimation import FourBit
+
+from retrobench.core.budget import Budget
+from retrobench.core.method import AttentionArgs
+from retrobench.core.shapes import KVShape
+from retrobench.engine.attend import dense_decode
+from retrobench.measure.probe import CountingProbe
+
+SMALL = {"update_tokens": 32, "tokens_per_cluster": 8, "retrieval_frac": 0.1}
+TIERS = list(itertools.product(("gpu", "pinned", "cpu"), ("none", "host", "device")))
+
+
+def make_shape(prompt, new, pads=(0,), layers=(0, 3), dim=16, dtype="float32"):
+    return KVShape(
+        pad_tokens=pads,
+        layers=layers,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=dim,
+        prompt_tokens=prompt,
+        max_tokens=prompt + new,
+        dtype=dtype,
+    )
+
+
+class Run:
+    """A method fed with sticky random tokens, so that clusters and hits mean something."""
+
+    def __init__(self, prompt=300, new=0, pads=(0,), softcap=None, seed=0, budget=None, **options):
+        torch.manual_seed(seed)
+        self.args = AttentionArgs(scale=0.4, softcap=softcap)
+        self.shape = make_shape(prompt, new, pads)
+        self.probe = CountingProbe()
+        config = RetroInferConfig(**{**SMALL, **options})
+        self.method = RetroInfer(config, self.shape, self.probe, budget)
+        size = (2, 2, self.shape.batch, 2, prompt + new, 16)
+        topic = torch.randn(2, 2, self.shape.batch, 2, (prompt + new) // 8 + 1, 16)
+        self.kv = topic.repeat_interleave(8, 4)[:, :, :, :, : prompt + new]
+        self.kv = self.kv + 0.3 * torch.randn(size)
+        self.q = topic[0, 0].repeat_interleave(2, 1) + 0.1
+        for i, layer in enumerate(self.shape.layers):
+            q = torch.randn(self.shape.batch, 4, prompt, 16)
+            self.method.prefill(layer, q, *self.kv[i][..., :prompt, :], self.args)
+        self.method.seal()
+
+    def step(self, n, query=None):
+        """Outputs of both layers for token ``n``, stacked."""
+        outputs = []
+        for i, layer in enumerate(self.shape.layers):
+            q = self.q[:, :, (n // 4) % 9, None] if query is None else query
+            outputs.append(self.method.decode(layer, q, *self.kv[i][..., n : n + 1, :], self.args))
+        self.method.step()
+        return torch.stack(outputs)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_every_tier_gives_the_same_output(softcap):
+    steps, pads = range(300, 340), (0, 21)
+    options = {"new": 40, "pads": pads, "softcap": softcap, "cache_frac": 0.1, "page_tokens": 4}
+    expected = None
+    for place, cache in TIERS if softcap is None else TIERS[:3]:
+        run = Run(placement=place, cache=cache, **options)
+        got = torch.stack([run.step(n) for n in steps])
+        expected = got if expected is None else expected
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+        row = run.probe.row()
+        assert (row["hit_ratio"] is None) == (cache == "none")
+        if cache != "none":
+            assert 0.2 < row["hit_ratio"] < 1 and row["bytes_per_step"]["h2d"] > 0
+            assert row["pages_per_step"]["evictions"] > 0
+            assert run.method.stats()["hit_ratio"] == pytest.approx(row["hit_ratio"])
+        assert run.method.allocated() == RetroInfer.plan(run.method.config, run.shape)
+        assert run.method.stats()["index_updates"] == 1
+
+
+def test_host_and_device_managers_count_the_same():
+    rows = []
+    for cache in ("host", "device"):
+        run = Run(new=40, cache=cache, cache_frac=0.08, page_tokens=4, cache_bound=True)
+        for n in range(300, 340):
+            run.step(n)
+        rows.append(run.probe.row())
+        stats = run.method.stats()
+        assert stats["hit_ratio"] < stats["best_hit_ratio"] <= 1
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("cache", ["host", "device"])
+def test_a_cache_smaller_than_one_retrieval_is_harmless(cache):
+    options = {"new": 20, "retrieval_frac": 0.5, "page_tokens": 8}
+    plain = Run(**options)
+    tiny = Run(cache=cache, cache_frac=0.001, **options)
+    assert tiny.method.buffer.cache.size.slots == 1
+    for n in range(300, 320):
+        torch.testing.assert_close(tiny.step(n), plain.step(n), atol=1e-5, rtol=1e-4)
+
+
+def test_moved_bytes_are_those_of_the_missed_tokens():
+    run = Run(new=1, cache="host", page_tokens=4)
+    run.step(300)
+    index = run.method.index
+    row = run.probe.row()
+    attended = sum(row["bytes_per_step"][kind] for kind in ("kv",))
+    steady = 2 * 2 * 69 * 2 * 16 * 4
+    assert row["bytes_per_step"]["h2d"] == attended - steady  # the first step misses everything
+    assert row["attended_tokens"] == pytest.approx(attended / (2 * 2 * 2 * 16 * 4))
+    assert index.retrieved[0] == [index.sizes[0].retrieved]
+
+
+def test_short_contexts_are_dense_and_say_so():
+    run = Run(prompt=80, new=60, update_tokens=64)
+    for n in range(80, 110):
+        query = torch.randn(1, 4, 1, 16)
+        got = run.step(n, query)
+        for i in range(2):
+            k, v = run.kv[i][..., : n + 1, :]
+            torch.testing.assert_close(got[i], dense_decode(query, k, v, run.args))
+    assert run.method.stats()["dense"] is True
+    for n in range(110, 140):
+        run.step(n)
+    assert run.method.stats()["dense"] is False  # the first segment came from generated tokens
+
+
+def test_everything_retrieved_equals_full_attention_in_a_ragged_batch():
+    pads = (0, 13, 250)  # the last row is too short for an index
+    run = Run(new=50, pads=pads, budget=Budget.parse("100%"), cache="device", cache_frac=0.3)
+    for n in range(300, 350):
+        query = torch.randn(3, 4, 1, 16)
+        got = run.step(n, query)
+        for i in range(2):
+            k, v = run.kv[i][..., : n + 1, :]
+            expected = dense_decode(query, k, v, run.args, pads)
+            torch.testing.assert_close(got[i], expected, atol=2e-5, rtol=1e-4)
+
+
+def test_clusters_of_one_and_empty_clusters():
+    ones = Run(tokens_per_cluster=1, estimation_frac=1.0, new=1)
+    size = ones.method.index.size_LBGC
+    assert (size == 1).any()
+    query = torch.randn(1, 4, 1, 16)
+    got = ones.step(300, query)
+    for i in range(2):
+        expected = dense_decode(query, *ones.kv[i][..., :301, :], ones.args)
+        if (size[i] <= 1).all():  # an estimate of one token is the token
+            torch.testing.assert_close(got[i], expected, atol=1e-5, rtol=1e-4)
+    equal = Run(new=1, num_clusters=40, prompt=300)
+    same = torch.ones(2, 232, 16)  # one direction: every cluster but one stays empty
+    layout = equal.method.index.add_segment(0, 0, same, same)
+    assert (layout.size_GC > 0).sum(-1).tolist() == [1, 1]
+
+
+def reference(run, i, query, tail=False, second=False, int4=False):
+    """Numerator and denominator token by token, cluster by cluster, from the sets of the method."""
+    method, q = run.method, query[0, :, 0].double()
+    index, buffer = method.index, method.buffer
+    pool = buffer.pool(i, index.first_LBGC[i], index.size_LBGC[i])
+    zones = method._select(i, query[:, :, 0], pool, run.args)
+    out = torch.zeros(4, 16, dtype=torch.float64)
+    for head in range(4):
+        g = head // 2
+        retrieved = set(zones.retrieved_BGR[0, g].tolist())
+        estimated = set(zones.estimated_BGE[0, g].tolist()) - {-1}
+        terms = []
+        steady = buffer.steady(i)
+        for k, v in zip(steady.k_BGWD[0, g], steady.v_BGWD[0, g], strict=True):
+            terms.append((float(q[head] @ k.double()) * run.args.scale, 1, v.double()))
+        left, mass = [], []
+        for c in torch.nonzero(index.size_LBGC[i, 0, g])[:, 0].tolist():
+            first, size = int(index.first_LBGC[i, 0, g, c]), int(index.size_LBGC[i, 0, g, c])
+            k = pool.k_BGSD[0, g, first : first + size].double()
+            v = pool.v_BGSD[0, g, first : first + size].double()
+            if c in retrieved:
+                logit = k @ q[head] * run.args.scale
+                terms += [(float(x), 1, value) for x, value in zip(logit, v, strict=True)]
+                continue
+            logit = float(k.mean(0) @ q[head]) * run.args.scale
+            if second:
+                form = q[head] @ index.spread.covariance[i, 0, g].double() @ q[head]
+                kappa = float(form * index.spread.scale[i, 0, g, c].double()) * run.args.scale**2
+                limit = 2 * math.log(size)
+                gain = kappa / 2 if kappa <= limit else math.sqrt(kappa * limit) - limit / 2
+                logit += max(gain, 0)
+            if int4:
+                terms.append((logit, size, index.means.read(i)[0, g, c].double()))
+            elif c in estimated:
+                terms.append((logit, size, v.mean(0)))
+            elif tail:
+                left.append(v)
+                mass.append((logit, size))
+        if left:
+            mean = torch.cat(left).mean(0)
+            terms += [(logit, size, mean) for logit, size in mass]
+        weight = torch.tensor([size * math.exp(logit) for logit, size, _ in terms])
+        values = torch.stack([value for _, _, value in terms])
+        out[head] = (weight.double() / weight.double().sum()) @ values
+    return out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tail": True},
+        {"second_order": True},
+        {"tail": True, "second_order": True},
+        {"int4_values": True},
+        {"int4_values": True, "second_order": True},
+        {"estimation_frac": 0.0},
+    ],
+)
+def test_output_equals_the_formula(options):
+    run = Run(new=40, **options)
+    for n in range(300, 336):
+        query = 2 * torch.randn(1, 4, 1, 16)
+        got = run.step(n, query)
+    kinds = {"tail": "tail", "second": "second_order", "int4": "int4_values"}
+    flags = {short: options.get(name, False) for short, name in kinds.items()}
+    for i in range(2):
+        expected = reference(run, i, query, **flags)
+        torch.testing.assert_close(got[i][0, :, 0].double(), expected, atol=1e-4, rtol=1e-3)
+    assert run.method.allocated() == RetroInfer.plan(run.method.config, run.shape)
+
+
+def test_better_estimates_are_better_on_diffuse_attention():
+    """Not a claim about models (docs/retroinfer.md measures those): the arithmetic helps here."""
+
+    def error(**options):
+        run, total = Run(prompt=1200, new=1, **options), 0.0
+        query = 0.7 * torch.randn(1, 4, 1, 16)
+        got = run.step(1200, query)
+        for i in range(2):
+            exact = dense_decode(query, *run.kv[i][..., :1201, :], run.args)
+            total += float((got[i] - exact).norm() / exact.norm())
+        return total
+
+    plain, tail = error(), error(tail=True)
+    assert tail < plain
+    assert error(tail=True, second_order=True) < tail
+    assert error(int4_values=True, second_order=True) < tail
+
+
+def test_four_bits_round_to_the_nearest_of_fifteen_levels():
+    torch.manual_seed(0)
+    store, values = FourBit((1, 1, 2, 9), 16, "cpu"), torch.randn(2, 9, 16)
+    values[0, 3] = 0
+    store.store((0, 0), values)
+    step = values.abs().amax(-1, keepdim=True) / 7
+    assert ((store.read(0)[0] - values).abs() <= step * 0.51 + 1e-6).all()
+
+
+def test_options_that_contradict_each_other_are_refused():
+    shape = make_shape(300, 0)
+    with pytest.raises(ValueError, match="method.tail=false"):
+        RetroInfer.plan(RetroInferConfig(tail=True, int4_values=True), shape)
+    with pytest.raises(ValueError, match="cache=host"):
+        RetroInfer.plan(RetroInferConfig(cache="device", eviction="lfu"), shape)
+
+
+def test_memory_of_a_long_session_is_the_cache_once_and_a_little():
+    """Llama-3.1-8B at 128K on a CPU: index and steady zone within 15% of the KV cache."""
+    shape = KVShape(
+        pad_tokens=(0,),
+        layers=tuple(range(32)),
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        prompt_tokens=131072,
+        max_tokens=131072 + 1024,
+        dtype="bfloat16",
+    )
+    kv = shape.kv_bytes_per_token * shape.prompt_tokens
+    plan = RetroInfer.plan(RetroInferConfig(), shape)
+    assert plan.host < 1.01 * kv and plan.total < 1.1 * kv
+    cached = RetroInfer.plan(RetroInferConfig(placement="pinned", cache="host"), shape)
+    assert cached.device < 0.14 * kv  # index, 5% cache, steady zone
