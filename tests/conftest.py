@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -11,6 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 torch.set_num_threads(1)
+os.environ["RETROBENCH_CACHE"] = tempfile.mkdtemp(prefix="retrobench-")
+atexit.register(shutil.rmtree, os.environ["RETROBENCH_CACHE"], ignore_errors=True)
 
 TINY = {
     "vocab_size": 101,

@@ -9,31 +9,36 @@ from collections import Counter
 from functools import cache
 
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from retrobench.engine.embedded import build_tokenizer
+from retrobench.tasks import standin
 from retrobench.tasks.prompt import PromptBuilder, PromptTooLong
 from retrobench.tasks.ruler import RulerConfig, RulerTask, spec
+from retrobench.tasks.ruler.words import all_words, word_pool
 
 CHAT = "{% for m in messages %}[U]{{ m.content }}[/U]{% endfor %}[A]"
 
 
 @cache
 def prompt(kind):
-    """Tokenizers of words, of four characters, of bytes with a chat template; the embedded one."""
+    """The embedded tokenizer; a BPE trained here; bytes with a chat template; whole words."""
     if kind == "embedded":
         return PromptBuilder(build_tokenizer())
-    if kind in {"words", "pieces"}:
-        split = pre_tokenizers.Split(Regex(r"\S+" if kind == "words" else r".{1,4}"), "isolated")
-        model = models.WordLevel({"?": 0}, unk_token="?")
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind != "bytes")
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    if kind == "words":
+        split = pre_tokenizers.Split(Regex(r"\S+"), "isolated")
+        backend = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
     else:
-        split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-        model = models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[])
-    backend = Tokenizer(model)
+        backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
     backend.pre_tokenizer = split
     backend.decoder = decoders.ByteLevel()
+    if kind == "bpe":
+        trainer = trainers.BpeTrainer(vocab_size=6000, initial_alphabet=letters)
+        texts = [" ".join(standin.essay_words(20_000)), " ".join(all_words())]
+        backend.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
     if kind == "bytes":
         tokenizer.chat_template = CHAT
@@ -45,24 +50,45 @@ def make(task, length=4096, samples=2, kind="embedded", seed=42):
     return list(RulerTask(config).samples(prompt(kind)))
 
 
-@pytest.mark.parametrize("kind", ["embedded", "words", "pieces"])
-@pytest.mark.parametrize("length", [2048, 4096, 16384])
+# Characters of one unit that cannot be split: a needle line with two uuids, a document.
+UNIT = {"niah_multikey_3": 125, "qa_1": 300, "qa_2": 150}
+
+
+# Prompts whose smallest form is longer than that many bytes.
+TOO_SHORT = {("cwe", 4096, "bytes")}
+
+
+def check(task, length, kind):
+    (sample,) = make(task, length, 1, kind)
+    if (task, length, kind) in TOO_SHORT:
+        assert "does not fit" in sample.error
+        return
+    encoded = prompt(kind).encode(sample)
+    specials = int(prompt(kind).tokenizer.bos_token_id is not None)
+    used = encoded.num_tokens - specials + sample.max_new_tokens
+    least = 0.95 * length
+    if kind == "bytes":
+        least = min(least, length - UNIT.get(task, 0))
+    assert least <= used <= length
+    assert sample.max_new_tokens == spec.NEW_TOKENS[task]
+    assert sample.references and all(reference in sample.context for reference in sample.references)
+    if not task.startswith("qa"):
+        assert "{" not in sample.user_text + sample.answer_prefix
+
+
+@pytest.mark.parametrize("kind", ["embedded", "bpe", "bytes"])
+@pytest.mark.parametrize("length", [2048, 4096])
 @pytest.mark.parametrize("task", spec.TASKS)
 def test_length_and_answers(task, length, kind):
-    for sample in make(task, length, 1, kind):
-        encoded = prompt(kind).encode(sample)
-        specials = int(prompt(kind).tokenizer.bos_token_id is not None)
-        used = encoded.num_tokens - specials + sample.max_new_tokens
-        # One more unit (a document, a needle line, a word three times) may not fit.
-        unit = {"qa_1": 150, "qa_2": 150, "niah_multikey_3": 60, "cwe": 40}.get(task, 30)
-        least = min(0.95 * length, length - unit)
-        assert least <= used <= length
-        assert sample.max_new_tokens == spec.NEW_TOKENS[task]
-        assert sample.references and all(sample.references)
-        for reference in sample.references:
-            assert reference in sample.context
-        if not task.startswith("qa"):
-            assert "{" not in sample.user_text + sample.answer_prefix
+    check(task, length, kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["embedded", "bpe", "bytes"])
+@pytest.mark.parametrize("length", [16384, 131072])
+@pytest.mark.parametrize("task", spec.TASKS)
+def test_length_and_answers_far_out(task, length, kind):
+    check(task, length, kind)
 
 
 @pytest.mark.parametrize(("task", "what"), spec.NIAH.items())
@@ -155,9 +181,46 @@ def test_a_prompt_over_the_limit_is_refused_not_cut():
         prompt("embedded").encode(sample, max_prompt_tokens=1000)
 
 
-def test_impossible_lengths_raise():
-    with pytest.raises(ValueError, match="does not fit"):
-        make("cwe", 256)
+def test_what_cannot_be_built_is_an_error_of_that_sample_alone(tmp_path):
+    config = RulerConfig(tasks=("cwe", "niah_single_1"), length=(400,), samples=1)
+    tight, good = RulerTask(config).samples(prompt("embedded"))
+    assert "does not fit 280 tokens" in tight.error and good.error == "" and good.references
+    asked = {"question": "Where?", "answers": [{"text": "here"}], "is_impossible": False}
+    paragraphs = [{"context": f"{i} is here. " * 20, "qas": [asked] * (i < 2)} for i in range(60)]
+    (tmp_path / "squad.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    config = RulerConfig(tasks=("qa_1",), length=(1024,), samples=3)
+    *good, bad = RulerTask(config, str(tmp_path)).samples(prompt("embedded"))
+    assert [sample.error for sample in good] == ["", ""] and "squad has 2 questions" in bad.error
+
+
+def test_a_remembered_length_rebuilds_the_same_sample_without_counting(monkeypatch):
+    first = make("niah_multikey_1", 3000, 3, seed=7)
+    count = PromptBuilder.count
+
+    def counting(self, text):
+        raise AssertionError("counted again")
+
+    monkeypatch.setattr(PromptBuilder, "count", counting)
+    assert make("niah_multikey_1", 3000, 3, seed=7) == first
+    monkeypatch.setattr(PromptBuilder, "count", count)
+    monkeypatch.setenv("RETROBENCH_CACHE", "/dev/null/nowhere")
+    assert make("niah_multikey_1", 3000, 3, seed=7) == first
+
+
+def test_fast_counting_equals_the_tokenizer():
+    text = "One  lake, \n\tтри 水! 1234567 " * 3
+    for kind in ("embedded", "bpe", "bytes", "words"):
+        builder = prompt(kind)
+        ids = builder.tokenizer(text, add_special_tokens=False).input_ids
+        assert builder.count(text) == len(ids), kind
+
+
+def test_the_long_word_list(tmp_path):
+    count = len(all_words()) + 1
+    assert "stand-in" in word_pool(count, str(tmp_path)).name
+    assert len(set(word_pool(count, None).words)) >= count
+    (tmp_path / "english_words.json").write_text(json.dumps({i: f"w{i}" for i in range(20_000)}))
+    assert word_pool(count, str(tmp_path)).name == "english words"
 
 
 def test_local_essays_replace_the_stand_in(tmp_path):

@@ -16,6 +16,7 @@ from retrobench.tasks import standin
 _ESSAYS = ("PaulGrahamEssays.json",)
 _SQUAD = ("squad.json", "dev-v2.0.json")
 _HOTPOT = ("hotpotqa.json", "hotpot_dev_distractor_v1.json")
+_WORDS = ("english_words.json",)
 _LFS = "version https://git-lfs"
 FETCH = "python scripts/fetch_data.py ruler"
 
@@ -96,6 +97,23 @@ def corpus(task: str, root: str | None, stand_in: bool = True) -> Corpus:
     return _squad(path) if task == "qa_1" else _hotpot(path)
 
 
+def english_words(root: str | None) -> tuple[str, ...]:
+    """RULER's long word list (``{"0": word, ...}``), or nothing where the file is missing."""
+    path = locate(root, _WORDS)
+    return _word_list(path) if path else ()
+
+
+@cache
+def _word_list(path: Path) -> tuple[str, ...]:
+    return tuple(sorted(set(read_json(path).values())))
+
+
+def english_words_fingerprint(root: str | None) -> str:
+    """Hash of the long word list; empty without one."""
+    listed = english_words(root)
+    return _hash("\0".join(listed)) if listed else ""
+
+
 def locate(root: str | None, names: tuple[str, ...]) -> Path | None:
     """The first of ``names`` under the data root or its ``ruler`` folder."""
     if root is None:
@@ -168,11 +186,11 @@ def _synthetic(task: str) -> Corpus:
     )
     rng.shuffle(names)
     towns, rivers = names[:800], names[800:1100]
-    filler = list(islice(standin.essay_sentences(11), 4 * len(towns)))
+    filler = list(islice(standin.essay_sentences(11), 5 * len(towns)))
     questions, documents = [], []
     for i, town in enumerate(towns):
         river, good, year = rng.choice(rivers), rng.choice(goods), rng.randint(1400, 1900)
-        prose = " ".join(" ".join(words) for words in filler[4 * i : 4 * i + 4])
+        prose = " ".join(" ".join(words) for words in filler[5 * i : 5 * i + 1 + i % 5])
         if task == "qa_1":
             text = f"{town} is a town on the river {river}. It is known for its {good}. {prose} "
             text += f"The market of {town} opened in {year}."

@@ -53,7 +53,11 @@ class PromptBuilder:
 
     def count(self, text: str) -> int:
         """Tokens of ``text`` without special tokens."""
-        return len(self._tokens(text))
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return len(self._tokens(text))
+        backend.no_truncation()
+        return len(backend.encode_batch_fast([text], add_special_tokens=False)[0])
 
     def wrap(self, user_text: str) -> str:
         """``user_text`` as one user turn, without BOS (unchanged for base models)."""

@@ -6,18 +6,22 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 from retrobench.core.cell import digest
 from retrobench.core.spec import option
 from retrobench.core.task import Prompt, Sample, Task
-from retrobench.tasks.haystack import Corpus, Haystack, corpus
+from retrobench.tasks.building import ahead
+from retrobench.tasks.haystack import Corpus, Haystack, corpus, english_words_fingerprint
 from retrobench.tasks.ruler import answering, counting, needles, spec, tracing
-from retrobench.tasks.ruler.draft import Draft, Maker, measure
-from retrobench.tasks.ruler.fit import Pace, fit
+from retrobench.tasks.ruler.draft import Draft, Maker
+from retrobench.tasks.ruler.fitter import Fitter, Group
 from retrobench.tasks.scorers.ruler import score
 
-BUILDER = 1  # raise when the samples change
+BUILDER = 2  # raise when the samples change
+# What a first probe is made of: characters of a short document, coded words of every rank.
+_UNITS = {"qa_1": 400, "qa_2": 400, "fwe": 50}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,20 +55,16 @@ class RulerTask(Task):
 
     def fingerprint(self, prompt: Prompt) -> str:
         """Builder version, tokenizer and every text that the chosen tasks draw on."""
-        parts: dict[str, Any] = {"builder": BUILDER, "tokenizer": prompt.tokenizer_id}
-        if any(spec.NIAH[t].haystack == "essay" for t in self.config.tasks if t in spec.NIAH):
-            parts["essays"] = self._haystack.fingerprint
-        for task in self.config.tasks:
-            if task.startswith("qa"):
-                parts[task] = self._corpus(task).fingerprint
-        return digest(parts)
+        sources = sorted({self._source(task) for task in self.config.tasks})
+        return digest({"builder": BUILDER, "tokenizer": prompt.tokenizer_id, "sources": sources})
 
     def samples(self, prompt: Prompt) -> Iterator[Sample]:
         """Task by task, length by length."""
         for task in self.config.tasks:
-            for length in self.config.length:
-                for index in range(self.config.samples):
-                    yield self._sample(prompt, task, length, index)
+            self._source(task)  # missing or broken data is everybody's error, not one sample's
+        wanted = product(self.config.tasks, self.config.length, range(self.config.samples))
+        fitter = Fitter(prompt)
+        return ahead(lambda at: self._build(prompt, fitter, at), wanted)
 
     def score(self, sample: Sample, text: str) -> float:
         """string_match_part for QA, string_match_all for the rest."""
@@ -81,12 +81,15 @@ class RulerTask(Task):
             notes.append("qa: synthetic stand-in")
         return tuple(notes)
 
-    def _sample(self, prompt: Prompt, task: str, length: int, index: int) -> Sample:
-        rng = random.Random(f"{self.config.seed}/{task}/{length}/{index}")
-        make, most = self._maker(prompt, task, length, index, rng)
-        new_tokens = spec.NEW_TOKENS[task]
-        what = f"{task}/{length}/{index}"
-        draft = fit(make, measure(prompt), length - new_tokens, Pace(), what, most)
+    def _build(self, prompt: Prompt, fitter: Fitter, at: tuple[str, int, int]) -> Sample:
+        task, length, index = at
+        what, new_tokens = f"{task}/{length}/{index}", spec.NEW_TOKENS[task]
+        rng = random.Random(f"{self.config.seed}/{what}")
+        try:
+            make = self._maker(prompt, task, length, index, rng)
+            draft = fitter.draft(what, self._group(prompt, task, length), make)
+        except ValueError as error:
+            draft = Draft(context="", question="", prefix="", references=(), error=str(error))
         return Sample(
             id=what,
             task=task,
@@ -97,23 +100,45 @@ class RulerTask(Task):
             max_new_tokens=new_tokens,
             length=length,
             meta=self._meta(draft),
+            error=draft.error,
         )
 
+    def _group(self, prompt: Prompt, task: str, length: int) -> Group:
+        parts = [BUILDER, prompt.tokenizer_id, task, length, self.config.seed, self._source(task)]
+
+        def example() -> Maker:
+            rng = random.Random(f"{self.config.seed}/{task}/{length}/example")
+            return self._maker(prompt, task, length, 0, rng)
+
+        return Group(
+            key=digest(parts),
+            limit_tokens=length - spec.NEW_TOKENS[task],
+            example=example,
+            unit=_UNITS.get(task, 1),
+        )
+
+    def _source(self, task: str) -> str:
+        """Fingerprint of the texts that a task draws on."""
+        if task in spec.NIAH and spec.NIAH[task].haystack == "essay":
+            return self._haystack.fingerprint
+        if task.startswith("qa"):
+            return self._corpus(task).fingerprint
+        return english_words_fingerprint(self.data_root) if task == "cwe" else ""
+
     def _meta(self, draft: Draft) -> dict[str, Any]:
-        name = draft.meta["haystack"]
-        stand_in = name == self._haystack.name and self._haystack.stand_in
-        meta = {**draft.meta, "stand_in": stand_in or "stand-in" in name}
+        meta = {**draft.meta, "stand_in": "stand-in" in draft.meta.get("haystack", "")}
         return {**meta, "preamble": draft.preamble} if draft.preamble else meta
 
     def _maker(
         self, prompt: Prompt, task: str, length: int, index: int, rng: random.Random
-    ) -> tuple[Maker, int | None]:
+    ) -> Maker:
         if task in spec.NIAH:
-            return needles.maker(task, rng, self._haystack), None
+            essay = spec.NIAH[task].haystack == "essay"
+            return needles.maker(task, rng, self._haystack if essay else None)
         if task == "vt":
-            return tracing.maker(rng, prompt), None
+            return tracing.maker(rng, prompt)
         if task == "cwe":
-            return counting.cwe_maker(rng, length, prompt), None
+            return counting.cwe_maker(rng, length, prompt, self.data_root)
         if task == "fwe":
-            return counting.fwe_maker(rng, length, prompt), None
+            return counting.fwe_maker(rng, length, prompt)
         return answering.maker(rng, self._corpus(task), index)

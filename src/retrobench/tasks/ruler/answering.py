@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
+from itertools import chain, cycle
 
 from retrobench.tasks.haystack import Corpus
 from retrobench.tasks.ruler import spec
 from retrobench.tasks.ruler.draft import Draft, Maker
 
+_MISSES = 50  # documents in a row that are too long: the room left is too small for any
 
-def maker(rng: random.Random, corpus: Corpus, index: int) -> tuple[Maker, int]:
-    """The maker, and how many documents there are. Units: documents.
 
-    Sample ``index`` asks question ``index``; its gold documents come first, then those of the same
-    article, then others, and all are shuffled afresh for every sample.
+def maker(rng: random.Random, corpus: Corpus, index: int) -> Maker:
+    """Units: characters of documents.
+
+    Sample ``index`` asks question ``index``. Its gold documents are always there; then come, as far
+    as there is room, those of the same article and others, in random order; where all are used up, the others come again. All
+    are shuffled afresh for every sample.
     """
     if index >= len(corpus.questions):
         raise ValueError(
@@ -21,13 +26,14 @@ def maker(rng: random.Random, corpus: Corpus, index: int) -> tuple[Maker, int]:
         )
     question = corpus.questions[index]
     own = {*question.gold, *question.related}
+    related = rng.sample(question.related, len(question.related))
     others = [document for document in corpus.documents if document not in own]
     rng.shuffle(others)
-    pool = [*question.gold, *question.related, *others]
     seed = rng.getrandbits(64)
 
     def make(units: int) -> Draft:
-        chosen = pool[: max(units, len(question.gold))]
+        room = units - sum(map(len, question.gold))
+        chosen = [*question.gold, *_filling(chain(related, cycle(others)), room)]
         random.Random(seed).shuffle(chosen)
         listed = (f"Document {i}:\n{text}" for i, text in enumerate(chosen, 1))
         return Draft(
@@ -38,4 +44,20 @@ def maker(rng: random.Random, corpus: Corpus, index: int) -> tuple[Maker, int]:
             meta={"haystack": corpus.name},
         )
 
-    return make, len(pool)
+    return make
+
+
+def _filling(documents: Iterable[str], room: int) -> list[str]:
+    """Documents in order that together take at most ``room`` characters, too long ones skipped."""
+    chosen: list[str] = []
+    missed = 0
+    for document in documents:
+        if len(document) <= room:
+            chosen.append(document)
+            room -= len(document)
+            missed = 0
+        else:
+            missed += 1
+        if missed > _MISSES:
+            break
+    return chosen

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import random
 import string
+from collections.abc import Sequence
 
 from retrobench.core.task import Prompt
 from retrobench.tasks.ruler import spec
 from retrobench.tasks.ruler.draft import Draft, Maker
-from retrobench.tasks.ruler.words import distinct_words, letters
+from retrobench.tasks.ruler.words import all_words, letters, word_pool
 
 _NUM_COMMON = 10
 _ALPHA = 2.0
@@ -17,32 +18,38 @@ _ZETA = math.pi**2 / 6  # zeta(2)
 _WORD_SHARE = 50  # of the length: one distinct coded word per 50 tokens
 
 
-def cwe_maker(rng: random.Random, length: int, prompt: Prompt) -> Maker:
-    """Units: distinct words. Below 4096 tokens the official code uses lighter frequencies."""
+def cwe_maker(rng: random.Random, length: int, prompt: Prompt, root: str | None = None) -> Maker:
+    """Units: distinct words; more than wonderwords has come from the official word list.
+
+    Below 4096 tokens the official code uses lighter frequencies."""
     common, rare = (30, 3) if length >= 4096 else (6, 1)
     example = (40, 10, 3) if length >= 4096 else (20, 3, 1)
-    shot = _listing(rng, *example)
+    shot = _listing(rng, *example, all_words())
     shot_text = spec.CWE_HEAD + shot[0] + spec.CWE_QUESTION
     answers = " ".join(f"{i}. {word}" for i, word in enumerate(shot[1], 1))
     preamble = f"{prompt.wrap(shot_text)}{spec.CWE_PREFIX} {answers}\n"
     seed = rng.getrandbits(64)
 
     def make(units: int) -> Draft:
-        text, top = _listing(random.Random(seed), max(units, _NUM_COMMON), common, rare)
+        count = max(units, _NUM_COMMON)
+        pool = word_pool(count, root)
+        text, top = _listing(random.Random(seed), count, common, rare, pool.words)
         return Draft(
             context=spec.CWE_HEAD + text,
             question=spec.CWE_QUESTION,
             prefix=spec.CWE_PREFIX,
             references=tuple(top),
             preamble=preamble,
-            meta={"haystack": "words"},
+            meta={"haystack": pool.name},
         )
 
     return make
 
 
-def _listing(rng: random.Random, num_words: int, common: int, rare: int) -> tuple[str, list[str]]:
-    words = distinct_words(rng, num_words)
+def _listing(
+    rng: random.Random, num_words: int, common: int, rare: int, pool: Sequence[str]
+) -> tuple[str, list[str]]:
+    words = rng.sample(pool, num_words)
     top = words[:_NUM_COMMON]
     repeated = top * common + words[_NUM_COMMON:] * rare
     rng.shuffle(repeated)

@@ -19,6 +19,7 @@ class Draft:
     references: tuple[str, ...]
     preamble: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    error: str = ""
 
 
 Maker = Callable[[int], Draft]
@@ -28,8 +29,7 @@ def measure(prompt: Prompt) -> Callable[[Draft], int]:
     """Tokens of a draft as it will be sent: chat template and answer prefix, without BOS."""
 
     def count(draft: Draft) -> int:
-        return prompt.count(draft.preamble + prompt.wrap(draft.context + draft.question)) + (
-            prompt.count(draft.prefix)
-        )
+        user = prompt.wrap(draft.context + draft.question)
+        return prompt.count(draft.preamble + user + draft.prefix)
 
     return count

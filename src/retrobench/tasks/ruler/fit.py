@@ -13,55 +13,64 @@ from typing import TypeVar
 T = TypeVar("T")
 
 ENOUGH = 0.985  # of the budget: good enough to stop searching
+AIM = 0.993  # where the first guess lands, so that small errors of the pace stay inside
 _MAX_PROBES = 60
+_LEAST = 0.01  # tokens per unit, at least: keeps steps finite
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Pace:
-    """Tokens per unit and fixed tokens, as learnt from the probes so far."""
+    """Tokens per unit and fixed tokens."""
 
-    per_unit: float = 0.0
-    fixed: float = 0.0
+    per_unit: float
+    fixed: float
+
+    def units(self, tokens: float) -> int:
+        """Units that make about ``tokens`` tokens."""
+        return max(1, int((tokens - self.fixed) / self.per_unit))
+
+
+def measured(make: Callable[[int], T], count: Callable[[T], int], limit: int, unit: int) -> Pace:
+    """The pace of a maker near ``limit``; ``unit`` units are about one line."""
+    small, large = 4 * unit, 24 * unit
+    tokens = count(make(small))
+    per_unit = max(_LEAST, (count(make(large)) - tokens) / (large - small))
+    fixed = tokens - small * per_unit
+    units = Pace(per_unit, fixed).units(AIM * limit)
+    if units > 2 * large:  # far from the small probes: look again where it matters
+        per_unit = max(_LEAST, (count(make(units)) - fixed) / units)
+    return Pace(per_unit, fixed)
 
 
 def fit(
-    make: Callable[[int], T],
-    count: Callable[[T], int],
-    limit: int,
-    pace: Pace,
-    what: str,
-    most: int | None = None,
-) -> T:
-    """The largest ``make(units)`` found with ``count <= limit``.
+    make: Callable[[int], T], count: Callable[[T], int], limit: int, pace: Pace, what: str
+) -> tuple[int, T]:
+    """Units and the largest ``make(units)`` found with ``count <= limit``.
 
-    ``most`` bounds the units (documents at hand). ValueError if one unit does not fit.
+    With a good pace the first guess is taken. ValueError if one unit does not fit.
     """
-    if not pace.per_unit:
-        small, large = count(make(4)), count(make(24))
-        pace.per_unit = max(0.1, (large - small) / 20)
-        pace.fixed = small - 4 * pace.per_unit
-    fits, too_many = 0, (most + 1 if most else None)
+    fits, too_many = 0, None
     best: T | None = None
-    units = max(1, int((0.993 * limit - pace.fixed) / pace.per_unit))
+    per_unit = pace.per_unit
+    units = pace.units(AIM * limit)
     for _ in range(_MAX_PROBES):
-        if too_many is not None:
-            units = min(units, too_many - 1)
-        if units <= fits:
-            break
         candidate = make(units)
         tokens = count(candidate)
-        pace.per_unit = max(0.1, (tokens - pace.fixed) / units)
+        per_unit = max(_LEAST, (tokens - pace.fixed) / units)
+        step = max(1, int(abs(0.995 * limit - tokens) / per_unit))
         if tokens <= limit:
             best, fits = candidate, units
             if tokens >= ENOUGH * limit:
                 break
-            units += max(1, int((0.995 * limit - tokens) / pace.per_unit))
+            units += step
         else:
             too_many = units
-            units -= max(1, -int((0.995 * limit - tokens) // pace.per_unit))
-            units = max(units, (fits + too_many) // 2 if fits else 1)
-        if too_many is not None and too_many - fits <= 1:
-            break
+            units = max(units - step, 1)
+        if too_many is not None:
+            if too_many - fits <= 1:
+                break
+            if not fits < units < too_many:
+                units = (fits + too_many) // 2
     if best is None:
         raise ValueError(f"{what}: the smallest prompt does not fit {limit} tokens; ask for more")
-    return best
+    return fits, best

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 
 from retrobench.tasks.haystack import Haystack
 from retrobench.tasks.ruler import spec
@@ -13,10 +14,10 @@ from retrobench.tasks.ruler.words import draw
 _DEPTHS = tuple(round(i * 100 / 39) for i in range(40))
 
 
-def maker(task: str, rng: random.Random, haystack: Haystack) -> Maker:
+def maker(task: str, rng: random.Random, haystack: Haystack | None) -> Maker:
     """Draws keys, values and the question once; the returned function sets the haystack's size.
 
-    Units: words (essay), lines (noise, needle).
+    Units: words (essay, which needs ``haystack``), lines (noise, needle).
     """
     what = spec.NIAH[task]
     keys = [draw(what.key, rng) for _ in range(max(what.num_keys, what.num_queries))]
@@ -36,7 +37,7 @@ def maker(task: str, rng: random.Random, haystack: Haystack) -> Maker:
     source = random.Random(distract)
 
     def make(units: int) -> Draft:
-        if what.haystack == "essay":
+        if haystack is not None:
             text, name = insert(haystack.words(units), needles, depths), haystack.name
         else:
             while what.haystack == "needle" and len(distractors) < units:
@@ -70,7 +71,7 @@ def texts(kind: str, queries: list[str], num_answers: int) -> tuple[str, str, st
     return head, question, prefix
 
 
-def insert(words: list[str], needles: list[str], depths: list[int] | list[float]) -> str:
+def insert(words: Sequence[str], needles: Sequence[str], depths: Sequence[float]) -> str:
     """Needles between sentences, at depths in percent of the sentences."""
     sentences = re.split(r"(?<=[.!?]) ", " ".join(words))
     places = [int(len(sentences) * depth / 100) for depth in depths]

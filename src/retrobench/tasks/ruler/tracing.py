@@ -7,12 +7,15 @@ import random
 from retrobench.core.task import Prompt
 from retrobench.tasks.ruler import spec
 from retrobench.tasks.ruler.draft import Draft, Maker
-from retrobench.tasks.ruler.fit import Pace, fit
+from retrobench.tasks.ruler.fit import fit, measured
 from retrobench.tasks.ruler.words import letters
 
 
 def maker(rng: random.Random, prompt: Prompt) -> Maker:
-    """Units: noise lines. The example is fitted to 500 tokens once per sample."""
+    """Units: noise lines.
+
+    The example is fitted to 500 tokens, or as short as it can be for tokenizers of single letters.
+    """
     example = _example(rng, prompt)
     names = _names(rng, 5)
     value = str(rng.randint(10000, 99998))
@@ -61,4 +64,7 @@ def _example(rng: random.Random, prompt: Prompt) -> str:
         text += spec.VT_PREFIX.format(count=len(names), query=value)
         return f"{text} {' '.join(names)}\n\n"
 
-    return fit(make, prompt.count, spec.VT_EXAMPLE_TOKENS, Pace(), "vt example")
+    limit = spec.VT_EXAMPLE_TOKENS
+    if prompt.count(make(1)) > limit:
+        return make(1)
+    return fit(make, prompt.count, limit, measured(make, prompt.count, limit, 1), "vt example")[1]

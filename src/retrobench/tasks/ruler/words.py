@@ -5,8 +5,12 @@ from __future__ import annotations
 import random
 import string
 import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+
+from retrobench.tasks.haystack import english_words
 
 
 @cache
@@ -35,14 +39,31 @@ def letters(rng: random.Random, count: int, alphabet: str = string.ascii_upperca
     return "".join(rng.choices(alphabet, k=count))
 
 
-def distinct_words(rng: random.Random, count: int) -> list[str]:
-    """Distinct words; beyond the lists, seeded made-up ones."""
-    words = list(all_words())
-    rng.shuffle(words)
-    seen = set(words)
+@dataclass(frozen=True, slots=True)
+class WordPool:
+    """Distinct words and where they come from."""
+
+    words: Sequence[str]
+    name: str
+
+
+def word_pool(count: int, root: str | None) -> WordPool:
+    """At least ``count`` distinct words: wonderwords' lists, else the official longer list.
+
+    Without that list (``english_words.json``) made-up words are added, and the name says so.
+    """
+    if count <= len(all_words()):
+        return WordPool(all_words(), "words")
+    listed = english_words(root)
+    if len(listed) >= count:
+        return WordPool(listed, "english words")
+    return WordPool(_with_made_up(-(-count // 10_000) * 10_000), "words and stand-in words")
+
+
+@cache
+def _with_made_up(count: int) -> tuple[str, ...]:
+    rng = random.Random(count)
+    words = dict.fromkeys(all_words())
     while len(words) < count:
-        word = letters(rng, rng.randint(5, 9), string.ascii_lowercase)
-        if word not in seen:
-            seen.add(word)
-            words.append(word)
-    return words[:count]
+        words[letters(rng, rng.randint(5, 9), string.ascii_lowercase)] = None
+    return tuple(words)
