@@ -17,8 +17,8 @@ def maker(rng: random.Random, corpus: Corpus, index: int) -> Maker:
     """Units: characters of documents.
 
     Sample ``index`` asks question ``index``. Its gold documents are always there; then come, as far
-    as there is room, those of the same article and others, in random order; where all are used up, the others come again. All
-    are shuffled afresh for every sample.
+    as there is room, those of the same article and others, in random order, the others again when
+    all are used up. All are shuffled afresh for every sample.
     """
     if index >= len(corpus.questions):
         raise ValueError(
