@@ -20,6 +20,10 @@ class Tracker(Protocol):
         """One sample is done."""
         ...
 
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Numbers of a training step."""
+        ...
+
     def finish(
         self, summary: Mapping[str, Any], figures: list[Path], rows_path: Path | None
     ) -> None:
@@ -34,6 +38,9 @@ class NullTracker:
         """No-op."""
 
     def row(self, row: Mapping[str, Any]) -> None:
+        """No-op."""
+
+    def log(self, values: Mapping[str, Any]) -> None:
         """No-op."""
 
     def finish(

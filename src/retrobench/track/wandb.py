@@ -78,6 +78,10 @@ class WandbTracker:
         values[f"status/{row['status']}"] = 1
         self._guard(lambda: self._run.log(values))
 
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Log numbers as they are."""
+        self._guard(lambda: self._run.log(dict(values)))
+
     def finish(
         self, summary: Mapping[str, Any], figures: list[Path], rows_path: Path | None
     ) -> None:

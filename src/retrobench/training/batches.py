@@ -1,0 +1,98 @@
+"""From drafts to token batches of a fixed length."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retrobench.training.families import FAMILIES, Draft
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """``ids_BS`` and, per position, the answer token that follows it (or IGNORED)."""
+
+    ids_BS: Tensor
+    targets_BS: Tensor
+    family_B: list[str]
+
+
+class Encoder:
+    """Turns drafts into ids; segments are tokenized one by one, as generation would."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._backend = tokenizer.backend_tokenizer
+        self.bos, self.pad = tokenizer.bos_token_id, tokenizer.pad_token_id
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        return [e.ids for e in self._backend.encode_batch(texts, add_special_tokens=False)]
+
+    def sample(self, draft: Draft, tokens: int, rng: random.Random) -> tuple[list[int], list[int]]:
+        """(ids, answer mask) of at most ``tokens`` ids; filler takes what the rest leaves."""
+        asked: list[tuple[list[int], int]] = []
+        room = tokens - 1
+        must = self._ids([draft.joiner + text for text in draft.must])
+        used = sum(map(len, must)) + len(self._ids([draft.head])[0])
+        for question in draft.questions:
+            parts = self._ids([text for text, _ in question])
+            cost = sum(map(len, parts))
+            if asked and used + cost > room:
+                break
+            used += cost
+            asked += [(p, int(a)) for p, (_, a) in zip(parts, question, strict=True)]
+        pieces = self._place(draft, must, room - used, rng)
+        ids, mask = [self.bos, *self._ids([draft.head])[0]], []
+        for piece in pieces:
+            ids += piece
+        tail = sum(len(part) for part, _ in asked)
+        ids = ids[: max(1, tokens - tail)]  # a context that is too long loses its end
+        mask = [0] * len(ids)
+        for part, answer in asked:
+            ids += part
+            mask += [answer] * len(part)
+        return ids[:tokens], mask[:tokens]
+
+    def _place(
+        self, draft: Draft, must: list[list[int]], room: int, rng: random.Random
+    ) -> list[list[int]]:
+        if room <= 0 or not draft.filler:
+            return must
+        units = self._ids([draft.joiner + text for text in draft.filler])
+        chosen: list[list[int]] = []
+        start = rng.randrange(len(units))
+        while True:
+            unit = units[(start + len(chosen)) % len(units)]
+            if len(unit) > room:
+                break
+            room -= len(unit)
+            chosen.append(unit)
+        places = sorted(rng.randint(0, len(chosen)) for _ in must)
+        pieces: list[list[int]] = []
+        at = 0
+        for place, piece in zip(places, must, strict=True):
+            pieces += chosen[at:place]
+            pieces.append(piece)
+            at = place
+        return pieces + chosen[at:]
+
+
+def make_batch(
+    encoder: Encoder, rng: random.Random, weights: Mapping[str, float], rows: int, tokens: int
+) -> Batch:
+    """``rows`` samples of up to ``tokens`` ids, families drawn by weight."""
+    ids_BS = torch.full((rows, tokens), encoder.pad)
+    targets_BS = torch.full((rows, tokens), IGNORED)
+    names = rng.choices(list(weights), list(weights.values()), k=rows)
+    for row, name in enumerate(names):
+        ids, mask = encoder.sample(FAMILIES[name](rng, tokens), tokens, rng)
+        ids_BS[row, : len(ids)] = torch.tensor(ids)
+        answers = [i if m else IGNORED for i, m in zip(ids, mask, strict=True)]
+        targets_BS[row, : len(ids) - 1] = torch.tensor(answers[1:])
+    return Batch(ids_BS, targets_BS, names)
