@@ -1,7 +1,7 @@
 """Train the embedded model from nothing and write its folder: ``python scripts/train_tiny.py``.
 
-Goes on from the checkpoint in ``out`` when it is interrupted. On a GPU (about 20 minutes on an H100,
-see the model card): ``python scripts/train_tiny.py --config-name train_tiny_gpu``.
+Goes on from the checkpoint in ``out`` when it is interrupted. On a GPU (recipe not yet run on one):
+``python scripts/train_tiny.py --config-name train_tiny_gpu``.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from retrobench.core.spec import option
 from retrobench.engine import hf
 
 TINY_DIR = Path(__file__).parent / "tiny"
+SUPPORTED = "supported_tasks.json"  # which tasks the model does; decided by its own scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +99,8 @@ def describe(config: ModelConfig) -> Described:
     elif config.source == "tiny":
         skeleton = _skeleton(AutoConfig.from_pretrained(TINY_DIR), dtype)
         tokenizer = AutoTokenizer.from_pretrained(TINY_DIR)
-        revision = _folder_hash(TINY_DIR)
-        card = TINY_DIR / "supported_tasks.json"
-        supported = frozenset(json.loads(card.read_text())) if card.exists() else None
+        revision = _folder_hash(TINY_DIR, without=SUPPORTED)
+        supported = frozenset(json.loads((TINY_DIR / SUPPORTED).read_text(encoding="utf-8")))
     else:
         skeleton, tokenizer, revision = _describe_checkpoint(config, dtype)
     limit = hf.context_limit(skeleton)
@@ -233,10 +233,14 @@ def _skeleton(config: Any, dtype: torch.dtype, remote: bool = False) -> PreTrain
         return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=remote)
 
 
-def _folder_hash(folder: Path) -> str:
+def _folder_hash(folder: Path, without: str = "") -> str:
     """Hash of names and contents of the files that decide a checkpoint."""
     suffixes = {".json", ".safetensors", ".jinja", ".model"}
-    paths = [path for path in sorted(folder.glob("*")) if path.suffix in suffixes]
+    paths = [
+        path
+        for path in sorted(folder.glob("*"))
+        if path.suffix in suffixes and path.name != without
+    ]
     return _hash(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
 
 

@@ -210,7 +210,9 @@ def variables(rng: Rng, tokens: int) -> Draft:
     hops = rng.choice((1, 2, 2, 3, 4, 4, 4))
     length = rng.choice((3, 5, 5, 5, 4))
     cost = 9 * (hops + 1)
-    chains = rng.randint(1, max(1, min(rng.choice((1, 2, 3, 6)), tokens * 6 // 10 // (cost + 4 * hops + 24))))
+    chains = rng.randint(
+        1, max(1, min(rng.choice((1, 2, 3, 6)), tokens * 6 // 10 // (cost + 4 * hops + 24)))
+    )
     queues: list[list[str]] = []
     answers: list[tuple[str, list[str]]] = []
     for _ in range(chains):
@@ -273,7 +275,9 @@ def frequent_words(rng: Rng, tokens: int) -> Draft:
     coded = rng.random() < 0.7
     total = max(20, int(tokens * 0.85) // (3 if coded else 1) * (7 if coded else 5) // 5)
     kinds = max(top + 2, tokens // rng.randint(12, 60))
-    drawn = list({(words.lower(rng, 6, 6) if coded else words.word(rng)): None for _ in range(kinds)})
+    drawn = list(
+        {(words.lower(rng, 6, 6) if coded else words.word(rng)): None for _ in range(kinds)}
+    )
     dots = ["..."] if coded else []
     text: list[str] = []
     for rank, item in enumerate([*dots, *drawn], 1):

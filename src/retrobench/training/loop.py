@@ -131,7 +131,9 @@ class Trainer:
         stands_for[len(own) :] = len(others) / max(1, len(drawn))
         target = torch.searchsorted(own, batch.targets_BS[asked_BS]).to(self.device)
         with torch.autocast(
-            self.device.type, getattr(torch, self.plan.config.dtype), self.plan.config.dtype != "float32"
+            self.device.type,
+            getattr(torch, self.plan.config.dtype),
+            self.plan.config.dtype != "float32",
         ):
             ids_BS = batch.ids_BS.to(self.device)
             hidden = self.model.model(ids_BS, use_cache=False).last_hidden_state

@@ -24,13 +24,19 @@ class Shape:
 
     layers: int = option(4, "decoder layers; the first two look back, the others match", low=3)
     hidden: int = option(256, "width of the residual stream", low=64)
-    heads: int = option(4, "query heads, two per KV head", low=2)
     head_dim: int = option(64, "dims of a head", choices=(64, 128))
     mlp: int = option(256, "hidden width of the MLPs", low=16)
     theta: float = option(1e18, "RoPE base: large, so that many dims barely turn", above=1)
     max_tokens: int = option(131072, "positions", low=1024)
 
+    def __post_init__(self) -> None:
+        if self.hidden < 4 * self.head_dim:
+            raise ValueError(
+                f"hidden must be at least four heads wide ({4 * self.head_dim}), got {self.hidden}"
+            )
 
+
+HEADS = 4  # query heads, two per KV head
 MATCHED = 4  # tokens of history that the starting point compares
 EMBED_STD = 0.2
 MATCH_GAIN = 2.0
@@ -45,8 +51,8 @@ def build(shape: Shape, tokenizer: object, seed: int) -> Qwen2ForCausalLM:
         hidden_size=shape.hidden,
         intermediate_size=shape.mlp,
         num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads // 2,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS // 2,
         head_dim=shape.head_dim,
         max_position_embeddings=shape.max_tokens,
         rope_parameters={"rope_type": "default", "rope_theta": shape.theta},
@@ -110,13 +116,13 @@ def _start(model: Qwen2ForCausalLM, shape: Shape) -> None:
     exact = _orthogonal(half, half)
     slots = [(exact[:, :dim].T @ past).T, (exact[:, dim : 2 * dim].T @ past).T]
     slots += [((_orthogonal(half, half)[:, :dim]).T @ past).T * 0.6 for _ in range(2)]
-    kinds = [(n + 1, 1) for n in range(shape.heads)]
-    _look(layers[0], shape, kinds, [read] * shape.heads, slots)
-    further = [((_orthogonal(half, half)[:, :dim]).T @ past).T * 0.6 for _ in range(shape.heads)]
+    kinds = [(n + 1, 1) for n in range(HEADS)]
+    _look(layers[0], shape, kinds, [read] * HEADS, slots)
+    further = [((_orthogonal(half, half)[:, :dim]).T @ past).T * 0.6 for _ in range(HEADS)]
     kinds = [(5, 1), (5, 4), (8, 6), (13, 12)]
-    _look(layers[1], shape, kinds, [read] * shape.heads, further)
+    _look(layers[1], shape, kinds, [read] * HEADS, further)
     for index, layer in enumerate(layers[2:]):
-        _match(layer, shape, words, slots, matching=shape.heads // 2 if index == 0 else 1)
+        _match(layer, shape, words, slots, matching=HEADS // 2 if index == 0 else 1)
 
 
 def _look(
@@ -128,7 +134,7 @@ def _look(
 ) -> None:
     """Heads that attend by distance alone: ``kinds`` are (distance, width)."""
     attention, dim, kernel = layer.self_attn, shape.head_dim, _Kernel(shape)
-    attention.k_proj.bias.copy_(kernel.key().repeat(shape.heads // 2))
+    attention.k_proj.bias.copy_(kernel.key().repeat(HEADS // 2))
     for head, (distance, wide) in enumerate(kinds):
         rows = slice(head * dim, (head + 1) * dim)
         group = slice(head // 2 * dim, (head // 2 + 1) * dim)
@@ -139,7 +145,9 @@ def _look(
         attention.o_proj.weight[:, rows] = writes[head] * EMBED_STD * 1.5
 
 
-def _match(layer: torch.nn.Module, shape: Shape, words: Tensor, slots: list[Tensor], matching: int) -> None:
+def _match(
+    layer: torch.nn.Module, shape: Shape, words: Tensor, slots: list[Tensor], matching: int
+) -> None:
     """Compare the last tokens with those before every position; copy the token found.
 
     Only the first ``matching`` KV heads compare; the others start free.
@@ -148,7 +156,7 @@ def _match(layer: torch.nn.Module, shape: Shape, words: Tensor, slots: list[Tens
     turn = _Kernel(shape).turn
     still = (turn * 32768 < 0.35).nonzero().flatten().tolist()
     content = torch.tensor(still + [i + dim // 2 for i in still])
-    for group in range(shape.heads // 2):
+    for group in range(HEADS // 2):
         key = torch.zeros(len(content), shape.hidden)
         query = torch.zeros(len(content), shape.hidden)
         for n, slot in enumerate(slots):

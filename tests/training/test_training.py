@@ -1,0 +1,134 @@
+"""Training: samples say the truth, the loss falls, a killed run goes on bit for bit."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from retrobench.engine.embedded import build_tokenizer
+from retrobench.tasks.ruler import spec
+from retrobench.training.batches import IGNORED, Encoder, make_batch
+from retrobench.training.export import export
+from retrobench.training.families import FAMILIES
+from retrobench.training.loop import Trainer
+from retrobench.training.model import Shape, build
+from retrobench.training.plan import TrainConfig, parse_plan
+
+SHAPE = Shape(layers=3, mlp=64)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+def trainer(tokenizer, folder, steps):
+    torch.set_num_threads(1)
+    stage = {"steps": steps, "rows": 4, "tokens": 96, "mix": {"needles": 3, "repeats": 1}}
+    plan = parse_plan(TrainConfig(negatives=100, checkpoint_steps=5, log_steps=5), [stage])
+    return Trainer(build(SHAPE, tokenizer, 0), Encoder(tokenizer), plan, folder)
+
+
+def test_the_loss_falls_and_a_killed_run_goes_on_bit_for_bit(tokenizer, tmp_path):
+    losses = []
+    whole = trainer(tokenizer, tmp_path / "whole", 20)
+    whole.run(lambda progress: losses.append(progress.loss))
+    assert len(losses) == 4 and losses[-1] < losses[0]
+
+    def die(progress):
+        if progress.step == 15:
+            raise KeyboardInterrupt
+
+    killed = trainer(tokenizer, tmp_path / "killed", 20)
+    with pytest.raises(KeyboardInterrupt):
+        killed.run(die)
+    resumed = trainer(tokenizer, tmp_path / "killed", 20)
+    assert resumed.load() and resumed.step == 10
+    resumed.run(lambda _: None)
+    pairs = zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert resumed.tokens == whole.tokens
+
+
+def test_a_start_without_checkpoint_says_so(tokenizer, tmp_path):
+    assert not trainer(tokenizer, tmp_path, 1).load()
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_samples_are_full_and_labelled(family, tokenizer):
+    encoder = Encoder(tokenizer)
+    batch = make_batch(encoder, random.Random(3), {family: 1.0}, 8, 300)
+    assert batch.ids_BS.shape == batch.targets_BS.shape == (8, 300)
+    for ids, targets in zip(batch.ids_BS, batch.targets_BS, strict=True):
+        asked = (targets != IGNORED).nonzero().flatten()
+        assert len(asked) >= 2
+        assert torch.equal(ids[asked + 1], targets[asked])
+        assert ids[0] == tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize("family", ["needles", "many_keys", "many_values"])
+def test_quoted_answers_stand_in_the_context(family):
+    for seed in range(30):
+        draft = FAMILIES[family](random.Random(seed), 400)
+        context = "\n".join(draft.must)
+        for question in draft.questions:
+            answer = question[-1][0].removesuffix(".<|eos|>").strip()
+            assert all(quote in context for quote in re.split(r", (?=\S)", answer))
+
+
+def test_no_sample_holds_a_prompt_of_ruler():
+    literal = [
+        spec.NEEDLE.split("{key}")[0],
+        spec.NIAH_HEAD,
+        spec.NIAH_QUESTION.split("{query}")[1],
+    ]
+    literal += [spec.VT_HEAD, spec.CWE_HEAD, spec.CWE_QUESTION, spec.FWE_HEAD, spec.QA_RULE]
+    needle = re.compile(r"One of the special magic")
+    asked = re.compile(r"special magic \w+ for [^\n]{1,60} mentioned in the provided text")
+    for name, family in FAMILIES.items():
+        for seed in range(60):
+            draft = family(random.Random(seed), 300)
+            text = draft.head + "\n".join(draft.must)
+            text += "".join(part for question in draft.questions for part, _ in question)
+            assert not needle.search(text), name
+            assert not asked.search(text), name
+            assert not any(piece in text for piece in literal[3:]), name
+
+
+def test_the_exported_folder_is_the_same_network(tokenizer, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = build(SHAPE, tokenizer, 0).eval()
+    assert export(model, tokenizer, tmp_path) > 0
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    text = "One word for it is: 1234567."
+    assert AutoTokenizer.from_pretrained(tmp_path).tokenize(text) == tokenizer.tokenize(text)
+    rounded = {k: v.bfloat16().float() for k, v in model.state_dict().items()}
+    model.load_state_dict(rounded)
+    ids = torch.tensor([tokenizer(text).input_ids])
+    with torch.inference_mode():
+        torch.testing.assert_close(again(ids).logits, model(ids).logits)
+
+
+def test_wrong_stages_name_the_option():
+    config = TrainConfig()
+    with pytest.raises(ValueError, match="stages: at least one"):
+        parse_plan(config, [])
+    with pytest.raises(ValueError, match=r"mix.needels: no such family, did you mean needles"):
+        parse_plan(config, [{"steps": 1, "mix": {"needels": 1}}])
+    with pytest.raises(ValueError, match=r"stages\[0\].rows must be"):
+        parse_plan(config, [{"steps": 1, "rows": 0, "mix": {"needles": 1}}])
+
+
+@pytest.mark.parametrize("name", ["train_tiny", "train_tiny_gpu"])
+def test_the_recipes_parse(name, request):
+    conf = request.config.rootpath / "conf"
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        raw = OmegaConf.to_container(compose(name), resolve=True)
+    plan = parse_plan(TrainConfig(), raw["stages"])
+    assert sum(stage.steps for stage in plan.stages) > 1000
