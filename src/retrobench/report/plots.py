@@ -9,13 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from retrobench.report import style
+from retrobench.report import fidelity_plots, style
+from retrobench.report.style import NotEnoughRows
+from retrobench.report.style import ordered as _ordered
 from retrobench.report.table import caption, moved_bytes, niah_matrix
 from retrobench.store.results import OK, ResultStore
-
-
-class NotEnoughRows(ValueError):
-    """A figure cannot be drawn; says which rows it wants and the command that makes them."""
 
 
 def ruler_scores(frame: pd.DataFrame) -> Any:
@@ -132,6 +130,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Any]] = {
     "niah_heatmap": niah_heatmap,
     "cluster_count": cluster_count,
     "cost_accuracy": cost_accuracy,
+    **fidelity_plots.FIGURES,
 }
 
 
@@ -151,6 +150,9 @@ def draw(
         except NotEnoughRows as error:
             results.append((name, None, str(error)))
             continue
+        protocols = ", ".join(sorted(set(frame["protocol"])))
+        note = f"protocol: {protocols}; {_short(frame)}"
+        drawing.supxlabel(note, fontsize=6, color="#666666")
         source = _source(store, frame)
         drawing.savefig(out / f"{name}.pdf", metadata={"Title": name, "Keywords": source})
         drawing.savefig(out / f"{name}.png", dpi=200, metadata={"Title": name, "Comment": source})
@@ -190,11 +192,6 @@ def _lines(axes: Any, table: pd.DataFrame, x_label: str, y_label: str) -> None:
     axes.set_ylabel(y_label)
     axes.set_ylim(-3, 105)
     axes.legend()
-
-
-def _ordered(methods: Any) -> list[str]:
-    known = [name for name in style.ORDER if name in set(methods)]
-    return known + sorted(set(methods) - set(known))
 
 
 def _short(frame: pd.DataFrame) -> str:

@@ -10,6 +10,16 @@ ORDER = ("full", "retroinfer", "oracle_topk", "quest", "infinigen", "random", "s
 MARKERS = "osD^vPX*"
 
 
+class NotEnoughRows(ValueError):
+    """A figure cannot be drawn; says which rows it wants and the command that makes them."""
+
+
+def ordered(methods: Any) -> list[str]:
+    """Method names in the order of every table and figure, others behind."""
+    known = [name for name in ORDER if name in set(methods)]
+    return known + sorted(set(methods) - set(known))
+
+
 def color(method: str) -> str:
     """The method's colour, the same in every figure."""
     index = ORDER.index(method) if method in ORDER else len(ORDER)

@@ -117,8 +117,7 @@ def caption(frame: pd.DataFrame) -> str:
     few, many = counts.min(), counts.max()
     notes = [f"{few} samples per entry" if few == many else f"{few}-{many} samples per entry"]
     protocols = sorted(set(frame["protocol"]))
-    if protocols != ["query_aware"]:
-        notes.append(f"protocol: {', '.join(protocols)}")
+    notes.append(f"protocol: {', '.join(protocols)}")
     if stand_in(frame):
         notes.append("stand-in data: not comparable with published scores")
     if (frame["status"] == _UNSUPPORTED).any():

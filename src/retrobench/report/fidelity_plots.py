@@ -1,0 +1,147 @@
+"""Figures of fidelity rows (`measure=fidelity`): where attention lies and how far methods are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from retrobench.report import style
+from retrobench.report.style import NotEnoughRows
+from retrobench.store.results import OK
+
+COMMAND = "python run.py -m method=full,oracle_topk,retroinfer,quest,random measure=score,fidelity"
+
+
+def mass_cdf(frame: pd.DataFrame) -> Any:
+    """Attention mass in the heaviest share of the context, by benchmark task."""
+    rows = _measured(frame)
+    drawing, axes = style.figure(style.ONE_COLUMN, 2.6)
+    for i, (task, group) in enumerate(rows.groupby("task", sort=False)):
+        curves = [found["cdf"]["mass"] for found in group["fidelity"]]
+        fracs = group["fidelity"].iloc[0]["cdf"]["frac"]
+        color = style.COLORS[i % len(style.COLORS)]
+        axes.plot(np.array(fracs) * 100, np.mean(curves, 0), color=color, label=str(task))
+    axes.set_xscale("log")
+    axes.set_xlabel("heaviest tokens (% of context)")
+    axes.set_ylabel("attention mass")
+    axes.set_ylim(0, 1.02)
+    axes.legend(fontsize=6)
+    return drawing
+
+
+def step_overlap(frame: pd.DataFrame) -> Any:
+    """Overlap with the step before: the 100 heaviest tokens, and what each method attends."""
+    means = _means(_measured(frame), ("top_step", "own_step"))
+    drawing, axes = style.figure(style.ONE_COLUMN, 2.4)
+    place = np.arange(len(means))
+    axes.bar(place - 0.2, means["top_step"], 0.38, color="#999999", label="100 heaviest tokens")
+    colors = [style.color(method) for method in means.index]
+    axes.bar(place + 0.2, means["own_step"], 0.38, color=colors, label="attended by the method")
+    axes.set_xticks(place, list(means.index), rotation=30, ha="right")
+    axes.set_ylabel("overlap with the step before")
+    axes.set_ylim(0, 1.02)
+    axes.legend(fontsize=6)
+    return drawing
+
+
+def cluster_mass(frame: pd.DataFrame) -> Any:
+    """Mass that a centroid stands for against the true mass of its cluster's tokens."""
+    rows = _measured(frame)
+    drawing, axes = style.figure(style.ONE_COLUMN, 3.0)
+    drawn = False
+    for method, group in rows.groupby("method", sort=False):
+        pairs = np.array([pair for found in group["fidelity"] for pair in found["pairs"]])
+        if not len(pairs):
+            continue
+        shown = np.maximum(pairs, 1e-12)
+        axes.scatter(*shown.T, s=3, alpha=0.4, color=style.color(str(method)), label=str(method))
+        drawn = True
+    if not drawn:
+        raise NotEnoughRows(f"no method with estimates: {COMMAND}")
+    low, high = axes.get_xlim()
+    axes.plot([max(low, 1e-12), high], [max(low, 1e-12), high], color="black", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("true mass of a cluster")
+    axes.set_ylabel("estimated mass")
+    axes.legend(fontsize=6)
+    return drawing
+
+
+def error_heatmap(frame: pd.DataFrame) -> Any:
+    """Relative output error by layer and head, a panel per method (its last cell)."""
+    rows = _measured(frame)
+    methods = [m for m in style.ordered(rows["method"].unique()) if m != "full"]
+    if not methods:
+        raise NotEnoughRows(f"only full attention was measured: {COMMAND}")
+    drawing, axes = style.figure(max(style.ONE_COLUMN, 1.7 * len(methods)), 2.2, len(methods))
+    for panel, method in zip([axes] if len(methods) == 1 else axes, methods, strict=True):
+        own = rows[rows["method"] == method]
+        own = own[own["key"] == own["key"].iloc[-1]]
+        grid = np.mean([found["by_layer_head"]["error"] for found in own["fidelity"]], 0)
+        image = panel.imshow(grid, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+        budget = own["budget"].iloc[0]
+        panel.set_title(method if pd.isna(budget) else f"{method} {budget}", fontsize=8)
+        panel.set_xlabel("query head")
+        panel.grid(visible=False)
+        layers = own["fidelity"].iloc[0]["layers"]
+        panel.set_yticks(range(len(layers)), [str(layer) for layer in layers])
+        if method == methods[0]:
+            panel.set_ylabel("layer")
+    drawing.colorbar(image, ax=axes, label="relative output error")
+    return drawing
+
+
+def recall_budget(frame: pd.DataFrame) -> Any:
+    """Recall of attention mass by the share of tokens attended; dashed: best with as many."""
+    rows = _measured(frame)
+    rows = rows[rows["method"] != "full"]
+    points = rows.groupby(["method", "key"])["fidelity"].agg(list)
+    if len(points) < 2:
+        raise NotEnoughRows(f"needs two cells: {COMMAND} budget=1.8%,5%")
+    drawing, axes = style.figure(style.ONE_COLUMN, 2.6)
+    for method in style.ordered(points.index.get_level_values(0).unique()):
+        names = ("attended_frac", "recall", "oracle")
+        values = [_mean(found, names) for found in points.loc[method]]
+        table = pd.DataFrame(values, columns=names).dropna().sort_values("attended_frac")
+        look = {"marker": style.marker(method), "color": style.color(method)}
+        axes.plot(table["attended_frac"] * 100, table["recall"], label=method, **look)
+        axes.plot(table["attended_frac"] * 100, table["oracle"], "--", color=look["color"], lw=0.8)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("tokens attended exactly (% of context)")
+    axes.set_ylabel("recall of attention mass")
+    axes.set_ylim(0, 1.02)
+    axes.legend(fontsize=6)
+    return drawing
+
+
+FIGURES: dict[str, Callable[[pd.DataFrame], Any]] = {
+    "fidelity_mass_cdf": mass_cdf,
+    "fidelity_step_overlap": step_overlap,
+    "fidelity_cluster_mass": cluster_mass,
+    "fidelity_error": error_heatmap,
+    "fidelity_recall": recall_budget,
+}
+
+
+def _measured(frame: pd.DataFrame) -> pd.DataFrame:
+    if frame.empty or "fidelity" not in frame:
+        raise NotEnoughRows(f"no rows of measure=fidelity: {COMMAND}")
+    rows = frame[(frame["status"] == OK) & frame["fidelity"].notna()]
+    rows = rows[[found["steps"] > 0 for found in rows["fidelity"]]]
+    if rows.empty:
+        raise NotEnoughRows(f"no rows of measure=fidelity: {COMMAND}")
+    return rows
+
+
+def _mean(found: list[dict[str, Any]], names: tuple[str, ...]) -> list[float]:
+    return [float(np.mean([f["mean"].get(name, np.nan) for f in found])) for name in names]
+
+
+def _means(rows: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
+    groups = rows.groupby("method")["fidelity"].agg(list)
+    order = style.ordered(groups.index)
+    return pd.DataFrame([_mean(groups[m], names) for m in order], index=order, columns=names)
