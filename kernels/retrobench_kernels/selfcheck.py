@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,10 +54,11 @@ def _wave(
     steady = Steady(ks, vs, torch.tensor([9], dtype=torch.int32))
     count = [torch.tensor([n], dtype=torch.int32) for n in (20, 5, 9)]
     outputs = []
-    for select, wave, more in (
+    both: tuple[tuple[Any, Any, dict[str, Any]], ...] = (
         (select_cpu.cluster_select, wave_cpu.wave_attention, {"library": library}),
         (select_naive.cluster_select, wave_naive.wave_attention, {}),
-    ):
+    )
+    for select, wave, more in both:
         best, rest, logit = select(
             q, centroid, size, *count, 0.1, max_retrieved=5, max_estimated=9, **more
         )
