@@ -11,21 +11,18 @@ from typing import Any
 
 import torch
 from retrobench_kernels.dense_decode import dense_decode
-from retrobench_kernels.wave_attention import wave_attention
-from retrobench_kernels.wave_step.naive import cluster_pages
-from retrobench_methods.retroinfer.config import RetroInferConfig
-from retrobench_methods.retroinfer.device import DeviceWave
+from retrobench_methods.retroinfer import RetroInfer, RetroInferConfig
+from retrobench_methods.retroinfer.device import GraphDecode
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from gpu_stages.common import SMOKE, Bench, Shape, summary
 from retrobench.core.method import AttentionArgs
 from retrobench.engine import hf
-from retrobench.engine.page_cache import CacheSize, HostCache
 from retrobench.engine.step_graph import StepGraph
 from retrobench.measure.clock import make_clock
 
-NEW_TOKENS, CACHE_FRAC, PAGE_TOKENS = 64, 0.05, 8
+NEW_TOKENS = 64
 RESIDENT = [(30_000, 1), (120_000, 1), (30_000, 28), (120_000, 7)]
 CAP_GIB, CAPPED_CONTEXT, CAPPED_BATCH = 40, 120_000, 6
 
@@ -53,8 +50,7 @@ def _case(bench: Bench, model: Any, method: str, shape: Shape, cap_gib: int | No
                 owner = _owner(bench, method, shape)
                 row.update(_decode(bench, model, owner, shape))
             row["tokens_per_s"] = shape.batch / row["median_s"]
-            if isinstance(owner, DeviceWave):
-                row["hit_ratio"] = owner.hit_ratio()
+            row["hit_ratio"] = owner.hit_ratio()
         finally:
             _cap(bench, None)
 
@@ -63,8 +59,8 @@ def _decode(bench: Bench, model: Any, owner: Any, shape: Shape) -> dict[str, Any
     size = {"dtype": torch.int64, "device": bench.device}
     token = torch.randint(5, 100, (shape.batch, 1), **size)
     position = torch.full((shape.batch, 1), shape.context, **size)
-    on_host = isinstance(owner, HostManaged)
-    graph = StepGraph(model, owner, token, position, use_graph=not on_host)
+    in_graph = not isinstance(owner, HostManaged)
+    graph = StepGraph(model, owner, token, position, use_graph=in_graph)
     steps = 3 if bench.smoke else NEW_TOKENS - 4
     spent = []
     for step in range(steps + 3):
@@ -112,22 +108,19 @@ def _model(bench: Bench) -> Any:
 
 
 def _owner(bench: Bench, method: str, shape: Shape) -> Any:
-    kv_shape = shape.kv_shape(bench.device, NEW_TOKENS)
     if method == "full":
         return FullOwner(bench, shape)
-    cached = method != "retroinfer"
-    slots = max(1, round(CACHE_FRAC * shape.context / PAGE_TOKENS)) if cached else 0
-    kind = HostManaged if method == "retroinfer_host_cache" else DeviceWave
-    wave = kind(
-        RetroInferConfig(),
-        kv_shape,
-        place="pinned" if cached else "gpu",
-        cache_slots=slots,
-        page_tokens=PAGE_TOKENS,
-    )
-    for layer in kv_shape.layers:
-        wave.load(layer, *_clustered(bench, shape))
-    return wave
+    where = {
+        "retroinfer": {"placement": "gpu", "cache": "none"},
+        "retroinfer_device_cache": {"placement": "auto", "cache": "device"},
+        "retroinfer_host_cache": {"placement": "auto", "cache": "host"},
+    }[method]
+    kv_shape = shape.kv_shape(bench.device, NEW_TOKENS)
+    built = RetroInfer(RetroInferConfig(**where), kv_shape)
+    for i in range(shape.layers):
+        built.buffer.append_prompt(i, *_clustered(bench, shape))
+    built.seal()
+    return HostManaged(built) if where["cache"] == "host" else GraphDecode(built)
 
 
 def _clustered(bench: Bench, shape: Shape) -> tuple[Tensor, Tensor]:
@@ -159,6 +152,9 @@ class FullOwner:
     def begin_step(self) -> None:
         """Nothing to do on the host."""
 
+    def hit_ratio(self) -> float | None:
+        """No cache."""
+
     def attend(
         self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
     ) -> Tensor:
@@ -171,30 +167,18 @@ class FullOwner:
         return out[:, :, None]
 
 
-class HostManaged(DeviceWave):
-    """The same kernels with the page table on the host, like the released code."""
+class HostManaged:
+    """The method as the session runs it, with the page table on the host."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        table = self.layers[self.shape.layers[0]].table
-        assert table is not None
-        size = CacheSize(
-            pages=table.slot_BGP.shape[2], slots=self.slots, page_tokens=self.page_tokens
-        )
-        self.host = HostCache(self.shape, size)
+    def __init__(self, method: RetroInfer) -> None:
+        self.method, self.attend = method, method.decode
 
-    def _attend_cached(
-        self, layer: int, zones: Any, table: Any, estimation: Any, softcap: float
-    ) -> Tensor:
-        pool, retrieved = zones[2], zones[3]
-        page = cluster_pages(pool, retrieved, self.page_tokens)
-        self.host.lookup(layer, page, torch.full_like(page, self.page_tokens))
-        view = self.host.view(layer)
-        out, _ = wave_attention(*zones, estimation=estimation, cache=view, softcap=softcap)
-        self.host.admit(layer, pool.k_BGSD, pool.v_BGSD)
-        return out
+    def begin_step(self) -> None:
+        """The method counts by itself."""
 
     def hit_ratio(self) -> float | None:
         """From the host's counters."""
-        self.host.traffic()
-        return float(self.host.stats()["hit_ratio"])
+        cache = self.method.buffer.cache
+        assert cache is not None
+        cache.traffic()
+        return float(cache.stats()["hit_ratio"])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
-from retrobench_methods.retroinfer.config import RetroInferConfig
-from retrobench_methods.retroinfer.device import DeviceWave
+from retrobench_methods.retroinfer import RetroInfer, RetroInferConfig
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
-from gpu_stages.common import Bench, Inputs, Shape
+from gpu_stages.common import Bench, Inputs, Shape, summary
+from retrobench.measure.clock import make_clock
 
 SHAPES = [Shape(batch=1, context=n, layers=1) for n in (30_000, 60_000, 120_000)]
 
@@ -16,6 +18,7 @@ SHAPES = [Shape(batch=1, context=n, layers=1) for n in (30_000, 60_000, 120_000)
 def run(bench: Bench) -> None:
     """Index of one layer (global and segment-local final pass) over its prefill."""
     for shape in bench.shapes(*SHAPES):
+        shape = replace(shape, layers=1)
         prefill: dict[str, float] = {}
 
         @bench.case("prefill_layer", shape=shape)
@@ -29,13 +32,23 @@ def run(bench: Bench) -> None:
             def _(
                 row: dict, shape: Shape = shape, final: str = final, prefill: dict = prefill
             ) -> None:
-                k, v = Inputs(shape, bench.device).dense()
-                wave = DeviceWave(
-                    RetroInferConfig(final_assign=final), shape.kv_shape(bench.device)
-                )
-                row.update(bench.time(lambda: wave.load(0, k, v), repeats=5))
+                row.update(_seal(bench, shape, final))
                 if "s" in prefill:
                     row["share_of_prefill_frac"] = row["median_s"] / prefill["s"]
+
+
+def _seal(bench: Bench, shape: Shape, final: str) -> dict:
+    """Seconds of ``seal`` of a fresh method: cluster one layer and arrange it in the pool."""
+    clock, spent = make_clock(bench.device), []
+    config = RetroInferConfig(final_assign=final, placement="gpu", cache="none")
+    for _ in range(2 if bench.smoke else 6):
+        method = RetroInfer(config, shape.kv_shape(bench.device))
+        method.buffer.append_prompt(0, *Inputs(shape, bench.device).dense())
+        start = clock()
+        method.seal()
+        spent.append(clock() - start)
+        method.close()
+    return {**summary(spent[1:]), "mode": "eager"}  # the first compiles
 
 
 def _prefill(bench: Bench, shape: Shape) -> dict:

@@ -15,7 +15,8 @@ from retrobench.engine.step_graph import StepGraph
 pytestmark = needs_triton
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2"}
 STEPS = 4 if DEVICE == "cuda" else 2  # eager, captured, replayed; the interpreter is slow
-PLACEMENTS = [{"cache_slots": 5, "page_tokens": 4}] + ([] if INTERPRETED else [{}])
+CACHED = {"cache": "device", "cache_frac": 0.3, "placement": "auto"}
+PLACEMENTS = [CACHED] + ([] if INTERPRETED else [{"cache": "none", "placement": "gpu"}])
 
 
 class NoHostSync(TorchDispatchMode):
@@ -31,13 +32,19 @@ class NoHostSync(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def decoder(model, placement, **graph):
+def decoder(model, options, **graph):
     """A step graph over random keys and values of two rows of different length."""
-    from retrobench_methods.retroinfer.config import RetroInferConfig
-    from retrobench_methods.retroinfer.device import DeviceWave
+    from retrobench_methods.retroinfer import RetroInfer, RetroInferConfig
+    from retrobench_methods.retroinfer.device import GraphDecode
 
     config = RetroInferConfig(
-        sink_tokens=2, local_tokens=8, update_tokens=16, kmeans_iterations=2, retrieval_frac=0.3
+        sink_tokens=2,
+        local_tokens=8,
+        update_tokens=16,
+        kmeans_iterations=2,
+        retrieval_frac=0.3,
+        page_tokens=4,
+        **options,
     )
     heads, groups, dim = hf.kv_geometry(model)
     shape = KVShape(
@@ -51,13 +58,16 @@ def decoder(model, placement, **graph):
         dtype=hf.text_dtype(model),
         device=DEVICE,
     )
-    wave = DeviceWave(config, shape, **placement)
+    method = RetroInfer(config, shape)
     generator = torch.Generator().manual_seed(0)
-    for layer in shape.layers:
+    for i in range(len(shape.layers)):
         k, v = (torch.randn(2, groups, 70, dim, generator=generator).to(DEVICE) for _ in "kv")
-        wave.load(layer, k, v)
+        method.buffer.append_prompt(i, k, v)
+    method.seal()
+    owner = GraphDecode(method)
     token = torch.tensor([[7], [9]], device=DEVICE)
-    return wave, StepGraph(model, wave, token, torch.tensor([[70], [61]], device=DEVICE), **graph)
+    position = torch.tensor([[70], [61]], device=DEVICE)
+    return owner, StepGraph(model, owner, token, position, **graph)
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
@@ -65,16 +75,16 @@ def test_step_with_kernels(placement, model_factory, monkeypatch):
     model = model_factory(num_hidden_layers=1 if INTERPRETED else 3).to(DEVICE)
     hf.attach(model)
     monkeypatch.setenv("RETROBENCH_KERNELS", "naive")
-    wave, graph = decoder(model, placement, use_graph=False)
+    owner, graph = decoder(model, placement, use_graph=False)
     expected = []
     for _ in range(STEPS):
-        wave.begin_step()
+        owner.begin_step()
         expected.append(graph.step().clone())
-    wave, graph = decoder(model, placement, use_graph=not INTERPRETED)
+    owner, graph = decoder(model, placement, use_graph=not INTERPRETED)
     monkeypatch.setenv("RETROBENCH_KERNELS", "auto")
     monkeypatch.setitem(dispatch._FAST, "cpu", "triton")
     for step in range(STEPS):
-        wave.begin_step()
+        owner.begin_step()
         with NoHostSync():
             logits = graph.step()
         torch.testing.assert_close(logits, expected[step], atol=1e-3, rtol=1e-3)

@@ -164,7 +164,7 @@ def reference(run, i, query, tail=False, second=False, int4=False):
     method, q = run.method, query[0, :, 0].double()
     index, buffer = method.index, method.buffer
     pool = buffer.pool(i, index.first_LBGC[i], index.size_LBGC[i])
-    zones = method._select(i, query[:, :, 0], pool, run.args)
+    zones = method.select(i, query[:, :, 0], pool, run.args)
     out = torch.zeros(4, 16, dtype=torch.float64)
     for head in range(4):
         g = head // 2

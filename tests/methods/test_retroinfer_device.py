@@ -1,4 +1,4 @@
-"""The device-resident decode state gives what the method gives, through index updates."""
+"""Decode steps that a graph can hold give what the session gives, through index updates."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ OPTIONS = {
     "local_tokens": 8,
     "kmeans_iterations": 3,
     "segment_tokens": 128,
+    "page_tokens": 4,
+    "placement": "cpu",
 }
 
 
@@ -35,56 +37,75 @@ def session(model, name, options, prompts):
     )
 
 
-def device_steps(model, prompts, **placement):
-    """Greedy logits of every step, decoded from full attention's prefill."""
-    from retrobench_methods.retroinfer.config import RetroInferConfig
-    from retrobench_methods.retroinfer.device import DeviceWave
+def graph_steps(model, prompts, options):
+    """Logits of greedy steps through a step graph; the owner; layers' updates."""
+    from retrobench_methods.retroinfer.device import GraphDecode
 
-    full = session(model, "full", {}, prompts)
+    run = session(model, "retroinfer", options, prompts)
     with torch.inference_mode():
-        first = full.prefill(full.ids_BS.shape[1])
-        wave = DeviceWave(parse(RetroInferConfig, OPTIONS, "method"), full.shape, **placement)
-        for layer in full.shape.layers:
-            wave.load(layer, full.method.store.keys(layer), full.method.store.values(layer))
-        position = full.ids_BS.shape[1] - full.pad_B1
-        graph = StepGraph(model, wave, first.argmax(-1, keepdim=True), position)
-        found, updates = [first], 0
+        found = [run.prefill(run.ids_BS.shape[1])]
+        run.seal()
+        position = run.ids_BS.shape[1] - run.pad_B1
+        owner = GraphDecode(run.method)
+        graph = StepGraph(model, owner, found[0].argmax(-1, keepdim=True), position)
+        updates = 0
         for _ in range(STEPS):
-            updates += wave.begin_step()
+            updates += owner.begin_step()
             found.append(graph.step().clone())
-    full.close()
-    return torch.stack(found), wave, updates
+    ratio, formed = owner.hit_ratio(), run.method.updates
+    run.close()
+    return found, ratio, updates, formed
 
 
-@pytest.mark.parametrize("placement", [{}, {"cache_slots": 9, "page_tokens": 4}])
-def test_device_decode_equals_the_method(placement, tiny_llama):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cache": "none"},
+        {"cache": "device", "stagger_updates": False},
+        {"cache": "device", "tail": True, "second_order": True},
+    ],
+)
+def test_graph_decode_equals_the_session(options, tiny_llama):
     hf.attach(tiny_llama)
+    options = {**OPTIONS, **options}
     generator = torch.Generator().manual_seed(3)
     prompts = [torch.randint(3, 101, (n,), generator=generator).tolist() for n in (300, 283)]
-    got, wave, updates = device_steps(tiny_llama, prompts, **placement)
-    assert updates == wave.updates == 2
-    expected = session(tiny_llama, "retroinfer", OPTIONS, prompts)
+    got, ratio, updates, formed = graph_steps(tiny_llama, prompts, options)
+    expected = session(tiny_llama, "retroinfer", options, prompts)
     with torch.inference_mode():
         logits = expected.prefill(expected.ids_BS.shape[1])
         expected.seal()
         for step in range(STEPS + 1):
             torch.testing.assert_close(got[step], logits, atol=2e-4, rtol=2e-4)
             logits = expected.step(logits.argmax(-1, keepdim=True))
+    layers = len(expected.shape.layers)
+    assert formed == 2 * 2 * layers  # two updates of each row and layer
+    assert updates == (2 if options.get("stagger_updates") is False else 2 * layers)
+    if options["cache"] == "none":
+        assert ratio is None
+    else:
+        expected.method.step()
+        # one step more than the graph took, so not to the last digit
+        assert ratio == pytest.approx(expected.method.buffer.cache.stats()["hit_ratio"], abs=0.05)
+        assert 0 < ratio < 1
     expected.close()
-    ratio = wave.hit_ratio()
-    assert (ratio is None) == (not placement)
-    assert ratio is None or 0 < ratio < 1
 
 
-def test_short_prompts_and_sliding_windows_are_refused(tiny_llama, model_factory):
-    from retrobench_methods.retroinfer.config import RetroInferConfig
-    from retrobench_methods.retroinfer.device import DeviceWave
+def test_what_a_graph_cannot_hold_is_refused(tiny_llama, model_factory):
+    from retrobench_methods.retroinfer.device import GraphDecode
     from transformers import MistralConfig
 
     hf.attach(tiny_llama)
-    short = session(tiny_llama, "full", {}, [[5] * 20]).shape
-    with pytest.raises(ValueError, match="at least one segment; got 20 tokens"):
-        DeviceWave(RetroInferConfig(), short)
+    for options, length, said in (
+        ({}, 20, "an index in every row"),
+        ({"cache": "host"}, 300, "method.cache=host"),
+    ):
+        run = session(tiny_llama, "retroinfer", {**OPTIONS, **options}, [[5] * length])
+        run.prefill(length)
+        run.seal()
+        with pytest.raises(ValueError, match=said):
+            GraphDecode(run.method)
+        run.close()
     sliding = model_factory(MistralConfig, sliding_window=8)
     hf.attach(sliding)
     zero = torch.zeros(1, 1, dtype=torch.int64)

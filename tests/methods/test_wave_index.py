@@ -136,7 +136,7 @@ def test_the_best_clusters_are_retrieved():
     method, _, _ = sealed(400, tokens_per_cluster=8, retrieval_frac=0.2)
     query, index = torch.randn(1, 4, 16), method.index
     pool = method.buffer.pool(0, index.first_LBGC[0], index.size_LBGC[0])
-    zones = method._select(0, query, pool, ARGS)
+    zones = method.select(0, query, pool, ARGS)
     for head in range(2):
         logit = query[0, 2 * head : 2 * head + 2] @ index.centroid_LBGCD[0, 0, head].T * 0.25
         logit = logit.masked_fill(index.size_LBGC[0, 0, head] == 0, -torch.inf)

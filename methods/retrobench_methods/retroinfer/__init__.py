@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from retrobench_kernels.cluster_select import cluster_select
 from retrobench_kernels.wave_attention import Estimation, Pool, wave_attention
+from retrobench_kernels.wave_step import CacheTable, wave_step
 from torch import Tensor
 
 from retrobench.core.budget import Budget
@@ -99,18 +100,18 @@ class RetroInfer(Method):
         """Append, update the index if due, and attend the three zones in one pass."""
         i = self.number[layer]
         self.buffer.append(i, k_BGTD, v_BGTD)
-        self._update(i)
+        self.update(i)
         q_BHD = q_BHTD[:, :, 0].contiguous()
         pool = self.buffer.pool(i, self.index.first_LBGC[i], self.index.size_LBGC[i])
         with self.probe.span("select"):
-            zones = self._select(i, q_BHD, pool, args)
+            zones = self.select(i, q_BHD, pool, args)
         cache = self.buffer.cache
         if cache is not None and zones.has_clusters:
             with self.probe.span("lookup"):
                 pages = cluster_pages(pool, zones.retrieved_BGR, self.buffer.page_tokens)
                 cache.lookup(layer, *pages)
         with self.probe.span("attend"):
-            out_BHD = self._attend(i, q_BHD, pool, zones, args)
+            out_BHD = self.attend(i, q_BHD, pool, zones, args)
         if cache is not None and zones.has_clusters:
             with self.probe.span("admit"):
                 cache.admit(layer, pool.k_BGSD, pool.v_BGSD)
@@ -120,12 +121,25 @@ class RetroInfer(Method):
             self.positions.report(self.probe, layer, self.index, pool, zones)
         return out_BHD[:, :, None]
 
-    def _select(self, i: int, q_BHD: Tensor, pool: Pool, args: AttentionArgs) -> Zones:
+    def select(
+        self,
+        i: int,
+        q_BHD: Tensor,
+        pool: Pool,
+        args: AttentionArgs,
+        widths: tuple[int, int] | None = None,
+    ) -> Zones:
+        """Clusters to retrieve and to estimate; ``widths`` of the two lists where they must not
+        change from step to step (a captured graph), else as wide as this step needs.
+        """
         index, batch = self.index, self.shape.batch
         clusters = max(index.clusters[i])
         if clusters == 0:
             none = q_BHD.new_empty(batch, self.shape.num_kv_heads, 0, dtype=torch.int32)
             return Zones(i, none, none, q_BHD.new_empty(*q_BHD.shape[:2], 0), clusters)
+        if widths is None:
+            most = max(index.retrieved[i]), max(index.estimated[i])
+            widths = min(clusters, most[0]), min(clusters, most[1])
         whole = self.config.int4_values  # every cluster is estimated, none is chosen for it
         chosen = cluster_select(
             q_BHD,
@@ -135,8 +149,8 @@ class RetroInfer(Method):
             index.retrieved_LB[i],
             index.estimated_LB[i] * (not whole),
             args.scale,
-            max_retrieved=min(clusters, max(index.retrieved[i])),
-            max_estimated=0 if whole else min(clusters, max(index.estimated[i])),
+            max_retrieved=widths[0],
+            max_estimated=0 if whole else widths[1],
             softcap=args.softcap or 0.0,
         )
         retrieved, estimated, logit_BHC = chosen
@@ -145,33 +159,37 @@ class RetroInfer(Method):
             logit_BHC = logit_BHC + gain
         return Zones(i, retrieved, estimated, logit_BHC, clusters)
 
-    def _attend(
-        self, i: int, q_BHD: Tensor, pool: Pool, zones: Zones, args: AttentionArgs
+    def attend(
+        self,
+        i: int,
+        q_BHD: Tensor,
+        pool: Pool,
+        zones: Zones,
+        args: AttentionArgs,
+        table: CacheTable | None = None,
     ) -> Tensor:
+        """``o_BHD`` of the zones; with ``table`` the cache is looked up and filled in this pass."""
         index, cache = self.index, self.buffer.cache
         estimation = None
         if zones.estimated_BGE.shape[-1] and index.value_sum_LBGCD is not None:
             values = index.value_sum_LBGCD[i]
             estimation = Estimation(zones.estimated_BGE, zones.logit_BHC, values)
-        part = wave_attention(
-            q_BHD,
-            self.buffer.steady(i),
-            pool,
-            zones.retrieved_BGR,
-            args.scale,
-            estimation=estimation,
-            cache=None if cache is None else cache.view(self.shape.layers[i]),
-            softcap=args.softcap or 0.0,
-        )
+        exact = q_BHD, self.buffer.steady(i), pool, zones.retrieved_BGR, args.scale
+        softcap = args.softcap or 0.0
+        if table is not None:
+            part = wave_step(*exact, table=table, estimation=estimation, softcap=softcap)
+        else:
+            view = None if cache is None else cache.view(self.shape.layers[i])
+            part = wave_attention(*exact, estimation=estimation, cache=view, softcap=softcap)
         if not zones.has_clusters or not (self.config.tail or self.config.int4_values):
             return part[0]
-        exact = estimate.membership(zones.retrieved_BGR, index.capacity)
+        retrieved = estimate.membership(zones.retrieved_BGR, index.capacity)
         if index.means is not None:
             means = index.means.read(i)
-            more = estimate.estimate_all(zones.logit_BHC, pool.size_BGC, ~exact, means)
+            more = estimate.estimate_all(zones.logit_BHC, pool.size_BGC, ~retrieved, means)
         else:
             assert index.value_sum_LBGCD is not None
-            read = exact | estimate.membership(zones.estimated_BGE, index.capacity)
+            read = retrieved | estimate.membership(zones.estimated_BGE, index.capacity)
             sums = index.value_sum_LBGCD[i].float()
             left_BGD = index.total_LBGD[i] - torch.einsum("bgc,bgcd->bgd", read.float(), sums)
             more = estimate.estimate_tail(zones.logit_BHC, pool.size_BGC, ~read, left_BGD)
@@ -179,11 +197,15 @@ class RetroInfer(Method):
         merged, _ = merge((out.float(), lse), more)
         return merged.to(out.dtype)
 
-    def _update(self, i: int) -> None:
-        """Form a segment of a row's oldest generated tokens once there are enough."""
+    def update(self, i: int, coming: int = 0) -> bool:
+        """Form a segment of a row's oldest generated tokens once there are enough.
+
+        ``coming`` counts tokens that are about to be appended. Whether a segment was formed.
+        """
+        before = self.updates
         late = i if self.config.stagger_updates else 0
         for row in range(self.shape.batch):
-            if self.buffer.num_waiting(i, row) >= self.config.update_tokens + late:
+            if self.buffer.num_waiting(i, row) + coming >= self.config.update_tokens + late:
                 start = self.buffer.oldest_position(i, row)
                 k_GSD, v_GSD = self.buffer.take_oldest(i, row)
                 layout = self.index.add_segment(i, row, k_GSD, v_GSD)
@@ -191,6 +213,7 @@ class RetroInfer(Method):
                 if self.positions is not None:
                     self.positions.place(i, row, start, layout.target_GS)
                 self.updates += 1
+        return self.updates > before
 
     def step(self) -> None:
         """Report what the cache did, layer by layer."""

@@ -113,10 +113,18 @@ class WaveBuffer:
 
     def append(self, i: int, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
         """Add one token to the steady zone of every row."""
+        self.write_token(i, k_BGTD, v_BGTD)
+        self.count_token(i)
+
+    def write_token(self, i: int, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
+        """The device's part of ``append``."""
         place_B = self.count_LB[i].long()
         self.k_LBGWD[i][self.row_B, :, place_B] = k_BGTD[:, :, 0]
         self.v_LBGWD[i][self.row_B, :, place_B] = v_BGTD[:, :, 0]
         self.count_LB[i] += 1
+
+    def count_token(self, i: int) -> None:
+        """The host's part of ``append``."""
         self.length[i] += 1
         self.count[i] = [count + 1 for count in self.count[i]]
 
