@@ -2,6 +2,7 @@
 
     python scripts/gpu_bench.py ceilings kernels      # some stages
     python scripts/gpu_bench.py all                   # all of them, one process each
+    python scripts/gpu_bench.py table                 # targets from the results that are there
     python scripts/gpu_bench.py all --smoke --out DIR # plumbing only, tiny shapes, any machine
 
 Every stage writes ``gpu_<stage>.json``: rows, machine, driver, versions, commit.
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_stages import table
 from gpu_stages.common import Bench
 
 from retrobench.measure.clock import utc_now
@@ -34,22 +36,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("stages", nargs="+", choices=(*STAGES, "all"), metavar="STAGE",
+    parser.add_argument("stages", nargs="+", choices=(*STAGES, "all", "table"), metavar="STAGE",
                         help=f"all, or some of {', '.join(STAGES)}")  # fmt: skip
     parser.add_argument("--smoke", action="store_true", help="tiny shapes; CPU without a GPU")
     parser.add_argument(
         "--out", type=Path, help="folder of the results (default: results/published)"
     )
     options = parser.parse_args()
+    out = options.out or PUBLISHED
+    if options.stages == ["table"]:
+        print(_table(out), end="")
+        return 0
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not options.smoke:
         parser.error("no CUDA device; --smoke tries the plumbing on the CPU")
     if options.smoke and options.out is None:
         parser.error("--smoke needs --out: its numbers mean nothing and are not published")
-    stages = STAGES if "all" in options.stages else tuple(dict.fromkeys(options.stages))
-    if len(stages) > 1:
-        return max(_alone(stage, options) for stage in stages)
-    return _run(stages[0], device, options.smoke, options.out or PUBLISHED)
+    chosen = STAGES if "all" in options.stages else dict.fromkeys(options.stages)
+    stages = [stage for stage in chosen if stage != "table"]
+    if len(stages) > 1 or "table" in chosen:
+        failed = max(_alone(stage, options) for stage in stages)
+        print(_table(out), end="")
+        return failed
+    return _run(stages[0], device, options.smoke, out)
 
 
 def _alone(stage: str, options: argparse.Namespace) -> int:
@@ -80,6 +89,14 @@ def _run(stage: str, device: str, smoke: bool, out: Path) -> int:
     count = Counter(row["status"] for row in bench.rows)
     print(f"{path}: " + ", ".join(f"{n} {status}" for status, n in count.items()))
     return 1 if count["error"] or count["parity"] or not count["ok"] else 0
+
+
+def _table(out: Path) -> str:
+    """Write the targets beside the results."""
+    out.mkdir(parents=True, exist_ok=True)
+    text = table.markdown(*table.load(out))
+    (out / "gpu_targets.md").write_text(text)
+    return text
 
 
 def _gpu(device: str) -> dict[str, Any]:

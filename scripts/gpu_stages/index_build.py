@@ -1,4 +1,4 @@
-"""Stage 5: what the index costs beside the prefill of the same layer."""
+"""Stage 6: what the index costs beside the prefill of the same layer."""
 
 from __future__ import annotations
 

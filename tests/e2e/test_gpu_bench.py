@@ -70,6 +70,28 @@ def test_a_failing_case_is_a_row_and_the_rest_runs():
     assert bench.rows[0]["before"] == 1 and bench.rows[0]["error"] == "ValueError: no"
 
 
+def test_targets_come_from_good_rows_of_both_sides():
+    from gpu_stages import table
+
+    shape = {"batch": 7, "context": 120_000, "status": "ok"}
+    rows = [
+        {"case": "full_layer", "backend": "own", "median_s": 9.0, **shape},
+        {"case": "full_layer", "backend": "sdpa_flash", "median_s": 6.0, **shape},
+        {"case": "retroinfer_layer", "place": "gpu", "median_s": 2.0, **shape},
+        {"case": "retroinfer_layer", "place": "pinned", "median_s": 1.0, **shape},
+        {"case": "decode_step", "method": "full", "cap_gib": None, "median_s": 1.0, **shape},
+        {"case": "decode_step", "method": "retroinfer", **shape, "status": "oom"},
+        {"case": "index_layer", "context": 120_000, "final_assign": "global", "status": "ok",
+         "share_of_prefill_frac": 0.031},
+    ]  # fmt: skip
+    text = table.markdown(rows, [{"gpu": "X", "commit": "abc"}])
+    lines = {line.split(" | ")[0]: line for line in text.splitlines()}
+    assert "| 3.00x | 8x" in lines["| KV on GPU, 120K, batch 7: attention"]
+    assert "not measured" in lines["| KV on GPU, 120K, batch 7: whole step"]
+    assert "| 3.10% | 5%" in lines["| index build over prefill, 120K"]
+    assert '"commit": "abc"' in text
+
+
 def test_command_line(tmp_path):
     def run(*arguments):
         command = [sys.executable, str(SCRIPTS / "gpu_bench.py"), *arguments]
@@ -80,5 +102,7 @@ def test_command_line(tmp_path):
     result = json.loads((tmp_path / "gpu_ceilings.json").read_text())
     assert result["smoke"] and result["machine"]["versions"]["torch"]
     assert {row["case"] for row in result["rows"]} >= {"device_copy", "pinned"}
+    assert "not measured" in run("table", "--out", str(tmp_path)).stdout
+    assert (tmp_path / "gpu_targets.md").exists()
     refused = run("ceilings", "--smoke")
     assert refused.returncode == 2 and "--out" in refused.stderr
