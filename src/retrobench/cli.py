@@ -66,6 +66,9 @@ def prepare(arguments: Sequence[str], conf_dir: Path) -> list[str]:
         if name == "measure" and set(value.split(",")) == {"score", "fidelity"}:
             prepared += ["measure=fidelity", "++measure.score=true"]  # one cell, not a sweep of two
             continue
+        if name == "model" and value.startswith("trace:"):
+            prepared += _replay(value.removeprefix("trace:"), arguments)
+            continue
         if equals and re.match(rf"({'|'.join(TYPED_GROUPS)})\.", name):
             argument = "++" + argument
         elif equals and (conf_dir / name).is_dir():
@@ -86,6 +89,14 @@ def _check_option(name: str, conf_dir: Path) -> None:
         raise ValueError(
             f"{name}: no such option{nearest(name, known)} Options: {', '.join(known)}"
         )
+
+
+def _replay(path: str, arguments: Sequence[str]) -> list[str]:
+    """``model=trace:PATH``: the recorded prompts, and fidelity unless a measure was asked for."""
+    groups = {argument.partition("=")[0] for argument in arguments}
+    more = ["model=trace", f"++model.path={path}", f"++task.path={path}", "++task.replay=true"]
+    more += [] if "task" in groups else ["task=trace"]
+    return more + ([] if "measure" in groups else ["measure=fidelity"])
 
 
 def _check_choices(group: str, value: str, conf_dir: Path) -> None:

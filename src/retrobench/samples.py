@@ -23,10 +23,12 @@ from retrobench.measure.clock import make_clock, utc_now
 from retrobench.measure.fidelity import write_arrays
 from retrobench.measure.machine import peak_bytes, reset_peak
 from retrobench.measure.probe import CountingProbe
+from retrobench.record import record
 from retrobench.report.progress import Progress
 from retrobench.runspec import RunSpec
 from retrobench.store.results import FINAL, OK, RowWriter
 from retrobench.tasks.prompt import EncodedPrompt, PromptBuilder, PromptTooLong
+from retrobench.tasks.trace import TraceTask
 from retrobench.track.base import Tracker
 
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
@@ -91,7 +93,12 @@ def run_batch(run: CellRun, samples: list[Sample]) -> None:
 
 def _generate(run: CellRun, ready: list[tuple[Sample, EncodedPrompt]]) -> Iterator[dict[str, Any]]:
     try:
+        if isinstance(run.task, TraceTask) and not run.task.config.replay:
+            yield from _record(run, run.task, ready)
+            return
         parts = run.spec.measure.parts
+        if run.spec.model.source == "trace" and parts != ("fidelity",):
+            raise ValueError("a trace has no answers to score: use measure=fidelity")
         compared = _compare(run, ready) if "fidelity" in parts else None
         if compared is None or "score" in parts:
             result, facts = _session(run, ready)
@@ -210,6 +217,26 @@ def _prompt_facts(encoded: EncodedPrompt) -> dict[str, Any]:
     }
 
 
+def _record(
+    run: CellRun, task: TraceTask, ready: list[tuple[Sample, EncodedPrompt]]
+) -> Iterator[dict[str, Any]]:
+    """Rows of ``task=trace``: what was written where."""
+    if run.spec.method != "full":
+        raise ValueError("task=trace records full attention's trajectory: use method=full")
+    for sample, encoded in ready:
+        result, live, written = record(
+            run.loaded,
+            sample,
+            encoded,
+            task.folder,
+            steps=task.config.steps,
+            tail_tokens=_tail_tokens(run.spec, [(sample, encoded)]),
+            chunk_tokens=run.spec.engine.chunk_tokens,
+        )
+        facts = {**_prompt_facts(encoded), **_facts(result, live, 1, run)}
+        yield _row(run, sample, OK, trace={"path": str(task.folder), "bytes": written}, **facts)
+
+
 def _compare(run: CellRun, ready: list[tuple[Sample, EncodedPrompt]]) -> fidelity.Fidelity:
     """The method against full attention on the same trajectory; arrays to the cell's folder."""
     spec = run.spec
@@ -226,6 +253,7 @@ def _compare(run: CellRun, ready: list[tuple[Sample, EncodedPrompt]]) -> fidelit
             tail_tokens=_tail_tokens(spec, ready),
             stop_ids=stop_ids(run.loaded.model, run.loaded.tokenizer),
             on_prefill=lambda done: run.progress.detail(f"fidelity, prefill {done}"),
+            logits=spec.model.source != "trace",
         )
     )
     if spec.measure.arrays:

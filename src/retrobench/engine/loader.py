@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from retrobench.core.cell import digest
 from retrobench.core.spec import option
 from retrobench.engine import hf
+from retrobench.engine.trace import TraceModel, TraceTokenizer
 
 TINY_DIR = Path(__file__).parent / "tiny"
 SUPPORTED = "supported_tasks.json"  # which tasks the model does; decided by its own scores
@@ -27,11 +29,11 @@ class ModelConfig:
 
     name: str = option("", "name shown in rows and tables")
     source: str = option(
-        "hf", "where weights come from", choices=("hf", "local", "constructed", "tiny")
+        "hf", "where weights come from", choices=("hf", "local", "constructed", "tiny", "trace")
     )
     id: str = option("", "Hugging Face id, e.g. meta-llama/Llama-3.1-8B-Instruct")
     revision: str = option("main", "branch, tag or commit of the id")
-    path: str = option("", "folder of a local checkpoint")
+    path: str = option("", "folder of a local checkpoint, or of a trace")
     weights: str = option(
         "pretrained", "random: build from the config alone", choices=("pretrained", "random")
     )
@@ -91,6 +93,8 @@ def describe(config: ModelConfig) -> Described:
         dtype_name = "bfloat16" if device.startswith("cuda") else "float32"
     dtype = getattr(torch, dtype_name)
     supported = None
+    if config.source == "trace":
+        return _describe_trace(config, device)
     if config.source == "constructed":
         from retrobench.engine import embedded
 
@@ -128,6 +132,13 @@ def describe(config: ModelConfig) -> Described:
 def load(config: ModelConfig) -> Loaded:
     """Load weights and tokenizer; ValueError naming what is missing and how to get it."""
     described = describe(config)
+    if config.source == "trace":
+        return Loaded(
+            model=described.skeleton,
+            tokenizer=described.tokenizer,
+            identity=described.identity,
+            context_limit=described.context_limit,
+        )
     dtype = described.skeleton.dtype
     if config.source == "constructed":
         model = described.skeleton
@@ -165,6 +176,23 @@ def resident(config: ModelConfig) -> Loaded:
 def is_resident(config: ModelConfig) -> bool:
     """Whether the weights are in memory already."""
     return config in _resident
+
+
+def _describe_trace(config: ModelConfig, device: str) -> Described:
+    """A recorded trace in the place of a model; its identity is the manifest's."""
+    if not config.path:
+        raise ValueError("model=trace needs model.path=FOLDER (model=trace:FOLDER says the same)")
+    model = TraceModel(Path(config.path), device)
+    recorded = model.manifest["model"]
+    identity = {**recorded, "source": "trace", "trace": digest(model.manifest)}
+    identity["name"] = config.name or f"trace of {recorded['name']}"
+    return Described(
+        skeleton=model,  # type: ignore[arg-type]
+        tokenizer=TraceTokenizer(model.manifest, model.end_id),
+        identity=identity,
+        context_limit=None,
+        device=device,
+    )
 
 
 def _describe_checkpoint(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, Any, str]:

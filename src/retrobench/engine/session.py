@@ -18,6 +18,7 @@ from retrobench.core.method import AttentionArgs, Method, Probe
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.engine import hf
 from retrobench.engine.queries import ModelQueries
+from retrobench.engine.trace import TraceModel
 
 
 class NotLive(RuntimeError):
@@ -85,7 +86,10 @@ class Session:
         self._reached: set[int] = set()
         self._hooks: list[Any] = []
         if self.method.needs.layer_inputs:
-            self._hook_layers()
+            if isinstance(model, TraceModel):
+                self.method.bind(model.view)  # it calls layer_input itself
+            else:
+                self._hook_layers()
 
     def attend(
         self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs

@@ -10,6 +10,7 @@ from retrobench.core.task import Task
 _TASKS = {
     "ruler": "retrobench.tasks.ruler:RulerTask",
     "niah": "retrobench.tasks.niah:NiahTask",
+    "trace": "retrobench.tasks.trace:TraceTask",
     "longbench": "retrobench.tasks.longbench.task:LongBenchTask",
     "longbench_v2": "retrobench.tasks.longbench.v2:LongBenchV2Task",
 }

@@ -1,0 +1,76 @@
+"""Prompts of a trace: RULER's while recording, those of the folder's manifest in a replay."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retrobench.core.spec import option
+from retrobench.core.task import Prompt, Sample, Task
+from retrobench.tasks.ruler import RulerTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceConfig:
+    """Options of ``task=trace``."""
+
+    path: str = option("results/traces/trace", "folder of the trace")
+    replay: bool = option(False, "run the recorded prompts (model=trace:PATH sets it)")
+    tasks: tuple[str, ...] = option(
+        ("niah_multikey_2", "vt", "cwe"), "RULER sub-tasks whose prompts are recorded"
+    )
+    length: tuple[int, ...] = option((4096,), "context lengths in tokens", low=512)
+    samples: int = option(1, "prompts per sub-task and length", low=1)
+    seed: int = option(42, "seed of the prompts", low=0)
+    steps: int = option(32, "decode steps recorded, at most", low=2)
+
+
+class TraceTask(Task):
+    """Nothing is scored: recording writes shards, a replay measures fidelity."""
+
+    name = "trace"
+    Config = TraceConfig
+    config: TraceConfig
+
+    @property
+    def folder(self) -> Path:
+        """Where the trace is."""
+        return Path(self.config.path)
+
+    def _ruler(self) -> RulerTask:
+        c = self.config
+        options = RulerTask.Config(tasks=c.tasks, length=c.length, samples=c.samples, seed=c.seed)
+        return RulerTask(options, self.data_root)
+
+    def fingerprint(self, prompt: Prompt) -> str:
+        """RULER's, or that of the recorded prompts."""
+        return prompt.tokenizer_id if self.config.replay else self._ruler().fingerprint(prompt)
+
+    def notes(self) -> tuple[str, ...]:
+        """RULER's stand-ins."""
+        return () if self.config.replay else self._ruler().notes()
+
+    def samples(self, prompt: Prompt) -> Iterator[Sample]:
+        """The prompts in their fixed order."""
+        if not self.config.replay:
+            yield from self._ruler().samples(prompt)
+            return
+        manifest: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text())
+        for recorded in manifest["samples"]:
+            yield Sample(
+                id=recorded["id"],
+                task=recorded["task"],
+                context=recorded["id"],
+                question="",
+                references=(),
+                max_new_tokens=len(recorded["ids"]) - recorded["prompt_tokens"] + 1,
+                length=recorded["length"],
+                meta={"stand_in": recorded["stand_in"], "like": recorded["task"]},
+            )
+
+    def score(self, sample: Sample, text: str) -> float:
+        """A trace has no answers."""
+        raise ValueError("a trace has no answers to score: use measure=fidelity")
