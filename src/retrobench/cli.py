@@ -22,9 +22,9 @@ from rich.console import Console
 from retrobench.core.cell import digest
 from retrobench.core.registry import method_names
 from retrobench.core.spec import nearest
+from retrobench.store.sweeps import CELLS_FILE
 
 TYPED_GROUPS = ("method", "task", "model", "protocol", "measure", "engine", "tracker", "data")
-_LIST = "cells.jsonl"
 
 
 def launch(hydra_main: Callable[[], None], conf_dir: Path) -> None:
@@ -220,7 +220,7 @@ def _note(entry: dict[str, Any]) -> None:
     """Append an entry to the sweep's list; lines are short, so appends of workers do not mix."""
     folder = Path(HydraConfig.get().sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LIST).open("a", encoding="utf-8") as stream:
+    with (folder / CELLS_FILE).open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(entry) + "\n")
 
 
@@ -235,11 +235,31 @@ class SweepTable(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Read what the jobs noted, wherever they ran."""
-        path = Path(config.hydra.sweep.dir) / _LIST
+        path = Path(config.hydra.sweep.dir) / CELLS_FILE
         outcomes = [json.loads(line) for line in path.read_text().splitlines()]
         show(outcomes, config.results_dir)
+        experiment = config.hydra.runtime.choices.get("experiment")
+        if experiment:
+            _draw(experiment, outcomes, Path(config.results_dir))
         if any(_failure(outcome) for outcome in outcomes):
             sys.exit(1)
+
+
+def _draw(experiment: str, outcomes: list[dict[str, Any]], results_dir: Path) -> None:
+    """The experiment's figure from the sweep's own cells, or why there is none."""
+    try:
+        from retrobench.report.plots import FIGURES, draw
+        from retrobench.store.results import ResultStore
+
+        if experiment not in FIGURES:
+            return
+        keys = list(dict.fromkeys(outcome["key"] for outcome in outcomes if "key" in outcome))
+        out = results_dir.parent / "figures"
+        for name, drawn, reason in draw(ResultStore(results_dir), out, [experiment], keys):
+            line = f"figure {name}: {drawn if drawn else 'not drawn, ' + reason}"
+            _console().print(line, markup=False, highlight=False, soft_wrap=True)
+    except ImportError:
+        _console().print("no figure: pip install 'retrobench[plots]'")
 
 
 def _jobs(config: DictConfig) -> list[list[str]]:

@@ -84,23 +84,23 @@ def _run(
     with Progress(f"{spec.method} {spec.task}", spec.options.progress) as progress:
         if known.recovered:
             progress.say(f"{cell.key}: {known.recovered} unreadable line(s) skipped and kept aside")
-        tracker.start(cell.key, prepared.label, cell.plain(), spec.sweep or spec.task)
+        group = spec.sweep or spec.task
+        tracker.start(cell.key, prepared.label, cell.plain(), group, known.lines)
         try:
             loaded = loader.resident(spec.model)
-            method = method_class(spec.method)
             stamp = {"code": code_fingerprint(spec.method), "commit": provenance()["commit"]}
             run = CellRun(
-                spec,
-                cell,
-                loaded,
-                prepared.prompt,
-                prepared.task,
-                method,
-                writer,
-                tracker,
-                progress,
-                outcome,
-                stamp,
+                spec=spec,
+                cell=cell,
+                loaded=loaded,
+                prompt=prepared.prompt,
+                task=prepared.task,
+                method=method_class(spec.method),
+                writer=writer,
+                tracker=tracker,
+                progress=progress,
+                outcome=outcome,
+                stamp=stamp,
             )
             _run_samples(run, settled, prepared.num_samples)
         except ValueError:

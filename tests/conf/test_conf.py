@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 
@@ -51,11 +52,22 @@ def test_every_experiment_runs_small(path, tmp_path):
     sweep = OmegaConf.to_container(config.hydra.sweeper.params)
     first = [f"{name}={str(values).split(',')[-1]}" for name, values in sweep.items()]
     raw = composed(f"experiment={path.stem}", *first, f"results_dir={tmp_path}", "progress=false")
-    raw["task"] |= {"length": 1200, "samples": 1}
-    if "tasks" in raw["task"]:
+    raw["task"] |= {"length": 1200, "samples": 1} if raw["task"]["name"] != "longbench" else {}
+    if raw["task"]["name"] == "longbench":
+        _small_data().write(tmp_path / "data", count=1, size=6)
+        raw["data"]["root"], raw["task"]["tasks"] = str(tmp_path / "data"), ["qasper"]
+    elif "tasks" in raw["task"]:
         raw["task"]["tasks"] = raw["task"]["tasks"][:1]
     outcome = cli.run_job(raw)
     assert outcome["ran"] > 0 and not outcome["failed"]
+
+
+def _small_data():
+    path = CONF.parent / "scripts" / "small_data.py"
+    spec = importlib.util.spec_from_file_location("small_data", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_prepare_adds_typed_options_and_checks_choices():
@@ -68,7 +80,12 @@ def test_prepare_adds_typed_options_and_checks_choices():
         cli.prepare(["method=full,retroinfr"], CONF)
     with pytest.raises(ValueError, match="budgt: no such option, did you mean budget"):
         cli.prepare(["budgt=2%"], CONF)
-    hydras_own = ["hydra.verbose=true", "+local=mine", "experiment=pareto", "~tracker"]
+    hydras_own = [
+        "hydra.verbose=true",
+        "+local=mine",
+        "experiment=cluster_count",
+        "~tracker",
+    ]
     assert cli.prepare(hydras_own, CONF) == hydras_own
 
 

@@ -257,7 +257,7 @@ def test_figures_are_drawn_from_rows_and_name_them(tmp_path):
     grid = {"name": "niah", "length": [1200, 1400], "depths": 2}
     job(tmp_path, task=grid)
     results = {n: (p, r) for n, p, r in draw(ResultStore(tmp_path), tmp_path / "figures")}
-    assert results["ruler_scores"][0] and results["niah_heatmap"][0]
+    assert results["ruler_scores"][0] and results["niah_grid"][0]
     assert "experiment=cluster_count" in results["cluster_count"][1]
     for suffix in (".png", ".pdf"):
         assert key in figure_source(tmp_path / "figures" / f"ruler_scores{suffix}")

@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 ONE_COLUMN, TWO_COLUMNS = 3.5, 7.2  # inches
-COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
-ORDER = ("full", "retroinfer", "oracle_topk", "quest", "infinigen", "random", "streaming")
-MARKERS = "osD^vPX*"
+COLORS = ("#000000", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+ORDER = ("full", "retroinfer", "oracle_topk", "quest", "infinigen", "streaming", "random")
+MARKERS = "os^DvPX*"
+PUBLISHED = {"linestyle": "none", "fillstyle": "none", "markersize": 7}
 
 
 class NotEnoughRows(ValueError):
     """A figure cannot be drawn; says which rows it wants and the command that makes them."""
 
 
-def ordered(methods: Any) -> list[str]:
-    """Method names in the order of every table and figure, others behind."""
-    known = [name for name in ORDER if name in set(methods)]
-    return known + sorted(set(methods) - set(known))
-
-
 def color(method: str) -> str:
     """The method's colour, the same in every figure."""
-    index = ORDER.index(method) if method in ORDER else len(ORDER)
-    return COLORS[index]
+    return COLORS[_index(method)]
 
 
 def marker(method: str) -> str:
     """The method's marker, so that grey prints stay readable."""
-    index = ORDER.index(method) if method in ORDER else len(ORDER)
-    return MARKERS[index]
+    return MARKERS[_index(method)]
 
 
-def figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+def _index(method: str) -> int:
+    return ORDER.index(method) if method in ORDER else len(ORDER)
+
+
+def ordered(methods: Iterable[str]) -> list[str]:
+    """Methods in the order of every legend."""
+    found = set(methods)
+    return [name for name in ORDER if name in found] + sorted(found - set(ORDER))
+
+
+def figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
     """A styled figure and its axes, on the non-interactive backend."""
     import matplotlib
 
@@ -45,9 +49,32 @@ def figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.grid": True,
+            "axes.axisbelow": True,
             "grid.alpha": 0.3,
             "legend.frameon": False,
+            "lines.markersize": 4,
             "pdf.fonttype": 42,
         }
     )
-    return plt.subplots(1, columns, figsize=(width, height), layout="constrained")
+    return plt.subplots(rows, columns, figsize=(width, height), layout="constrained")
+
+
+def note(drawing: Any, text: str) -> None:
+    """The small line below a figure: model, samples, stand-in data."""
+    drawing.supxlabel(text, fontsize=6, color="#555555")
+
+
+def uses(drawing: Any, keys: Iterable[str]) -> Any:
+    """Remember the cells that a figure shows; they are written into its files."""
+    drawing.retrobench_cells = tuple(dict.fromkeys(keys))
+    return drawing
+
+
+def cells(drawing: Any) -> tuple[str, ...]:
+    """The cells that ``uses`` remembered; empty if a figure shows all it was given."""
+    return getattr(drawing, "retrobench_cells", ())
+
+
+def tokens(count: float) -> str:
+    """A token count for an axis: 512, 4K, 128K."""
+    return f"{count / 1024:g}K" if count >= 1024 else f"{count:g}"

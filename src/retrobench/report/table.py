@@ -11,7 +11,7 @@ from rich.table import Table
 from retrobench.report import fidelity_table
 from retrobench.report.averages import averages
 from retrobench.report.fidelity_table import ATTENTION, OUTPUT, fidelity_matrix
-from retrobench.report.verdicts import verdicts
+from retrobench.report.verdicts import budget_alarms, verdicts
 from retrobench.store.results import OK
 
 # what the tables and verdicts read of a row (see store.columns)
@@ -108,6 +108,8 @@ def print_tables(frame: pd.DataFrame, console: Console) -> None:
         console.print(_rich(title, matrix))
     for line in verdicts(frame):
         console.print(f"against full: {line}", markup=False, highlight=False, soft_wrap=True)
+    for line in budget_alarms(frame):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(caption(frame), style="dim", markup=False, highlight=False)
 
 

@@ -1,42 +1,85 @@
 """Each cell against full attention on the same samples, with alarms.
 
-An approximation that beats full attention significantly is rather a fault than a gift.
+An approximation that beats full attention significantly, or a larger budget that answers worse
+than a smaller one, is rather a fault than a gift.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 import pandas as pd
 
-from retrobench.stats.paired import compare, holm
+from retrobench.core.budget import Budget
+from retrobench.stats.paired import Verdict, compare, holm
 from retrobench.store.results import OK
 
 ALPHA = 0.05
+_SETTING = ["model", "benchmark", "protocol"]
+_APART = ["method", "changed", "engine.batch", *_SETTING]
 
 
 def verdicts(frame: pd.DataFrame) -> list[str]:
     """One line per cell that shares answered samples with a `full` cell of its setting."""
-    scored = frame[(frame["status"] == OK) & frame["score"].notna()]
-    setting = ["model", "benchmark", "protocol"]
-    found = []
-    for names, group in scored.groupby(setting, sort=False):
-        base = group[group["method"] == "full"].drop_duplicates("sample").set_index("sample")
-        for key, cell in group[group["method"] != "full"].groupby("key", sort=False):
-            ours = cell.set_index("sample")
-            both = ours.index.intersection(base.index)
-            same = ours.loc[both, "prompt_hash"] == base.loc[both, "prompt_hash"]
-            both = both[same.to_numpy()]
-            if len(both):
-                label = f"{' '.join(names)}: {cell['method'].iloc[0]} {key[:6]}"
-                found.append((label, compare(ours.loc[both, "score"], base.loc[both, "score"])))
+    found = list(_against_full(_scored(frame)))
     lines = []
     adjusted = holm([verdict.p_value for _, verdict in found])
     for (label, verdict), p in zip(found, adjusted, strict=True):
-        line = (
-            f"{label}: {100 * verdict.difference:+.1f} points "
-            f"[{100 * verdict.low:+.1f}, {100 * verdict.high:+.1f}], "
-            f"{verdict.wins} wins {verdict.losses} losses {verdict.ties} ties, p={p:.3g}"
-        )
+        line = f"{label}: {_words(verdict, p)}"
         if p < ALPHA and verdict.difference > 0:
             line += "  ALARM: an approximation beats full attention"
         lines.append(line)
     return lines
+
+
+def budget_alarms(frame: pd.DataFrame) -> list[str]:
+    """One line for each budget that answers significantly worse than the next smaller one."""
+    found = list(_neighbours(_scored(frame)))
+    adjusted = holm([verdict.p_value for _, verdict in found])
+    return [
+        f"{label}: {_words(verdict, p)}  ALARM: a larger budget answers worse"
+        for (label, verdict), p in zip(found, adjusted, strict=True)
+        if p < ALPHA and verdict.difference < 0
+    ]
+
+
+def _scored(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[(frame["status"] == OK) & frame["score"].notna()]
+
+
+def _against_full(scored: pd.DataFrame) -> Iterator[tuple[str, Verdict]]:
+    for names, group in scored.groupby(_SETTING, sort=False):
+        base = group[group["method"] == "full"]
+        for key, cell in group[group["method"] != "full"].groupby("key", sort=False):
+            if verdict := _paired(cell, base):
+                yield f"{' '.join(names)}: {cell['method'].iloc[0]} {key[:6]}", verdict
+
+
+def _neighbours(scored: pd.DataFrame) -> Iterator[tuple[str, Verdict]]:
+    """Cells that differ in the budget alone: each against the next smaller budget of its unit."""
+    budgeted = scored[scored["budget"].notna()]
+    for names, group in budgeted.groupby(_APART, sort=False, dropna=False):
+        budgets = [(Budget.parse(text), text) for text in group["budget"].unique()]
+        for unit in {budget.unit for budget, _ in budgets}:
+            texts = [t for b, t in sorted(budgets, key=lambda e: e[0].value) if b.unit == unit]
+            for less, more in pairwise(texts):
+                cells = (group[group["budget"] == text] for text in (more, less))
+                if verdict := _paired(*cells):
+                    yield f"{names[0]} {' '.join(names[3:])}: budget {more} after {less}", verdict
+
+
+def _paired(ours: pd.DataFrame, base: pd.DataFrame) -> Verdict | None:
+    """The comparison on samples with the same prompt; None without any."""
+    columns = ["sample", "prompt_hash", "score"]
+    ours, base = (rows.drop_duplicates("sample")[columns] for rows in (ours, base))
+    both = ours.merge(base, on=["sample", "prompt_hash"], suffixes=("", "_base"))
+    return compare(both["score"], both["score_base"]) if len(both) else None
+
+
+def _words(verdict: Verdict, p: float) -> str:
+    return (
+        f"{100 * verdict.difference:+.1f} points "
+        f"[{100 * verdict.low:+.1f}, {100 * verdict.high:+.1f}], "
+        f"{verdict.wins} wins {verdict.losses} losses {verdict.ties} ties, p={p:.3g}"
+    )

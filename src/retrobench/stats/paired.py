@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from retrobench.stats.intervals import bootstrap_means
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -31,8 +33,7 @@ def compare(
         raise ValueError(f"paired scores needed, got {len(ours)} and {len(base)}")
     gap = np.asarray(ours, dtype=float) - np.asarray(base, dtype=float)
     wins, losses = int((gap > 0).sum()), int((gap < 0).sum())
-    picks = np.random.default_rng(seed).integers(0, len(gap), (draws, len(gap)))
-    low, high = np.quantile(gap[picks].mean(1), [0.025, 0.975])
+    low, high = np.quantile(bootstrap_means(gap, draws, seed), [0.025, 0.975])
     return Verdict(
         samples=len(gap),
         wins=wins,

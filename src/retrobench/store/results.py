@@ -32,15 +32,21 @@ class CellRows:
 
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
+    lines: int = 0  # rows ever written, repeated ones included
     recovered: int = 0  # unreadable lines skipped (a crash may leave a torn last line)
 
-    def settled(self) -> set[str]:
-        """Sample ids that need no further run: final, or quarantined after repeated failures."""
+    def quarantined(self) -> set[str]:
+        """Sample ids that failed too often to be tried again unasked."""
         return {
             sample
             for sample, row in self.rows.items()
-            if row["status"] in FINAL or self.failures.get(sample, 0) >= MAX_ATTEMPTS
+            if row["status"] not in FINAL and self.failures.get(sample, 0) >= MAX_ATTEMPTS
         }
+
+    def settled(self) -> set[str]:
+        """Sample ids that need no further run: final, or quarantined after repeated failures."""
+        final = {sample for sample, row in self.rows.items() if row["status"] in FINAL}
+        return final | self.quarantined()
 
 
 class Locked(RuntimeError):
@@ -130,6 +136,7 @@ class ResultStore:
                 except (ValueError, KeyError, TypeError):
                     found.recovered += 1
                     continue
+                found.lines += 1
                 found.rows[sample] = row
                 if status not in FINAL:
                     found.failures[sample] = found.failures.get(sample, 0) + 1

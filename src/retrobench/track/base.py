@@ -12,8 +12,10 @@ from retrobench.core.spec import nearest, parse
 class Tracker(Protocol):
     """Follows one cell."""
 
-    def start(self, key: str, name: str, config: Mapping[str, Any], group: str | None) -> None:
-        """A cell begins or resumes."""
+    def start(
+        self, key: str, name: str, config: Mapping[str, Any], group: str | None, done: int = 0
+    ) -> None:
+        """A cell begins, or resumes after ``done`` rows."""
         ...
 
     def row(self, row: Mapping[str, Any]) -> None:
@@ -34,7 +36,9 @@ class Tracker(Protocol):
 class NullTracker:
     """Follows nothing."""
 
-    def start(self, key: str, name: str, config: Mapping[str, Any], group: str | None) -> None:
+    def start(
+        self, key: str, name: str, config: Mapping[str, Any], group: str | None, done: int = 0
+    ) -> None:
         """No-op."""
 
     def row(self, row: Mapping[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -20,7 +22,7 @@ class WandbConfig:
 
     project: str = option("retrobench", "W&B project")
     entity: str = option("", "W&B team or user; empty: the default one")
-    group: str = option("", "group of the run; empty: the benchmark")
+    group: str = option("", "group of the run; empty: the sweep, or the benchmark")
     mode: str = option(
         "auto",
         "auto: online with a key, else offline (sync later with `wandb sync`)",
@@ -41,16 +43,15 @@ class WandbTracker:
             ) from error
         self._wandb, self._config = wandb, config
         self._run: Any = None
-        self._rows: list[list[Any]] = []
+        self._step = 0
         self._failed = False
 
-    def start(self, key: str, name: str, config: Mapping[str, Any], group: str | None) -> None:
-        """Open the run, resuming the one of the same key."""
-        mode = self._config.mode
-        if mode == "auto":
-            mode = os.environ.get("WANDB_MODE") or (
-                "online" if os.environ.get("WANDB_API_KEY") else "offline"
-            )
+    def start(
+        self, key: str, name: str, config: Mapping[str, Any], group: str | None, done: int = 0
+    ) -> None:
+        """Open the run, resuming the one of the same key: steps go on after ``done`` rows."""
+        mode = chosen_mode(self._config.mode)
+        self._step = done
         folder = Path(self._config.dir)
 
         def open_run() -> None:
@@ -71,12 +72,12 @@ class WandbTracker:
         self._guard(open_run)
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Log score and times; keep the sample for the table."""
-        self._rows.append([_cell(row.get(name)) for name in _COLUMNS])
+        """Log score and times of one sample."""
         names = ("score", "prefill_s", "seal_s", "decode_s", "prompt_tokens")
         values = {name: row[name] for name in names if row.get(name) is not None}
         values[f"status/{row['status']}"] = 1
-        self._guard(lambda: self._run.log(values))
+        step, self._step = self._step, self._step + 1
+        self._guard(lambda: self._run.log(values, step=step))
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Log numbers as they are."""
@@ -89,9 +90,9 @@ class WandbTracker:
 
         def close() -> None:
             self._run.summary.update(dict(summary))
-            table = self._wandb.Table(columns=list(_COLUMNS), data=self._rows)
+            table = self._wandb.Table(columns=list(_COLUMNS), data=_samples(rows_path))
             images = {path.stem: self._wandb.Image(str(path)) for path in figures}
-            self._run.log({"samples": table, **images})
+            self._run.log({"samples": table, **images}, step=self._step)
             if rows_path is not None and rows_path.exists():
                 artifact = self._wandb.Artifact(f"rows-{self._run.id}", type="rows")
                 artifact.add_file(str(rows_path))
@@ -110,6 +111,26 @@ class WandbTracker:
             secret = os.environ.get("WANDB_API_KEY") or "\0"
             text = str(error).replace(secret, "***")
             logging.getLogger(__name__).warning("W&B stopped: %s", text)
+
+
+def chosen_mode(mode: str) -> str:
+    """W&B's mode: ``auto`` is what WANDB_MODE says, else online with a key and offline without."""
+    if mode != "auto":
+        return mode
+    return os.environ.get("WANDB_MODE") or (
+        "online" if os.environ.get("WANDB_API_KEY") else "offline"
+    )
+
+
+def _samples(rows_path: Path | None) -> list[list[Any]]:
+    """The newest row of every sample of the cell, also of earlier runs."""
+    newest: dict[str, list[Any]] = {}
+    if rows_path is not None and rows_path.exists():
+        for line in rows_path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                row = json.loads(line)
+                newest[row["sample"]] = [_cell(row.get(name)) for name in _COLUMNS]
+    return list(newest.values())
 
 
 def _cell(value: Any) -> Any:

@@ -1,0 +1,144 @@
+"""Sweeps as a cluster runs them: planned first, spread over processes, never run twice."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from retrobench import cli
+from retrobench.store.results import ResultStore
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["task.tasks=[niah_single_2]", "task.length=1200", "task.samples=2", "model=constructed"]
+
+
+def start(results, *arguments):
+    command = [sys.executable, str(ROOT / "run.py"), "-m", *SMALL, f"results_dir={results}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [*command, *arguments], stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=environment
+    )
+
+
+def rows_of(results):
+    """How often each sample was written, by cell."""
+    counts = collections.Counter()
+    for path in Path(results).glob("*/rows.jsonl"):
+        for line in path.read_text().splitlines():
+            counts[path.parent.name, json.loads(line)["sample"]] += 1
+    return counts
+
+
+def config(results, **changes):
+    raw = {
+        "model": {"name": "constructed", "source": "constructed"},
+        "method": {"name": "retroinfer"},
+        "task": {"name": "ruler", "tasks": ["niah_single_2"], "length": 1200, "samples": 2},
+        "results_dir": str(results),
+        "progress": False,
+    }
+    return {**raw, **changes}
+
+
+def test_a_plan_counts_cells_and_reads_no_weights(tmp_path, capsys, monkeypatch):
+    from retrobench.engine import loader
+
+    cli.run_job(config(tmp_path))
+    monkeypatch.setattr(loader, "load", None)
+    bad = config(tmp_path, method={"name": "retroinfer", "num_clusters": 99999})
+    wrong = config(tmp_path, method={"name": "retroinfer", "num_clusterz": 1})
+    new = config(tmp_path, method={"name": "full"})
+    assert cli.print_plan([config(tmp_path), new, bad, wrong]) == 1
+    text = capsys.readouterr().out
+    assert "4 cells: 1 run, 1 cached, 2 impossible" in text
+    assert "2 samples, about" in text and "by earlier rows" in text
+    assert "num_clusters=99999" in text and "did you mean method.num_clusters" in text
+    assert len(ResultStore(tmp_path).cell_keys()) == 1
+
+
+def test_a_cell_that_fails_as_a_whole_is_quarantined_and_retried(tmp_path, monkeypatch, capsys):
+    from retrobench import console, runner
+
+    def broken(*_):
+        raise RuntimeError("the disk of hf_secret is gone")
+
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    for attempt in (1, 2, 3):
+        with monkeypatch.context() as patch:
+            patch.setattr(runner, "_run_samples", broken)
+            outcome = cli.run_job(config(tmp_path))
+        assert outcome["failed"] == {"error": 1}
+        assert ResultStore(tmp_path).status(outcome["key"])["attempts"] == attempt
+    key, store = outcome["key"], ResultStore(tmp_path)
+    assert "disk of *** is gone" in (store.root / key / "error.txt").read_text()
+    assert cli.run_job(config(tmp_path))["failed"] == {"quarantined": 1}
+    assert console.main(["ls", "--failed", "--results", str(tmp_path)]) == 0
+    assert f"retrobench retry {key[:6]}" in capsys.readouterr().out
+    assert console.main(["retry", key, "--results", str(tmp_path)]) == 0
+    assert store.status(key)["state"] == "done" and "attempts" not in store.status(key)
+
+
+def test_a_receipt_says_whether_a_cell_can_be_reproduced(tmp_path, capsys):
+    from retrobench import console
+
+    key = cli.run_job(config(tmp_path))["key"]
+    where = ["--results", str(tmp_path), "--samples", "1"]
+    assert console.main(["verify", key, *where]) == 0
+    assert json.loads(capsys.readouterr().out)["verdict"] == "identical"
+    path = tmp_path / key / "rows.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({**r, "score": 0.5}) + "\n" for r in lines))
+    assert console.main(["verify", key, *where]) == 1
+    receipt = json.loads((tmp_path / key / "verify.json").read_text())
+    assert receipt["verdict"] == "unstable" and receipt["differences"][0].endswith("score")
+
+
+def test_a_busy_cell_is_left_to_its_owner(tmp_path):
+    done = cli.run_job(config(tmp_path))
+    store = ResultStore(tmp_path)
+    from retrobench.core.cell import Cell
+
+    parts = store.cell(done["key"])["cell"]
+    cell = Cell(**{**parts, "measure": tuple(parts["measure"])})
+    task = {"name": "ruler", "tasks": ["niah_single_2"], "length": 1200, "samples": 3}
+    with store.writer(cell, {"labels": {}}):
+        outcome = cli.run_job(config(tmp_path, task=task))
+    assert outcome["ran"] == 0 and outcome["failed"] == {"busy": 1}
+    assert "another process" in outcome["message"]
+
+
+@pytest.mark.slow
+def test_two_processes_on_one_store_never_run_a_sample_twice(tmp_path):
+    sweeps = [start(tmp_path, "method=full,retroinfer,quest") for _ in range(2)]
+    outputs = [process.communicate(timeout=600) for process in sweeps]
+    again = start(tmp_path, "method=full,retroinfer,quest")
+    text, _ = again.communicate(timeout=600)
+    counts = rows_of(tmp_path)
+    assert set(counts.values()) == {1} and len(counts) == 6, outputs
+    assert again.returncode == 0 and text.count("0 samples run, 2 on disk") == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_launchers_of_other_processes(launcher, tmp_path):
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.removesuffix('_local')}_launcher")
+    options = [f"hydra/launcher={launcher}", f"hydra.sweep.dir={tmp_path}/sweep"]
+    if launcher == "joblib":
+        options.append("hydra.launcher.n_jobs=2")
+    process = start(tmp_path / "runs", "method=full,retroinfer", *options)
+    text, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    assert text.count("2 samples run") == 2 and text.count("scores (x100)") == 1
+    assert set(rows_of(tmp_path / "runs").values()) == {1}
+    threads = {
+        ResultStore(tmp_path / "runs").cell(key)["provenance"]["threads"]
+        for key in ResultStore(tmp_path / "runs").cell_keys()
+    }
+    assert threads == {1}

@@ -1,0 +1,193 @@
+"""Figures come from rows, name their cells, refuse what they cannot show, and age visibly."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from retrobench import console
+from retrobench.report.html import write_report
+from retrobench.report.plots import FIGURES, check, draw, figure_cells
+
+
+def everything(lab):
+    """Rows for every figure."""
+    fidelity = {"steps": 5, "mean": {"recall_100": 0.8, "recall": 0.9}}
+    options = {
+        "tokens_per_cluster": (8, 16),
+        "segment_tokens": (512, 1024),
+        "retrieval_frac": (0.01, 0.018),
+        "estimation_frac": (0.0, 0.232),
+        "final_assign": ("global", "segment"),
+        "cache_frac": (0.05, 0.1),
+        "page_tokens": (4, 8),
+        "eviction": ("lru", "fifo"),
+    }
+    defaults = {"sink_tokens": 4, "local_tokens": 64, "kmeans_iterations": 10}
+    for name, values in options.items():
+        for value in values:
+            lab.cell(**{name: value}, rows=lab.rows(hit=0.8, fidelity=fidelity))
+    for sinks in (0, 4):
+        for local in (1, 64):
+            lab.cell(sink_tokens=sinks, local_tokens=local, rows=lab.rows())
+        for value in (1, 10):
+            assign = "global" if sinks else "segment"
+            lab.cell(final_assign=assign, kmeans_iterations=value, rows=lab.rows())
+    for cache in ("none", "host"):
+        timed = [lab.row(spans={"attend": 0.1}, batch=2)]
+        lab.cell(cache=cache, rows=timed, batch=2)
+        lab.cell(cache=cache, rows=[lab.row(status="oom", score=None)], batch=4)
+    for method in ("full", "retroinfer", "quest"):
+        spans = {"select": 0.1, "attend": 0.2}
+        lab.cell(method, rows=lab.rows((2048, 4096), spans=spans))
+        lab.cell(method, budget="5%", rows=lab.rows(mib=2.0))
+        lab.cell(method, budget="10%", rows=lab.rows(mib=3.0))
+        grid = [
+            lab.row("niah", length, depth, meta={"depth": depth})
+            for length in (1024, 2048)
+            for depth in (0, 50, 100)
+        ]
+        lab.cell(method, benchmark="niah", rows=grid)
+        sets = [lab.row(name, 0, 0) for name in ("qasper", "hotpotqa", "lcc")]
+        lab.cell(method, benchmark="longbench", rows=sets)
+    return defaults
+
+
+def test_every_figure_is_drawn_and_names_its_own_cells(lab, tmp_path):
+    everything(lab)
+    results = {name: (path, why) for name, path, why in draw(lab.store, tmp_path / "f")}
+    assert {name: why for name, (path, why) in results.items() if path is None} == {}
+    assert set(results) == set(FIGURES)
+    for name in ("niah_grid", "cluster_count"):
+        for suffix in (".png", ".pdf"):
+            cells = figure_cells(tmp_path / "f" / f"{name}{suffix}")
+            assert len(cells) == (3 if name == "niah_grid" else 2)
+
+
+def test_without_rows_each_figure_says_which_command_makes_them(lab, tmp_path):
+    lab.cell("full", rows=lab.rows(count=1))
+    missing = {name: why for name, path, why in draw(lab.store, tmp_path) if path is None}
+    assert "ruler_scores" not in missing
+    assert all("python run.py" in why for why in missing.values())
+    assert "experiment=cluster_count" in missing["cluster_count"]
+
+
+def test_an_ablation_shows_shared_samples_only(lab, tmp_path):
+    lab.cell(tokens_per_cluster=8, rows=lab.rows(count=4))
+    extra = lab.row(index=9, score=0.0)
+    lab.cell(tokens_per_cluster=16, rows=[*lab.rows(count=2), extra])
+    frame = lab.store.columns()
+    from retrobench.report.ablation_plots import ABLATIONS, _select
+
+    rows = _select(frame, ABLATIONS[0])
+    assert rows["sample"].nunique() == 4 and (rows["score"] == 1).all()
+
+
+def test_check_finds_missing_changed_failed_and_stale_rows(lab, tmp_path):
+    key = lab.cell("full", rows=lab.rows())
+    draw(lab.store, tmp_path / "f", ["ruler_scores"])
+    path = tmp_path / "f" / "ruler_scores.pdf"
+    assert check(lab.store, [path]) == []
+    lab.cell("full", rows=[lab.row(status="oom", score=None), lab.row(index=1, code="old")])
+    words = " ".join(check(lab.store, [path]))
+    assert "changed" in words and "1 rows are oom" in words and "stale" in words
+    shutil.rmtree(lab.store.root / key)
+    assert "missing" in check(lab.store, [path])[0]
+
+
+def test_trace_and_check_from_the_command_line(lab, tmp_path, capsys):
+    key = lab.cell("full", rows=lab.rows())
+    draw(lab.store, tmp_path, ["ruler_scores"])
+    where = ["--results", str(lab.store.root)]
+    assert console.main(["trace", str(tmp_path / "ruler_scores.pdf"), *where]) == 0
+    assert f"{key} made_up full" in capsys.readouterr().out
+
+
+def test_the_report_is_one_file_that_a_browser_shows(lab, tmp_path):
+    lab.cell("full", rows=lab.rows())
+    keys = [*lab.store.cell_keys(), lab.cell(tokens_per_cluster=8, rows=lab.rows(score=0.5))]
+    path = write_report(lab.store, keys, "a <sweep>", tmp_path / "report.html")
+    outside = []
+
+    class Links(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            for name, value in attrs:
+                if name in {"src", "href"} and not value.startswith("data:"):
+                    outside.append(value)
+
+    Links().feed(path.read_text())
+    assert outside == [] and "a &lt;sweep&gt;" in path.read_text()
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no browser here: chromium or google-chrome")
+    command = [
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path}",
+    ]
+    page = subprocess.run(
+        [*command, "--dump-dom", f"file://{path}"], capture_output=True, text=True, timeout=120
+    ).stdout
+    assert "a &lt;sweep&gt;" in page and "retroinfer" in page and page.count("<img") >= 1
+    shot = tmp_path / "page.png"
+    subprocess.run(
+        [*command, f"--screenshot={shot}", "--window-size=1100,1600", f"file://{path}"],
+        capture_output=True,
+        timeout=120,
+    )
+    assert shot.stat().st_size > 10_000
+
+
+def test_effects_tell_main_effects_from_interactions(lab, capsys):
+    for a in (1, 10):
+        for b in ("global", "segment"):
+            score = 0.5 + 0.25 * (a == 10) - 0.125 * (a == 10 and b == "segment")
+            lab.cell(kmeans_iterations=a, final_assign=b, rows=lab.rows(score=score))
+    from retrobench.report.effects_table import effects
+
+    single, pairs = effects(lab.store.columns(), "score")
+    found = {(e.factors, e.levels): e.value for e in [*single, *pairs]}
+    assert found[("method.kmeans_iterations",), (10,)] == pytest.approx(9.375)
+    assert found[("method.final_assign",), ("segment",)] == pytest.approx(-3.125)
+    names = ("method.kmeans_iterations", "method.final_assign")
+    if (names, (10, "segment")) not in found:
+        names, level = names[::-1], ("segment", 10)
+    else:
+        level = (10, "segment")
+    assert found[names, level] == pytest.approx(-3.125)
+    assert console.main(["effects", "--results", str(lab.store.root)]) == 0
+    assert "interactions on score" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="choose from score"):
+        effects(lab.store.columns(), "scores")
+
+
+def test_a_larger_budget_that_answers_worse_raises_the_alarm(lab):
+    from retrobench.report.verdicts import budget_alarms
+
+    lab.cell("quest", budget="5%", rows=lab.rows(count=20))
+    lab.cell("quest", budget="10%", rows=lab.rows(count=20, score=0.0))
+    lab.cell("quest", budget="64tok", rows=lab.rows(count=20, score=0.0))
+    (line,) = budget_alarms(lab.store.columns())
+    assert "budget 10% after 5%" in line and "ALARM" in line and "40 losses" in line
+
+
+def test_sweeps_are_listed_and_chosen(lab, capsys):
+    key = lab.cell("full", rows=lab.rows())
+    folder = lab.store.root / "sweeps" / "mine" / "2026"
+    folder.mkdir(parents=True)
+    entries = [{"key": key, "failed": {}}, {"job": "x", "error": "boom"}]
+    (folder / "cells.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
+    where = ["--results", str(lab.store.root)]
+    assert console.main(["sweeps", *where]) == 0
+    assert "mine: 2 cells, 1 failed" in capsys.readouterr().out
+    assert console.main(["table", "--sweep", "mine", *where]) == 0
+    with pytest.raises(SystemExit):
+        console.main(["table", "--sweep", "yours", *where])
