@@ -11,6 +11,7 @@ _TASKS = {
     "ruler": "retrobench.tasks.ruler:RulerTask",
     "niah": "retrobench.tasks.niah:NiahTask",
     "trace": "retrobench.tasks.trace:TraceTask",
+    "long_generation": "retrobench.tasks.long_generation:LongGenerationTask",
     "longbench": "retrobench.tasks.longbench.task:LongBenchTask",
     "longbench_v2": "retrobench.tasks.longbench.v2:LongBenchV2Task",
 }
