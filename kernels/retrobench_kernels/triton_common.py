@@ -154,6 +154,8 @@ def unsupported(tensor: Tensor) -> str | None:
         return f"dtype {tensor.dtype}"
     if tensor.shape[-1] > 256:
         return f"head dim {tensor.shape[-1]} > 256"
+    if tensor.shape[-1] * tensor.element_size() % 16:
+        return f"rows of {tensor.shape[-1]} values: kernels assume rows aligned to 16 bytes"
     if tensor.is_cuda and torch.cuda.get_device_capability(tensor.device) < (8, 0):
         return "compute capability below 8.0"
     return None

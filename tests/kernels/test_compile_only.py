@@ -140,3 +140,17 @@ def test_compiles_without_spills_and_with_wide_loads(case, capability, tmp_path)
     if case.startswith(("wave", "dense", "score", "assign")):
         wide = {n: c for n, c in copies.items() if int(n, 0) == 16}
         assert sum(wide.values()) > 0 or any("v4" in load for load in loads)
+
+
+def test_what_kernels_cannot_take_is_left_to_the_naive_form():
+    import torch
+    from retrobench_kernels.triton_common import unsupported
+
+    assert unsupported(torch.zeros(2, 96, dtype=torch.bfloat16)) is None
+    for tensor, said in (
+        (torch.zeros(2, 20, dtype=torch.bfloat16), "16 bytes"),
+        (torch.zeros(2, 512), "head dim 512"),
+        (torch.zeros(2, 64, dtype=torch.float64), "float64"),
+    ):
+        reason = unsupported(tensor)
+        assert reason is not None and said in reason

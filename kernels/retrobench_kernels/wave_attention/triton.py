@@ -111,9 +111,11 @@ def _retrieved_zone(
         if CACHED:
             source = tl.load(source_ptr + at, mask=keep, other=-1)
             slot = tl.where(source < -1, -2 - source, source)
-            offset = tl.multiple_of((slot * PAGE + lane % PAGE).to(tl.int64) * DIM, 16)
-            k_at = tl.where(source >= 0, k_cache_ptr + offset, k_at)
-            v_at = tl.where(source >= 0, v_cache_ptr + offset, v_at)
+            offset = (slot * PAGE + lane % PAGE).to(tl.int64) * DIM
+            k_slot = tl.multiple_of(k_cache_ptr + offset, 16)
+            v_slot = tl.multiple_of(v_cache_ptr + offset, 16)
+            k_at = tl.where(source >= 0, k_slot, k_at)
+            v_at = tl.where(source >= 0, v_slot, v_at)
         if PAGE > 1:
             keep = lane % PAGE < tl.load(tokens_ptr + at, mask=keep, other=0)
         # without the hint newer Triton loses the alignment behind `where` and loads 2 bytes a time
@@ -124,8 +126,8 @@ def _retrieved_zone(
         v = tl.load(v_at[:, None] + dim[None, :], mask=mask, other=0.0)
         if CACHED:
             admit = mask & (source < -1)[:, None]
-            tl.store(k_cache_ptr + offset[:, None] + dim[None, :], k, mask=admit)
-            tl.store(v_cache_ptr + offset[:, None] + dim[None, :], v, mask=admit)
+            tl.store(k_slot[:, None] + dim[None, :], k, mask=admit)
+            tl.store(v_slot[:, None] + dim[None, :], v, mask=admit)
         logit = soft_cap(dot(q, tl.trans(k)) * scale, cap, CAPPED)
         logit = tl.where(keep[None, :], logit, float("-inf"))
         top, total, acc = absorb(top, total, acc, logit, one, v)
