@@ -137,6 +137,8 @@ def test_compiles_without_spills_and_with_wide_loads(case, capability, tmp_path)
     assert kernel.metadata.shared <= 100 * 1024, "two programs must fit on a multiprocessor"
     narrow = [load for load in loads if re.search(r"global\.[bu]16$", load)]
     assert not narrow, f"two-byte loads: {loads}"
+    stores = Counter(re.findall(r"st\.global[\w.:]*", ptx))
+    assert not any(re.search(r"global\.[bu]16$", store) for store in stores), f"stores: {stores}"
     if case.startswith(("wave", "dense", "score", "assign")):
         wide = {n: c for n, c in copies.items() if int(n, 0) == 16}
         assert sum(wide.values()) > 0 or any("v4" in load for load in loads)
