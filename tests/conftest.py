@@ -11,10 +11,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from retrobench_kernels import native
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 torch.set_num_threads(1)
+# a cache of its own, but for compiled kernels, which are named by what they were built from
+kernels = native.cache_dir()
+kernels.mkdir(parents=True, exist_ok=True)
 os.environ["RETROBENCH_CACHE"] = tempfile.mkdtemp(prefix="retrobench-")
+native.cache_dir().symlink_to(kernels)
 atexit.register(shutil.rmtree, os.environ["RETROBENCH_CACHE"], ignore_errors=True)
 
 TINY = {

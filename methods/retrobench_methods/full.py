@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs, Method, Probe
 from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
-from retrobench.engine.attend import causal, dense_decode
+from retrobench.core.spec import option
+from retrobench.engine.attend import causal
 from retrobench.engine.placement import DeviceStore
+from retrobench_methods._dense_backends import BACKENDS, Chooser, check
 
 
 class Full(Method):
@@ -21,7 +25,14 @@ class Full(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """No options: full attention has no budget."""
+        """Full attention has no budget."""
+
+        backend: str = option(
+            "auto",
+            "who computes a decode step; auto: the fastest of what is installed, timed once per "
+            "shape (sdpa below 4096 tokens); the row names it",
+            choices=("auto", *BACKENDS),
+        )
 
     def __init__(
         self,
@@ -31,11 +42,14 @@ class Full(Method):
         budget: Budget | None = None,
     ) -> None:
         super().__init__(config, shape, probe, budget)
+        _check(config, shape)
         self.store = DeviceStore(shape)
+        self.backend = Chooser(config.backend)
 
     @classmethod
     def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:
-        """K and V of all tokens."""
+        """K and V of all tokens, after checking that the backend can run."""
+        _check(config, shape)
         return DeviceStore.plan(shape)
 
     def prefill(
@@ -52,7 +66,8 @@ class Full(Method):
         """Exact attention over everything."""
         self.store.append(layer, k_BGTD, v_BGTD)
         keys, values = self.store.keys(layer), self.store.values(layer)
-        out = dense_decode(q_BHTD, keys, values, args, self.shape.pad_tokens)
+        with self.probe.span("attend"):
+            out = self.backend.run(q_BHTD, keys, values, args, self.shape.pad_tokens)
         tokens = [keys.shape[2] - pad for pad in self.shape.pad_tokens]
         self.probe.live(layer, attended=sum(tokens) / len(tokens))
         per_token = 2 * self.shape.head_dim * DTYPE_BYTES[self.shape.dtype]
@@ -63,6 +78,21 @@ class Full(Method):
         """Bytes of the store."""
         return self.store.footprint()
 
+    def stats(self) -> Mapping[str, Any]:
+        """The backends that ran, and how long each candidate took where that was measured."""
+        timed = {name: ms for times in self.backend.used.values() for name, ms in times.items()}
+        return {"backend": ",".join(self.backend.used), "backend_ms": timed}
+
     def close(self) -> None:
         """Free the store."""
         self.store.close()
+
+
+def _check(config: Any, shape: KVShape) -> None:
+    """ValueError if the backend asked for cannot run here."""
+    if config.backend == "auto":
+        return
+    dtype = getattr(torch, shape.dtype)
+    reason = check(config.backend, shape.device, dtype, shape.head_dim)
+    if reason is not None:
+        raise ValueError(reason)

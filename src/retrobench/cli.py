@@ -37,9 +37,14 @@ def launch(hydra_main: Callable[[], None], conf_dir: Path) -> None:
 
 
 def name_sweep(arguments: list[str]) -> list[str]:
-    """Adds ``sweep=NAME`` to a multirun without one: the same for the same question asked again."""
+    """Adds ``sweep=NAME`` to a multirun without one: the same for the same question asked again.
+
+    ``-m`` comes first, wherever it stood: Hydra's parser wants the overrides side by side.
+    """
+    flags = [argument for argument in arguments if argument in ("-m", "--multirun")]
+    arguments = [*flags, *(argument for argument in arguments if argument not in flags)]
     named = any(argument.startswith("sweep=") for argument in arguments)
-    if named or not {"-m", "--multirun"}.intersection(arguments):
+    if named or not flags:
         return arguments
     aside = ("-", "experiment=", "hydra", "results_dir=", "++tracker", "tracker=")
     aside += ("progress=", "retry=", "dry_run=")

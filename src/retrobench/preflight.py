@@ -79,8 +79,9 @@ def prepare(spec: RunSpec, calibration: str | None = None) -> Prepared:
     described = loader.describe(spec.model)
     prompt = _prompt(spec.model)
     task = spec.make_task()
+    identity = task.model_identity() or described.identity
     labels = {
-        "model": described.identity["name"],
+        "model": identity["name"],
         "method": spec.method,
         "changed": changed(spec.method_config),
         "benchmark": spec.task,  # rows carry the sub-task as `task`
@@ -93,7 +94,7 @@ def prepare(spec: RunSpec, calibration: str | None = None) -> Prepared:
         described=described,
         prompt=prompt,
         task=task,
-        cell=make_cell(spec, described.identity, task.fingerprint(prompt), calibration),
+        cell=make_cell(spec, identity, task.fingerprint(prompt), calibration),
         labels=labels,
         request=digest({"task": to_plain(spec.task_config)}),
     )

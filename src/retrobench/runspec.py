@@ -106,6 +106,11 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
             raise ValueError(f"{name}: no such option{nearest(name, _KNOWN)} Options: {known}")
     method, method_values = _named(raw, "method")
     task, task_values = _named(raw, "task")
+    measure = dict(raw.get("measure", {}))
+    if (only := task_class(task).measure) is not None:
+        if measure.get("name", "score") not in ("score", only):
+            raise ValueError(f"measure={measure['name']}: task={task} has measure={only} only")
+        measure["name"] = only
     budget = raw.get("budget")
     flags = ("results_dir", "dry_run", "retry", "progress")
     apart = {*flags, "tracker", "sweep", "experiment"}
@@ -117,7 +122,7 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
         task_config=parse(task_class(task).Config, task_values, "task"),
         data_root=str(raw.get("data", {}).get("root", "data")),
         protocol=parse(ProtocolConfig, raw.get("protocol", {}), "protocol"),
-        measure=parse(MeasureConfig, raw.get("measure", {}), "measure"),
+        measure=parse(MeasureConfig, measure, "measure"),
         engine=parse(EngineConfig, raw.get("engine", {}), "engine"),
         budget=None if budget is None else Budget.parse(budget),
         tracker=dict(raw.get("tracker", {"name": "none"})),

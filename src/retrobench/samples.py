@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from retrobench import fidelity
+from retrobench import fidelity, speed
 from retrobench.core.cell import Cell
 from retrobench.core.method import Method
 from retrobench.core.spec import to_plain
@@ -70,6 +70,10 @@ class CellRun:
 
 
 def run_batch(run: CellRun, samples: list[Sample]) -> None:
+    if run.task.measure == "latency":
+        for sample in samples:
+            _write(run, _timed(run, sample))
+        return
     ready: list[tuple[Sample, EncodedPrompt]] = []
     for sample in samples:
         if sample.error:
@@ -122,6 +126,18 @@ def _generate(run: CellRun, ready: list[tuple[Sample, EncodedPrompt]]) -> Iterat
             yield _row(run, sample, status, message=message, **facts)
         return
     yield from rows
+
+
+def _timed(run: CellRun, sample: Sample) -> dict[str, Any]:
+    try:
+        detail = run.progress.detail
+        facts = speed.measure(run.spec, run.loaded, run.method, sample, detail)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        status, message = failure(error)
+        return _row(run, sample, status, message=message)
+    return _row(run, sample, OK, **facts)
 
 
 def failure(error: BaseException) -> tuple[str, str]:

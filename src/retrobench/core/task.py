@@ -59,6 +59,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     Config: ClassVar[type]
+    measure: ClassVar[str | None] = None  # the only one that makes sense, where there is one
 
     def __init__(self, config: Any, data_root: str | None = None) -> None:
         self.config = config
@@ -75,6 +76,10 @@ class Task(ABC):
     @abstractmethod
     def score(self, sample: Sample, text: str) -> float:
         """Score of an answer in [0, 1]; multiplied by 100 only where it is printed."""
+
+    def model_identity(self) -> dict[str, Any] | None:
+        """What stands in for the model (part of the cell key), if this task needs no weights."""
+        return None
 
     def notes(self) -> tuple[str, ...]:
         """What every table must say beside the scores (e.g. ``haystack: stand-in``)."""

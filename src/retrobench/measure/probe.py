@@ -25,6 +25,10 @@ class CountingProbe:
         self.pages: dict[int, list[int]] = defaultdict(lambda: [0, 0, 0])
         self._timed = spans
 
+    def reset(self) -> None:
+        """Forget everything counted so far (a warm-up)."""
+        CountingProbe.__init__(self, spans=self._timed)
+
     def span(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Time a named part, if spans were asked for."""
         return self._span(name) if self._timed else contextlib.nullcontext()

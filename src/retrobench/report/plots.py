@@ -12,12 +12,20 @@ import pandas as pd
 from retrobench.core.cell import digest
 from retrobench.core.code import code_fingerprint
 from retrobench.core.registry import method_names
-from retrobench.report import ablation_plots, accuracy_plots, cost_plots, fidelity_plots, style
+from retrobench.report import (
+    ablation_plots,
+    accuracy_plots,
+    cost_plots,
+    fidelity_plots,
+    speed_plots,
+    style,
+)
 from retrobench.report.style import NotEnoughRows
 from retrobench.report.table import stand_in
 from retrobench.store.results import ResultStore
 
 __all__ = ["FIGURES", "NotEnoughRows", "check", "draw", "figure_source", "load"]
+
 
 FIGURES: dict[str, Callable[[pd.DataFrame], Any]] = {
     "ruler_scores": accuracy_plots.ruler_scores,
@@ -32,6 +40,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Any]] = {
     "estimation_on_off": cost_plots.estimation_on_off,
     **ablation_plots.figures(),
     **fidelity_plots.FIGURES,
+    **speed_plots.FIGURES,
 }
 
 

@@ -8,9 +8,10 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from retrobench.report import fidelity_table
+from retrobench.report import fidelity_table, speed_table
 from retrobench.report.averages import averages
 from retrobench.report.fidelity_table import ATTENTION, OUTPUT, fidelity_matrix
+from retrobench.report.speed_table import speed_matrix
 from retrobench.report.verdicts import budget_alarms, verdicts
 from retrobench.store.results import OK
 
@@ -23,6 +24,7 @@ COLUMNS = (
     "live.bytes_per_step.kv live.bytes_per_step.index live.bytes_per_step.h2d "
     "live.bytes_per_step.d2h footprint.device footprint.pinned footprint.host"
 ).split() + fidelity_table.COLUMNS
+COLUMNS += speed_table.COLUMNS
 _HELD = ["footprint.device", "footprint.pinned", "footprint.host"]
 _UNSUPPORTED = "unsupported_by_model"
 _CELL = ["model", "method", "changed", "engine.batch", "budget", "protocol", "key"]
@@ -90,6 +92,13 @@ def print_tables(frame: pd.DataFrame, console: Console) -> None:
     if frame.empty:
         console.print("no rows yet")
         return
+    timed = frame["benchmark"] == "speed"
+    if timed.any():
+        title = "decode speed (medians over steps)"
+        console.print(_rich(title, _trimmed(speed_matrix(frame[timed], _labels))))
+        frame = frame[~timed]
+    if frame.empty:
+        return
     models = sorted(set(frame["model"]))
     for title, matrix in (
         ("scores (x100)", score_matrix(frame)),
@@ -101,9 +110,7 @@ def print_tables(frame: pd.DataFrame, console: Console) -> None:
             continue
         if len(models) == 1:
             title, matrix = f"{models[0]}: {title}", matrix.drop(columns="model")
-        if not matrix["changed"].any():
-            matrix = matrix.drop(columns="changed")
-        console.print(_rich(title, matrix))
+        console.print(_rich(title, _trimmed(matrix)))
     for title, matrix in averages(frame):
         console.print(_rich(title, matrix))
     for line in verdicts(frame):
@@ -111,6 +118,12 @@ def print_tables(frame: pd.DataFrame, console: Console) -> None:
     for line in budget_alarms(frame):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(caption(frame), style="dim", markup=False, highlight=False)
+
+
+def _trimmed(matrix: pd.DataFrame) -> pd.DataFrame:
+    """Without columns that say nothing."""
+    silent = [c for c in ("changed", "backend", "hit") if c in matrix and not matrix[c].any()]
+    return matrix.drop(columns=silent)
 
 
 def caption(frame: pd.DataFrame) -> str:
@@ -129,7 +142,7 @@ def caption(frame: pd.DataFrame) -> str:
 
 def stand_in(frame: pd.DataFrame) -> bool:
     """Whether any row used stand-in data."""
-    return bool(frame["meta.stand_in"].eq(True).any())
+    return "meta.stand_in" in frame and bool(frame["meta.stand_in"].eq(True).any())
 
 
 def _group(group: pd.DataFrame) -> tuple[str, float | None]:

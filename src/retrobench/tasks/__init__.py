@@ -13,6 +13,7 @@ _TASKS = {
     "trace": "retrobench.tasks.trace:TraceTask",
     "long_generation": "retrobench.tasks.long_generation:LongGenerationTask",
     "longbench": "retrobench.tasks.longbench.task:LongBenchTask",
+    "speed": "retrobench.tasks.speed:SpeedTask",
     "longbench_v2": "retrobench.tasks.longbench.v2:LongBenchV2Task",
 }
 

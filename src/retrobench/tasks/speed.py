@@ -1,0 +1,88 @@
+"""Speed: one sample per context length and batch size; nothing is answered or scored.
+
+What is timed is up to the runner (``retrobench.speed``): this task says at which model shape,
+context and batch. A named shape needs no weights: its keys and values are made, not computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from retrobench.core.spec import option
+from retrobench.core.task import Prompt, Sample, Task
+
+# attention geometry of public models: (query heads, KV heads, head dim)
+SHAPES = {
+    "llama31_8b": (32, 8, 128),
+    "llama31_70b": (64, 8, 128),
+    "qwen25_7b": (28, 4, 128),
+    "llama2_7b": (32, 32, 128),
+}
+DATA_VERSION = 1  # of the injected keys and values
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedConfig:
+    """Options of ``task.*``."""
+
+    shape: str = option(
+        "llama31_8b",
+        "a model's attention shape, with injected clustered keys and values and no weights; "
+        "model: the loaded model end to end, on random token ids",
+        choices=(*SHAPES, "model"),
+    )
+    context: tuple[int, ...] = option((8192, 16384, 32768), "tokens in the cache", low=64)
+    batch: tuple[int, ...] = option((1,), "sequences per step, each with its own data", low=1)
+    layers: int = option(1, "layers of an injected shape (times are of all of them)", low=1)
+    dtype: str = option(
+        "bfloat16", "of an injected shape", choices=("float32", "bfloat16", "float16")
+    )
+    steps: int = option(15, "timed decode steps", low=3)
+    warmup: int = option(3, "decode steps before the timed ones", low=1)
+    error_steps: int = option(
+        3, "timed steps whose output is compared with exact attention in float64 (injected shapes)",
+        low=0,
+    )  # fmt: skip
+    cold: bool = option(
+        True, "push the caches of the processor out before each timed call (injected shapes)"
+    )
+    seed: int = option(0, "of the data", low=0)
+
+
+class SpeedTask(Task):
+    """Decode latency and throughput, index build, memory and bytes."""
+
+    name = "speed"
+    Config = SpeedConfig
+    measure = "latency"
+
+    def fingerprint(self, prompt: Prompt) -> str:
+        """Version of the injected data."""
+        return f"speed-{DATA_VERSION}"
+
+    def samples(self, prompt: Prompt) -> Iterator[Sample]:
+        """Every context with every batch size."""
+        for context in self.config.context:
+            for batch in self.config.batch:
+                yield Sample(
+                    id=f"speed-{context}x{batch}",
+                    task="speed",
+                    context="",
+                    question="",
+                    references=(),
+                    max_new_tokens=self.config.warmup + self.config.steps,
+                    length=context,
+                    meta={"batch": batch, "shape": self.config.shape},
+                )
+
+    def score(self, sample: Sample, text: str) -> float:
+        """Never called: there is no answer."""
+        raise NotImplementedError("task=speed is not scored")
+
+    def model_identity(self) -> dict[str, Any] | None:
+        """The shape in place of a model, unless the model itself is timed."""
+        if self.config.shape == "model":
+            return None
+        return {"name": f"{self.config.shape} shape", "layers": self.config.layers}

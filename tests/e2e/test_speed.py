@@ -1,0 +1,84 @@
+"""task=speed, tiny: rows, resume, the table, the figure; injected shapes and a model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from rich.console import Console
+
+from retrobench import cli
+from retrobench.engine import injected
+from retrobench.report.plots import draw
+from retrobench.report.table import COLUMNS, print_tables
+from retrobench.store.results import ResultStore
+
+
+def raw(method, results_dir, **task):
+    options = {"context": [1280, 1536], "steps": 3, "warmup": 1, "error_steps": 2, "cold": False}
+    return {
+        "method": {"name": method},
+        "task": {"name": "speed", "shape": "qwen25_7b", **options, **task},
+        "model": {"name": "constructed", "source": "constructed"},
+        "results_dir": str(results_dir),
+        "progress": False,
+    }
+
+
+def test_rows_resume_table_and_figure(tmp_path):
+    for method in ("full", "retroinfer", "quest"):
+        outcome = cli.run_job(raw(method, tmp_path))
+        assert outcome["ran"] == 2 and not outcome["failed"]
+    assert cli.run_job(raw("quest", tmp_path))["cached"] == 2
+    store = ResultStore(tmp_path)
+    rows = {
+        (store.cell(key)["labels"]["method"], row["length"]): row
+        for key in store.cell_keys()
+        for row in store.read(key).rows.values()
+    }
+    full, retro = rows["full", 1536], rows["retroinfer", 1536]
+    assert full["speed"]["output_error"] < 0.01  # bfloat16 rounding
+    assert 0 < retro["speed"]["output_error"] < 1
+    assert full["method_stats"]["backend"] == "sdpa"
+    assert full["speed"]["read_bytes"] == pytest.approx(1536 * 4 * 128 * 2 * 2, rel=0.01)
+    assert 0 < retro["speed"]["read_bytes"] < full["speed"]["read_bytes"]
+    assert full["speed"]["step_q1_s"] <= full["speed"]["step_s"] <= full["speed"]["step_q3_s"]
+    assert full["decode_steps"] == 3 and retro["seal_s"] > 0
+    assert store.cell(store.cell_keys()[0])["labels"]["measure"] == "latency"
+    console = Console(width=240, record=True)
+    print_tables(store.columns(COLUMNS, None), console)
+    text = console.export_text()
+    assert "vs full" in text and "1.00x" in text and "scores" not in text
+    ((_, path, reason),) = draw(store, tmp_path / "figures", ["throughput"])
+    assert path is not None and path.exists(), reason
+
+
+def test_a_model_end_to_end(tmp_path):
+    job = raw("streaming", tmp_path, shape="model", context=[256], batch=[2])
+    assert not cli.run_job(job)["failed"]
+    store = ResultStore(tmp_path)
+    (row,) = store.read(store.cell_keys()[0]).rows.values()
+    assert row["prefill_s"] > 0 and row["batch"] == 2
+    assert row["speed"]["tokens_per_s"] == pytest.approx(2 / row["speed"]["step_s"])
+
+
+def test_what_cannot_run_is_a_row_that_says_why(tmp_path):
+    outcome = cli.run_job(raw("full", tmp_path, context=[100_000_000]))
+    assert outcome["failed"] == {"error": 1}
+    store = ResultStore(tmp_path)
+    (row,) = store.read(store.cell_keys()[0]).rows.values()
+    assert "GiB are free; use a smaller task.context" in row["message"]
+
+
+def test_speed_has_one_measure(tmp_path):
+    with pytest.raises(ValueError, match="task=speed has measure=latency only"):
+        cli.run_job({**raw("full", tmp_path), "measure": {"name": "fidelity"}})
+
+
+def test_injected_data_repeats_and_differs_between_rows_and_heads():
+    args = (2, 2, 300, 64, torch.float32, 5, "cpu")
+    k, v = injected.keys_and_values(*args)
+    again, _ = injected.keys_and_values(*args)
+    assert torch.equal(k, again) and k.isfinite().all() and v.isfinite().all()
+    assert not torch.equal(k[0], k[1]) and not torch.equal(k[:, 0], k[:, 1])
+    q = injected.queries(k, 3, 0)
+    assert q.shape == (2, 6, 1, 64) and not torch.equal(q[0], q[1])
