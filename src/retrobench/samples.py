@@ -297,10 +297,22 @@ def _scored(
         score=run.task.score(sample, text),
         prediction=text,
         **_prompt_facts(encoded),
+        rules=_rules(run, sample),
         generated_tokens=len(ids),
         stop_reason="stop_string" if stopped else result.stop_reasons[index],
         **facts,
     )
+
+
+def _rules(run: CellRun, sample: Sample) -> dict[str, Any]:
+    """What rendered the prompt and ended the answer, for the audit."""
+    return {
+        "template": run.prompt.template_hash,
+        "stop_ids": sorted(stop_ids(run.loaded.model, run.loaded.tokenizer)),
+        "stop": list(sample.stop),
+        "max_new_tokens": sample.max_new_tokens,
+        "truncate": sample.meta.get("truncate"),
+    }
 
 
 def _row(run: CellRun, sample: Sample, status: str, **facts: Any) -> dict[str, Any]:

@@ -7,14 +7,32 @@ from typing import Any
 
 from retrobench.store.results import ResultStore
 
-_RULES = ("protocol", "engine.temperature", "engine.top_p", "model.revision", "model.dtype")
+# Fields of a cell, and of the machine that ran it, that must be equal side by side. The last
+# decide which attention code the model's own layers and the prefill use.
+_RULES = (
+    "cell.protocol",
+    "cell.engine.temperature",
+    "cell.engine.top_p",
+    "cell.engine.seed",
+    "cell.model.revision",
+    "cell.model.dtype",
+    "cell.model.chat",
+    "cell.model.weights",
+    "provenance.gpu",
+    "provenance.versions.torch",
+    "provenance.versions.transformers",
+    "provenance.versions.triton",
+    "provenance.versions.flash-attn",
+    "provenance.versions.flashinfer-python",
+)
 
 
 def audit(store: ResultStore, keys: list[str]) -> list[str]:
     """One line per disagreement among cells of the same model and benchmark.
 
-    Compared per sample: prompt hash, prompt tokens, truncation. Compared per cell: chat template,
-    dtype, revision, protocol, sampling. Failed rows and stand-in data beside real data are named.
+    Compared per sample: prompt hash, truncation, chat template, stop rules, answer room. Compared
+    per cell: sampling, protocol, revision, dtype, device and the versions that decide the attention
+    backend. Failed rows, unequal sample sets and stand-in data beside real data are named.
     """
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for key in keys:
@@ -29,41 +47,57 @@ def audit(store: ResultStore, keys: list[str]) -> list[str]:
 
 def _rules(store: ResultStore, keys: list[str], where: str) -> list[str]:
     findings = []
-    for rule in (*_RULES, "model.chat"):
+    for rule in _RULES:
         values: dict[str, list[str]] = defaultdict(list)
         for key in keys:
-            values[str(_get(store.cell(key)["cell"], rule))].append(key[:6])
+            values[str(_get(store.cell(key), rule))].append(key[:6])
         if len(values) > 1:
             listed = "; ".join(f"{value}: {', '.join(who)}" for value, who in values.items())
-            findings.append(f"{where}: {rule} differs ({listed})")
+            name = rule.split(".", 1)[1]
+            findings.append(f"{where}: {name} differs ({listed})")
     return findings
 
 
 def _prompts(store: ResultStore, keys: list[str], where: str) -> list[str]:
-    seen: dict[str, dict[tuple[Any, Any], list[str]]] = defaultdict(lambda: defaultdict(list))
+    seen: dict[str, dict[str, dict[str, list[str]]]] = {}
     stand_in: dict[str, set[bool]] = defaultdict(set)
-    failed = []
+    findings, samples = [], {}
     for key in keys:
-        for sample, row in store.read(key).rows.items():
+        rows = store.read(key).rows
+        samples[key] = frozenset(rows)
+        for sample, row in rows.items():
             if row["status"] == "ok":
-                mark = (row.get("prompt_hash"), row.get("truncated"))
-                seen[sample][mark].append(key[:6])
                 stand_in[row["task"]].add(bool(row["meta"].get("stand_in")))
+                for name, value in _marks(row).items():
+                    marks = seen.setdefault(name, {}).setdefault(sample, {})
+                    marks.setdefault(value, []).append(key[:6])
             elif row["status"] != "unsupported_by_model":
-                failed.append(f"{where}: {key[:6]} {sample} is {row['status']}")
-    differing = [sample for sample, marks in seen.items() if len(marks) > 1]
-    findings = failed
-    if differing:
-        findings.append(
-            f"{where}: prompts differ in {len(differing)} samples (first: {differing[0]})"
-        )
+                findings.append(f"{where}: {key[:6]} {sample} is {row['status']}")
+    for name, by_sample in seen.items():
+        differing = [sample for sample, marks in by_sample.items() if len(marks) > 1]
+        if differing:
+            marks = by_sample[differing[0]]
+            listed = "; ".join(f"{value}: {', '.join(who)}" for value, who in marks.items())
+            findings.append(
+                f"{where}: {name} differs in {len(differing)} samples (first: {differing[0]}; "
+                f"{listed})"
+            )
     mixed = [task for task, kinds in stand_in.items() if len(kinds) > 1]
     if mixed:
         findings.append(f"{where}: stand-in and real data side by side in {', '.join(mixed)}")
+    if len(set(samples.values())) > 1:
+        counts = ", ".join(f"{key[:6]}: {len(ids)}" for key, ids in samples.items())
+        findings.append(f"{where}: cells hold different samples ({counts})")
     return findings
+
+
+def _marks(row: dict[str, Any]) -> dict[str, str]:
+    """What must be equal for one sample in every cell, as text."""
+    marks = {"prompt": row.get("prompt_hash"), "truncation": row.get("truncated")}
+    return {name: str(value) for name, value in {**marks, **row.get("rules", {})}.items()}
 
 
 def _get(values: dict[str, Any], path: str) -> Any:
     for part in path.split("."):
-        values = values.get(part, {})
-    return values
+        values = values.get(part) or {} if isinstance(values, dict) else {}
+    return values or None

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from retrobench.report import fidelity_table, speed_table
 from retrobench.report.averages import averages
+from retrobench.report.beside import beside_published
 from retrobench.report.fidelity_table import ATTENTION, OUTPUT, fidelity_matrix
 from retrobench.report.speed_table import speed_matrix
 from retrobench.report.verdicts import budget_alarms, verdicts
@@ -113,6 +114,9 @@ def print_tables(frame: pd.DataFrame, console: Console) -> None:
         console.print(_rich(title, _trimmed(matrix)))
     for title, matrix in averages(frame):
         console.print(_rich(title, matrix))
+    beside = beside_published(frame)
+    if not beside.empty:
+        console.print(_rich("published scores beside ours", beside))
     for line in verdicts(frame):
         console.print(f"against full: {line}", markup=False, highlight=False, soft_wrap=True)
     for line in budget_alarms(frame):

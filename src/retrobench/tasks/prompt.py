@@ -42,6 +42,13 @@ class PromptBuilder:
         return self._identity
 
     @cached_property
+    def template_hash(self) -> str:
+        """Hash of the chat template in use; empty for base models."""
+        if not self.chat:
+            return ""
+        return hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest()[:16]
+
+    @cached_property
     def _identity(self) -> str:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is not None:
