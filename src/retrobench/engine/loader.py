@@ -103,7 +103,7 @@ def describe(config: ModelConfig) -> Described:
     elif config.source == "tiny":
         skeleton = _skeleton(AutoConfig.from_pretrained(TINY_DIR), dtype)
         tokenizer = AutoTokenizer.from_pretrained(TINY_DIR)
-        revision = _folder_hash(TINY_DIR, without=SUPPORTED)
+        revision = _folder_hash(TINY_DIR)
         supported = frozenset(json.loads((TINY_DIR / SUPPORTED).read_text(encoding="utf-8")))
     else:
         skeleton, tokenizer, revision = _describe_checkpoint(config, dtype)
@@ -261,13 +261,13 @@ def _skeleton(config: Any, dtype: torch.dtype, remote: bool = False) -> PreTrain
         return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=remote)
 
 
-def _folder_hash(folder: Path, without: str = "") -> str:
+def _folder_hash(folder: Path) -> str:
     """Hash of names and contents of the files that decide a checkpoint."""
     suffixes = {".json", ".safetensors", ".jinja", ".model"}
     paths = [
         path
         for path in sorted(folder.glob("*"))
-        if path.suffix in suffixes and path.name != without
+        if path.suffix in suffixes and path.name != SUPPORTED
     ]
     return _hash(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
 
