@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 RUN := $(BIN)/python run.py
-DEMO := task=ruler task.length=4096 task.samples=2
+DEMO_TASKS := niah_single_2,niah_single_3,niah_multikey_1,niah_multikey_2,niah_multiquery
+DEMO := task=ruler 'task.tasks=[$(DEMO_TASKS)]' 'task.length=[4096,8192]' task.samples=2
 
 .PHONY: help setup demo test check figures options gpu-test gpu-bench
 

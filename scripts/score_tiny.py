@@ -105,7 +105,7 @@ def attention(length: int) -> str:
             total_LHS = weights_LHS.sort(-1, descending=True).values.cumsum(-1)
             share = torch.tensor(SHARES).view(-1, 1, 1, 1)
             counts.append((total_LHS < share).sum(-1) + 1)
-            mass.append(total_LHS[..., :length // 2])
+            mass.append(total_LHS[..., : length // 2])
     median = torch.stack(counts).median(0).values
     _draw(torch.stack(mass).mean(0))
     lines = [f"| layer | {' | '.join(f'head {h}' for h in range(median.shape[2]))} |"]

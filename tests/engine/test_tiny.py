@@ -8,10 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from retrobench import cli
 from retrobench.core.spec import parse
 from retrobench.engine import loader
 from retrobench.engine.embedded import build_tokenizer
 from retrobench.engine.loader import ModelConfig
+from retrobench.store.results import ResultStore
 from retrobench.tasks.ruler import spec
 
 
@@ -41,9 +43,12 @@ def test_supported_tasks_are_tasks():
 PROMPTS = {
     "One of the lucky codes for green-apple is: 4711237. The sky was wide and calm. One of the "
     "lucky codes for dark-horse is: 9020155.\nWhat is the lucky code for green-apple given in the "
-    "document? The lucky code for green-apple given in the document is": "4711237",
-    "The secret value of bold-river is 555. The secret value of calm-river is 871.\nWhich secret "
-    "value was for calm-river? The secret value for calm-river is": "871",
+    "document? The lucky code for green-apple given in the document is": "green-apple is: 4711237.",
+    "The secret value of bold-river is 5552310. The secret value of calm-river is 8710944.\nWhich "
+    "secret value was for calm-river? The secret value for calm-river is": "calm-river is 8710944.",
+    "\n\nDocument 1:\nThe market of Bacada opened in 1743. The sky was wide.\n\nDocument 2:\nThe "
+    "market of Rano opened in 1651. The sky was wide.\n\nQuestion: In what year did the market of "
+    "Rano open? Answer:": "Rano opened in 1651",
 }
 
 
@@ -54,4 +59,27 @@ def test_fixed_prompts_give_the_stored_answers(prompt):
     tokenizer = tiny().tokenizer
     ids = torch.tensor([tokenizer(prompt).input_ids])
     output = model.generate(ids, max_new_tokens=24, do_sample=False)[0, ids.shape[1] :]
-    assert PROMPTS[prompt] in tokenizer.decode(output)
+    assert tokenizer.decode(output, skip_special_tokens=True).strip() == PROMPTS[prompt]
+
+
+def scores(method, tmp_path):
+    raw = {
+        "model": {"name": "tiny", "source": "tiny"},
+        "method": {"name": method},
+        "task": {"name": "ruler", "tasks": ["niah_single_2", "niah_multikey_2", "vt"]},
+        "protocol": {"name": "query_aware"},
+        "measure": {"name": "score"},
+        "results_dir": str(tmp_path),
+        "progress": False,
+    }
+    raw["task"] |= {"length": 4096, "samples": 2}
+    cli.run_job(raw)
+    return ResultStore(tmp_path).frame().set_index("sample")
+
+
+def test_scores_at_4k_and_the_random_control(tmp_path):
+    full, random = scores("full", tmp_path / "full"), scores("random", tmp_path / "random")
+    assert (full["status"][full["task"] == "vt"] == "unsupported_by_model").all()
+    asked = full["task"] != "vt"
+    assert full["score"][asked].sum() >= 3
+    assert random["score"][asked].sum() == 0

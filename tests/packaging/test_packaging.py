@@ -72,6 +72,8 @@ def test_the_wheel_from_the_sdist_holds_the_three_packages(tmp_path):
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"retrobench", "retrobench_methods", "retrobench_kernels"}
     assert "retrobench/engine/embedded/words_bare.txt" in names
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "supported_tasks.json"):
+        assert f"retrobench/engine/tiny/{name}" in names
     sources = (ROOT / "kernels/retrobench_kernels/_native").iterdir()
     assert {f"retrobench_kernels/_native/{source.name}" for source in sources} <= set(names)
 
