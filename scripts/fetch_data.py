@@ -1,8 +1,11 @@
-"""Fetch and convert benchmark data: ``python scripts/fetch_data.py ruler`` or ``longbench``.
+"""Fetch, convert and verify benchmark data: ``python scripts/fetch_data.py ruler longbench``.
 
-Writes the files that the tasks look for under ``--root`` (the ``data.root`` of run.py); for RULER
-also a manifest with sources and SHA-256. Files already there and whole are kept. Needs
-``pip install 'retrobench[data]'``.
+Writes the files that the tasks look for under ``--root`` (the ``data.root`` of run.py) and
+``manifest.json`` with each file's source, revision and SHA-256. Files that are there and whole are
+kept, so an interrupted fetch goes on where it was. ``--from FOLDER`` takes downloaded originals
+(dev-v2.0.json, hotpot_dev_distractor_v1.json, PaulGrahamEssays.json, data.zip, data.json, ...)
+instead of the network; ``--verify`` only checks. GPQA asks for a login
+(``hf auth login``). Needs ``pip install 'retrobench[data]'``.
 """
 
 from __future__ import annotations
@@ -10,10 +13,16 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import random
+import shutil
 import sys
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+Convert = Callable[[Iterable[Mapping[str, Any]]], Any]
 
 
 def essays(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
@@ -46,66 +55,246 @@ def hotpot(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return converted
 
 
-SOURCES: dict[str, tuple[tuple[str, ...], str, Callable[[Any], Any]]] = {
-    "PaulGrahamEssays.json": (("baber/paul_graham_essays",), "train", essays),
-    "squad.json": (("rajpurkar/squad_v2",), "validation", squad),
-    "hotpotqa.json": (("hotpotqa/hotpot_qa", "distractor"), "validation", hotpot),
+def aime(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """AIME problems with their whole-number answers."""
+    return [{"question": row["problem"], "answer": str(row["answer"])} for row in rows]
+
+
+def gpqa(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """GPQA questions, their four choices in an order fixed by the question's number."""
+    converted = []
+    for index, row in enumerate(rows):
+        right = row["Correct Answer"].strip()
+        choices = [right, *(row[f"Incorrect Answer {i}"].strip() for i in (1, 2, 3))]
+        random.Random(index).shuffle(choices)
+        letter = "ABCD"[choices.index(right)]
+        converted.append({"question": row["Question"], "choices": choices, "answer": letter})
+    return converted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One file: where it comes from, what it becomes.
+
+    ``file`` is downloaded as it is; without it the data set's ``split`` is loaded and converted.
+    ``originals`` are names under which ``--from`` may hold it; they need no conversion.
+    """
+
+    repo: str
+    originals: tuple[str, ...]
+    file: str = ""
+    config: str = ""
+    split: str = ""
+    convert: Convert | None = None
+
+
+SOURCES: dict[str, dict[str, Source]] = {
+    "ruler": {
+        "ruler/PaulGrahamEssays.json": Source(
+            repo="baber/paul_graham_essays",
+            split="train",
+            convert=essays,
+            originals=("PaulGrahamEssays.json",),
+        ),
+        "ruler/squad.json": Source(
+            repo="rajpurkar/squad_v2",
+            split="validation",
+            convert=squad,
+            originals=("squad.json", "dev-v2.0.json"),
+        ),
+        "ruler/hotpotqa.json": Source(
+            repo="hotpotqa/hotpot_qa",
+            config="distractor",
+            split="validation",
+            convert=hotpot,
+            originals=("hotpotqa.json", "hotpot_dev_distractor_v1.json"),
+        ),
+    },
+    "longbench": {
+        # The repository's loading script is no longer supported: the tasks read the archive.
+        "longbench/data.zip": Source(
+            repo="zai-org/LongBench", file="data.zip", originals=("data.zip", "longbench/data.zip")
+        ),
+    },
+    "longbench_v2": {
+        "longbench_v2/data.json": Source(
+            repo="zai-org/LongBench-v2",
+            file="data.json",
+            originals=("longbench_v2/data.json", "data.json"),
+        ),
+    },
+    "aime24": {
+        "reasoning/aime24.json": Source(
+            repo="HuggingFaceH4/aime_2024",
+            split="train",
+            convert=aime,
+            originals=("aime24.json",),
+        ),
+    },
+    "gpqa": {
+        "reasoning/gpqa.json": Source(
+            repo="Idavidrein/gpqa",
+            config="gpqa_diamond",
+            split="train",
+            convert=gpqa,
+            originals=("gpqa.json",),
+        ),
+    },
 }
 
 
-def fetch(root: Path, load: Callable[..., Any]) -> list[str]:
-    """Write every file that is missing or differs from the manifest; the messages to print."""
-    folder = root / "ruler"
-    folder.mkdir(parents=True, exist_ok=True)
-    manifest_path = folder / "manifest.json"
-    manifest = json.loads(manifest_path.read_text()) if manifest_path.exists() else {}
+class Hub:
+    """The Hugging Face Hub; imported when something is downloaded."""
+
+    def revision(self, source: Source) -> str:
+        """Commit that the data set's main branch is at."""
+        from huggingface_hub import HfApi
+
+        return str(HfApi().dataset_info(source.repo).sha)
+
+    def rows(self, source: Source, revision: str) -> Iterable[Mapping[str, Any]]:
+        """Rows of a split."""
+        from datasets import load_dataset
+
+        name = source.config or None
+        return load_dataset(source.repo, name, split=source.split, revision=revision)
+
+    def file(self, source: Source, revision: str) -> Path:
+        """A file as it is; an interrupted download goes on."""
+        from huggingface_hub import hf_hub_download
+
+        kind = {"repo_type": "dataset", "revision": revision}
+        return Path(hf_hub_download(source.repo, source.file, **kind))
+
+
+def fetch(root: Path, names: Iterable[str], hub: Any, given: Path | None = None) -> list[str]:
+    """Write every file of the benchmarks that is missing or differs from the manifest.
+
+    The messages to print. The manifest is written after each file.
+    """
+    manifest = read_manifest(root)
     messages = []
-    for name, (source, split, convert) in SOURCES.items():
-        path = folder / name
-        if path.exists() and manifest.get(name, {}).get("sha256") == _sha256(path):
-            messages.append(f"{path}: already there")
-            continue
-        data = convert(load(*source, split=split))
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
-        temporary.replace(path)
-        manifest[name] = {"source": "/".join(source), "split": split, "sha256": _sha256(path)}
-        manifest_path.write_text(json.dumps(manifest, indent=1))
-        messages.append(f"{path}: {path.stat().st_size / 2**20:.1f} MiB from {source[0]}")
+    for benchmark in names:
+        for name, source in SOURCES[benchmark].items():
+            path = root / name
+            if problem(path, manifest.get(name)) is None:
+                messages.append(f"{path}: already there")
+                continue
+            if path.exists() and name not in manifest and damage(path, name) is None:
+                messages.append(f"{path}: kept, though not fetched by this script")
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(path.name + ".part")
+            entry = _write(temporary, source, hub, given)
+            if (broken := damage(temporary, path.name)) is not None:
+                temporary.unlink()
+                raise ValueError(f"{name} from {entry['source']} is {broken}; not kept")
+            temporary.replace(path)
+            manifest[name] = {**entry, "sha256": sha256(path), "bytes": path.stat().st_size}
+            _replace(root / "manifest.json", json.dumps(manifest, indent=1))
+            size = path.stat().st_size / 2**20
+            messages.append(f"{path}: {size:.1f} MiB from {entry['source']}")
     return messages
 
 
-def fetch_archive(root: Path) -> str:
-    """LongBench's data.zip as it is (114 MB): its loading script no longer works."""
-    from huggingface_hub import hf_hub_download
+def _write(path: Path, source: Source, hub: Any, given: Path | None) -> dict[str, str]:
+    """Write one file; where it came from."""
+    if given is not None:
+        found = next((given / name for name in source.originals if (given / name).exists()), None)
+        if found is None:
+            listed = " or ".join(source.originals)
+            raise ValueError(f"{listed} not found in {given}")
+        shutil.copyfile(found, path)
+        return {"source": found.name, "revision": "given"}
+    revision = hub.revision(source)
+    if source.convert is None:
+        shutil.copyfile(hub.file(source, revision), path)
+    else:
+        data = source.convert(hub.rows(source, revision))
+        path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+    return {"source": f"hf://datasets/{source.repo}", "revision": revision}
 
-    folder = root / "longbench"
-    folder.mkdir(parents=True, exist_ok=True)
-    source = {"repo_id": "zai-org/LongBench", "repo_type": "dataset"}
-    return hf_hub_download(filename="data.zip", local_dir=str(folder), **source)
+
+def problem(path: Path, entry: Mapping[str, Any] | None) -> str | None:
+    """What is wrong with a file on disk, or None."""
+    if not path.exists():
+        return "missing"
+    if entry is None:
+        return "not in the manifest"
+    return None if sha256(path) == entry["sha256"] else "changed since it was fetched"
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def damage(path: Path, name: str) -> str | None:
+    """What is wrong with a file's content, or None: a git-lfs pointer, half a zip, no JSON."""
+    with path.open("rb") as stream:
+        if stream.read(23) == b"version https://git-lfs":
+            return "a git-lfs pointer, not the data"
+    if name.endswith(".zip"):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                bad = archive.testzip()
+        except zipfile.BadZipFile as error:
+            return f"no whole zip archive ({error})"
+        return f"damaged in {bad}" if bad else None
+    try:
+        json.loads(path.read_bytes())
+    except ValueError as error:
+        return f"not JSON ({error})"
+    return None
+
+
+def verify(root: Path, names: Iterable[str]) -> list[str]:
+    """One line for each file that is missing, unknown or changed."""
+    manifest = read_manifest(root)
+    found = []
+    for benchmark in names:
+        for name in SOURCES[benchmark]:
+            if (wrong := problem(root / name, manifest.get(name))) is not None:
+                found.append(f"{root / name}: {wrong}")
+    return found
+
+
+def read_manifest(root: Path) -> dict[str, Any]:
+    """What was fetched before; empty without a manifest."""
+    path = root / "manifest.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def main() -> int:
-    """Exit code 1 if something could not be fetched."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("benchmark", choices=["ruler", "longbench"])
+    """Exit code 1 if something could not be fetched or is not whole."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("benchmarks", nargs="+", choices=[*SOURCES, "all"])
     parser.add_argument("--root", type=Path, default=Path("data"), help="the data.root of run.py")
+    parser.add_argument(
+        "--from", dest="given", type=Path, help="folder of downloaded originals: no network"
+    )
+    parser.add_argument("--verify", action="store_true", help="check files against the manifest")
     options = parser.parse_args()
+    names = list(SOURCES) if "all" in options.benchmarks else options.benchmarks
+    if options.verify:
+        wrong = verify(options.root, names)
+        print("\n".join(wrong) or f"{options.root}: everything is whole")
+        return 1 if wrong else 0
     try:
-        from datasets import load_dataset
-    except ImportError:
-        parser.error("needs the package datasets: pip install 'retrobench[data]'")
-    try:
-        if options.benchmark == "longbench":
-            print(fetch_archive(options.root))
-        else:
-            print("\n".join(fetch(options.root, load_dataset)))
-    except (OSError, ValueError) as error:
-        print(f"not fetched: {error}", file=sys.stderr)
+        print("\n".join(fetch(options.root, names, Hub(), options.given)))
+    except ImportError as error:
+        parser.error(f"needs {error.name}: pip install 'retrobench[data]'")
+    except Exception as error:  # the libraries raise many kinds for a missing network
+        print(f"not fetched: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0
 

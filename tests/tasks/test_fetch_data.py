@@ -1,9 +1,14 @@
-"""Converted data is what the tasks read; a whole file is kept, a broken one fetched again."""
+"""Converted data is what the tasks read; whole files are kept, broken ones fetched again."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import sys
+import zipfile
 from pathlib import Path
+
+import pytest
 
 from retrobench.engine.embedded import build_tokenizer
 from retrobench.tasks.prompt import PromptBuilder
@@ -13,6 +18,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "fetch_data.py"
 SPEC = importlib.util.spec_from_file_location("fetch_data", SCRIPT)
 assert SPEC and SPEC.loader
 fetch_data = importlib.util.module_from_spec(SPEC)
+sys.modules["fetch_data"] = fetch_data
 SPEC.loader.exec_module(fetch_data)
 
 
@@ -45,14 +51,34 @@ ROWS = {
 }
 
 
-def test_fetched_files_feed_the_tasks(tmp_path):
-    calls = []
+class FakeHub:
+    """The Hub's three answers, from memory; ``fails`` on one repository."""
 
-    def load(name, *config, split):
-        calls.append(name)
-        return ROWS[name]
+    def __init__(self, folder, fails=""):
+        self.folder, self.fails, self.calls = folder, fails, []
 
-    assert len(fetch_data.fetch(tmp_path, load)) == 3
+    def revision(self, source):
+        return "c" * 40
+
+    def rows(self, source, revision):
+        assert revision == "c" * 40
+        self.calls.append(source.repo)
+        if source.repo == self.fails:
+            raise ConnectionError("no network")
+        return ROWS[source.repo]
+
+    def file(self, source, revision):
+        self.calls.append(source.repo)
+        return self.folder / source.file
+
+
+def test_fetched_files_feed_the_tasks_and_a_stopped_fetch_goes_on(tmp_path):
+    hub = FakeHub(tmp_path, fails="hotpotqa/hotpot_qa")
+    with pytest.raises(ConnectionError):
+        fetch_data.fetch(tmp_path, ["ruler"], hub)
+    hub.fails = ""
+    messages = fetch_data.fetch(tmp_path, ["ruler"], hub)
+    assert ["already there" in message for message in messages] == [True, True, False]
     config = RulerConfig(
         tasks=("niah_single_2", "qa_1", "qa_2"), length=(2048,), samples=2, stand_in=False
     )
@@ -64,9 +90,49 @@ def test_fetched_files_feed_the_tasks(tmp_path):
         "hotpotqa",
     ]
     assert all(r in s.context for s in samples for r in s.references) and task.notes() == ()
-    assert len(calls) == 3 and all(
-        "already there" in message for message in fetch_data.fetch(tmp_path, load)
-    )
+    entry = fetch_data.read_manifest(tmp_path)["ruler/squad.json"]
+    assert entry["source"] == "hf://datasets/rajpurkar/squad_v2" and entry["revision"] == "c" * 40
+    assert fetch_data.verify(tmp_path, ["ruler"]) == []
     (tmp_path / "ruler" / "squad.json").write_text("{")
-    fetch_data.fetch(tmp_path, load)
-    assert calls[3:] == ["rajpurkar/squad_v2"]
+    (wrong,) = fetch_data.verify(tmp_path, ["ruler"])
+    assert "squad.json: changed since it was fetched" in wrong
+    hub.calls.clear()
+    fetch_data.fetch(tmp_path, ["ruler"], hub)
+    assert hub.calls == ["rajpurkar/squad_v2"]
+
+
+def test_files_of_the_user_are_kept(tmp_path):
+    (tmp_path / "ruler").mkdir()
+    for name in ("squad", "hotpotqa", "PaulGrahamEssays"):
+        (tmp_path / "ruler" / f"{name}.json").write_text("[]")
+    hub = FakeHub(tmp_path)
+    assert all("kept" in message for message in fetch_data.fetch(tmp_path, ["ruler"], hub))
+    assert hub.calls == []
+
+
+def test_downloaded_originals_need_no_network(tmp_path):
+    given = tmp_path / "given"
+    given.mkdir()
+    root = tmp_path / "data"
+    with pytest.raises(ValueError, match=r"data.zip or longbench/data.zip not found in .*given"):
+        fetch_data.fetch(root, ["longbench"], None, given)
+    with zipfile.ZipFile(given / "data.zip", "w") as archive:
+        archive.writestr("data/qasper.jsonl", "{}")
+    whole = (given / "data.zip").read_bytes()
+    (given / "data.zip").write_bytes(whole[:-10])
+    with pytest.raises(ValueError, match="no whole zip archive .*; not kept"):
+        fetch_data.fetch(root, ["longbench"], None, given)
+    (given / "data.zip").write_bytes(whole)
+    fetch_data.fetch(root, ["longbench"], None, given)
+    assert (root / "longbench" / "data.zip").read_bytes() == whole
+    assert [path.name for path in (root / "longbench").iterdir()] == ["data.zip"]
+    (given / "data.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match="git-lfs pointer"):
+        fetch_data.fetch(root, ["longbench_v2"], None, given)
+
+
+def test_offline_says_what_failed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fetch_data.py", "longbench_v2", "--root", str(tmp_path)])
+    assert fetch_data.main() == 1
+    assert "not fetched" in capsys.readouterr().err
+    assert json.dumps(fetch_data.read_manifest(tmp_path)) == "{}"

@@ -12,6 +12,7 @@ _TASKS = {
     "niah": "retrobench.tasks.niah:NiahTask",
     "trace": "retrobench.tasks.trace:TraceTask",
     "long_generation": "retrobench.tasks.long_generation:LongGenerationTask",
+    "reasoning": "retrobench.tasks.reasoning:ReasoningTask",
     "longbench": "retrobench.tasks.longbench.task:LongBenchTask",
     "speed": "retrobench.tasks.speed:SpeedTask",
     "longbench_v2": "retrobench.tasks.longbench.v2:LongBenchV2Task",

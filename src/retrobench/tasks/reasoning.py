@@ -1,0 +1,114 @@
+"""Reasoning questions with long answers, AIME 2024 and GPQA, scored by their boxed answer."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retrobench.core.cell import digest
+from retrobench.core.spec import option
+from retrobench.core.task import Prompt, Sample, Task
+from retrobench.tasks.haystack import read_json
+
+BUILDER = 1
+_RULE = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
+_LETTER_RULE = (
+    "\n\nPlease reason step by step, and put the letter of your final answer within \\boxed{}."
+)
+_TASKS = ("aime24", "gpqa")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasoningConfig:
+    """Options of ``task=reasoning``."""
+
+    tasks: tuple[str, ...] = option(("aime24",), "question sets", choices=_TASKS)
+    samples: int = option(0, "first questions of each set; 0: all", low=0)
+    max_new_tokens: int = option(32768, "room for the answer", low=16)
+
+
+class ReasoningTask(Task):
+    """AIME's answers are whole numbers and GPQA's are letters, so equality is exact."""
+
+    name = "reasoning"
+    Config = ReasoningConfig
+    config: ReasoningConfig
+
+    def fingerprint(self, prompt: Prompt) -> str:
+        """Builder version, tokenizer, answer room and questions."""
+        parts = [self._read(task) for task in self.config.tasks]
+        return digest([BUILDER, prompt.tokenizer_id, self.config.max_new_tokens, parts])
+
+    def samples(self, prompt: Prompt) -> Iterator[Sample]:
+        """Set by set, in file order."""
+        for task in self.config.tasks:
+            for index, raw in enumerate(self._read(task)[: self.config.samples or None]):
+                yield self._sample(task, index, raw)
+
+    def score(self, sample: Sample, text: str) -> float:
+        """1 if the last boxed answer is the reference."""
+        return float(_normal(boxed(text) or "") == sample.references[0])
+
+    def _read(self, task: str) -> list[Any]:
+        path = Path(self.data_root or "data") / "reasoning" / f"{task}.json"
+        if not path.exists():
+            raise ValueError(
+                f"{path.name} not found in {path.parent}: fetch it with "
+                f"`python scripts/fetch_data.py {task}`, or write a JSON list of objects with "
+                "`question`, `answer` and, for letters, `choices`"
+            )
+        rows = read_json(path)
+        if not isinstance(rows, list):
+            raise ValueError(f"{path}: not a JSON list")
+        return rows
+
+    def _sample(self, task: str, index: int, raw: Any) -> Sample:
+        what = f"{task}/{index}"
+        common: dict[str, Any] = {"id": what, "task": task, "context": ""}
+        common["max_new_tokens"] = self.config.max_new_tokens
+        try:
+            question, answer = _checked(raw)
+        except ValueError as error:
+            message = f"{task}.json, item {index + 1}: {error}"
+            return Sample(**common, question="", references=(), error=message)
+        return Sample(**common, question=question, references=(answer,))
+
+
+def boxed(text: str) -> str | None:
+    r"""Content of the last ``\boxed{...}``, braces within it included; None without one."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    start += len("\\boxed{")
+    depth = 1
+    for end in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
+        if depth == 0:
+            return text[start:end]
+    return None
+
+
+def _normal(answer: str) -> str:
+    r"""A number without leading zeros, or a letter; ``\text{...}`` and brackets are dropped."""
+    text = re.sub(r"\\text\s*\{([^}]*)\}", r"\1", answer).strip(" $().\n")
+    return str(int(text)) if re.fullmatch(r"\d{1,12}", text) else text
+
+
+def _checked(raw: Any) -> tuple[str, str]:
+    """(prompt, reference) of a record."""
+    if not isinstance(raw, dict) or not isinstance(raw.get("question"), str):
+        raise ValueError("'question' is missing or not a string")
+    answer, choices = str(raw.get("answer", "")).strip(), raw.get("choices")
+    if not choices:
+        if not re.fullmatch(r"\d{1,12}", answer):
+            raise ValueError(f"'answer' must be a whole number, got {json.dumps(answer)[:40]}")
+        return raw["question"] + _RULE, _normal(answer)
+    letters = "ABCDEFGHIJ"[: len(choices)]
+    if answer not in tuple(letters):
+        raise ValueError(f"'answer' must be one of {', '.join(letters)}")
+    listed = "\n".join(f"({k}) {choice}" for k, choice in zip(letters, choices, strict=True))
+    return f"{raw['question']}\n{listed}{_LETTER_RULE}", answer
