@@ -7,7 +7,7 @@ RUN := $(BIN)/python run.py
 DEMO_TASKS := niah_single_2,niah_single_3,niah_multikey_1,niah_multikey_2,niah_multiquery
 DEMO := task=ruler 'task.tasks=[$(DEMO_TASKS)]' 'task.length=[4096,8192]' task.samples=2
 
-.PHONY: help setup demo test check figures options gpu-test gpu-bench
+.PHONY: help setup demo test check figures published options gpu-test gpu-bench
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,10 @@ check: $(STAMP) ## lint, format, types and import rules
 
 figures: $(STAMP) ## draw every figure that the rows on disk allow
 	$(BIN)/python scripts/plots.py
+
+published: $(STAMP) ## run the published experiments again and draw their figures
+	$(RUN) -m experiment=cluster_count results_dir=results/runs
+	$(BIN)/python scripts/plots.py --sweep cluster_count --out results/published cluster_count
 
 options: $(STAMP) ## regenerate docs/options.md from the option dataclasses
 	$(BIN)/python scripts/options.py

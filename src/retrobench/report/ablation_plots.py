@@ -102,7 +102,10 @@ def draw(frame: pd.DataFrame, ablation: Ablation) -> Any:
     if ablation.within:
         handles, labels = flat[0].get_legend_handles_labels()
         drawing.legend(handles, labels, loc="outside upper center", ncols=len(labels))
-    style.note(drawing, say(rows, [f"method.{ablation.name}", *_within(ablation)]))
+    drawing.align_ylabels()
+    note = say(rows, [f"method.{ablation.name}", *_within(ablation)])
+    marked = DEFAULTS.get(ablation.name) in places.values()
+    style.note(drawing, f"{note}; dotted: {RETROINFER}'s default" if marked else note)
     return style.uses(drawing, rows["key"])
 
 
@@ -218,6 +221,7 @@ def _finish(axis: Any, ablation: Ablation, places: dict[Any, float], label: str)
     default = DEFAULTS.get(ablation.name)
     if default in places.values():
         axis.axvline(default, color="#999999", linewidth=0.8, linestyle=":")
+    axis.grid(axis="x", visible=False)
     axis.set_xlabel(ablation.label)
     axis.set_ylabel(label)
     top = axis.get_ylim()[1]

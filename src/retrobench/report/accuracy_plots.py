@@ -55,7 +55,7 @@ def _bars(rows: pd.DataFrame, by: str, title: str) -> Any:
                 mean,
                 width * 0.92,
                 yerr=[[mean - low], [high - mean]],
-                error_kw={"linewidth": 0.7, "capsize": 1.5},
+                error_kw={"linewidth": 0.8, "capsize": 1.5, "ecolor": "#777777"},
                 color=style.color(method),
                 label=method if x == 0 else None,
             )

@@ -51,6 +51,7 @@ def prefill_breakdown(frame: pd.DataFrame) -> Any:
     if rows.empty:
         raise NotEnoughRows(f"no timed rows: {_PREFILL}")
     rows = rows[(rows["changed"].fillna("") == "") & (rows["engine.batch"] == 1)]
+    rows = rows[rows["length"] > 0]  # benchmarks with a length of their own
     both = rows.groupby("method")["seal_s"].median()
     if len(both) < 2:
         raise NotEnoughRows(f"needs full attention and a method that builds an index: {_PREFILL}")
@@ -168,7 +169,7 @@ def estimation_on_off(frame: pd.DataFrame) -> Any:
                 mean,
                 0.36,
                 yerr=[[mean - low], [high - mean]],
-                error_kw={"linewidth": 0.7, "capsize": 1.5},
+                error_kw={"linewidth": 0.8, "capsize": 1.5, "ecolor": "#777777"},
                 color=style.color("retroinfer"),
                 label=("with estimation" if zone else "without") if x == 0 else None,
                 **look,

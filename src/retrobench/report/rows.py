@@ -42,5 +42,6 @@ def say(frame: pd.DataFrame, per: list[str]) -> str:
     kind = "stand-in data" if stand_in(frame) else "real data"
     lengths = sorted(frame["length"].unique())
     length = f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]}-{lengths[-1]}"
+    length = f"{length} tokens, " if lengths[-1] else ""
     protocols = ", ".join(sorted(frame["protocol"].unique()))
-    return f"{models}, {length} tokens, {protocols}, {number} samples per point, {kind}"
+    return f"{models}, {length}{protocols}, {number} samples per point, {kind}"
