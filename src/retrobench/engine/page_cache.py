@@ -77,7 +77,7 @@ class PageCache(ABC):
 
     @abstractmethod
     def _drain(self) -> np.ndarray:
-        """``(layers, 4)`` hits, misses, evictions and missed tokens; zeroed by the call."""
+        """``(layers, 4)`` hits, misses, evictions and moved tokens; zeroed by the call."""
 
     def traffic(self) -> list[Traffic]:
         """Counters of every layer since the last call (waits for the device)."""
@@ -159,6 +159,8 @@ class HostCache(PageCache):
         i, groups = self.index[layer], self.shape.num_kv_heads
         moved = self.tables[i].admit()
         self.counts[i, 2] += moved.num_evicted
+        if k_pool_BGSD.device != self.k_LBGQD.device:  # attention read them once already
+            self.counts[i, 3] += len(moved.page_M) * self.size.page_tokens
         row, head = np.divmod(moved.head_M, groups)
         for pool, slots in ((k_pool_BGSD, self.k_LBGQD[i]), (v_pool_BGSD, self.v_LBGQD[i])):
             source = pool.unflatten(2, (-1, self.size.page_tokens))
@@ -237,6 +239,8 @@ class DeviceCache(PageCache):
         self.asked = None
         held = self.page_LBGQ[i].gather(-1, victim.clamp_min(0).long())
         self.counts_L4[i, 2] += ((victim >= 0) & (held >= 0)).sum()
+        if k_pool_BGSD.device != self.k_LBGQD.device:  # attention read them once already
+            self.counts_L4[i, 3] += (victim >= 0).sum() * self.size.page_tokens
         for pool, slots in ((k_pool_BGSD, self.k_LBGQD[i]), (v_pool_BGSD, self.v_LBGQD[i])):
             copy_pages(pool, slots, page, victim, self.size.page_tokens)
         tables = self.slot_LBGP[i], self.page_LBGQ[i], self.stamp_LBGQ[i]

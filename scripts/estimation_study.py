@@ -1,0 +1,260 @@
+"""Output error against bytes of RetroInfer's estimates, on a model's keys and on synthetic ones.
+
+    python scripts/estimation_study.py                      # embedded models and synthetic regimes
+    python scripts/estimation_study.py --models llama31_8b --length 32768
+
+Decode steps of full attention are recorded and replayed through every variant, so that errors do
+not compound; an error is |ours - exact| / |exact| of a query head's output, averaged over heads,
+steps and layers. Bytes are those read per step, as a share of the whole KV cache. Results go to
+``results/published/estimation_study.json`` with machine, versions and commit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from retrobench_methods.full import Full
+from retrobench_methods.retroinfer import RetroInfer, RetroInferConfig
+from torch import Tensor
+
+from retrobench.core.method import AttentionArgs
+from retrobench.core.shapes import KVShape
+from retrobench.engine import hf, loader
+from retrobench.engine.attend import dense_decode
+from retrobench.engine.session import Session
+from retrobench.measure.clock import utc_now
+from retrobench.measure.machine import provenance
+from retrobench.measure.probe import CountingProbe
+from retrobench.runspec import parse_run
+from retrobench.tasks.prompt import PromptBuilder
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "results" / "published" / "estimation_study.json"
+VARIANTS: dict[str, dict[str, Any]] = {
+    "faithful": {},
+    "no estimation": {"estimation_frac": 0.0},
+    "twice the retrieval": {"retrieval_frac": 0.036},
+    "all clusters (paper Eq. 2, 4)": {"estimation_frac": 1.0},
+    "tail": {"tail": True},
+    "second order": {"second_order": True},
+    "tail, second order": {"tail": True, "second_order": True},
+    "int4 values": {"int4_values": True},
+    "int4 values, second order": {"int4_values": True, "second_order": True},
+    "half retrieval, int4, second order": {
+        "int4_values": True,
+        "second_order": True,
+        "retrieval_frac": 0.009,
+    },
+}
+# name: (RoPE, sharpness of the queries); from diffuse to peaked
+REGIMES = {
+    "diffuse": (False, 0.1),
+    "mixed": (False, 0.3),
+    "peaked": (False, 0.6),
+    "RoPE, diffuse": (True, 0.06),
+    "RoPE, mixed": (True, 0.15),
+    "RoPE, peaked": (True, 0.6),
+}
+
+
+@dataclass
+class Recording:
+    """One layer: a prompt's keys and values, and decode steps ``(q, k, v)``."""
+
+    shape: KVShape
+    args: AttentionArgs
+    k_BGSD: Tensor
+    v_BGSD: Tensor
+    steps: list[tuple[Tensor, Tensor, Tensor]]
+
+
+class Recorder(Full):
+    """Full attention that keeps what it saw in decode steps."""
+
+    def seal(self) -> None:
+        """The prompt is complete."""
+        self.prompts = {
+            layer: (self.store.keys(layer).clone(), self.store.values(layer).clone())
+            for layer in self.shape.layers
+        }
+        self.steps: dict[int, list[Any]] = {layer: [] for layer in self.shape.layers}
+
+    def decode(
+        self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
+    ) -> Tensor:
+        """Keep and attend."""
+        self.steps[layer].append((q_BHTD.clone(), k_BGTD.clone(), v_BGTD.clone()))
+        self.scalars = args
+        return super().decode(layer, q_BHTD, k_BGTD, v_BGTD, args)
+
+
+def one_layer(shape: KVShape, prompt: int, steps: int) -> KVShape:
+    """The shape of a single recorded layer."""
+    return KVShape(
+        pad_tokens=(0,),
+        layers=(0,),
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        prompt_tokens=prompt,
+        max_tokens=prompt + steps,
+        dtype=shape.dtype,
+        device=shape.device,
+    )
+
+
+@torch.inference_mode()
+def record(model: str, task: str, length: int, steps: int) -> list[Recording]:
+    """Run a RULER prompt of a model through full attention; its end is decoded."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        overrides = [f"model={model}", f"++task.tasks=[{task}]", f"++task.length={length}"]
+        raw = OmegaConf.to_container(
+            compose("config", [*overrides, "++task.samples=1"]), resolve=True
+        )
+    assert isinstance(raw, dict)
+    raw.pop("hydra", None)
+    spec = parse_run(raw)
+    loaded = loader.load(spec.model)
+    prompt = PromptBuilder(loaded.tokenizer, chat=spec.model.chat)
+    ids = prompt.encode(next(iter(spec.make_task().samples(prompt))), max_prompt_tokens=None).ids
+    hf.attach(loaded.model)
+    session = Session(
+        loaded.model, Recorder, Recorder.Config(), [ids], probe=CountingProbe(), clock=lambda: 0.0,
+        max_new_tokens=1,
+    )  # fmt: skip
+    split = len(ids) - steps
+    session.prefill(split)
+    session.seal()
+    for position in range(split, len(ids)):
+        session.step(session.ids_BS[:, position : position + 1])
+    method = session.method
+    assert isinstance(method, Recorder)
+    shape = one_layer(session.shape, split, steps)
+    found = [
+        Recording(shape, method.scalars, *method.prompts[layer], method.steps[layer])
+        for layer in session.shape.layers
+    ]
+    session.close()
+    return found
+
+
+def synthetic(rope: bool, sharpness: float, steps: int, tokens: int = 16384) -> list[Recording]:
+    """One head of clustered, anisotropic keys with a common mean and slow drift."""
+    torch.manual_seed(0)
+    dim, topics, total = 128, 64, tokens + steps
+    topic = 1.2 * torch.randn(topics, dim)
+    which = torch.randint(0, topics, (total // 32 + 1,)).repeat_interleave(32)[:total]
+    scale = torch.exp(0.5 * torch.randn(dim))
+    noise, drift = torch.randn(total, dim), torch.zeros(total, dim)
+    for i in range(1, total):
+        drift[i] = 0.9 * drift[i - 1] + 0.436 * noise[i]
+    k = (topic[which] + 0.7 * drift + 0.5 * torch.randn(total, dim) + 3 * torch.randn(dim)) * scale
+    if rope:
+        frequency = 500000 ** -(torch.arange(0, dim, 2) / dim)
+        angle = torch.arange(total)[:, None] * frequency
+        even, odd = k[:, ::2].clone(), k[:, 1::2].clone()
+        parts = even * angle.cos() - odd * angle.sin(), even * angle.sin() + odd * angle.cos()
+        k = torch.stack(parts, -1).flatten(1)
+    v = 0.7 * torch.randn(topics, dim)[which] + 0.7 * torch.randn(total, dim)
+    near = k[torch.randint(0, total, (steps,))] - k.mean(0)
+    q = sharpness * (near + 0.7 * k.std(0) * torch.randn(steps, dim))
+    shape = KVShape(
+        pad_tokens=(0,), layers=(0,), num_heads=1, num_kv_heads=1, head_dim=dim,
+        prompt_tokens=tokens, max_tokens=total, dtype="float32",
+    )  # fmt: skip
+    k_BGSD, v_BGSD = k[None, None], v[None, None]
+    decoded = [
+        (q[None, None, i, None], k_BGSD[:, :, [tokens + i]], v_BGSD[:, :, [tokens + i]])
+        for i in range(steps)
+    ]
+    args = AttentionArgs(scale=1 / math.sqrt(dim))
+    return [Recording(shape, args, k_BGSD[:, :, :tokens], v_BGSD[:, :, :tokens], decoded)]
+
+
+@torch.inference_mode()
+def replay(recording: Recording, options: dict[str, Any]) -> tuple[list[float], float]:
+    """Relative errors of every head and step, and bytes per step as a share of the KV cache."""
+    shape, probe = recording.shape, CountingProbe()
+    method = RetroInfer(RetroInferConfig(**options), shape, probe)
+    method.buffer.append_prompt(0, recording.k_BGSD, recording.v_BGSD)
+    method.seal()
+    k_BGSD, v_BGSD, errors = recording.k_BGSD, recording.v_BGSD, []
+    for q, k, v in recording.steps:
+        k_BGSD, v_BGSD = torch.cat([k_BGSD, k], 2), torch.cat([v_BGSD, v], 2)
+        exact = dense_decode(q, k_BGSD, v_BGSD, recording.args).float()
+        ours = method.decode(0, q, k, v, recording.args).float()
+        gap = (ours - exact)[:, :, 0].norm(dim=-1) / exact[:, :, 0].norm(dim=-1).clamp_min(1e-12)
+        errors += gap.flatten().tolist()
+    moved = probe.row()["bytes_per_step"]
+    whole = shape.kv_bytes_per_token * k_BGSD.shape[2]
+    method.close()
+    return errors, (moved["kv"] + moved["index"]) / whole
+
+
+def study(recordings: list[Recording]) -> dict[str, dict[str, float]]:
+    """Every variant on the same recordings."""
+    rows = {}
+    for name, options in VARIANTS.items():
+        results = [replay(recording, options) for recording in recordings]
+        errors = torch.tensor([error for found, _ in results for error in found])
+        rows[name] = {
+            "error": float(errors.mean()),
+            "error_p90": float(errors.quantile(0.9)),
+            "bytes_frac": sum(share for _, share in results) / len(results),
+        }
+    return rows
+
+
+def main() -> None:
+    """Run the study, print it and write it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--models", nargs="*", default=["tiny", "constructed"])
+    parser.add_argument("--tasks", nargs="*", default=["niah_multikey_1", "cwe"])
+    parser.add_argument("--length", type=int, default=4096, help="prompt tokens")
+    parser.add_argument("--steps", type=int, default=24, help="decode steps replayed")
+    parser.add_argument("--no-synthetic", action="store_true")
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    results: dict[str, Any] = {}
+    jobs = [(f"{model} {task}", model, task) for model in options.models for task in options.tasks]
+    for name, model, task in jobs:
+        results[name] = study(record(model, task, options.length, options.steps))
+        show(name, results[name])
+        write(options, results)
+    for name, (rope, sharpness) in {} if options.no_synthetic else REGIMES.items():
+        results[f"synthetic: {name}"] = study(synthetic(rope, sharpness, options.steps))
+        show(f"synthetic: {name}", results[f"synthetic: {name}"])
+        write(options, results)
+
+
+def write(options: argparse.Namespace, results: dict[str, Any]) -> None:
+    """What there is so far: a long study that is stopped keeps its finished parts."""
+    facts = {"length": options.length, "steps": options.steps, "variants": VARIANTS}
+    found = {**facts, "results": results, "provenance": {**provenance(), "time": utc_now()}}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def show(name: str, rows: dict[str, dict[str, float]]) -> None:
+    """One table of the study."""
+    print(f"\n{name}")
+    for variant, row in rows.items():
+        print(
+            f"  {variant:36s} error {row['error']:.4f}  p90 {row['error_p90']:.4f}  "
+            f"bytes {100 * row['bytes_frac']:.2f}%",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
