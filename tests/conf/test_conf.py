@@ -52,7 +52,8 @@ def test_every_experiment_runs_small(path, tmp_path):
     sweep = OmegaConf.to_container(config.hydra.sweeper.params)
     first = [f"{name}={str(values).split(',')[-1]}" for name, values in sweep.items()]
     raw = composed(f"experiment={path.stem}", *first, f"results_dir={tmp_path}", "progress=false")
-    raw["task"] |= {"length": 1200, "samples": 1} if raw["task"]["name"] != "longbench" else {}
+    small = {"longbench": {}, "speed": {"context": 256, "batch": 1, "steps": 3, "error_steps": 1}}
+    raw["task"] |= small.get(raw["task"]["name"], {"length": 1200, "samples": 1})
     if raw["task"]["name"] == "longbench":
         _small_data().write(tmp_path / "data", count=1, size=6)
         raw["data"]["root"], raw["task"]["tasks"] = str(tmp_path / "data"), ["qasper"]

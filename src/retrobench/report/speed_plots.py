@@ -45,4 +45,46 @@ def throughput(frame: pd.DataFrame) -> Any:
     return style.uses(drawing, best["key"])
 
 
-FIGURES = {"throughput": throughput}
+def throughput_by_batch(frame: pd.DataFrame) -> Any:
+    """Tokens per second against the batch, a panel per context (paper Fig. 13); OOM is drawn."""
+    command = "python run.py -m experiment=throughput_by_batch"
+    rows = frame[frame["benchmark"] == "speed"] if len(frame) else frame
+    good = rows[rows["status"] == OK] if len(rows) else rows
+    if good.empty or good["meta.batch"].nunique() < 2:
+        raise NotEnoughRows(f"needs two batch sizes of task=speed: {command}")
+    model = good["model"].mode().iloc[0]
+    rows = rows[(rows["model"] == model) & (rows["changed"].fillna("") == "")]
+    contexts = sorted(good.loc[good["model"] == model, "length"].unique())
+    width = style.ONE_COLUMN if len(contexts) == 1 else style.TWO_COLUMNS
+    drawing, axes = style.figure(width, 2.6, len(contexts))
+    for panel, context in zip([axes] if len(contexts) == 1 else axes, contexts, strict=True):
+        here = rows[rows["length"] == context]
+        for i, method in enumerate(style.ordered(here["method"].unique())):
+            _batch_line(panel, here[here["method"] == method], method, i)
+        batches = sorted(here["meta.batch"].unique())
+        panel.set_xscale("log", base=2)
+        panel.minorticks_off()
+        panel.set_xticks(batches, [f"{batch:g}" for batch in batches])
+        panel.set_ylim(bottom=0)
+        panel.set_xlabel("batch")
+        panel.set_ylabel("tokens/s")
+        panel.set_title(f"{style.tokens(context)} tokens", fontsize=8)
+    handles, labels = (axes if len(contexts) == 1 else axes[0]).get_legend_handles_labels()
+    drawing.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    style.note(drawing, f"{model}, {good['speed.threads'].iloc[0]:.0f} threads; median, quartiles")
+    return style.uses(drawing, rows["key"])
+
+
+def _batch_line(panel: Any, rows: pd.DataFrame, method: str, order: int) -> None:
+    good = rows[rows["status"] == OK].sort_values("meta.batch")
+    rate = good["speed.tokens_per_s"]
+    fast, slow = (good["meta.batch"] / good[f"speed.step_{q}_s"] for q in ("q1", "q3"))
+    errors = [(rate - slow).clip(lower=0), (fast - rate).clip(lower=0)]
+    look = {"marker": style.marker(method), "color": style.color(method), "label": method}
+    panel.errorbar(good["meta.batch"], rate, errors, capsize=2, linewidth=1.2, **look)
+    for batch in sorted(rows.loc[rows["status"] == "oom", "meta.batch"].unique()):
+        where = {"xycoords": ("data", "axes fraction"), "ha": "center", "fontsize": 6}
+        panel.annotate("OOM", (batch, 0.03 + 0.07 * order), color=style.color(method), **where)
+
+
+FIGURES = {"throughput": throughput, "throughput_by_batch": throughput_by_batch}
