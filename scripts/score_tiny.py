@@ -16,7 +16,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from retrobench.cli import run_job
-from retrobench.engine.loader import SUPPORTED, TINY_DIR
+from retrobench.core.spec import parse
+from retrobench.engine.loader import SUPPORTED, TINY_DIR, ModelConfig, describe
 from retrobench.report import style
 from retrobench.store.results import OK, ResultStore
 from retrobench.tasks.prompt import PromptBuilder
@@ -29,17 +30,17 @@ THRESHOLD = 50.0  # score at 4096 tokens from which a task counts as one the mod
 SHARES = (0.5, 0.9, 0.99)
 
 
+def _model(options: Any) -> dict[str, str]:
+    """``model=tiny`` without its list of supported tasks."""
+    return {"name": NAME, "source": "local", "path": str(TINY_DIR), "dtype": options.dtype}
+
+
 def run(method: str, tasks: list[str], length: int, samples: int, options: Any) -> None:
     """One cell per task, so that a stopped run keeps whole columns."""
     for task in tasks:
         outcome = run_job(
             {
-                "model": {
-                    "name": NAME,
-                    "source": "local",
-                    "path": str(TINY_DIR),
-                    "dtype": options.dtype,
-                },
+                "model": _model(options),
                 "method": {"name": method},
                 "task": {"name": "ruler", "tasks": [task], "length": length, "samples": samples},
                 "protocol": {"name": "query_aware"},
@@ -53,8 +54,13 @@ def run(method: str, tasks: list[str], length: int, samples: int, options: Any) 
 
 def table(options: Any) -> tuple[str, dict[str, float]]:
     """(the score table in Markdown, score of every task at 4096 tokens under full attention)."""
-    frame = ResultStore(options.results).frame()
-    frame = frame[(frame["model"] == NAME) & (frame["status"] == OK)]
+    store = ResultStore(options.results)
+    revision = describe(parse(ModelConfig, _model(options), "model")).identity["revision"]
+    keys = [key for key in store.cell_keys() if revision in json.dumps(store.cell(key))]
+    if not keys:
+        raise SystemExit(f"{options.results} has no rows of these weights: run without --table-only")
+    frame = store.frame(keys)
+    frame = frame[frame["status"] == OK]
     cells = frame.groupby(["method", "task", "length"])["score"].agg(["mean", "count"])
     columns = sorted({(method, length) for method, _, length in cells.index}, key=_order)
     lines = ["| task | " + " | ".join(f"{m} {n}" for m, n in columns) + " |"]
