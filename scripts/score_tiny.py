@@ -58,7 +58,9 @@ def table(options: Any) -> tuple[str, dict[str, float]]:
     revision = describe(parse(ModelConfig, _model(options), "model")).identity["revision"]
     keys = [key for key in store.cell_keys() if revision in json.dumps(store.cell(key))]
     if not keys:
-        raise SystemExit(f"{options.results} has no rows of these weights: run without --table-only")
+        raise SystemExit(
+            f"{options.results} has no rows of these weights: run without --table-only"
+        )
     frame = store.frame(keys)
     frame = frame[frame["status"] == OK]
     cells = frame.groupby(["method", "task", "length"])["score"].agg(["mean", "count"])
