@@ -155,6 +155,7 @@ class Quest(SelectiveMethod):
     """Query-aware page selection."""
 
     name = "quest"
+    memory_knob = "cache_frac"
     Config = QuestConfig
 
     def make_index(self) -> PageIndex:

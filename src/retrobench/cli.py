@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -23,6 +23,9 @@ from retrobench.core.cell import digest
 from retrobench.core.registry import method_names
 from retrobench.core.spec import nearest
 from retrobench.store.sweeps import CELLS_FILE
+
+if TYPE_CHECKING:
+    from retrobench.runspec import RunSpec
 
 TYPED_GROUPS = ("method", "task", "model", "protocol", "measure", "engine", "tracker", "data")
 
@@ -150,8 +153,12 @@ def run_job(raw: Any) -> dict[str, Any]:
     from retrobench.runner import run_cell
     from retrobench.runspec import parse_run
 
-    outcome = run_cell(parse_run({k: v for k, v in raw.items() if k != "hydra"}))
+    spec, matched = parse_run({k: v for k, v in raw.items() if k != "hydra"}), ""
+    if spec.match is not None:
+        spec, matched = _match(spec)
+    outcome = run_cell(spec)
     return {
+        "matched": matched,
         "key": outcome.key,
         "ran": outcome.ran,
         "cached": outcome.cached,
@@ -160,6 +167,21 @@ def run_job(raw: Any) -> dict[str, Any]:
         "label": " ".join(str(outcome.labels[name]) for name in ("model", "method", "benchmark")),
         "notes": list(outcome.notes),
     }
+
+
+def _match(spec: RunSpec) -> tuple[RunSpec, str]:
+    """The run with its knob solved, and the line of the knob table. Runs the reference first."""
+    from retrobench import matching
+    from retrobench.runner import run_cell
+    from retrobench.store.results import ResultStore
+
+    reference = matching.reference_spec(spec)
+    if reference is None:
+        key = ResultStore(spec.options.results_dir).find(str(spec.reference))
+    else:
+        key = run_cell(reference).key
+    solved, found = matching.solve(spec, key)
+    return solved, found.line
 
 
 def print_plan(raws: list[Any]) -> int:
@@ -203,6 +225,9 @@ def show(outcomes: list[dict[str, Any]], results_dir: str) -> None:
             line = f"{outcome['key']} {outcome['label']}: "
             line += f"{outcome['ran']} samples run, {outcome['cached']} on disk"
             console.print(line, markup=False, highlight=False)
+            if outcome.get("matched"):
+                text = f"  {outcome['matched']}"
+                console.print(text, markup=False, highlight=False, soft_wrap=True)
     keys = list(dict.fromkeys(o["key"] for o in outcomes if "key" in o))
     if keys:
         print_tables(ResultStore(results_dir).columns(COLUMNS, keys), console)

@@ -79,7 +79,7 @@ def _arguments(command: argparse.ArgumentParser, name: str) -> None:
 
 def _chosen(store: ResultStore, options: argparse.Namespace) -> list[str]:
     """Keys named on the command line, those of a sweep, or all; ValueError if there are none."""
-    keys = [find(store, key) for key in options.keys]
+    keys = [store.find(key) for key in options.keys]
     if options.sweep:
         keys += sweep_keys(store, options.sweep)
     keys = keys or store.cell_keys()
@@ -150,7 +150,7 @@ def _effects(options: argparse.Namespace) -> int:
 
 def _retry(options: argparse.Namespace) -> int:
     store = ResultStore(options.results)
-    key = find(store, options.key)
+    key = store.find(options.key)
     asked = store.cell(key).get("asked")
     if asked is None:
         raise ValueError(f"{key} was written without its configuration; run it with retry=true")
@@ -163,7 +163,7 @@ def _verify(options: argparse.Namespace) -> int:
     from retrobench.verify import verify
 
     store = ResultStore(options.results)
-    receipt = verify(store, find(store, options.key), options.samples)
+    receipt = verify(store, store.find(options.key), options.samples)
     Console().print_json(data=receipt)
     return 0 if receipt["verdict"] in {"identical", "answers equal"} else 1
 
@@ -194,7 +194,7 @@ def _trace(options: argparse.Namespace) -> int:
 
 def _show(options: argparse.Namespace) -> int:
     store = ResultStore(options.results)
-    key = find(store, options.key)
+    key = store.find(options.key)
     Console().print_json(data={**store.cell(key), "status": store.status(key)})
     return 0
 
@@ -203,7 +203,7 @@ def _why(options: argparse.Namespace) -> int:
     from retrobench.core.cell import Cell
 
     store = ResultStore(options.results)
-    ours, theirs = (store.cell(find(store, key))["cell"] for key in (options.key, options.other))
+    ours, theirs = (store.cell(store.find(key))["cell"] for key in (options.key, options.other))
     differences = Cell(**{**ours, "measure": tuple(ours["measure"])}).why(theirs)
     Console().print("\n".join(differences) or "no difference", markup=False, highlight=False)
     return 0
@@ -229,15 +229,6 @@ def _audit(options: argparse.Namespace) -> int:
     findings = audit(store, keys)
     Console().print("\n".join(findings) or f"{len(keys)} cells agree", markup=False)
     return 1 if findings else 0
-
-
-def find(store: ResultStore, prefix: str) -> str:
-    """The one key that begins with ``prefix``; ValueError if none or several do."""
-    matches = [key for key in store.cell_keys() if key.startswith(prefix)]
-    if len(matches) != 1:
-        what = f"{len(matches)} cells begin so" if matches else "no such cell"
-        raise ValueError(f"{prefix}: {what} in {store.root}; `retrobench ls` lists them")
-    return matches[0]
 
 
 if __name__ == "__main__":

@@ -87,6 +87,8 @@ class RunSpec:
     tracker: dict[str, Any]
     options: RunOptions
     sweep: str | None = None
+    match: str | None = None  # tokens | pcie | hbm | gpu_memory
+    reference: str | None = None  # a cell's key, or METHOD@BUDGET
     asked: dict[str, Any] = field(default_factory=dict)  # the composed values of the cell
 
     def make_task(self) -> Task:
@@ -96,6 +98,8 @@ class RunSpec:
 
 _KNOWN = {"model", "method", "task", "protocol", "measure", "engine", "tracker", "data"}
 _KNOWN |= {"budget", "results_dir", "dry_run", "retry", "progress", "experiment", "sweep"}
+_KNOWN |= {"match", "reference"}
+AXES = ("tokens", "pcie", "hbm", "gpu_memory")
 
 
 def parse_run(raw: Mapping[str, Any]) -> RunSpec:
@@ -128,8 +132,25 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
         tracker=dict(raw.get("tracker", {"name": "none"})),
         options=parse(RunOptions, {k: raw[k] for k in flags if k in raw}, "options"),
         sweep=raw.get("sweep"),
+        **_matching(raw),
         asked={name: value for name, value in raw.items() if name not in apart},
     )
+
+
+def _matching(raw: Mapping[str, Any]) -> dict[str, str | None]:
+    match, reference = raw.get("match"), raw.get("reference")
+    if match is None:
+        return {}
+    if match not in AXES:
+        listed = ", ".join(AXES)
+        raise ValueError(f"match={match}: no such axis{nearest(match, AXES)} Axes: {listed}")
+    if not reference:
+        raise ValueError(
+            "match needs reference=KEY (a cell on disk) or reference=METHOD@BUDGET (quest@5%)"
+        )
+    if raw.get("budget") is not None and match != "gpu_memory":
+        raise ValueError(f"match={match} solves the budget; leave budget= out")
+    return {"match": match, "reference": str(reference)}
 
 
 def _named(raw: Mapping[str, Any], group: str) -> tuple[str, dict[str, Any]]:

@@ -29,6 +29,7 @@ class InfiniGen(Method):
     """Dense first layers; elsewhere the speculated tokens and the newest one."""
 
     name = "infinigen"
+    memory_knob = "partial_frac"
     Config = InfiniGenConfig
     needs = Needs(layer_inputs=True, calibration=True)
     Calibrator = calibration.SkewCalibration

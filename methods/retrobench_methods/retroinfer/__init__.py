@@ -31,6 +31,7 @@ class RetroInfer(Method):
     """Tripartite attention over a wave index: steady and retrieved exactly, estimated, ignored."""
 
     name = "retroinfer"
+    memory_knob = "cache_frac"
     Config = RetroInferConfig
 
     def __init__(

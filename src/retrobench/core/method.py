@@ -147,6 +147,7 @@ class Method(ABC):
     Config: ClassVar[type]
     needs: ClassVar[Needs] = Needs()
     Calibrator: ClassVar[type[Calibrator] | None] = None
+    memory_knob: ClassVar[str | None] = None  # the option that `match=gpu_memory` solves
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

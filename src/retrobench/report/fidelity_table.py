@@ -17,7 +17,7 @@ ATTENTION = {
     "oracle": ("mean", "oracle"),
     "regret": ("mean", "regret"),
     "overlap": ("mean", "overlap"),
-    "recall@100": ("mean", "recall_100"),
+    "top 100": ("mean", "recall_100"),
     "KL": ("logits", "kl"),
     "agree": ("logits", "agreement"),
 }

@@ -23,7 +23,8 @@ COLUMNS = (
     "meta.e meta.difficulty meta.length_class "
     "live.attended_tokens live.estimated_tokens live.hit_ratio "
     "live.bytes_per_step.kv live.bytes_per_step.index live.bytes_per_step.h2d "
-    "live.bytes_per_step.d2h footprint.device footprint.pinned footprint.host"
+    "live.bytes_per_step.d2h live.bytes_per_step.weights "
+    "footprint.device footprint.pinned footprint.host"
 ).split() + fidelity_table.COLUMNS
 COLUMNS += speed_table.COLUMNS
 _HELD = ["footprint.device", "footprint.pinned", "footprint.host"]

@@ -89,6 +89,14 @@ class ResultStore:
         """Keys of all cells, sorted."""
         return sorted(path.parent.name for path in self.root.glob("*/cell.json"))
 
+    def find(self, prefix: str) -> str:
+        """The one key that begins with ``prefix``; ValueError if none or several do."""
+        matches = [key for key in self.cell_keys() if key.startswith(prefix)]
+        if len(matches) != 1:
+            what = f"{len(matches)} cells begin so" if matches else "no such cell"
+            raise ValueError(f"{prefix}: {what} in {self.root}; `retrobench ls` lists them")
+        return matches[0]
+
     def cell(self, key: str) -> dict[str, Any]:
         """What a cell is: its parts, labels and provenance."""
         path = self.root / key / "cell.json"
