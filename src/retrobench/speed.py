@@ -57,7 +57,7 @@ def measure(
     if config.shape == "model":
         run = _EndToEnd(spec, loaded, method_class, sample.length, batch, probe)
     else:
-        run = _Injected(spec, method_class, sample.length, batch, probe, device)
+        run = Injected(spec, method_class, sample.length, batch, probe, device)
     before = read_gb_s(device)
     try:
         with torch.inference_mode():
@@ -83,14 +83,14 @@ def measure(
         "decode_steps": len(timed.step_s),
         "batch": batch,
         "live": live,
-        "speed": _summary(timed, live, batch, ceiling),
+        "speed": summary(timed, live, batch, ceiling),
         "footprint": to_plain(footprint),
         "peak_bytes": peak_bytes(device),
         "method_stats": stats,
     }
 
 
-def _summary(timed: Timed, live: dict[str, Any], batch: int, ceiling: float) -> dict[str, Any]:
+def summary(timed: Timed, live: dict[str, Any], batch: int, ceiling: float) -> dict[str, Any]:
     low, middle, high = statistics.quantiles(timed.step_s, n=4)
     moved = sum(live["bytes_per_step"].get(kind, 0) for kind in ("kv", "index"))
     return {
@@ -108,7 +108,7 @@ def _summary(timed: Timed, live: dict[str, Any], batch: int, ceiling: float) -> 
     }
 
 
-class _Injected:
+class Injected:
     """A method fed with made-up keys and values, layer by layer."""
 
     def __init__(
