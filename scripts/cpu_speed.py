@@ -2,6 +2,8 @@
 
 One layer of Llama-3.1-8B's shape on injected keys and values, default budgets. All methods live in
 one process and take their steps in turn, so that whatever else the machine does meets all of them.
+With one thread the clock is the processor time of this process (on a shared machine the time that
+others had the core does not count; shared caches and memory still do), with more it is wall time.
 Writes ``results/published/cpu_speed.json`` with hardware, versions and commit.
 """
 
@@ -11,13 +13,14 @@ import argparse
 import json
 import os
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from retrobench.core.registry import method_class
-from retrobench.measure.ceilings import read_gb_s
+from retrobench.measure.ceilings import read
 from retrobench.measure.clock import utc_now
 from retrobench.measure.machine import provenance
 from retrobench.measure.probe import CountingProbe
@@ -39,21 +42,33 @@ def specification(method: dict[str, Any], context: int, steps: int) -> RunSpec:
     return parse_run({"method": method, "task": task, "model": model})
 
 
+def clock() -> float:
+    """Seconds: see the top of this file."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def read_gb_s(data: torch.Tensor) -> float:
+    """Rate of reading memory once, by the same clock."""
+    start = clock()
+    read(data)
+    return data.nbytes / (clock() - start) / 1e9
+
+
 def measure(context: int, steps: int) -> dict[str, Any]:
     """Every method at one context, interleaved step by step."""
     runs: dict[str, tuple[Injected, CountingProbe]] = {}
     rows: dict[str, Any] = {}
-    ceilings = [read_gb_s("cpu")]
+    probe_data, ceilings = torch.ones(64 * 2**20), []
     with torch.inference_mode():
         for label, method in METHODS.items():
             spec, probe = specification(method, context, steps), CountingProbe(spans=True)
             run = Injected(spec, method_class(spec.method), context, 1, probe, "cpu")
-            print(f"{context}: {label}: build")
-            run.prepare(lambda text: None)
+            run.clock = clock
+            run.prepare(lambda text, label=label: print(f"{label}: {text}", flush=True))
             runs[label] = run, probe
         config = next(iter(runs.values()))[0].config
         for step in range(config.warmup + steps):
-            ceilings.append(read_gb_s("cpu", repeats=2))
+            ceilings.append(read_gb_s(probe_data))
             for run, probe in runs.values():
                 if step == config.warmup:
                     probe.reset()
@@ -68,13 +83,13 @@ def measure(context: int, steps: int) -> dict[str, Any]:
         rows[label] = {**found, "seal_s": run.timed.seal_s, "held_bytes": held}
         rows[label]["stats"] = dict(run.method.stats())
         run.close()
-    for row in rows.values():
-        for name, baseline in zip(("vs_sdpa", "vs_own_full"), list(rows)[:2], strict=True):
-            row[name] = rows[baseline]["step_s"] / row["step_s"]
-            row[f"{name}_min"] = rows[baseline]["step_min_s"] / row["step_min_s"]
-        print(
-            f"{context}: {1000 * row['step_s']:8.2f} ms {row['vs_sdpa']:6.1f}x {row['vs_own_full']:5.1f}x"
-        )
+    baselines = list(rows.values())[:2]
+    for label, row in rows.items():
+        for name, full in zip(("vs_sdpa", "vs_own_full"), baselines, strict=True):
+            row[name] = full["step_s"] / row["step_s"]
+            row[f"{name}_min"] = full["step_min_s"] / row["step_min_s"]
+        ratios = f"{row['vs_sdpa']:6.1f}x {row['vs_own_full']:5.1f}x"
+        print(f"{context}: {1000 * row['step_s']:8.2f} ms {ratios} {label}", flush=True)
     return rows
 
 
@@ -87,6 +102,7 @@ def main() -> None:
     options = parser.parse_args()
     result = {
         "command": f"OMP_NUM_THREADS={torch.get_num_threads()} python scripts/cpu_speed.py",
+        "clock": "processor time" if torch.get_num_threads() == 1 else "wall",
         "shape": "Llama-3.1-8B, one layer, bfloat16, batch 1",
         "load_average_before": os.getloadavg(),
         "provenance": {**provenance(), "time": utc_now()},
