@@ -39,11 +39,12 @@ def score_matrix(frame: pd.DataFrame) -> pd.DataFrame:
     ``n/a``: beyond the model, not averaged. A group with failures shows them (``oom 2/5``) and is
     not averaged either, and the cell then has no average.
     """
-    columns = _columns(frame)
+    names = _column(frame)
+    columns = list(dict.fromkeys(names))
     rows = []
     for _, cell in frame.groupby("key", sort=False):
         texts, means, failed = {}, [], False
-        for name, group in cell.groupby(_column(cell), sort=False):
+        for name, group in cell.groupby(names[cell.index], sort=False):
             text, mean = _group(group)
             texts[name] = text
             failed |= mean is None and text not in {"n/a", "-"}
@@ -151,7 +152,7 @@ def stand_in(frame: pd.DataFrame) -> bool:
 
 
 def _group(group: pd.DataFrame) -> tuple[str, float | None]:
-    statuses = group["status"]
+    statuses = group["status"].astype(object)
     bad = statuses[~statuses.isin([OK, _UNSUPPORTED])]
     if len(bad):
         return f"{bad.mode().iloc[0]} {len(bad)}/{len(group)}", None
@@ -169,10 +170,6 @@ def _column(frame: pd.DataFrame) -> pd.Series:
         name = name.str.replace(long, short, regex=False)
     length = "@" + (frame["length"] / 1024).map("{:g}K".format)
     return name + length.where(frame["length"] > 0, "")
-
-
-def _columns(frame: pd.DataFrame) -> list[str]:
-    return list(dict.fromkeys(_column(frame)))
 
 
 def _labels(cell: pd.DataFrame) -> dict[str, Any]:

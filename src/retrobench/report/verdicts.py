@@ -50,7 +50,7 @@ def _scored(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _against_full(scored: pd.DataFrame) -> Iterator[tuple[str, Verdict]]:
     for names, group in scored.groupby(_SETTING, sort=False):
-        base = group[group["method"] == "full"]
+        base = group[group["method"] == "full"].drop_duplicates("sample")
         for key, cell in group[group["method"] != "full"].groupby("key", sort=False):
             if verdict := _paired(cell, base):
                 yield f"{' '.join(names)}: {cell['method'].iloc[0]} {key[:6]}", verdict
