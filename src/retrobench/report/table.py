@@ -41,11 +41,18 @@ def score_matrix(frame: pd.DataFrame) -> pd.DataFrame:
     """
     names = _column(frame)
     columns = list(dict.fromkeys(names))
+    good = frame["score"].where(frame["status"] == OK)
+    by = [frame["key"], names]
+    answered = good.notna().groupby(by).all()
+    whole = (100 * pd.to_numeric(good).groupby(by).mean())[answered].to_dict()  # the usual case
     rows = []
-    for _, cell in frame.groupby("key", sort=False):
+    for key, cell in frame.groupby("key", sort=False):
         texts, means, failed = {}, [], False
-        for name, group in cell.groupby(names[cell.index], sort=False):
-            text, mean = _group(group)
+        for name in dict.fromkeys(names[cell.index]):
+            mean = whole.get((key, name))
+            text = "" if mean is None else f"{mean:.1f}"
+            if mean is None:
+                text, mean = _group(cell[names[cell.index] == name])
             texts[name] = text
             failed |= mean is None and text not in {"n/a", "-"}
             means += [mean] if mean is not None else []
