@@ -52,7 +52,8 @@ def _wave(
     size = torch.full((1, 2, 20), 4, dtype=torch.int32)
     pool = Pool(k, v, size.cumsum(-1).int() - size, size)
     steady = Steady(ks, vs, torch.tensor([9], dtype=torch.int32))
-    count = [torch.tensor([n], dtype=torch.int32) for n in (20, 5, 9)]
+    clusters, exact, guessed = (torch.tensor([n], dtype=torch.int32) for n in (20, 5, 9))
+    counts = {"max_retrieved": 5, "max_estimated": 9}
     outputs = []
     both: tuple[tuple[Any, Any, dict[str, Any]], ...] = (
         (select_cpu.cluster_select, wave_cpu.wave_attention, {"library": library}),
@@ -60,7 +61,7 @@ def _wave(
     )
     for select, wave, more in both:
         best, rest, logit = select(
-            q, centroid, size, *count, 0.1, max_retrieved=5, max_estimated=9, **more
+            q, centroid, size, clusters, exact, guessed, 0.1, **counts, **more
         )
         estimation = Estimation(rest, logit, value_sum)
         outputs.append(wave(q, steady, pool, best, 0.1, estimation=estimation, **more)[0])
