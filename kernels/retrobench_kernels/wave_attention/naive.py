@@ -40,8 +40,8 @@ def wave_attention(
         results.append(_estimated(estimation, pool.size_BGC, groups))
     lse = torch.stack([part_lse for _, part_lse in results]).logsumexp(0)
     safe = lse.clamp_min(torch.finfo(torch.float32).min)
-    out = sum(part * torch.exp(part_lse - safe)[..., None] for part, part_lse in results)
-    assert isinstance(out, Tensor)
+    scaled = [part * torch.exp(part_lse - safe)[..., None] for part, part_lse in results]
+    out = torch.stack(scaled).sum(0)
     return out.reshape(batch, heads, -1).to(q_BHD.dtype), lse.reshape(batch, heads)
 
 

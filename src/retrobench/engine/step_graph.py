@@ -51,11 +51,12 @@ class StepGraph:
                 self._forward()
             torch.cuda.current_stream().wait_stream(side)
         else:
-            if self.graph is None:
-                self.graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graph):
+            graph = self.graph
+            if graph is None:
+                graph = self.graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
                     self._forward()
-            self.graph.replay()
+            graph.replay()
         return self.logits_BV
 
     def _forward(self) -> None:

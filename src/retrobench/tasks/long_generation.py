@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, product
@@ -181,9 +181,10 @@ def _list(rng: random.Random, count: int) -> _Puzzle:
 
 def _walk(rng: random.Random, count: int) -> _Puzzle:
     """Stations that link to each other, mentioned in random order."""
-    names: Sequence[str] = ()
-    while len(names) <= count:
-        names = tuple(dict.fromkeys((*names, draw("words", rng))))
+    found: dict[str, None] = {}  # a set that keeps its order
+    while len(found) <= count:
+        found[draw("words", rng)] = None
+    names = list(found)
     tolls = [rng.randint(1, 99) for _ in range(count)]
     links = zip(names, names[1:], tolls, strict=False)
     facts = [_WALK_FACT.format(here=a, there=b, toll=toll) for a, b, toll in links]
