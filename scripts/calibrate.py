@@ -14,7 +14,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from retrobench import cli
+from retrobench import cli, overrides
 from retrobench.calibrate import TOKENS, calibrate
 from retrobench.engine.loader import load
 from retrobench.runspec import parse_run
@@ -32,9 +32,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens of it (default: 2048)")
     options = parser.parse_args()
     try:
-        overrides = cli.prepare(options.overrides, CONF)
+        arguments = overrides.prepare(options.overrides, CONF)
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            raw = OmegaConf.to_container(compose("config", overrides), resolve=True)
+            raw = OmegaConf.to_container(compose("config", arguments), resolve=True)
         assert isinstance(raw, dict)
         raw.pop("hydra", None)
         spec = parse_run({str(name): value for name, value in raw.items()})

@@ -1,11 +1,9 @@
 """Fetch, convert and verify benchmark data: ``python scripts/fetch_data.py ruler longbench``.
 
-Writes the files that the tasks look for under ``--root`` (the ``data.root`` of run.py) and
-``manifest.json`` with each file's source, revision and SHA-256. Files that are there and whole are
-kept, so an interrupted fetch goes on where it was. ``--from FOLDER`` takes downloaded originals
-(dev-v2.0.json, hotpot_dev_distractor_v1.json, PaulGrahamEssays.json, data.zip, data.json, ...)
-instead of the network; ``--verify`` only checks. GPQA asks for a login
-(``hf auth login``). Needs ``pip install 'retrobench[data]'``.
+Writes the files that the tasks look for under ``--root`` (``data.root`` of run.py) and a manifest
+of sources, revisions and SHA-256. Whole files are kept, so a stopped fetch goes on where it was.
+``--from FOLDER`` takes downloaded originals (dev-v2.0.json, data.zip ...) instead of the network;
+``--verify`` only checks. GPQA needs ``hf auth login``, everything ``retrobench[data]``.
 """
 
 from __future__ import annotations
@@ -286,9 +284,8 @@ def main() -> int:
     options = parser.parse_args()
     names = list(SOURCES) if "all" in options.benchmarks else options.benchmarks
     if options.verify:
-        wrong = verify(options.root, names)
-        print("\n".join(wrong) or f"{options.root}: everything is whole")
-        return 1 if wrong else 0
+        print("\n".join(wrong := verify(options.root, names)) or f"{options.root}: all is whole")
+        return bool(wrong)
     try:
         print("\n".join(fetch(options.root, names, Hub(), options.given)))
     except ImportError as error:

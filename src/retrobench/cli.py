@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
@@ -19,15 +17,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from retrobench.core.cell import digest
-from retrobench.core.registry import method_names
-from retrobench.core.spec import nearest
+from retrobench.overrides import name_sweep, prepare
 from retrobench.store.sweeps import CELLS_FILE
 
 if TYPE_CHECKING:
     from retrobench.runspec import RunSpec
-
-TYPED_GROUPS = ("method", "task", "model", "protocol", "measure", "engine", "tracker", "data")
 
 
 def launch(hydra_main: Callable[[], None], conf_dir: Path) -> None:
@@ -39,90 +33,9 @@ def launch(hydra_main: Callable[[], None], conf_dir: Path) -> None:
     hydra_main()
 
 
-def name_sweep(arguments: list[str]) -> list[str]:
-    """Adds ``sweep=NAME`` to a multirun without one: the same for the same question asked again.
-
-    ``-m`` comes first, wherever it stood: Hydra's parser wants the overrides side by side.
-    """
-    flags = [argument for argument in arguments if argument in ("-m", "--multirun")]
-    arguments = [*flags, *(argument for argument in arguments if argument not in flags)]
-    named = any(argument.startswith("sweep=") for argument in arguments)
-    if named or not flags:
-        return arguments
-    aside = ("-", "experiment=", "hydra", "results_dir=", "++tracker", "tracker=")
-    aside += ("progress=", "retry=", "dry_run=")
-    asked = sorted(argument for argument in arguments if not argument.startswith(aside))
-    chosen = [a.removeprefix("experiment=") for a in arguments if a.startswith("experiment=")]
-    name = chosen[0] if chosen else "sweep"
-    return [*arguments, f"sweep={name}-{digest(asked, 6)}" if asked else f"sweep={name}"]
-
-
-def prepare(arguments: Sequence[str], conf_dir: Path) -> list[str]:
-    """Command-line overrides as Hydra wants them.
-
-    Options of typed groups become ``++group.option`` because the yaml files hold only what differs
-    from the defaults (the dataclasses check names and ranges). Unknown choices of a group raise
-    ValueError with the nearest name. Methods of other packages need no yaml.
-    """
-    store = ConfigStore.instance()
-    for name in method_names():
-        if not (conf_dir / "method" / f"{name}.yaml").exists():
-            store.store(group="method", name=name, node={"name": name})
-    prepared = []
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if name == "measure" and set(value.split(",")) == {"score", "fidelity"}:
-            prepared += ["measure=fidelity", "++measure.score=true"]  # one cell, not a sweep of two
-            continue
-        if name == "model" and value.startswith("trace:"):
-            prepared += _replay(value.removeprefix("trace:"), arguments)
-            continue
-        if equals and re.match(rf"({'|'.join(TYPED_GROUPS)})\.", name):
-            argument = "++" + argument
-        elif equals and (conf_dir / name).is_dir():
-            _check_choices(name, value, conf_dir)
-        elif equals and re.fullmatch(r"[a-z_]+(\.\w+)*", name):
-            _check_option(name, conf_dir)
-        prepared.append(argument)
-    return prepared
-
-
-def _check_option(name: str, conf_dir: Path) -> None:
-    """ValueError for a name that neither the configuration nor Hydra knows."""
-    groups = {path.name for path in conf_dir.iterdir() if path.is_dir()}
-    config = OmegaConf.load(conf_dir / "config.yaml")
-    assert isinstance(config, DictConfig)
-    known = sorted(({str(key) for key in config} | groups) - {"defaults"})
-    if name.partition(".")[0] not in known:
-        raise ValueError(
-            f"{name}: no such option{nearest(name, known)} Options: {', '.join(known)}"
-        )
-
-
-def _replay(path: str, arguments: Sequence[str]) -> list[str]:
-    """``model=trace:PATH``: the recorded prompts, and fidelity unless a measure was asked for."""
-    groups = {argument.partition("=")[0] for argument in arguments}
-    more = ["model=trace", f"++model.path={path}", f"++task.path={path}", "++task.replay=true"]
-    more += [] if "task" in groups else ["task=trace"]
-    return more + ([] if "measure" in groups else ["measure=fidelity"])
-
-
-def _check_choices(group: str, value: str, conf_dir: Path) -> None:
-    known = {path.stem for path in (conf_dir / group).glob("*.yaml")}
-    if group == "method":
-        known |= set(method_names())
-    if any(mark in value for mark in "(){}[]"):
-        return  # Hydra's own sweep syntax
-    for choice in value.split(","):
-        if choice and choice != "null" and choice.strip() not in known:
-            suggestion = nearest(choice, known)
-            listed = ", ".join(sorted(known))
-            raise ValueError(f"{group}={choice}: no such {group}{suggestion} Available: {listed}")
-
-
 def main(config: DictConfig) -> None:
     """One Hydra job. A failure in a sweep becomes an entry of the final report."""
-    from retrobench.samples import redact
+    from retrobench.failures import redact
 
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     raw = OmegaConf.to_container(config, resolve=True)

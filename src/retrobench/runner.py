@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from retrobench import preflight
+from retrobench.cellrun import CellRun, Outcome
 from retrobench.core.code import code_fingerprint
 from retrobench.core.registry import method_class
 from retrobench.engine import loader
+from retrobench.failures import failure, redact
 from retrobench.measure.clock import utc_now
 from retrobench.measure.machine import provenance
 from retrobench.preflight import Prepared
 from retrobench.report.history import summarise
 from retrobench.report.progress import Progress
 from retrobench.runspec import RunSpec
-from retrobench.samples import CellRun, Outcome, failure, redact, run_batch
+from retrobench.samples import run_batch
 from retrobench.store.results import FINAL, MAX_ATTEMPTS, Locked, ResultStore, RowWriter
 from retrobench.track.base import Tracker, make_tracker
 

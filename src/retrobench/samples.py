@@ -2,71 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from retrobench import fidelity, speed
-from retrobench.core.cell import Cell
-from retrobench.core.method import Method
+from retrobench.cellrun import CellRun
 from retrobench.core.spec import to_plain
-from retrobench.core.task import Sample, Task
-from retrobench.engine import loader
+from retrobench.core.task import Sample
 from retrobench.engine.hf import stop_ids
-from retrobench.engine.session import Decoding, Generation, NotFinite, NotLive, Session
+from retrobench.engine.session import Decoding, Generation, NotLive, Session
+from retrobench.failures import failure
 from retrobench.measure.clock import make_clock, utc_now
 from retrobench.measure.fidelity import write_arrays
 from retrobench.measure.machine import peak_bytes, reset_peak
 from retrobench.measure.probe import CountingProbe
 from retrobench.record import record
-from retrobench.report.progress import Progress
 from retrobench.runspec import RunSpec
-from retrobench.store.results import FINAL, OK, RowWriter
-from retrobench.tasks.prompt import EncodedPrompt, PromptBuilder, PromptTooLong
+from retrobench.store.results import FINAL, OK
+from retrobench.tasks.prompt import EncodedPrompt, PromptTooLong
 from retrobench.tasks.trace import TraceTask
-from retrobench.track.base import Tracker
-
-SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of one cell."""
-
-    key: str
-    labels: dict[str, Any]
-    ran: int = 0
-    cached: int = 0
-    failed: dict[str, int] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    message: str = ""  # why the cell as a whole failed
-
-    @property
-    def state(self) -> str:
-        """``done``, or ``failed`` if any sample failed."""
-        return "failed" if self.failed else "done"
-
-
-@dataclass(slots=True)
-class CellRun:
-    """The parts of one running cell. ``stamp`` (commit, code fingerprint) goes into every row."""
-
-    spec: RunSpec
-    cell: Cell
-    loaded: loader.Loaded
-    prompt: PromptBuilder
-    task: Task
-    method: type[Method]
-    writer: RowWriter
-    tracker: Tracker
-    progress: Progress
-    outcome: Outcome
-    stamp: dict[str, Any] = field(default_factory=dict)
 
 
 def run_batch(run: CellRun, samples: list[Sample]) -> None:
@@ -138,30 +93,6 @@ def _timed(run: CellRun, sample: Sample) -> dict[str, Any]:
         status, message = failure(error)
         return _row(run, sample, status, message=message)
     return _row(run, sample, OK, **facts)
-
-
-def failure(error: BaseException) -> tuple[str, str]:
-    """(status, message) of an exception; secrets are blanked out of the message."""
-    status = "error"
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        status = "oom"
-    elif isinstance(error, NotFinite):
-        status = "nan"
-    elif isinstance(error, NotLive):
-        status = "not_live"
-    message = f"{type(error).__name__}: {error}"
-    if status == "error" and not isinstance(error, ValueError):
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        message += f" (in {where.name}, {os.path.basename(where.filename)}:{where.lineno})"
-    return status, redact(message)
-
-
-def redact(text: str) -> str:
-    """``text`` without the values of secret environment variables."""
-    for name in SECRETS:
-        if secret := os.environ.get(name):
-            text = text.replace(secret, "***")
-    return text
 
 
 def _tail_tokens(spec: RunSpec, ready: list[tuple[Sample, EncodedPrompt]]) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from retrobench import preflight
+from retrobench.cellrun import CellRun, Outcome
 from retrobench.core.code import code_fingerprint
 from retrobench.core.registry import method_class
 from retrobench.engine import loader
@@ -14,7 +15,7 @@ from retrobench.measure.clock import utc_now
 from retrobench.measure.machine import commit
 from retrobench.report.progress import Progress
 from retrobench.runspec import parse_run
-from retrobench.samples import CellRun, Outcome, run_batch
+from retrobench.samples import run_batch
 from retrobench.store.results import OK, ResultStore, RowWriter
 from retrobench.track.base import NullTracker
 

@@ -11,7 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from retrobench import cli
+from retrobench import cli, overrides
 from retrobench.core.registry import method_class, method_names
 from retrobench.runspec import parse_run
 from retrobench.tasks import task_class, task_names
@@ -72,22 +72,22 @@ def _small_data():
 
 
 def test_prepare_adds_typed_options_and_checks_choices():
-    assert cli.prepare(["method.num_clusters=2,4", "method=full", "budget=2%"], CONF) == [
+    assert overrides.prepare(["method.num_clusters=2,4", "method=full", "budget=2%"], CONF) == [
         "++method.num_clusters=2,4",
         "method=full",
         "budget=2%",
     ]
     with pytest.raises(ValueError, match="did you mean retroinfer"):
-        cli.prepare(["method=full,retroinfr"], CONF)
+        overrides.prepare(["method=full,retroinfr"], CONF)
     with pytest.raises(ValueError, match="budgt: no such option, did you mean budget"):
-        cli.prepare(["budgt=2%"], CONF)
+        overrides.prepare(["budgt=2%"], CONF)
     hydras_own = [
         "hydra.verbose=true",
         "+local=mine",
         "experiment=cluster_count",
         "~tracker",
     ]
-    assert cli.prepare(hydras_own, CONF) == hydras_own
+    assert overrides.prepare(hydras_own, CONF) == hydras_own
 
 
 def test_public_options_are_frozen():

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from retrobench import cli
-from retrobench.samples import redact
+from retrobench.failures import redact
 from retrobench.store.results import ResultStore
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from retrobench import cli
+from retrobench import cli, overrides
 from retrobench.engine.trace import TraceModel, read_manifest
 from retrobench.store.results import ResultStore
 
@@ -62,10 +62,10 @@ def test_the_short_form_sets_model_task_and_measure():
     from pathlib import Path
 
     conf = Path(__file__).resolve().parents[2] / "conf"
-    prepared = cli.prepare(["model=trace:some/where", "method=quest"], conf)
+    prepared = overrides.prepare(["model=trace:some/where", "method=quest"], conf)
     expected = {"model=trace", "task=trace", "measure=fidelity", "++task.replay=true"}
     assert expected < set(prepared) and "++model.path=some/where" in prepared
-    assert cli.prepare(["measure=score,fidelity"], conf) == [
+    assert overrides.prepare(["measure=score,fidelity"], conf) == [
         "measure=fidelity",
         "++measure.score=true",
     ]
