@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 RUN := $(BIN)/python run.py
+DEMO := -m method=full,retroinfer,oracle_topk,random task=ruler
 DEMO_TASKS := niah_single_2,niah_single_3,niah_multikey_1,niah_multikey_2,niah_multiquery
-DEMO := task=ruler 'task.tasks=[$(DEMO_TASKS)]' 'task.length=[4096,8192]' task.samples=2
 
 .PHONY: help setup demo test check figures published options gpu-test gpu-bench
 
@@ -22,8 +22,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(STAMP) ## full attention, RetroInfer and the controls on RULER with the embedded model
-	$(RUN) -m method=full,retroinfer,oracle_topk,random $(DEMO)
+demo: $(STAMP) ## full attention, RetroInfer and the controls on RULER with both embedded models
+	$(RUN) $(DEMO) model=constructed task.length=4096 task.samples=1
+	$(RUN) $(DEMO) 'task.tasks=[$(DEMO_TASKS)]' 'task.length=[4096,8192]' task.samples=2
 	$(BIN)/python scripts/plots.py ruler_scores
 
 test: $(STAMP) ## run the tests (CPU, offline)
