@@ -34,7 +34,9 @@ def main() -> int:
 
 
 def _check(store: ResultStore, out: Path, names: list[str]) -> int:
-    paths = sorted(path for path in out.glob("*.pdf") if not names or path.stem in names)
+    paths = sorted(
+        path for path in out.glob("*.pdf") if not names or path.stem.startswith(tuple(names))
+    )
     if not paths:
         print(f"{out}: no figures to check")
         return 1

@@ -19,16 +19,17 @@ class Lab:
 
     def cell(self, method="retroinfer", rows=(), state="done", **options):
         budget = options.pop("budget", None)
+        model = options.pop("model", "made_up")
         task, batch = options.pop("benchmark", "ruler"), options.pop("batch", 1)
         cell = Cell(
-            model={"name": "made_up"},
+            model={"name": model},
             method={"name": method, **options},
             task={"name": task, "lengths": sorted({row["length"] for row in rows})},
             engine={"batch": batch},
             budget=budget,
         )
         changed = " ".join(f"{k}={v}" for k, v in options.items())
-        labels = {"model": "made_up", "method": method, "changed": changed, "benchmark": task}
+        labels = {"model": model, "method": method, "changed": changed, "benchmark": task}
         labels |= {"protocol": "query_aware", "measure": "score", "budget": budget}
         facts = {"labels": labels, "provenance": {"commit": "c" * 40, "cpu": "some CPU"}}
         with self.store.writer(cell, facts) as writer:

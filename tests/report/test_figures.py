@@ -63,7 +63,8 @@ def everything(lab):
 
 def test_every_figure_is_drawn_and_names_its_own_cells(lab, tmp_path):
     everything(lab)
-    names = set(FIGURES) - set(fidelity_plots.FIGURES)  # these have tests of their own
+    # these have tests of their own
+    names = set(FIGURES) - {*fidelity_plots.FIGURES, "throughput", "throughput_by_batch"}
     drawn = draw(lab.store, tmp_path / "f", sorted(names))
     results = {name: (path, why) for name, path, why in drawn}
     assert {name: why for name, (path, why) in results.items() if path is None} == {}
@@ -72,6 +73,16 @@ def test_every_figure_is_drawn_and_names_its_own_cells(lab, tmp_path):
         for suffix in (".png", ".pdf"):
             cells = figure_cells(tmp_path / "f" / f"{name}{suffix}")
             assert len(cells) == (3 if name == "niah_grid" else 2)
+
+
+def test_models_are_drawn_apart(lab, tmp_path):
+    keys = {m: lab.cell("full", model=m, rows=lab.rows(count=1)) for m in ("one", "org/two")}
+    drawn = draw(lab.store, tmp_path, ["ruler_scores", "niah_grid"])
+    names = {name: path for name, path, _ in drawn}
+    assert set(names) == {"ruler_scores_one", "ruler_scores_org-two", "niah_grid"}
+    assert names["niah_grid"] is None
+    for name, key in zip(("one", "org-two"), keys.values(), strict=True):
+        assert list(figure_cells(tmp_path / f"ruler_scores_{name}.png")) == [key]
 
 
 def test_without_rows_each_figure_says_which_command_makes_them(lab, tmp_path):

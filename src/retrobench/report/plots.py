@@ -52,26 +52,43 @@ def draw(
 ) -> list[tuple[str, Path | None, str]]:
     """Draw figures as PDF and PNG: ``(name, path of the PNG or None, reason if not drawn)``.
 
-    From all cells, or from those of ``keys``.
+    From all cells, or from those of ``keys``. A figure shows one model: where the rows have
+    several, each gets its own file, ``NAME_MODEL``.
     """
     frame = load(store, keys)
     out.mkdir(parents=True, exist_ok=True)
     results: list[tuple[str, Path | None, str]] = []
     for name in names or list(FIGURES):
-        try:
-            drawing = FIGURES[name](frame)
-        except NotEnoughRows as error:
-            results.append((name, None, str(error)))
-            continue
-        used = style.cells(drawing) or tuple(frame["key"].unique())
-        if not drawing.get_supxlabel():
-            style.note(drawing, _note(frame))
-        source = _source(store, frame, used)
-        drawing.savefig(out / f"{name}.pdf", metadata={"Title": name, "Keywords": source})
-        drawing.savefig(out / f"{name}.png", dpi=200, metadata={"Title": name, "Comment": source})
-        drawing.clear()
-        results.append((name, out / f"{name}.png", ""))
+        drawn, reason = [], ""
+        for model, rows in _by_model(frame):
+            try:
+                drawing = FIGURES[name](rows)
+            except NotEnoughRows as error:
+                reason = reason or str(error)
+                continue
+            path = out / (f"{name}_{model}.png" if model else f"{name}.png")
+            _save(drawing, path, name, store, rows)
+            drawn.append((path.stem, path, ""))
+        results += drawn or [(name, None, reason)]
     return results
+
+
+def _by_model(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Rows of each model under a name that files may have; no name if there is but one model."""
+    models = [] if frame.empty else sorted(frame["model"].unique())
+    if len(models) < 2:
+        return [("", frame)]
+    return [(re.sub(r"[^\w.-]+", "-", name), frame[frame["model"] == name]) for name in models]
+
+
+def _save(drawing: Any, path: Path, name: str, store: ResultStore, frame: pd.DataFrame) -> None:
+    used = style.cells(drawing) or tuple(frame["key"].unique())
+    if not drawing.get_supxlabel():
+        style.note(drawing, _note(frame))
+    source = _source(store, frame, used)
+    drawing.savefig(path.with_suffix(".pdf"), metadata={"Title": name, "Keywords": source})
+    drawing.savefig(path, dpi=200, metadata={"Title": name, "Comment": source})
+    style.close(drawing)
 
 
 def load(store: ResultStore, keys: Sequence[str] | None = None) -> pd.DataFrame:

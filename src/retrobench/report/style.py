@@ -59,6 +59,13 @@ def figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tupl
     return plt.subplots(rows, columns, figsize=(width, height), layout="constrained")
 
 
+def close(drawing: Any) -> None:
+    """Free a figure."""
+    import matplotlib.pyplot as plt
+
+    plt.close(drawing)
+
+
 def note(drawing: Any, text: str) -> None:
     """The small line below a figure: model, samples, stand-in data."""
     drawing.supxlabel(text, fontsize=6, color="#555555")
