@@ -36,6 +36,7 @@ def launch(hydra_main: Callable[[], None], conf_dir: Path) -> None:
 def main(config: DictConfig) -> None:
     """One Hydra job. A failure in a sweep becomes an entry of the final report."""
     from retrobench.failures import redact
+    from retrobench.runner import Refused
 
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     raw = OmegaConf.to_container(config, resolve=True)
@@ -51,7 +52,8 @@ def main(config: DictConfig) -> None:
                 fail(error)
             raise
         overrides = " ".join(HydraConfig.get().overrides.task)
-        _note({"job": overrides, "error": redact(f"{type(error).__name__}: {error}")})
+        refused = {"key": error.key} if isinstance(error, Refused) else {}
+        _note({"job": overrides, "error": redact(f"{type(error).__name__}: {error}"), **refused})
         return
     if sweep:
         _note(outcome)
@@ -134,7 +136,7 @@ def show(outcomes: list[dict[str, Any]], results_dir: str) -> None:
 
     console = _console()
     for outcome in outcomes:
-        if "key" in outcome:
+        if "label" in outcome:
             line = f"{outcome['key']} {outcome['label']}: "
             line += f"{outcome['ran']} samples run, {outcome['cached']} on disk"
             console.print(line, markup=False, highlight=False)
@@ -172,7 +174,7 @@ class SweepTable(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the preflight; ``dry_run`` stops here, before a launcher starts anything."""
-        code = print_plan([_compose(overrides) for overrides in _jobs(config)])
+        code = print_plan([_compose(overrides) for overrides in jobs(config)])
         if config.dry_run:
             sys.exit(code)
 
@@ -205,7 +207,7 @@ def _draw(experiment: str, outcomes: list[dict[str, Any]], results_dir: Path) ->
         _console().print("no figure: pip install 'retrobench[plots]'")
 
 
-def _jobs(config: DictConfig) -> list[list[str]]:
+def jobs(config: DictConfig) -> list[list[str]]:
     """Overrides of every job of a sweep, as the basic sweeper will expand them."""
     swept = [f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()]
     overrides = OverridesParser.create().parse_overrides(swept + list(config.hydra.overrides.task))

@@ -8,6 +8,7 @@ import traceback
 import torch
 
 from retrobench.engine.session import NotFinite, NotLive
+from retrobench.measure.machine import NotEnoughMemory
 
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 
@@ -15,7 +16,7 @@ SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 def failure(error: BaseException) -> tuple[str, str]:
     """(status, message) of an exception; secrets are blanked out of the message."""
     status = "error"
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError, NotEnoughMemory)):
         status = "oom"
     elif isinstance(error, NotFinite):
         status = "nan"

@@ -15,7 +15,7 @@ from retrobench.core.spec import changed, to_plain
 from retrobench.core.task import Task
 from retrobench.engine import loader
 from retrobench.engine.session import kv_shape
-from retrobench.measure.machine import available_bytes, free_device_bytes
+from retrobench.measure.machine import NotEnoughMemory, available_bytes, free_device_bytes
 from retrobench.report.history import seconds_per_sample
 from retrobench.runspec import RunSpec
 from retrobench.store.results import MAX_ATTEMPTS, ResultStore
@@ -155,7 +155,7 @@ def check_memory(prepared: Prepared, need: Footprint, *, weights: bool) -> None:
 
 def _enough(spec: RunSpec, need: int, free: int, where: str) -> None:
     if free and need > free:
-        raise ValueError(
+        raise NotEnoughMemory(
             f"method={spec.method} needs {need / 2**30:.1f} GiB for its KV cache and the model "
             f"but only {free / 2**30:.1f} GiB {where} are free; use a shorter task.length or "
             "engine.batch"

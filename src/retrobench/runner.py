@@ -23,6 +23,14 @@ from retrobench.store.results import FINAL, MAX_ATTEMPTS, Locked, ResultStore, R
 from retrobench.track.base import Tracker, make_tracker
 
 
+class Refused(ValueError):
+    """The cell ``key`` cannot run here; the store keeps why."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
 def run_cell(spec: RunSpec) -> Outcome:
     """Run what is missing of a cell. ValueError for what the user must change.
 
@@ -53,14 +61,14 @@ def run_cell(spec: RunSpec) -> Outcome:
 
 
 def _check(store: ResultStore, prepared: Prepared) -> None:
-    """ValueError for what cannot run here; the cell's status keeps the reason."""
+    """Refused for what cannot run here; the cell's status keeps the reason."""
     try:
         need = preflight.footprint(prepared)
         preflight.check_memory(prepared, need, weights=not loader.is_resident(prepared.spec.model))
     except ValueError as error:
         if not store.read(prepared.cell.key).rows:
-            store.refuse(prepared.cell, _facts(prepared), str(error))
-        raise
+            store.refuse(prepared.cell, _facts(prepared), *failure(error))
+        raise Refused(prepared.cell.key, str(error)) from error
 
 
 def _facts(prepared: Prepared) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from retrobench.engine.loader import Loaded
 from retrobench.engine.session import Session
 from retrobench.measure.ceilings import flush_data, read, read_gb_s
 from retrobench.measure.clock import make_clock
-from retrobench.measure.machine import available_bytes, peak_bytes, reset_peak
+from retrobench.measure.machine import NotEnoughMemory, available_bytes, peak_bytes, reset_peak
 from retrobench.measure.probe import CountingProbe
 from retrobench.runspec import RunSpec
 from retrobench.tasks.speed import SHAPES, SpeedConfig
@@ -150,7 +150,7 @@ class Injected:
         layer = self.shape.layer_token_bytes * self.shape.batch * self.shape.max_tokens
         need, free = planned + 3 * layer, available_bytes()
         if self.shape.device == "cpu" and free and need > free:
-            raise ValueError(
+            raise NotEnoughMemory(
                 f"method={method} with {self.shape.prompt_tokens} tokens x {self.shape.batch} "
                 f"needs {need / 2**30:.1f} GiB but {free / 2**30:.1f} GiB are free; use a smaller "
                 "task.context, task.batch or task.layers"

@@ -49,9 +49,8 @@ def test_every_experiment_runs_small(path, tmp_path):
     assert f"python run.py -m experiment={path.stem}" in text
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", [f"experiment={path.stem}"], return_hydra_config=True)
-    sweep = OmegaConf.to_container(config.hydra.sweeper.params)
-    first = [f"{name}={str(values).split(',')[-1]}" for name, values in sweep.items()]
-    raw = composed(f"experiment={path.stem}", *first, f"results_dir={tmp_path}", "progress=false")
+    last = cli.jobs(config)[-1]
+    raw = composed(f"experiment={path.stem}", *last, f"results_dir={tmp_path}", "progress=false")
     small = {"longbench": {}, "speed": {"context": 256, "batch": 1, "steps": 3, "error_steps": 1}}
     raw["task"] |= small.get(raw["task"]["name"], {"length": 1200, "samples": 1})
     if raw["task"]["name"] == "longbench":

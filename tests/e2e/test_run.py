@@ -136,7 +136,7 @@ def test_more_memory_than_there_is_is_refused_before_running(tmp_path, monkeypat
         job(tmp_path)
     store = ResultStore(tmp_path)
     (key,) = store.cell_keys()
-    assert store.status(key)["state"] == "impossible"
+    assert store.status(key)["state"] == "impossible" and store.status(key)["reason"] == "oom"
     monkeypatch.undo()
     assert job(tmp_path)["failed"] == {} and store.status(key)["state"] == "done"
 

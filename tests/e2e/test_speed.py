@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 import torch
 from rich.console import Console
@@ -9,6 +10,7 @@ from rich.console import Console
 from retrobench import cli
 from retrobench.engine import injected
 from retrobench.report.plots import draw
+from retrobench.report.speed_plots import latency_vs_load
 from retrobench.report.table import COLUMNS, print_tables
 from retrobench.store.results import ResultStore
 
@@ -53,17 +55,24 @@ def test_rows_resume_table_and_figure(tmp_path):
 
 
 def test_a_model_end_to_end(tmp_path):
-    job = raw("streaming", tmp_path, shape="model", context=[256], batch=[2])
+    job = raw("streaming", tmp_path, shape="model", context=[256], batch=[1, 2])
     assert not cli.run_job(job)["failed"]
     store = ResultStore(tmp_path)
-    (row,) = store.read(store.cell_keys()[0]).rows.values()
+    _, row = store.read(store.cell_keys()[0]).rows.values()
     assert row["prefill_s"] > 0 and row["batch"] == 2
     assert row["speed"]["tokens_per_s"] == pytest.approx(2 / row["speed"]["step_s"])
+    frame = store.columns()
+    failed = frame.iloc[:1].assign(status="oom", method="full", **{"meta.batch": 4})
+    panel = latency_vs_load(pd.concat([frame, failed])).axes[0]
+    (line,) = [line for line in panel.lines if line.get_label() == "streaming"]
+    latency = row["prefill_s"] + row["seal_s"] + row["decode_s"]
+    assert line.get_xydata()[1] == pytest.approx([2 / latency, latency])
+    assert "full: OOM from batch 4" in [text.get_text() for text in panel.texts]
 
 
 def test_what_cannot_run_is_a_row_that_says_why(tmp_path):
     outcome = cli.run_job(raw("full", tmp_path, context=[100_000_000]))
-    assert outcome["failed"] == {"error": 1}
+    assert outcome["failed"] == {"oom": 1}
     store = ResultStore(tmp_path)
     (row,) = store.read(store.cell_keys()[0]).rows.values()
     assert "GiB are free; use a smaller task.context" in row["message"]

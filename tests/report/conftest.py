@@ -38,6 +38,22 @@ class Lab:
         self.store.set_status(cell.key, {"state": state})
         return cell.key
 
+    def refuse(self, method, length, tasks, reason="oom"):
+        """A cell that was refused before it ran."""
+        task = {"name": "ruler", "tasks": tasks, "length": [length]}
+        cell = Cell(
+            model={"name": "made_up"},
+            method={"name": method},
+            task=task,
+            engine={"batch": 1},
+            budget=None,
+        )
+        labels = {"model": "made_up", "method": method, "changed": "", "benchmark": "ruler"}
+        labels |= {"protocol": "query_aware", "measure": "score", "budget": None}
+        facts = {"labels": labels, "provenance": {"commit": "c" * 40}}
+        self.store.refuse(cell, facts, reason, "too large")
+        return cell.key
+
     def row(self, task=TASKS[0], length=4096, index=0, score=1.0, mib=1.0, seal=0.1, **more):
         return {
             "sample": f"{task}/{length}/{index}",

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from retrobench import console
-from retrobench.report import fidelity_plots
+from retrobench.report import fidelity_plots, speed_plots
 from retrobench.report.html import write_report
 from retrobench.report.plots import FIGURES, check, draw, figure_cells
 
@@ -45,6 +45,7 @@ def everything(lab):
         timed = [lab.row(spans={"attend": 0.1}, batch=2)]
         lab.cell(cache=cache, rows=timed, batch=2)
         lab.cell(cache=cache, rows=[lab.row(status="oom", score=None)], batch=4)
+    lab.cell(batch=2, rows=[lab.row(batch=2)])
     for method in ("full", "retroinfer", "quest"):
         spans = {"select": 0.1, "attend": 0.2}
         lab.cell(method, rows=lab.rows((2048, 4096), spans=spans))
@@ -64,7 +65,7 @@ def everything(lab):
 def test_every_figure_is_drawn_and_names_its_own_cells(lab, tmp_path):
     everything(lab)
     # these have tests of their own
-    names = set(FIGURES) - {*fidelity_plots.FIGURES, "throughput", "throughput_by_batch"}
+    names = set(FIGURES) - {*fidelity_plots.FIGURES, *speed_plots.FIGURES}
     drawn = draw(lab.store, tmp_path / "f", sorted(names))
     results = {name: (path, why) for name, path, why in drawn}
     assert {name: why for name, (path, why) in results.items() if path is None} == {}
@@ -73,6 +74,31 @@ def test_every_figure_is_drawn_and_names_its_own_cells(lab, tmp_path):
         for suffix in (".png", ".pdf"):
             cells = figure_cells(tmp_path / "f" / f"{name}{suffix}")
             assert len(cells) == (3 if name == "niah_grid" else 2)
+
+
+def texts(drawing):
+    return [text.get_text() for axes in drawing.axes for text in axes.texts]
+
+
+def test_what_ran_out_of_memory_or_was_refused_is_drawn_as_such(lab, tmp_path):
+    from retrobench.report.cost_plots import prefill_breakdown
+    from retrobench.report.plots import load
+    from retrobench.report.throughput_plots import max_throughput_by_task
+
+    lab.cell(rows=lab.rows((4096,)))
+    lab.cell("quest", rows=lab.rows((2048, 4096)))
+    lab.cell(rows=[lab.row(batch=2)], batch=2)
+    failed = lab.cell("full", rows=[lab.row(status="oom", score=None)], batch=2)
+    lab.refuse("full", length=8192, tasks=["niah_single_2"])
+    lab.refuse("infinigen", length=8192, tasks=["niah_single_2"], reason="error")
+    frame = load(lab.store)
+    assert set(frame.loc[frame["sample"] == "refused", "method"]) == {"full"}
+    assert texts(prefill_breakdown(frame)).count("OOM") == 1
+    assert texts(max_throughput_by_task(frame[frame["length"] == 4096])) == ["OOM", "2", *"111"]
+    draw(lab.store, tmp_path, ["prefill_breakdown", "max_throughput_by_task"])
+    paths = [tmp_path / f"{name}.pdf" for name in ("prefill_breakdown", "max_throughput_by_task")]
+    assert check(lab.store, paths) == []
+    assert failed in figure_cells(paths[1])
 
 
 def test_models_are_drawn_apart(lab, tmp_path):

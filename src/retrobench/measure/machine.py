@@ -61,6 +61,10 @@ def reset_peak(device: str) -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
+class NotEnoughMemory(ValueError):
+    """What was asked for needs more memory than is free; found before anything is allocated."""
+
+
 def available_bytes() -> int:
     """Memory that this process may still take, from the operating system (0 if unknown)."""
     try:

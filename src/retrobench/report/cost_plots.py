@@ -47,15 +47,19 @@ def pareto_accuracy_bytes(frame: pd.DataFrame) -> Any:
 
 def prefill_breakdown(frame: pd.DataFrame) -> Any:
     """Seconds of prefill and of index build, stacked, by length and method (paper Fig. 15)."""
-    rows = frame[(frame["status"] == OK) & frame["prefill_s"].notna()] if len(frame) else frame
-    if rows.empty:
+    if frame.empty:
         raise NotEnoughRows(f"no timed rows: {_PREFILL}")
-    rows = rows[(rows["changed"].fillna("") == "") & (rows["engine.batch"] == 1)]
-    rows = rows[rows["length"] > 0]  # benchmarks with a length of their own
+    plain = frame[(frame["changed"].fillna("") == "") & (frame["engine.batch"] == 1)]
+    plain = plain[(plain["length"] > 0) & (plain["benchmark"] != "speed")]
+    rows = plain[(plain["status"] == OK) & plain["prefill_s"].notna()]
     both = rows.groupby("method")["seal_s"].median()
     if len(both) < 2:
         raise NotEnoughRows(f"needs full attention and a method that builds an index: {_PREFILL}")
-    methods, lengths = style.ordered(both.index), sorted(rows["length"].unique())
+    full = plain[(plain["status"] == "oom") & plain["benchmark"].isin(rows["benchmark"].unique())]
+    full = full.merge(rows[["method", "length"]].drop_duplicates(), how="left", indicator="seen")
+    full = full[full["seen"] == "left_only"]  # never answered at that length
+    methods = style.ordered({*both.index, *full["method"]})
+    lengths = sorted({*rows["length"], *full["length"]})
     drawing, axes = style.figure(style.ONE_COLUMN, 2.7)
     width = 0.8 / len(methods)
     for i, method in enumerate(methods):
@@ -64,6 +68,9 @@ def prefill_breakdown(frame: pd.DataFrame) -> Any:
         look = {"width": width * 0.92, "color": style.color(method)}
         axes.bar(places, own["prefill_s"], label=method, **look)
         axes.bar(places, own["seal_s"], bottom=own["prefill_s"], hatch="////", alpha=0.5, **look)
+        shift = (i - (len(methods) - 1) / 2) * width
+        missing = [lengths.index(n) + shift for n in full.loc[full["method"] == method, "length"]]
+        style.out_of_memory(axes, missing, style.color(method))
     axes.bar([0], [0], color="white", edgecolor="#555555", hatch="////", label="index build")
     axes.set_xticks(range(len(lengths)), [style.tokens(n) for n in lengths])
     axes.set_xlabel("context (tokens)")
@@ -71,7 +78,7 @@ def prefill_breakdown(frame: pd.DataFrame) -> Any:
     axes.grid(axis="x", visible=False)
     drawing.legend(loc="outside upper center", ncols=3)
     style.note(drawing, say(rows, ["method", "length"]))
-    return style.uses(drawing, rows["key"])
+    return style.uses(drawing, [*rows["key"], *full["key"]])
 
 
 def step_breakdown(frame: pd.DataFrame) -> Any:
@@ -79,6 +86,7 @@ def step_breakdown(frame: pd.DataFrame) -> Any:
     command = "python run.py -m method=full,retroinfer measure=latency"
     spans = [c for c in frame if c.startswith("live.span_s.")]
     rows = frame[frame[spans].notna().any(axis=1)] if spans else frame.iloc[:0]
+    rows = rows[rows["benchmark"] != "speed"] if len(rows) else rows
     if rows.empty:
         raise NotEnoughRows(f"no timed parts: {command}")
     rows = rows[rows["length"] == rows["length"].max()]
@@ -99,51 +107,6 @@ def step_breakdown(frame: pd.DataFrame) -> Any:
     drawing.legend(loc="outside upper center", ncols=4)
     style.note(drawing, say(rows, ["method"]))
     return style.uses(drawing, rows["key"])
-
-
-def buffer_ablation(frame: pd.DataFrame) -> Any:
-    """Tokens per second against the batch, a line per cache manager (paper Fig. 16)."""
-    command = "python run.py -m experiment=buffer_ablation"
-    if "method.cache" not in frame:
-        raise NotEnoughRows(f"no rows with method.cache: {command}")
-    apart = frame["changed"].fillna("").str.replace(r"cache=\w+", "", regex=True).str.strip() == ""
-    rows = frame[(frame["method"] == "retroinfer") & apart & frame["method.cache"].notna()]
-    lines = [name for name in ("none", "host", "device") if (rows["method.cache"] == name).any()]
-    timed = rows[(rows["status"] == OK) & (rows["engine.batch"] > 1)]
-    if len(lines) < 2 or timed.empty:
-        raise NotEnoughRows(f"needs two cache managers and a batch above 1: {command}")
-    rows = rows[rows["method.cache"].isin(lines) & (rows["length"] == timed["length"].mode()[0])]
-    drawing, axes = style.figure(style.ONE_COLUMN, 2.6)
-    for i, name in enumerate(lines):
-        own = rows[rows["method.cache"] == name]
-        look = {"color": style.COLORS[i], "marker": style.MARKERS[i]}
-        throughput_line(axes, own, f"cache={name}", look, shift=i)
-    axes.set_xlabel("batch")
-    axes.set_ylabel("tokens/s")
-    axes.set_ylim(bottom=0)
-    batches = sorted(rows["engine.batch"].unique())
-    axes.set_xscale("log", base=2)
-    axes.minorticks_off()
-    axes.set_xticks(batches, [f"{batch:g}" for batch in batches])
-    drawing.legend(loc="outside upper center", ncols=len(lines))
-    style.note(drawing, say(rows, ["method.cache", "engine.batch"]))
-    return style.uses(drawing, rows["key"])
-
-
-def throughput_line(
-    axes: Any, rows: pd.DataFrame, label: str, look: dict[str, Any], shift: int = 0
-) -> None:
-    """Median tokens per second by batch with quartiles; a batch that ran out of memory says OOM."""
-    good = rows[(rows["status"] == OK) & (rows["decode_s"] > 0)]
-    rate = good["batch"] * good["decode_steps"] / good["decode_s"]
-    groups = rate.groupby(good["engine.batch"])
-    middle, low, high = groups.median(), groups.quantile(0.25), groups.quantile(0.75)
-    errors = [middle - low, high - middle]
-    axes.errorbar(middle.index, middle, yerr=errors, label=label, linewidth=1.2, capsize=2, **look)
-    for batch in sorted(set(rows.loc[rows["status"] == "oom", "engine.batch"])):
-        place = (batch, 0.03 + 0.07 * shift)
-        where = {"xycoords": ("data", "axes fraction"), "ha": "center", "fontsize": 6}
-        axes.annotate("OOM", place, color=look["color"], **where)
 
 
 def estimation_on_off(frame: pd.DataFrame) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from retrobench.core.cell import digest
@@ -19,9 +20,11 @@ from retrobench.report import (
     fidelity_plots,
     speed_plots,
     style,
+    throughput_plots,
 )
 from retrobench.report.style import NotEnoughRows
 from retrobench.report.table import stand_in
+from retrobench.store.columns import cell_columns
 from retrobench.store.results import ResultStore
 
 __all__ = ["FIGURES", "NotEnoughRows", "check", "draw", "figure_source", "load"]
@@ -36,12 +39,13 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Any]] = {
     "pareto_accuracy_bytes": cost_plots.pareto_accuracy_bytes,
     "prefill_breakdown": cost_plots.prefill_breakdown,
     "step_breakdown": cost_plots.step_breakdown,
-    "buffer_ablation": cost_plots.buffer_ablation,
     "estimation_on_off": cost_plots.estimation_on_off,
     **ablation_plots.figures(),
     **fidelity_plots.FIGURES,
     **speed_plots.FIGURES,
+    **throughput_plots.FIGURES,
 }
+_SHOW_OOM = ("prefill_breakdown", *speed_plots.FIGURES, *throughput_plots.FIGURES)
 
 
 def draw(
@@ -92,8 +96,12 @@ def _save(drawing: Any, path: Path, name: str, store: ResultStore, frame: pd.Dat
 
 
 def load(store: ResultStore, keys: Sequence[str] | None = None) -> pd.DataFrame:
-    """Every column of the rows, and what fidelity measured (``fidelity``, curves included)."""
-    frame = store.columns(None, keys)
+    """Every column of the rows, and what fidelity measured (``fidelity``, curves included).
+
+    A cell that was refused for lack of memory counts as a row of status ``oom`` for each of its
+    tasks, at its longest length.
+    """
+    frame = _with_refused(store.columns(None, keys), store, keys)
     if "fidelity.steps" in frame:
         measured = frame.loc[frame["fidelity.steps"].notna(), "key"].unique()
         rows = {key: store.read(key).rows for key in measured}
@@ -103,6 +111,23 @@ def load(store: ResultStore, keys: Sequence[str] | None = None) -> pd.DataFrame:
         ]
         frame = frame.assign(fidelity=pd.Series(found, index=frame.index, dtype=object))
     return frame
+
+
+def _with_refused(
+    frame: pd.DataFrame, store: ResultStore, keys: Sequence[str] | None
+) -> pd.DataFrame:
+    refused = []
+    for key in store.cell_keys() if keys is None else keys:
+        status = store.status(key)
+        if (status.get("state"), status.get("reason")) != ("impossible", "oom"):
+            continue
+        about = store.cell(key)
+        task = about["cell"]["task"]
+        length = max(np.atleast_1d(task.get("length") or 0))
+        for name in task.get("tasks") or [task["name"]]:
+            row = {"sample": "refused", "status": "oom", "length": length, "task": name}
+            refused.append({**cell_columns(key, about), **row})
+    return pd.concat([frame, pd.DataFrame(refused)], ignore_index=True) if refused else frame
 
 
 def _note(frame: pd.DataFrame) -> str:
@@ -128,7 +153,8 @@ def check(store: ResultStore, paths: Sequence[Path]) -> list[str]:
 
     Stale: the code of the method or the engine has changed since the rows were made.
     """
-    frame = store.columns(["key", "method", "sample", "status", "score", "code"])
+    facts = ["key", "method", "sample", "status", "score", "code"]
+    frame = _with_refused(store.columns(facts), store, None)[facts]
     now = {name: code_fingerprint(name) for name in method_names() if name in set(frame["method"])}
     findings = []
     for path in paths:
@@ -141,10 +167,11 @@ def check(store: ResultStore, paths: Sequence[Path]) -> list[str]:
             if _mark(rows) != mark:
                 findings.append(f"{where}: its rows have changed since the figure was drawn")
             for status, count in rows["status"].value_counts().items():
-                if status not in {"ok", "unsupported_by_model"}:
+                shown = status == "oom" and path.stem.startswith(_SHOW_OOM)
+                if status not in {"ok", "unsupported_by_model"} and not shown:
                     findings.append(f"{where}: {count} rows are {status}")
             code = set(rows["code"].dropna())
-            if code != {now[rows["method"].iloc[0]]}:
+            if code - {now[rows["method"].iloc[0]]}:
                 findings.append(f"{where}: stale, made by other code than today's")
     return findings
 

@@ -71,6 +71,24 @@ def note(drawing: Any, text: str) -> None:
     drawing.supxlabel(text, fontsize=6, color="#555555")
 
 
+def out_of_memory(axes: Any, places: Iterable[float], color: str, order: int = 0) -> None:
+    """Write OOM where a value would stand, a line of text higher for each ``order``."""
+    for place in sorted(set(places)):
+        where = {"xycoords": ("data", "axes fraction"), "ha": "center", "fontsize": 6}
+        axes.annotate("OOM", (place, 0.02 + 0.07 * order), color=color, **where)
+
+
+def batch_axis(axes: Any, batches: Iterable[float]) -> None:
+    """Batch sizes on a log scale, each with its number; rates from zero."""
+    batches = sorted(set(batches))
+    axes.set_xscale("log", base=2)
+    axes.minorticks_off()
+    axes.set_xticks(batches, [f"{batch:g}" for batch in batches])
+    axes.set_xlabel("batch")
+    axes.set_ylabel("tokens/s")
+    axes.set_ylim(bottom=0)
+
+
 def uses(drawing: Any, keys: Iterable[str]) -> Any:
     """Remember the cells that a figure shows; they are written into its files."""
     drawing.retrobench_cells = tuple(dict.fromkeys(keys))

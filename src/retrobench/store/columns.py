@@ -109,12 +109,7 @@ def _save(table: pa.Table, path: Path) -> None:
 def _cell_table(store: ResultStore, key: str) -> pa.Table | None:
     import pyarrow as pa
 
-    about = store.cell(key)
-    fixed = {"key": key, **about.get("labels", {})}
-    fixed |= {f"method.{k}": v for k, v in _flat(about["cell"].get("method", {})) if k != "name"}
-    fixed |= {"engine.batch": about["cell"].get("engine", {}).get("batch", 1)}
-    fixed |= {"weight_bytes": about.get("weight_bytes")}
-    fixed |= {f"machine.{k}": about.get("provenance", {}).get(k) for k in ("cpu", "gpu")}
+    fixed = cell_columns(key, store.cell(key))
     rows = [dict(_flat(row)) for row in store.read(key).rows.values()]
     if not rows:
         return None
@@ -126,6 +121,15 @@ def _cell_table(store: ResultStore, key: str) -> pa.Table | None:
     for name in names:
         columns[name] = _array([row.get(name) for row in rows])
     return pa.table(columns)
+
+
+def cell_columns(key: str, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What every row of a cell has in its columns; ``about`` as ``cell.json`` holds it."""
+    fixed = {"key": key, **about.get("labels", {})}
+    fixed |= {f"method.{k}": v for k, v in _flat(about["cell"].get("method", {})) if k != "name"}
+    fixed |= {"engine.batch": about["cell"].get("engine", {}).get("batch", 1)}
+    fixed |= {"weight_bytes": about.get("weight_bytes")}
+    return fixed | {f"machine.{k}": about.get("provenance", {}).get(k) for k in ("cpu", "gpu")}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -115,12 +115,12 @@ class ResultStore:
         """Replace the cell's status atomically."""
         _replace(self.root / key / "status.json", json.dumps(status, indent=1))
 
-    def refuse(self, cell: Cell, facts: Mapping[str, Any], message: str) -> None:
-        """Record a cell that cannot run here, without rows."""
+    def refuse(self, cell: Cell, facts: Mapping[str, Any], reason: str, message: str) -> None:
+        """Record a cell that cannot run here, without rows; ``reason`` as a row's status."""
         folder = self.root / cell.key
         folder.mkdir(parents=True, exist_ok=True)
         self._describe(cell, facts)
-        self.set_status(cell.key, {"state": "impossible", "message": message})
+        self.set_status(cell.key, {"state": "impossible", "reason": reason, "message": message})
 
     def keep(self, key: str, name: str, text: str) -> None:
         """A text file beside the cell's rows, replaced atomically."""
