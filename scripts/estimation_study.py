@@ -53,6 +53,25 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "second_order": True,
         "retrieval_frac": 0.009,
     },
+    "twice the retrieval, int4, second order": {
+        "int4_values": True,
+        "second_order": True,
+        "retrieval_frac": 0.036,
+    },
+    "adaptive": {"error_tolerance": 1.0},
+    "up to twice, adaptive": {"retrieval_frac": 0.036, "error_tolerance": 1.0},
+    "up to twice, adaptive, int4, second order": {
+        "int4_values": True,
+        "second_order": True,
+        "retrieval_frac": 0.036,
+        "error_tolerance": 1.0,
+    },
+    "up to four times, adaptive, int4, second order": {
+        "int4_values": True,
+        "second_order": True,
+        "retrieval_frac": 0.072,
+        "error_tolerance": 1.0,
+    },
 }
 # name: (RoPE, sharpness of the queries); from diffuse to peaked
 REGIMES = {
@@ -250,7 +269,7 @@ def show(name: str, rows: dict[str, dict[str, float]]) -> None:
     print(f"\n{name}")
     for variant, row in rows.items():
         print(
-            f"  {variant:36s} error {row['error']:.4f}  p90 {row['error_p90']:.4f}  "
+            f"  {variant:48s} error {row['error']:.4f}  p90 {row['error_p90']:.4f}  "
             f"bytes {100 * row['bytes_frac']:.2f}%",
             flush=True,
         )

@@ -63,6 +63,7 @@ def graph_steps(model, prompts, options):
         {"cache": "none"},
         {"cache": "device", "stagger_updates": False},
         {"cache": "device", "tail": True, "second_order": True},
+        {"cache": "device", "error_tolerance": 0.5},
     ],
 )
 def test_graph_decode_equals_the_session(options, tiny_llama):

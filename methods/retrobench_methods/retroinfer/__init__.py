@@ -7,10 +7,12 @@ module runs a layer's step: append, select, look up, attend in one pass, admit.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from retrobench_kernels.cluster_select import cluster_select
+from retrobench_kernels.dense_decode import dense_decode
 from retrobench_kernels.wave_attention import Estimation, Pool, wave_attention
 from retrobench_kernels.wave_step import CacheTable, wave_step
 from torch import Tensor
@@ -155,10 +157,29 @@ class RetroInfer(Method):
             softcap=args.softcap or 0.0,
         )
         retrieved, estimated, logit_BHC = chosen
-        if index.spread is not None:
+        if index.spread is not None and self.config.second_order:
             gain = index.spread.correction(i, q_BHD, pool.size_BGC, args.scale)
             logit_BHC = logit_BHC + gain
-        return Zones(i, retrieved, estimated, logit_BHC, clusters)
+        zones = Zones(i, retrieved, estimated, logit_BHC, clusters)
+        return zones if index.bound is None else self._adapt(zones, q_BHD, pool, args)
+
+    def _adapt(self, zones: Zones, q_BHD: Tensor, pool: Pool, args: AttentionArgs) -> Zones:
+        """Estimate those retrieved clusters whose estimate is good enough for this query."""
+        i, index, buffer = zones.i, self.index, self.buffer
+        assert index.bound is not None and index.spread is not None
+        keys = buffer.k_LBGWD[i]  # of the denominator only: the keys stand in for values
+        softcap = args.softcap or 0.0
+        count = buffer.count_LB[i]
+        _, steady_lse = dense_decode(q_BHD, keys, keys, args.scale, end_B=count, softcap=softcap)
+        variance = index.spread.variance(i, q_BHD, args.scale)
+        ordered, stays = index.bound.keep(
+            i, zones.retrieved_BGR, zones.logit_BHC, pool.size_BGC, variance, steady_lse
+        )
+        estimated = zones.estimated_BGE
+        if not self.config.int4_values:  # which estimate whatever is not retrieved
+            estimated = torch.cat([estimated, ordered.masked_fill(stays, -1)], -1)
+        retrieved = ordered.masked_fill(~stays, -1)
+        return replace(zones, retrieved_BGR=retrieved, estimated_BGE=estimated)
 
     def attend(
         self,
@@ -182,6 +203,14 @@ class RetroInfer(Method):
         else:
             view = None if cache is None else cache.view(self.shape.layers[i])
             part = wave_attention(*exact, estimation=estimation, cache=view, softcap=softcap)
+        out = self._widen(i, pool, zones, part)
+        if index.bound is not None:
+            index.bound.note_output(i, out)
+        return out
+
+    def _widen(self, i: int, pool: Pool, zones: Zones, part: tuple[Tensor, Tensor]) -> Tensor:
+        """``o_BHD`` with the clusters that an option adds to the estimation zone."""
+        index = self.index
         if not zones.has_clusters or not (self.config.tail or self.config.int4_values):
             return part[0]
         retrieved = estimate.membership(zones.retrieved_BGR, index.capacity)

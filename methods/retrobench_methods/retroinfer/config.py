@@ -63,6 +63,17 @@ class RetroInferConfig(PlacementConfig):
     int4_values: bool = option(
         False, "ours: estimate every cluster, with mean values kept in 4 bits"
     )
+    error_tolerance: float = option(
+        0.0,
+        "ours: retrieve only as many of the clusters as keep the bound on the output's relative "
+        "error that estimating the others adds below this; 0: always retrieve all",
+        low=0,
+    )
+
+    @property
+    def keeps_spread(self) -> bool:
+        """Whether the index measures how far keys are from their centroid."""
+        return self.second_order or self.error_tolerance > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

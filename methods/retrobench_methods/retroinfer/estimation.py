@@ -58,18 +58,22 @@ class Spread:
         total_GC.scatter_add_(1, cluster_GS, distance_GS)
         self.scale[at] = (total_GC / size_GC.clamp_min(1)).to(self.scale.dtype)
 
+    def variance(self, layer: int, q_BHD: Tensor, scale: float) -> Tensor:
+        """Variance of ``scale * q.k`` inside each cluster, ``BHC``."""
+        batch, heads, dim = q_BHD.shape
+        groups = self.scale.shape[2]
+        q_BGND = q_BHD.reshape(batch, groups, heads // groups, dim).float() * scale
+        form_BGN1 = ((q_BGND @ self.covariance[layer]) * q_BGND).sum(-1, keepdim=True)
+        return (form_BGN1 * self.scale[layer].float()[:, :, None]).flatten(1, 2)
+
     def correction(self, layer: int, q_BHD: Tensor, size_BGC: Tensor, scale: float) -> Tensor:
         """What to add to centroid logits, ``BHC``: log mean weight of a cluster's keys.
 
         Half the variance of the logit, until the heaviest of n keys carries the sum: n draws from
         a normal distribution freeze at a variance of 2 ln n (the random energy model).
         """
-        batch, heads, dim = q_BHD.shape
         groups = size_BGC.shape[1]
-        q_BGND = q_BHD.reshape(batch, groups, heads // groups, dim).float() * scale
-        form_BGN1 = ((q_BGND @ self.covariance[layer]) * q_BGND).sum(-1, keepdim=True)
-        scale_BG1C = self.scale[layer].float()[:, :, None]
-        variance = form_BGN1 * scale_BG1C
+        variance = self.variance(layer, q_BHD, scale).unflatten(1, (groups, -1))
         log_size = size_BGC[:, :, None].float().clamp_min(1).log()
         frozen = (2 * variance * log_size).sqrt() - log_size
         gain = torch.where(variance <= 2 * log_size, variance / 2, frozen)

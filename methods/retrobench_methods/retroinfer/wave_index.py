@@ -13,6 +13,7 @@ from torch import Tensor
 
 from retrobench.core.budget import Budget
 from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
+from retrobench_methods.retroinfer.adaptive import ErrorBound
 from retrobench_methods.retroinfer.config import RetroInferConfig, capacity, sizes
 from retrobench_methods.retroinfer.estimation import FourBit, Spread
 
@@ -48,7 +49,8 @@ class WaveIndex:
         else:
             self.value_sum_LBGCD = torch.zeros_like(self.centroid_LBGCD)
         self.total_LBGD = zeros(*head, shape.head_dim * config.tail, dtype=torch.float32)
-        self.spread = Spread(head, self.capacity, shape) if config.second_order else None
+        self.spread = Spread(head, self.capacity, shape) if config.keeps_spread else None
+        self.bound = ErrorBound(config.error_tolerance, shape) if config.error_tolerance else None
         # what the host must know without asking the device, per layer and row
         self.clusters = [[0] * shape.batch for _ in shape.layers]
         self.retrieved = [[0] * shape.batch for _ in shape.layers]
@@ -63,8 +65,10 @@ class WaveIndex:
         value = FourBit.bytes_per_cluster(shape.head_dim) if config.int4_values else vector
         held = heads * (clusters * (vector + value + 2 * 4) + 8) + rows * 3 * 4
         held += heads * 4 * shape.head_dim * config.tail
-        if config.second_order:
+        if config.keeps_spread:
             held += heads * Spread.bytes_per_head(clusters, shape)
+        if config.error_tolerance:
+            held += ErrorBound.plan_bytes(shape)
         return Footprint(device=held)
 
     def footprint(self) -> Footprint:
@@ -74,6 +78,7 @@ class WaveIndex:
         held += [] if self.value_sum_LBGCD is None else [self.value_sum_LBGCD]
         held += [] if self.means is None else [self.means.code, self.means.scale]
         held += [] if self.spread is None else self.spread.tensors()
+        held += [] if self.bound is None else self.bound.tensors()
         return Footprint(device=sum(tensor.nbytes for tensor in held))
 
     def close(self) -> None:
@@ -82,6 +87,7 @@ class WaveIndex:
         self.centroid_LBGCD, self.size_LBGC, self.first_LBGC, self.used_LBG = (empty,) * 4
         self.num_clusters_LB, self.retrieved_LB, self.estimated_LB = (empty,) * 3
         self.total_LBGD, self.value_sum_LBGCD, self.means, self.spread = empty, None, None, None
+        self.bound = None
 
     def add_prompt(self, i: int, row: int, k_GSD: Tensor, v_GSD: Tensor) -> Layout:
         """Index the prompt of layer number ``i``; where each of its tokens goes in the pool."""
@@ -126,6 +132,8 @@ class WaveIndex:
             self.total_LBGD[i, row] += value_sum.sum(1)
         if self.spread is not None:
             self.spread.store(at, k_GSD, centroid, cluster.long(), layout.size_GC)
+        if self.bound is not None:
+            self.bound.store(i, row, v_GSD)
         return layout
 
     def _count(self, i: int, row: int, clusters: int, retrieved: int, estimated: int) -> None:

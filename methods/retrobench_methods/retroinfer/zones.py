@@ -104,6 +104,8 @@ def report(probe: Probe, layer: int, index: WaveIndex, buffer: WaveBuffer, zones
     probe.live(layer, attended=exact / heads, estimated=estimated / heads)
     probe.moved("kv", exact * vector_bytes(shape))
     probe.moved("index", index_bytes(index, zones))
+    if index.bound is not None:  # its steady keys are read once more
+        probe.moved("index", sum(buffer.count[i]) * shape.num_kv_heads * vector_bytes(shape) // 2)
 
 
 def index_bytes(index: WaveIndex, zones: Zones) -> int:
@@ -115,10 +117,10 @@ def index_bytes(index: WaveIndex, zones: Zones) -> int:
     if config.int4_values:
         num_bytes += heads * clusters * (shape.head_dim // 2 + 2)
     else:
-        num_bytes += heads * zones.estimated_BGE.shape[-1] * vector
+        num_bytes += int((zones.estimated_BGE >= 0).sum()) * vector
     if config.tail:
-        num_bytes += heads * zones.retrieved_BGR.shape[-1] * vector
-    if config.second_order:
+        num_bytes += int((zones.retrieved_BGR >= 0).sum()) * vector
+    if config.keeps_spread:
         num_bytes += heads * (2 * clusters + 4 * shape.head_dim**2)
     return num_bytes
 
