@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from retrobench_methods.retroinfer import RetroInfer, RetroInferConfig
 from retrobench_methods.retroinfer.adaptive import keep_within
+from retrobench_methods.retroinfer.ahead import next_ranked
+from retrobench_methods.retroinfer.config import sizes
 from retrobench_methods.retroinfer.estimation import FourBit
 
 from retrobench.core.budget import Budget
@@ -96,11 +99,59 @@ def test_host_and_device_managers_count_the_same():
     assert rows[0] == rows[1]
 
 
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_overlap_and_prefetch_change_no_output(softcap):
+    options = {"new": 40, "pads": (0, 21), "cache_frac": 0.12, "page_tokens": 4}
+    options["softcap"] = softcap
+    extras = {"overlap": True}, {"prefetch_frac": 1.0}, {"overlap": True, "prefetch_frac": 1.0}
+    plain = {cache: Run(cache=cache, **options) for cache in ("host", "device")}
+    runs = {cache: [Run(cache=cache, **options, **extra) for extra in extras] for cache in plain}
+    for n in range(300, 340):
+        for cache, others in runs.items():
+            expected = plain[cache].step(n)
+            for run in others:
+                torch.testing.assert_close(run.step(n), expected, atol=1e-5, rtol=1e-4)
+    rows = {cache: [run.probe.row() for run in found] for cache, found in runs.items()}
+    assert rows["host"] == rows["device"]
+    overlapped, ahead, both = rows["host"]
+    asked = plain["host"].probe.row()
+    assert overlapped == asked and both == ahead
+    pages = [
+        sum(row["pages_per_step"][kind] for kind in ("hits", "misses")) for row in (asked, ahead)
+    ]
+    assert pages[0] == pytest.approx(pages[1], abs=0.21)  # rounded
+    method = runs["device"][1].method
+    copied = method.stats()["prefetched_pages"]
+    assert copied > 0 and asked["hit_ratio"] != ahead["hit_ratio"]
+    moved = ahead["bytes_per_step"]["h2d"] * 40  # of what was missed, and of what came ahead
+    assert moved > copied * 4 * 2 * 16 * 4
+    assert method.allocated() == RetroInfer.plan(method.config, method.shape)
+    method.close()
+
+
+def test_prefetch_takes_the_clusters_ranked_next():
+    run = Run(new=1, cache="host", retrieval_frac=0.2, page_tokens=4, estimation_frac=0.3)
+    query, index = torch.randn(1, 4, 1, 16), run.method.index
+    pool = run.method.buffer.pool(0, index.first_LBGC[0], index.size_LBGC[0])
+    zones = run.method.select(0, query[:, :, 0], pool, run.args)
+    wider = replace(run.method.config, retrieval_frac=0.3)
+    more = sizes(wider, 300, None, 1).retrieved - index.retrieved[0][0]
+    found = next_ranked(zones, pool.size_BGC, more)
+    index.retrieved_LB += more
+    index.retrieved[0][0] += more
+    both = torch.cat([zones.retrieved_BGR, found], -1).sort(-1).values
+    wide = run.method.select(0, query[:, :, 0], pool, run.args).retrieved_BGR
+    assert torch.equal(both, wide.sort(-1).values)
+    everything = next_ranked(zones, pool.size_BGC, 10**6)
+    assert (everything >= 0).sum() == (pool.size_BGC > 0).sum() - (zones.retrieved_BGR >= 0).sum()
+
+
+@pytest.mark.parametrize("extra", [{}, {"overlap": True, "prefetch_frac": 0.5}])
 @pytest.mark.parametrize("cache", ["host", "device"])
-def test_a_cache_smaller_than_one_retrieval_is_harmless(cache):
+def test_a_cache_smaller_than_one_retrieval_is_harmless(cache, extra):
     options = {"new": 20, "retrieval_frac": 0.5, "page_tokens": 8}
     plain = Run(**options)
-    tiny = Run(cache=cache, cache_frac=0.001, **options)
+    tiny = Run(cache=cache, cache_frac=0.001, **options, **extra)
     assert tiny.method.buffer.cache.size.slots == 1
     for n in range(300, 320):
         torch.testing.assert_close(tiny.step(n), plain.step(n), atol=1e-5, rtol=1e-4)
@@ -312,6 +363,9 @@ def test_options_that_contradict_each_other_are_refused():
         RetroInfer.plan(RetroInferConfig(tail=True, int4_values=True), shape)
     with pytest.raises(ValueError, match="cache=host"):
         RetroInfer.plan(RetroInferConfig(cache="device", eviction="lfu"), shape)
+    for option in ({"overlap": True}, {"prefetch_frac": 0.5}):
+        with pytest.raises(ValueError, match="cache=host or device"):
+            RetroInfer.plan(RetroInferConfig(**option), shape)
 
 
 def test_memory_of_a_long_session_is_the_cache_once_and_a_little():

@@ -100,6 +100,7 @@ def test_what_a_graph_cannot_hold_is_refused(tiny_llama, model_factory):
     for options, length, said in (
         ({}, 20, "an index in every row"),
         ({"cache": "host"}, 300, "method.cache=host"),
+        ({"cache": "device", "overlap": True}, 300, "method.overlap=false"),
     ):
         run = session(tiny_llama, "retroinfer", {**OPTIONS, **options}, [[5] * length])
         run.prefill(length)

@@ -6,6 +6,7 @@ module runs a layer's step: append, select, look up, attend in one pass, admit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -23,6 +24,7 @@ from retrobench.core.shapes import Footprint, KVShape
 from retrobench.engine.attend import causal, merge
 from retrobench.engine.placement import Tiers
 from retrobench_methods.retroinfer import estimation as estimate
+from retrobench_methods.retroinfer.ahead import CacheWorker
 from retrobench_methods.retroinfer.config import RetroInferConfig, num_indexed, sizes
 from retrobench_methods.retroinfer.wave_buffer import WaveBuffer, cluster_pages, page_tokens
 from retrobench_methods.retroinfer.wave_index import WaveIndex
@@ -49,6 +51,10 @@ class RetroInfer(Method):
         self.index = WaveIndex(config, shape, budget, page_tokens(tiers))
         self.buffer = WaveBuffer(config, shape, tiers)
         self.positions = Positions(self.buffer) if self.probe.detail else None
+        self.worker: CacheWorker | None = None
+        if config.overlap or config.prefetch_frac:
+            assert self.buffer.cache is not None
+            self.worker = CacheWorker(self.buffer.cache, shape.device)
         self.updates = 0
 
     @staticmethod
@@ -63,6 +69,11 @@ class RetroInfer(Method):
             raise ValueError(
                 "method.int4_values estimates every cluster, which leaves no tail; "
                 "use method.tail=false"
+            )
+        if (config.overlap or config.prefetch_frac) and not tiers.cached:
+            raise ValueError(
+                "method.overlap and method.prefetch_frac fill a cache, and there is none; use "
+                "method.cache=host or device"
             )
         return tiers
 
@@ -108,16 +119,23 @@ class RetroInfer(Method):
         pool = self.buffer.pool(i, self.index.first_LBGC[i], self.index.size_LBGC[i])
         with self.probe.span("select"):
             zones = self.select(i, q_BHD, pool, args)
-        cache = self.buffer.cache
+        cache, pages = self.buffer.cache, None
         if cache is not None and zones.has_clusters:
             with self.probe.span("lookup"):
+                if self.worker is not None:
+                    self.worker.finish(layer)
                 pages = cluster_pages(pool, zones.retrieved_BGR, self.buffer.page_tokens)
                 cache.lookup(layer, *pages)
         with self.probe.span("attend"):
-            out_BHD = self.attend(i, q_BHD, pool, zones, args)
+            out_BHD = self.attend(i, q_BHD, pool, zones, args, pages=pages)
         if cache is not None and zones.has_clusters:
             with self.probe.span("admit"):
-                cache.admit(layer, pool.k_BGSD, pool.v_BGSD)
+                if not self.config.overlap:
+                    cache.admit(layer, pool.k_BGSD, pool.v_BGSD)
+                if self.config.prefetch_frac:
+                    assert self.worker is not None
+                    count = math.ceil(self.config.prefetch_frac * max(self.index.retrieved[i]))
+                    self.worker.prefetch(layer, zones, pool, count)
         if not isinstance(self.probe, NullProbe):
             report(self.probe, layer, self.index, self.buffer, zones)
         if self.positions is not None:
@@ -188,9 +206,14 @@ class RetroInfer(Method):
         pool: Pool,
         zones: Zones,
         args: AttentionArgs,
+        *,
         table: CacheTable | None = None,
+        pages: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """``o_BHD`` of the zones; with ``table`` the cache is looked up and filled in this pass."""
+        """``o_BHD`` of the zones; with ``table`` the cache is looked up and filled in this pass.
+
+        ``pages`` are those of the retrieved clusters, if they have been looked up.
+        """
         index, cache = self.index, self.buffer.cache
         estimation = None
         if zones.estimated_BGE.shape[-1] and index.value_sum_LBGCD is not None:
@@ -200,6 +223,12 @@ class RetroInfer(Method):
         softcap = args.softcap or 0.0
         if table is not None:
             part = wave_step(*exact, table=table, estimation=estimation, softcap=softcap)
+        elif self.config.overlap and pages is not None:
+            assert self.worker is not None
+            part = self.worker.attend(
+                self.shape.layers[i], q_BHD, exact[1], pool, pages, args.scale,
+                estimation=estimation, softcap=softcap,
+            )  # fmt: skip
         else:
             view = None if cache is None else cache.view(self.shape.layers[i])
             part = wave_attention(*exact, estimation=estimation, cache=view, softcap=softcap)
@@ -247,6 +276,9 @@ class RetroInfer(Method):
 
     def step(self) -> None:
         """Report what the cache did, layer by layer."""
+        if self.worker is not None:
+            for layer in self.shape.layers:
+                self.worker.finish(layer)
         if self.buffer.cache is not None:
             for moved in self.buffer.cache.traffic():
                 self.probe.access(moved.layer, moved.hits, moved.misses, moved.evictions)
@@ -272,5 +304,7 @@ class RetroInfer(Method):
 
     def close(self) -> None:
         """Free everything."""
+        if self.worker is not None:
+            self.worker.close()
         self.buffer.close()
         self.index.close()

@@ -69,6 +69,16 @@ class RetroInferConfig(PlacementConfig):
         "error that estimating the others adds below this; 0: always retrieve all",
         low=0,
     )
+    overlap: bool = option(
+        False, "ours: copy missed pages into the cache while everything else is attended"
+    )
+    prefetch_frac: float = option(
+        0.0,
+        "ours: copy the pages of the clusters ranked next into the cache, this share of the "
+        "retrieved number of them",
+        low=0,
+        high=10,
+    )
 
     @property
     def keeps_spread(self) -> bool:

@@ -32,6 +32,11 @@ class GraphDecode:
                 "method.cache=host asks the host in every layer, which a graph cannot; use "
                 "method.cache=device or none"
             )
+        if method.worker is not None:
+            raise ValueError(
+                "a decode graph admits pages inside its attention kernel; use method.overlap=false "
+                "and method.prefetch_frac=0"
+            )
         self.method = method
         self.widths = self._widest("retrieved"), self._widest("estimated")
         self.tables: list[CacheTable | None] = [None] * len(method.shape.layers)
@@ -59,7 +64,7 @@ class GraphDecode:
         table = self.tables[i]
         if table is not None:
             table.step_1.add_(1)
-        return method.attend(i, q_BHD, pool, zones, args, table)[:, :, None]
+        return method.attend(i, q_BHD, pool, zones, args, table=table)[:, :, None]
 
     def hit_ratio(self) -> float | None:
         """Page hits over page accesses so far (waits for the device); None without a cache."""

@@ -3,7 +3,8 @@
 A step of a layer is ``lookup`` (which pages are here), attention over ``view`` and the slow pool,
 ``admit`` (write-through: what was missed is copied in, after the attention that needed it). Pages
 are written once, so a copy never goes stale. ``HostCache`` keeps the page table on the host (like
-the released RetroInfer code), ``DeviceCache`` on the model's device.
+the released RetroInfer code), ``DeviceCache`` on the model's device. ``prefetch`` copies pages
+in that nobody attends yet.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class PageCache(ABC):
         self.k_LBGQD = allocate(vectors, shape, "gpu")
         self.v_LBGQD = allocate(vectors, shape, "gpu")
         self.trace: list[list[np.ndarray]] | None = [[] for _ in shape.layers] if record else None
-        self.total = np.zeros(3, np.int64)  # hits, misses, evictions of all steps and layers
+        self.total = np.zeros(4, np.int64)  # hits, misses, evictions, prefetched; in pages
 
     @staticmethod
     def plan(shape: KVShape, size: CacheSize, tiers: Tiers) -> Footprint:
@@ -72,33 +73,48 @@ class PageCache(ABC):
         """Page table and copies as they are before ``admit``, for kernels."""
 
     @abstractmethod
-    def admit(self, layer: int, k_pool_BGSD: Tensor, v_pool_BGSD: Tensor) -> None:
-        """Copy the pages that the last lookup missed."""
+    def admit(
+        self, layer: int, k_pool_BGSD: Tensor, v_pool_BGSD: Tensor, *, read: bool = True
+    ) -> None:
+        """Copy the pages that the last lookup missed; no page that it hit leaves.
+
+        ``read``: attention has read them from the pool by itself, so the copy moves them again.
+        """
+
+    @abstractmethod
+    def prefetch(
+        self, layer: int, page_BGN: Tensor, k_pool_BGSD: Tensor, v_pool_BGSD: Tensor
+    ) -> None:
+        """Treat distinct pages (int32, -1 padded) as used next: copy what is absent.
+
+        Neither hits nor misses; copies and evictions count like those of ``admit``.
+        """
 
     @abstractmethod
     def _drain(self) -> np.ndarray:
-        """``(layers, 4)`` hits, misses, evictions and moved tokens; zeroed by the call."""
+        """``(layers, 5)`` hits, misses, evictions, prefetched pages, moved tokens; then zero."""
 
     def traffic(self) -> list[Traffic]:
         """Counters of every layer since the last call (waits for the device)."""
         counts = self._drain()
-        self.total += counts[:, :3].sum(0)
+        self.total += counts[:, :4].sum(0)
         unit = vector_bytes(self.shape)
         return [
             Traffic(layer=layer, hits=hits, misses=misses, evictions=out, h2d_bytes=tokens * unit)
-            for layer, (hits, misses, out, tokens) in zip(
+            for layer, (hits, misses, out, _, tokens) in zip(
                 self.shape.layers, counts.tolist(), strict=True
             )
         ]
 
     def stats(self) -> dict[str, float | int]:
         """Slots and hit ratio so far; with a recorded trace also the best possible ratio."""
-        hits, misses, evictions = self.total.tolist()
+        hits, misses, evictions, prefetched = self.total.tolist()
         asked = max(1, hits + misses)
         found: dict[str, float | int] = {
             "cache_slots": self.size.slots,
             "hit_ratio": hits / asked,
             "evictions": evictions,
+            "prefetched_pages": prefetched,
         }
         if self.trace is not None:
             best = sum(
@@ -128,7 +144,7 @@ class HostCache(PageCache):
         super().__init__(shape, size, record)
         heads = shape.batch * shape.num_kv_heads
         self.tables = [PageTable(heads, size.pages, size.slots, policy) for _ in shape.layers]
-        self.counts = np.zeros((len(shape.layers), 4), np.int64)
+        self.counts = np.zeros((len(shape.layers), 5), np.int64)
         by_layer = [
             torch.from_numpy(table.slot_NP).unflatten(0, (shape.batch, -1)) for table in self.tables
         ]
@@ -147,20 +163,35 @@ class HostCache(PageCache):
         hit = self.tables[i].lookup(page) >= 0
         tokens = tokens_BGN.flatten(0, 1).cpu().numpy()
         missed = (page >= 0) & ~hit
-        self.counts[i] += (hit.sum(), missed.sum(), 0, tokens[missed].sum())
+        self.counts[i] += (hit.sum(), missed.sum(), 0, 0, tokens[missed].sum())
 
     def view(self, layer: int) -> CacheView:
         """Page table and copies."""
         i = self.index[layer]
         return CacheView(self.slot_LBGP[i], self.k_LBGQD[i], self.v_LBGQD[i], self.size.page_tokens)
 
-    def admit(self, layer: int, k_pool_BGSD: Tensor, v_pool_BGSD: Tensor) -> None:
+    def admit(
+        self, layer: int, k_pool_BGSD: Tensor, v_pool_BGSD: Tensor, *, read: bool = True
+    ) -> None:
         """Choose victims on the host, then copy."""
-        i, groups = self.index[layer], self.shape.num_kv_heads
-        moved = self.tables[i].admit()
+        i = self.index[layer]
+        num_copied = self._copy(i, k_pool_BGSD, v_pool_BGSD)
+        if read and k_pool_BGSD.device != self.k_LBGQD.device:
+            self.counts[i, 4] += num_copied * self.size.page_tokens
+
+    def prefetch(
+        self, layer: int, page_BGN: Tensor, k_pool_BGSD: Tensor, v_pool_BGSD: Tensor
+    ) -> None:
+        """As another step, which nobody attends."""
+        i = self.index[layer]
+        self.tables[i].lookup(page_BGN.flatten(0, 1).cpu().numpy())
+        num_copied = self._copy(i, k_pool_BGSD, v_pool_BGSD)
+        self.counts[i, 3:] += (num_copied, num_copied * self.size.page_tokens)
+
+    def _copy(self, i: int, k_pool_BGSD: Tensor, v_pool_BGSD: Tensor) -> int:
+        """Let in the pages that the table misses; how many."""
+        groups, moved = self.shape.num_kv_heads, self.tables[i].admit()
         self.counts[i, 2] += moved.num_evicted
-        if k_pool_BGSD.device != self.k_LBGQD.device:  # attention read them once already
-            self.counts[i, 3] += len(moved.page_M) * self.size.page_tokens
         row, head = np.divmod(moved.head_M, groups)
         for pool, slots in ((k_pool_BGSD, self.k_LBGQD[i]), (v_pool_BGSD, self.v_LBGQD[i])):
             source = pool.unflatten(2, (-1, self.size.page_tokens))
@@ -173,6 +204,7 @@ class HostCache(PageCache):
             slot_BGP[_at(slot_BGP, row[out], head[out], moved.evicted_M[out])] = -1
             slot = torch.from_numpy(moved.slot_M.astype(np.int32)).to(slot_BGP.device)
             slot_BGP[_at(slot_BGP, row, head, moved.page_M)] = slot
+        return len(moved.page_M)
 
     def _drain(self) -> np.ndarray:
         counts = self.counts.copy()
@@ -208,7 +240,7 @@ class DeviceCache(PageCache):
         self.stamp_LBGQ = fresh(size.slots)
         layers = len(shape.layers)
         self.step_L1 = torch.zeros(layers, 1, dtype=torch.int32, device=shape.device)
-        self.counts_L4 = torch.zeros(layers, 4, dtype=torch.int64, device=shape.device)
+        self.counts_L5 = torch.zeros(layers, 5, dtype=torch.int64, device=shape.device)
         self.asked: tuple[Tensor, Tensor] | None = None  # pages and victims of the last lookup
 
     @staticmethod
@@ -216,44 +248,66 @@ class DeviceCache(PageCache):
         """Slot of every page, page and stamp of every slot, step and counters of every layer."""
         layers = len(shape.layers)
         heads = layers * shape.batch * shape.num_kv_heads
-        return Footprint(device=heads * 4 * (size.pages + 2 * size.slots) + layers * (4 + 32))
+        return Footprint(device=heads * 4 * (size.pages + 2 * size.slots) + layers * (4 + 40))
 
     def _lookup(self, i: int, page_BGN: Tensor, tokens_BGN: Tensor) -> None:
-        self.step_L1[i] += 1
-        slot, victim = page_lru(page_BGN, self.slot_LBGP[i], self.stamp_LBGQ[i], self.step_L1[i])
+        slot, victim = self._find(i, page_BGN)
         missed = (page_BGN >= 0) & (slot < 0)
-        self.counts_L4[i, 0] += (slot >= 0).sum()
-        self.counts_L4[i, 1] += missed.sum()
-        self.counts_L4[i, 3] += (tokens_BGN * missed).sum()
+        self.counts_L5[i, 0] += (slot >= 0).sum()
+        self.counts_L5[i, 1] += missed.sum()
+        self.counts_L5[i, 4] += (tokens_BGN * missed).sum()
         self.asked = page_BGN, victim
+
+    def _find(self, i: int, page_BGN: Tensor) -> tuple[Tensor, Tensor]:
+        """Slots of a new step's pages, and the victims of those that are absent."""
+        self.step_L1[i] += 1
+        return page_lru(page_BGN, self.slot_LBGP[i], self.stamp_LBGQ[i], self.step_L1[i])
 
     def view(self, layer: int) -> CacheView:
         """Page table and copies."""
         i = self.index[layer]
         return CacheView(self.slot_LBGP[i], self.k_LBGQD[i], self.v_LBGQD[i], self.size.page_tokens)
 
-    def admit(self, layer: int, k_pool_BGSD: Tensor, v_pool_BGSD: Tensor) -> None:
+    def admit(
+        self, layer: int, k_pool_BGSD: Tensor, v_pool_BGSD: Tensor, *, read: bool = True
+    ) -> None:
         """Copy, then enter the pages into the table."""
         assert self.asked is not None, "admit without lookup"
-        i, (page, victim) = self.index[layer], self.asked
-        self.asked = None
+        i = self.index[layer]
+        num_copied = self._copy(i, *self.asked, k_pool_BGSD, v_pool_BGSD)
+        if read and k_pool_BGSD.device != self.k_LBGQD.device:
+            self.counts_L5[i, 4] += num_copied * self.size.page_tokens
+
+    def prefetch(
+        self, layer: int, page_BGN: Tensor, k_pool_BGSD: Tensor, v_pool_BGSD: Tensor
+    ) -> None:
+        """As another step, which nobody attends."""
+        i = self.index[layer]
+        _, victim = self._find(i, page_BGN)
+        num_copied = self._copy(i, page_BGN, victim, k_pool_BGSD, v_pool_BGSD)
+        self.counts_L5[i, 3] += num_copied
+        self.counts_L5[i, 4] += num_copied * self.size.page_tokens
+
+    def _copy(
+        self, i: int, page: Tensor, victim: Tensor, k_pool_BGSD: Tensor, v_pool_BGSD: Tensor
+    ) -> Tensor:
+        """Let pages into the slots of their victims (-1: not); how many."""
         held = self.page_LBGQ[i].gather(-1, victim.clamp_min(0).long())
-        self.counts_L4[i, 2] += ((victim >= 0) & (held >= 0)).sum()
-        if k_pool_BGSD.device != self.k_LBGQD.device:  # attention read them once already
-            self.counts_L4[i, 3] += (victim >= 0).sum() * self.size.page_tokens
+        self.counts_L5[i, 2] += ((victim >= 0) & (held >= 0)).sum()
         for pool, slots in ((k_pool_BGSD, self.k_LBGQD[i]), (v_pool_BGSD, self.v_LBGQD[i])):
             copy_pages(pool, slots, page, victim, self.size.page_tokens)
         tables = self.slot_LBGP[i], self.page_LBGQ[i], self.stamp_LBGQ[i]
         page_admit(page, victim, *tables, self.step_L1[i])
+        return (victim >= 0).sum()
 
     def _drain(self) -> np.ndarray:
-        counts = self.counts_L4.cpu().numpy().copy()
-        self.counts_L4.zero_()
+        counts = self.counts_L5.cpu().numpy().copy()
+        self.counts_L5.zero_()
         return counts
 
     def footprint(self) -> Footprint:
         """Slots and tables."""
-        tables = (self.slot_LBGP, self.page_LBGQ, self.stamp_LBGQ, self.step_L1, self.counts_L4)
+        tables = (self.slot_LBGP, self.page_LBGQ, self.stamp_LBGQ, self.step_L1, self.counts_L5)
         return super().footprint() + Footprint(device=sum(table.nbytes for table in tables))
 
     def close(self) -> None:
@@ -261,7 +315,7 @@ class DeviceCache(PageCache):
         super().close()
         empty = torch.empty(0)
         self.slot_LBGP, self.page_LBGQ, self.stamp_LBGQ = empty, empty, empty
-        self.step_L1, self.counts_L4 = empty, empty
+        self.step_L1, self.counts_L5 = empty, empty
 
 
 def make_cache(tiers: Tiers, shape: KVShape, size: CacheSize) -> PageCache:

@@ -1,0 +1,114 @@
+"""Work on the cache beside attention: overlapped misses, and prefetch by rank.
+
+Ours, not the paper's; off by default. Neither changes what is attended.
+"""
+
+from __future__ import annotations
+
+import torch
+from retrobench_kernels.wave_attention import Estimation, Pool, Steady, wave_attention
+from torch import Tensor
+
+from retrobench.engine.attend import merge
+from retrobench.engine.page_cache import PageCache
+from retrobench.engine.prefetch import Prefetcher
+from retrobench_methods.retroinfer.wave_buffer import cluster_pages
+from retrobench_methods.retroinfer.zones import Zones
+
+
+class CacheWorker:
+    """Fills the cache on a thread of its own (on a GPU: a side stream too).
+
+    One job per layer; ``finish`` must be called before a layer's cache is used again.
+    """
+
+    def __init__(self, cache: PageCache, device: str) -> None:
+        self.cache = cache
+        self.worker = Prefetcher(device, enabled=True)
+
+    def attend(
+        self,
+        layer: int,
+        q_BHD: Tensor,
+        steady: Steady,
+        pool: Pool,
+        pages: tuple[Tensor, Tensor],
+        scale: float,
+        *,
+        estimation: Estimation | None,
+        softcap: float,
+    ) -> tuple[Tensor, Tensor]:
+        """``wave_attention`` over looked-up ``pages``, admitting those that were missed.
+
+        They come in while steady zone, estimates and hits are attended; hits stay where they are.
+        Three parts over disjoint sets, merged by log-sum-exp.
+        """
+        cache, size, (page_BGN, tokens_BGN) = self.cache, self.cache.size.page_tokens, pages
+        view = cache.view(layer)
+        slot_BGN = view.slot_BGP.gather(-1, page_BGN.clamp_min(0).long())  # before it changes
+        hit = (page_BGN >= 0) & (slot_BGN >= 0)
+
+        def admit() -> tuple[Tensor, ...]:
+            cache.admit(layer, pool.k_BGSD, pool.v_BGSD, read=False)
+            return pages
+
+        self.worker.submit(layer, admit)
+        nothing = page_BGN[..., :0]
+        part = wave_attention(
+            q_BHD, steady, pool, nothing, scale, estimation=estimation, softcap=softcap
+        )
+        no_steady = steady._replace(count_B=torch.zeros_like(steady.count_B))
+        held = Pool(view.k_BGQD, view.v_BGQD, slot_BGN * size, tokens_BGN)
+        hits = wave_attention(q_BHD, no_steady, held, _where(hit), scale, softcap=softcap)
+        self.finish(layer)
+        whole = Pool(pool.k_BGSD, pool.v_BGSD, page_BGN * size, tokens_BGN)
+        missed = _where((page_BGN >= 0) & ~hit)
+        view = cache.view(layer)  # a page that found no room is still read from the pool
+        late = wave_attention(q_BHD, no_steady, whole, missed, scale, cache=view, softcap=softcap)
+        out, lse = merge(merge(_float(part), _float(hits)), _float(late))
+        return out.to(q_BHD.dtype), lse
+
+    def prefetch(self, layer: int, zones: Zones, pool: Pool, count: int) -> None:
+        """Start to copy the pages of the ``count`` clusters that rank next."""
+
+        def job() -> tuple[Tensor, ...]:
+            following = next_ranked(zones, pool.size_BGC, count)
+            page_BGN, _ = cluster_pages(pool, following, self.cache.size.page_tokens)
+            self.cache.prefetch(layer, page_BGN, pool.k_BGSD, pool.v_BGSD)
+            return zones.retrieved_BGR, zones.logit_BHC  # alive until the device is done
+
+        self.worker.submit(layer, job)
+
+    def finish(self, layer: int) -> None:
+        """Wait for a layer's job, if there is one."""
+        self.worker.take(layer)
+
+    def close(self) -> None:
+        """End the thread."""
+        self.worker.close()
+
+
+def next_ranked(zones: Zones, size_BGC: Tensor, count: int) -> Tensor:
+    """The ``count`` best clusters that are not retrieved, int32, -1 padded.
+
+    By ``cluster_select``'s rank; where ``second_order`` is on, by the corrected logits.
+    """
+    batch, groups, clusters = size_BGC.shape
+    absent = (size_BGC == 0)[:, :, None]
+    logit = zones.logit_BHC.unflatten(1, (groups, -1)).masked_fill(absent, -torch.inf)
+    score_BGC = logit.softmax(-1).sum(2).masked_fill(absent[:, :, 0], -1)
+    beyond = score_BGC.new_full((batch, groups, 1), -1)  # where the padding of the list points
+    score_BGC = torch.cat([score_BGC, beyond], -1)
+    taken = torch.where(zones.retrieved_BGR < 0, clusters, zones.retrieved_BGR).long()
+    value, cluster = score_BGC.scatter(-1, taken, -1.0).topk(min(count, clusters), -1)
+    return cluster.masked_fill(value < 0, -1).int()
+
+
+def _where(keep_BGN: Tensor) -> Tensor:
+    """Indexes of the kept entries, -1 for the others, int32."""
+    index = torch.arange(keep_BGN.shape[-1], device=keep_BGN.device, dtype=torch.int32)
+    return torch.where(keep_BGN, index, -1)
+
+
+def _float(part: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return part[0].float(), part[1]
