@@ -38,6 +38,7 @@ class Setup:
     tail_tokens: int
     stop_ids: frozenset[int]
     on_prefill: Callable[[int], None] | None = None
+    follow_ups: Sequence[Sequence[int]] = ()  # ids between the answers of a conversation (batch 1)
     logits: bool = True  # false for a recorded trace: its logits are not the method's
 
     def session(self, make: Callable[..., Method], probe: Probe) -> Session:
@@ -49,7 +50,7 @@ class Setup:
             self.prompts,
             probe=probe,
             clock=self.clock,
-            max_new_tokens=self.steps,
+            max_new_tokens=self.steps * (1 + len(self.follow_ups)) + sum(map(len, self.follow_ups)),
             budget=self.budget,
             chunk_tokens=self.chunk_tokens,
             on_prefill=self.on_prefill,
@@ -97,15 +98,23 @@ def _greedy(session: Session, setup: Setup) -> tuple[list[Tensor], list[Tensor]]
     """(logits of each decode step, chosen tokens) of full attention, from the sealed prompt on."""
     logits, steps = _prompt(session, session.ids_BS, setup.tail_tokens)
     tokens: list[Tensor] = []
-    ended = torch.zeros(len(setup.prompts), dtype=torch.bool)
-    for _ in range(setup.steps - 1):
-        token_B1 = logits.argmax(-1, keepdim=True)
-        ended |= torch.tensor([int(t) in setup.stop_ids for t in token_B1])
-        if bool(ended.all()):
-            break
-        tokens.append(token_B1)
+
+    def feed(token_B1: Tensor) -> Tensor:
         logits = session.step(token_B1)
+        tokens.append(token_B1)
         steps.append(logits.cpu())
+        return logits
+
+    for follow_up in ((), *setup.follow_ups):
+        for token in follow_up:
+            logits = feed(torch.tensor([[token]], device=session.ids_BS.device))
+        ended = torch.zeros(len(setup.prompts), dtype=torch.bool)
+        for _ in range(setup.steps - 1):
+            token_B1 = logits.argmax(-1, keepdim=True)
+            ended |= torch.tensor([int(t) in setup.stop_ids for t in token_B1])
+            if bool(ended.all()):
+                break
+            logits = feed(token_B1)
     return steps, tokens
 
 

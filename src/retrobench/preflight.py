@@ -49,7 +49,9 @@ class Prepared:
 
     @property
     def num_samples(self) -> int | None:
-        """Samples asked for, where the task's options say so."""
+        """Samples asked for, where the task's options say so (not how many turns they have)."""
+        if self.spec.protocol.name == "multi_turn":
+            return None
         return num_samples(self.spec.task_config)
 
 
@@ -85,7 +87,7 @@ def prepare(spec: RunSpec, calibration: str | None = None) -> Prepared:
         "method": spec.method,
         "changed": changed(spec.method_config),
         "benchmark": spec.task,  # rows carry the sub-task as `task`
-        "protocol": spec.protocol.name,
+        "protocol": spec.protocol.identity,
         "measure": ",".join(spec.measure.parts),
         "budget": None if spec.budget is None else str(spec.budget),
     }
@@ -105,16 +107,13 @@ def make_cell(
 ) -> Cell:
     """The cell of a run; the number of samples asked for is left out of the key."""
     task = {k: v for k, v in to_plain(spec.task_config).items() if k != "samples"}
-    protocol = spec.protocol.name
-    if protocol == "decode_tail":
-        protocol = f"decode_tail:{spec.protocol.tail_tokens}"
     made = {} if calibration is None else {"calibration": calibration}
     return Cell(
         model=identity,
         method={"name": spec.method, **to_plain(spec.method_config), **made},
         task={"name": spec.task, "fingerprint": fingerprint, **task},
         engine=to_plain(spec.engine),
-        protocol=protocol,
+        protocol=spec.protocol.identity,
         measure=spec.measure.parts,
         budget=None if spec.budget is None else str(spec.budget),
     )
@@ -135,7 +134,9 @@ def footprint(prepared: Prepared) -> Footprint:
                 f"{described.identity['name']} ({limit} tokens); use a shorter task.length or "
                 "another model"
             )
-        shape = kv_shape(described.skeleton, (0,) * spec.engine.batch, length, _ANSWER_TOKENS)
+        turns = spec.protocol.turns if spec.protocol.name == "multi_turn" else 1
+        room = turns * _ANSWER_TOKENS
+        shape = kv_shape(described.skeleton, (0,) * spec.engine.batch, length, room)
         plan = method_class(spec.method).plan(spec.method_config, shape, spec.budget)
         largest = max(largest, plan, key=lambda entry: entry.total)
     return largest

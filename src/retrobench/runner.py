@@ -18,7 +18,7 @@ from retrobench.preflight import Prepared
 from retrobench.report.history import summarise
 from retrobench.report.progress import Progress
 from retrobench.runspec import RunSpec
-from retrobench.samples import run_batch
+from retrobench.samples import run_batch, turns
 from retrobench.store.results import FINAL, MAX_ATTEMPTS, Locked, ResultStore, RowWriter
 from retrobench.track.base import Tracker, make_tracker
 
@@ -145,9 +145,10 @@ def _run_samples(run: CellRun, settled: set[str], total: int | None) -> None:
     run.progress.total(total)
     pending = []
     for sample in run.task.samples(run.prompt):
-        if sample.id in settled:
-            run.outcome.cached += 1
-            run.progress.advance()
+        ids = [turn.id for turn in turns(run.spec, sample)]
+        if settled.issuperset(ids):
+            run.outcome.cached += len(ids)
+            run.progress.advance(len(ids))
         else:
             pending.append(sample)
         if len(pending) == run.spec.engine.batch:

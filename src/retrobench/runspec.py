@@ -31,10 +31,20 @@ class ProtocolConfig:
 
     name: str = option(
         "query_aware",
-        "query_aware: none; query_agnostic: the question; decode_tail: the last tail_tokens",
-        choices=("query_aware", "query_agnostic", "decode_tail"),
+        "query_aware: none; query_agnostic: the question; decode_tail: the last tail_tokens; "
+        "multi_turn: the question, its answer, and so on for further questions on the context",
+        choices=("query_aware", "query_agnostic", "decode_tail", "multi_turn"),
     )
     tail_tokens: int = option(32, "tokens of decode_tail", low=1)
+    turns: int = option(
+        4, "questions of multi_turn, where the task has so many on a context", low=2, high=16
+    )
+
+    @property
+    def identity(self) -> str:
+        """Name and, where it has one, the number that belongs to it, for the cell key."""
+        own = {"decode_tail": self.tail_tokens, "multi_turn": self.turns}.get(self.name)
+        return self.name if own is None else f"{self.name}:{own}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +125,12 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
         if measure.get("name", "score") not in ("score", only):
             raise ValueError(f"measure={measure['name']}: task={task} has measure={only} only")
         measure["name"] = only
-    budget = raw.get("budget")
+    budget, protocol = raw.get("budget"), parse(ProtocolConfig, raw.get("protocol", {}), "protocol")
+    engine = parse(EngineConfig, raw.get("engine", {}), "engine")
+    if protocol.name == "multi_turn" and (only or task == "trace"):
+        raise ValueError(f"protocol=multi_turn: task={task} has no questions to go on with")
+    if protocol.name in ("query_agnostic", "multi_turn") and engine.batch > 1:
+        raise ValueError(f"protocol={protocol.name} runs with engine.batch=1 only")
     flags = ("results_dir", "dry_run", "retry", "progress")
     apart = {*flags, "tracker", "sweep", "experiment"}
     return RunSpec(
@@ -125,9 +140,9 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
         task=task,
         task_config=parse(task_class(task).Config, task_values, "task"),
         data_root=str(raw.get("data", {}).get("root", "data")),
-        protocol=parse(ProtocolConfig, raw.get("protocol", {}), "protocol"),
+        protocol=protocol,
         measure=parse(MeasureConfig, measure, "measure"),
-        engine=parse(EngineConfig, raw.get("engine", {}), "engine"),
+        engine=engine,
         budget=None if budget is None else Budget.parse(budget),
         tracker=dict(raw.get("tracker", {"name": "none"})),
         options=parse(RunOptions, {k: raw[k] for k in flags if k in raw}, "options"),

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FollowUp:
+    """A further question on a sample's context, asked in a later turn (protocol ``multi_turn``)."""
+
+    question: str
+    references: tuple[str, ...]
+    answer_prefix: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +25,8 @@ class Sample:
     the context alone. ``answer_prefix`` follows the assistant header: the model continues it.
     ``id`` is unique in its cell and depends only on (task, length, seed, index), never on how many
     samples were asked for. ``error`` says why a record cannot be asked (file, line); it is not run
-    and becomes a row of status ``error``.
+    and becomes a row of status ``error``. ``follow_ups`` are other questions that the context
+    answers and that no turn before has answered already; most tasks have none.
     """
 
     id: str
@@ -30,11 +40,29 @@ class Sample:
     length: int = 0
     meta: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
+    follow_ups: tuple[FollowUp, ...] = ()
 
     @property
     def user_text(self) -> str:
         """The user's turn as one string."""
         return self.context + self.question
+
+    def turns(self, most: int) -> tuple[Sample, ...]:
+        """The conversation on this context as one sample per turn, ``most`` at most."""
+        asked = [self, *(replace(self, **_fields(other)) for other in self.follow_ups)][:most]
+        return tuple(
+            replace(
+                sample,
+                id=f"{self.id}/turn{turn}",
+                meta={**self.meta, "turn": turn, "turns": len(asked)},
+                follow_ups=(),
+            )
+            for turn, sample in enumerate(asked, 1)
+        )
+
+
+def _fields(follow_up: FollowUp) -> dict[str, Any]:
+    return {entry.name: getattr(follow_up, entry.name) for entry in fields(follow_up)}
 
 
 class Prompt(Protocol):

@@ -29,6 +29,9 @@ class NotFinite(RuntimeError):
     """The logits held NaN."""
 
 
+Stop = Callable[[list[int]], bool]  # whether the tokens of an answer end it
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoding:
     """How tokens are chosen. ``temperature`` 0 is greedy."""
@@ -45,12 +48,16 @@ class Generation:
 
     token_ids: list[list[int]] = field(default_factory=list)
     stop_reasons: list[str] = field(default_factory=list)
-    prefill_s: float = 0.0
-    seal_s: float = 0.0
+    prefill_s: float | None = 0.0  # None: a later turn of a conversation
+    seal_s: float | None = 0.0
     decode_s: float = 0.0
     decode_steps: int = 0
     footprint: Footprint = field(default_factory=Footprint)
     method_stats: dict[str, Any] = field(default_factory=dict)
+
+    def pending(self) -> list[int]:
+        """Tokens of the answer (batch 1) that the model has not seen yet: the last, unless eos."""
+        return [] if self.stop_reasons[0] == "eos" else self.token_ids[0][-1:]
 
 
 class Session:
@@ -102,28 +109,58 @@ class Session:
 
     @torch.inference_mode()
     def generate(
-        self, decoding: Decoding, stop_ids: frozenset[int], tail_tokens: int = 0
+        self,
+        decoding: Decoding,
+        stop_ids: frozenset[int],
+        tail_tokens: int = 0,
+        stop: Stop | None = None,
     ) -> Generation:
         """Prefill all but the last ``tail_tokens`` prompt tokens, seal, decode the rest and on.
 
         Tail tokens go through the method's decode path one by one (protocols ``query_agnostic``
         and ``decode_tail``).
         """
-        result = Generation()
         split = self.ids_BS.shape[1] - tail_tokens
         if split < 1:
             raise ValueError(f"protocol tail of {tail_tokens} tokens leaves no prompt to prefill")
         start = self.clock()
         logits = self.prefill(split)
-        result.prefill_s = self.clock() - start
+        prefill_s = self.clock() - start
         self.seal()
-        result.seal_s = self.clock() - start - result.prefill_s
-        result.footprint = self.method.allocated()
+        seal_s = self.clock() - start - prefill_s
+        result = self._answer(self.ids_BS[:, split:], logits, decoding, stop_ids, stop)
+        result.prefill_s, result.seal_s = prefill_s, seal_s
+        return result
+
+    @torch.inference_mode()
+    def go_on(
+        self,
+        ids: Sequence[int],
+        decoding: Decoding,
+        stop_ids: frozenset[int],
+        stop: Stop | None = None,
+    ) -> Generation:
+        """Decode more given tokens after an answer, then the next answer (batch 1)."""
+        ids_1T = torch.tensor([list(ids)], device=self.ids_BS.device)
+        result = self._answer(ids_1T, None, decoding, stop_ids, stop)
+        result.prefill_s = result.seal_s = None
+        return result
+
+    def _answer(
+        self,
+        given_BT: Tensor,
+        logits: Tensor | None,
+        decoding: Decoding,
+        stop_ids: frozenset[int],
+        stop: Stop | None = None,
+    ) -> Generation:
+        result = Generation(footprint=self.method.allocated())
         start = self.clock()
-        for position in range(split, self.ids_BS.shape[1]):
-            logits = self.step(self.ids_BS[:, position : position + 1])
+        for position in range(given_BT.shape[1]):
+            logits = self.step(given_BT[:, position : position + 1])
             result.decode_steps += 1
-        self._loop(logits, decoding, stop_ids, result)
+        assert logits is not None
+        self._loop(logits, decoding, stop_ids, result, stop)
         result.decode_s = self.clock() - start
         result.method_stats = dict(self.method.stats())
         return result
@@ -186,7 +223,12 @@ class Session:
         return logits
 
     def _loop(
-        self, logits: Tensor, decoding: Decoding, stop_ids: frozenset[int], result: Generation
+        self,
+        logits: Tensor,
+        decoding: Decoding,
+        stop_ids: frozenset[int],
+        result: Generation,
+        stop: Stop | None,
     ) -> None:
         batch = logits.shape[0]
         result.token_ids = [[] for _ in range(batch)]
@@ -202,6 +244,9 @@ class Session:
                     result.stop_reasons[row] = "eos"
                 else:
                     result.token_ids[row].append(token)
+                    if stop is not None and stop(result.token_ids[row]):
+                        active.discard(row)
+                        result.stop_reasons[row] = "stop_string"
             if not active or index + 1 == decoding.max_new_tokens:
                 return
             logits = self.step(token_B1)

@@ -42,9 +42,9 @@ class Progress:
         """How many samples there are, if known."""
         self._bar.update(self._id, total=count)
 
-    def advance(self) -> None:
-        """One sample is done."""
-        self._bar.update(self._id, advance=1, detail="")
+    def advance(self, count: int = 1) -> None:
+        """Samples are done."""
+        self._bar.update(self._id, advance=count, detail="")
 
     def detail(self, text: str) -> None:
         """What the current sample is doing."""

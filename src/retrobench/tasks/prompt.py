@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -101,10 +102,33 @@ class PromptBuilder:
         context = max(1, len(ids) - self.count(tail))
         return EncodedPrompt(ids=ids, context_tokens=context, text_hash=digest, truncated=truncated)
 
+    def follow_up(self, sample: Sample) -> list[int]:
+        """Ids of a further question after an answer: the turn's end, the question, the prefix."""
+        text = sample.question
+        if self.chat and sample.meta.get("chat", True):
+            text = self._next_turn(text)
+        elif not text[:1].isspace():
+            text = "\n" + text
+        return self._tokens(text + sample.answer_prefix)
+
+    def _next_turn(self, user_text: str) -> str:
+        """What the chat template puts between an answer and the next one."""
+        mark = "[[answer]]"
+        roles = ("user", "user"), ("assistant", mark), ("user", user_text)
+        turns = [{"role": role, "content": content} for role, content in roles]
+        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return text.partition(mark)[2]
+
     def trim_answer(self, text: str, stop: tuple[str, ...]) -> tuple[str, bool]:
         """``text`` up to the first stop string, and whether there was one."""
         ends = [text.index(mark) for mark in stop if mark in text]
         return (text[: min(ends)], True) if ends else (text, False)
+
+    def stopper(self, stop: tuple[str, ...]) -> Callable[[list[int]], bool] | None:
+        """Whether the ids of an answer hold a stop string; None where there is none to look for."""
+        if not stop:
+            return None
+        return lambda ids: any(mark in self.tokenizer.decode(ids) for mark in stop)
 
     @cached_property
     def _adds_bos(self) -> bool:

@@ -101,6 +101,7 @@ class RulerTask(Task):
             length=length,
             meta=self._meta(draft),
             error=draft.error,
+            follow_ups=draft.follow_ups,
         )
 
     def _group(self, prompt: Prompt, task: str, length: int) -> Group:

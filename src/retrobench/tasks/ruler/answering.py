@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
-from itertools import chain, cycle
+from collections.abc import Iterable, Iterator
+from itertools import chain, cycle, islice
 
+from retrobench.core.task import FollowUp
 from retrobench.tasks.haystack import Corpus
 from retrobench.tasks.ruler import spec
-from retrobench.tasks.ruler.draft import Draft, Maker
+from retrobench.tasks.ruler.draft import MAX_FOLLOW_UPS, Draft, Maker
 
 _MISSES = 50  # documents in a row that are too long: the room left is too small for any
 
@@ -42,9 +43,22 @@ def maker(rng: random.Random, corpus: Corpus, index: int) -> Maker:
             prefix=spec.QA_PREFIX,
             references=question.answers,
             meta={"haystack": corpus.name},
+            follow_ups=tuple(islice(_follow_ups(corpus, index, set(chosen)), MAX_FOLLOW_UPS)),
         )
 
     return make
+
+
+def _follow_ups(corpus: Corpus, index: int, chosen: set[str]) -> Iterator[FollowUp]:
+    """The next questions whose gold documents happen to be in the prompt too."""
+    first = corpus.questions[index]
+    for question in (*corpus.questions[index + 1 :], *corpus.questions[:index]):
+        if question.text != first.text and chosen.issuperset(question.gold):
+            yield FollowUp(
+                question=spec.QA_QUESTION.format(query=question.text),
+                answer_prefix=spec.QA_PREFIX,
+                references=question.answers,
+            )
 
 
 def _filling(documents: Iterable[str], room: int) -> list[str]:

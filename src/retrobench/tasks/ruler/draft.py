@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from retrobench.core.task import Prompt
+from retrobench.core.task import FollowUp, Prompt
+
+MAX_FOLLOW_UPS = 15  # further questions kept per context
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +22,7 @@ class Draft:
     preamble: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
+    follow_ups: tuple[FollowUp, ...] = ()
 
 
 Maker = Callable[[int], Draft]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Sequence
 
+from retrobench.core.task import FollowUp
 from retrobench.tasks.haystack import Haystack
 from retrobench.tasks.ruler import spec
-from retrobench.tasks.ruler.draft import Draft, Maker
+from retrobench.tasks.ruler.draft import MAX_FOLLOW_UPS, Draft, Maker
 from retrobench.tasks.ruler.words import draw
 
 _DEPTHS = tuple(round(i * 100 / 39) for i in range(40))
@@ -33,18 +35,20 @@ def maker(task: str, rng: random.Random, haystack: Haystack | None) -> Maker:
     head, question, prefix = texts(what.value, [keys[i] for i in asked], len(answers))
     depths = sorted(rng.sample(_DEPTHS, len(needles)))
     place, distract = rng.getrandbits(64), rng.getrandbits(64)
-    distractors: list[str] = []
+    distractors: list[tuple[str, str]] = []
     source = random.Random(distract)
+    unasked = [(keys[i], tuple(values[i])) for i in range(len(keys)) if i not in asked]
 
     def make(units: int) -> Draft:
         if haystack is not None:
             text, name = insert(haystack.words(units), needles, depths), haystack.name
         else:
             while what.haystack == "needle" and len(distractors) < units:
-                key, value = draw(what.key, source), draw(what.value, source)
-                line = spec.NEEDLE.format(kind=what.value, key=key, value=value)
-                distractors.append(line)
-            lines = distractors[:units] if what.haystack == "needle" else [spec.NOISE] * units
+                distractors.append((draw(what.key, source), draw(what.value, source)))
+            lines = [
+                spec.NEEDLE.format(kind=what.value, key=key, value=value)
+                for key, value in distractors[:units]
+            ] or [spec.NOISE] * units
             text, name = _between(lines, needles, random.Random(place)), what.haystack
         return Draft(
             context=head + text,
@@ -52,9 +56,28 @@ def maker(task: str, rng: random.Random, haystack: Haystack | None) -> Maker:
             prefix=prefix,
             references=answers,
             meta={"haystack": name, **_depth(text, answers)},
+            follow_ups=_follow_ups(what.value, keys, unasked, distractors[:units], distract),
         )
 
     return make
+
+
+def _follow_ups(
+    kind: str,
+    keys: list[str],
+    unasked: list[tuple[str, tuple[str, ...]]],
+    distractors: list[tuple[str, str]],
+    seed: int,
+) -> tuple[FollowUp, ...]:
+    """Questions for the needles that the first one leaves out; each names a key of its own."""
+    count = Counter(keys) + Counter(key for key, _ in distractors)
+    others = [*unasked, *((key, (value,)) for key, value in distractors)]
+    clear = [(key, answers) for key, answers in others if count[key] == 1]
+    found = []
+    for key, answers in random.Random(seed).sample(clear, min(MAX_FOLLOW_UPS, len(clear))):
+        _, question, prefix = texts(kind, [key], len(answers))
+        found.append(FollowUp(question=question, answer_prefix=prefix, references=answers))
+    return tuple(found)
 
 
 def texts(kind: str, queries: list[str], num_answers: int) -> tuple[str, str, str]:
