@@ -10,8 +10,14 @@ from retrobench_kernels.page_bounds import upper_bound
 from retrobench_methods.quest import Quest, QuestConfig
 
 from retrobench.core.budget import Budget
-from retrobench.core.method import AttentionArgs
+from retrobench.core.method import AttentionArgs, NullProbe
 from retrobench.core.shapes import KVShape
+from retrobench.core.spec import parse
+from retrobench.engine import loader
+from retrobench.engine.loader import ModelConfig
+from retrobench.engine.session import Decoding, Session
+from retrobench.tasks.prompt import PromptBuilder
+from retrobench.tasks.ruler import RulerConfig, RulerTask
 
 ARGS = AttentionArgs(scale=0.25)
 PAGE = 4
@@ -27,14 +33,17 @@ def make_keys(kind, length, generator):
         return keys.round() * (torch.rand(1, 2, length, 1, generator=generator) < 0.05) * 1e3
     if kind == "negative":
         return -keys.abs().ceil()
+    if kind == "clustered":  # runs of like keys, as real ones are
+        centre = 4 * torch.randn(1, 2, length // 6 + 1, 8, generator=generator)
+        return (centre.repeat_interleave(6, 2)[:, :, :length] + keys / 4).half().float()
     return keys
 
 
-def reference_pages(query_HD, keys_GSD, count, variant):
+def reference_pages(query_HD, keys_GSD, count, variant, size=PAGE):
     """Pages per KV head by the largest summed bounds, earlier pages first among equals."""
     chosen = []
     for g, keys in enumerate(keys_GSD):
-        pages = keys.split(PAGE)
+        pages = keys.split(size)
         bounds = []
         for page in pages:
             low, high = page.amin(0), page.amax(0)
@@ -52,7 +61,7 @@ def reference_pages(query_HD, keys_GSD, count, variant):
     seed=st.integers(0, 10**6),
     length=st.integers(30, 120),
     new=st.integers(1, 9),
-    kind=st.sampled_from(["random", "constant", "ties", "outliers", "negative"]),
+    kind=st.sampled_from(["random", "constant", "ties", "outliers", "negative", "clustered"]),
     variant=st.sampled_from(["kernel", "accuracy"]),
 )
 def test_selected_pages_equal_the_reference(seed, length, new, kind, variant):
@@ -171,3 +180,32 @@ def test_offloaded_pages_give_the_same_answer(cache):
         ]
         outputs.append(torch.stack(steps))
     torch.testing.assert_close(outputs[0], outputs[1])
+
+
+def test_pages_on_the_embedded_models_own_keys():
+    """The keys and queries of a real prompt: every sparse layer and step agrees."""
+    loaded = loader.resident(parse(ModelConfig, {"name": "tiny", "source": "tiny"}, "model"))
+    config = RulerConfig(tasks=("niah_multikey_2",), length=(600,), samples=1)
+    builder = PromptBuilder(loaded.tokenizer)
+    ids = builder.encode(next(iter(RulerTask(config).samples(builder)))).ids
+    checked = []
+
+    class Checked(Quest):
+        def decode(self, layer, q_BHTD, k_BGTD, v_BGTD, args):
+            out = super().decode(layer, q_BHTD, k_BGTD, v_BGTD, args)
+            tokens = self.index.select(layer, q_BHTD, self.store, args).token_BGR[0]
+            keys = self.store.keys(layer)[0].double()
+            want = reference_pages(q_BHTD[0, :, 0], keys, len(ids) // 10 // 16, "kernel", 16)
+            checked.extend(
+                {int(t) // 16 for t in row if t >= 0} == want[g] for g, row in enumerate(tokens)
+            )
+            return out
+
+    options = QuestConfig(dense_layers=())
+    session = Session(
+        loaded.model, Checked, options, [ids], probe=NullProbe(), clock=lambda: 0.0,
+        max_new_tokens=4, budget=Budget.parse("10%"),
+    )  # fmt: skip
+    session.generate(Decoding(max_new_tokens=4), frozenset())
+    session.close()
+    assert len(checked) == 4 * 2 * 3 and all(checked)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrobench.report.table import caption, niah_matrix, score_matrix
+from retrobench.report.fidelity_table import ATTENTION, common_layers, fidelity_matrix
+from retrobench.report.table import COLUMNS, caption, niah_matrix, score_matrix
 from retrobench.report.verdicts import verdicts
 from retrobench.stats.paired import compare, holm, sign_test
 
@@ -101,3 +102,19 @@ def test_compare_counts_and_interval(pairs):
 def test_unpaired_scores_are_refused():
     with pytest.raises(ValueError, match="paired scores"):
         compare([1.0], [])
+
+
+def test_fidelity_compares_methods_on_the_layers_that_all_leave_sparse(lab):
+    def measured(sparse, recall):
+        by_layer = {"layer_mean": {"recall": recall}, "layer_tail": {"recall": recall}}
+        return {"steps": 3, "layers": [0, 1, 2], "sparse_layers": sparse, **by_layer}
+
+    lab.cell("full", rows=[lab.row(fidelity=measured([], [1.0, 1.0, 1.0]))])
+    lab.cell("random", rows=[lab.row(fidelity=measured([0, 1, 2], [1.0, 0.9, 0.2]))])
+    lab.cell("quest", rows=[lab.row(fidelity=measured([2], [1.0, 1.0, 0.6]))])
+    frame = lab.store.columns(COLUMNS)
+    table = fidelity_matrix(frame, lambda cell: {"method": cell["method"].iloc[0]}, ATTENTION)
+    table = table.set_index("method").loc[["full", "random", "quest"]]
+    assert list(table["sparse layers"]) == ["none", "0-2", "2"]
+    assert set(table["compared"]) == {"2"} and list(table["recall"]) == ["1", "0.2", "0.6"]
+    assert common_layers([[1, 3], [], [3, 4]]) == [3] and common_layers([[0], [1]]) == []

@@ -151,8 +151,9 @@ class FidelityProbe:
     def row(self, row: int) -> dict[str, Any]:
         """Aggregates of one row of the batch, ready for JSON.
 
-        Means and tails are over the layers that the method leaves sparse (``sparse_layers``);
-        ``by_layer_head`` covers all.
+        ``mean`` and ``tail`` are over the layers that the method leaves sparse (``sparse_layers``),
+        ``layer_mean`` and ``layer_tail`` hold a number for each layer, ``by_layer_head`` for each
+        layer and head.
         """
         layers = sorted(self._calls["error"])
         arrays = {name: values[:, :, row] for name, values in self.arrays().items()}
@@ -167,6 +168,8 @@ class FidelityProbe:
             "sparse_layers": [layers[i] for i in sparse],
             "mean": {},
             "tail": {},
+            "layer_mean": {},
+            "layer_tail": {},
             "by_layer_head": {},
         }
         for name, values in arrays.items():
@@ -174,6 +177,9 @@ class FidelityProbe:
             result["mean"][name] = float(picked.mean())
             share = 95 if name in HIGH_IS_BAD else 5
             result["tail"][name] = float(np.percentile(picked, share))
+            tails = np.percentile(values, share, axis=(0, 2))
+            result["layer_mean"][name] = values.mean((0, 2)).round(9).tolist()
+            result["layer_tail"][name] = tails.round(9).tolist()
         for name in ("recall", "oracle", "error"):
             if name in arrays:
                 result["by_layer_head"][name] = arrays[name].mean(0).round(6).tolist()

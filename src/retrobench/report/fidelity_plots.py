@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from retrobench.report import style
+from retrobench.report.fidelity_table import common_layers, over_layers
 from retrobench.report.style import NotEnoughRows
 from retrobench.store.results import OK
 
@@ -102,10 +103,11 @@ def recall_budget(frame: pd.DataFrame) -> Any:
     points = rows.groupby(["method", "key"])["fidelity"].agg(list)
     if len(points) < 2:
         raise NotEnoughRows(f"needs two cells: {COMMAND} budget=1.8%,5%")
+    common = _common(rows)
     drawing, axes = style.figure(style.ONE_COLUMN, 2.6)
     for method in style.ordered(points.index.get_level_values(0).unique()):
         names = ("attended_frac", "recall", "oracle")
-        values = [_mean(found, names) for found in points.loc[method]]
+        values = [_mean(found, names, common) for found in points.loc[method]]
         table = pd.DataFrame(values, columns=names).dropna().sort_values("attended_frac")
         look = {"marker": style.marker(method), "color": style.color(method)}
         axes.plot(table["attended_frac"] * 100, table["recall"], label=method, **look)
@@ -137,11 +139,22 @@ def _measured(frame: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
-def _mean(found: list[dict[str, Any]], names: tuple[str, ...]) -> list[float]:
-    return [float(np.mean([f["mean"].get(name, np.nan) for f in found])) for name in names]
+def _common(rows: pd.DataFrame) -> list[int]:
+    return common_layers(found["sparse_layers"] for found in rows["fidelity"])
+
+
+def _mean(found: list[dict[str, Any]], names: tuple[str, ...], layers: list[int]) -> list[float]:
+    """Means over rows and over the layers that all methods leave sparse."""
+
+    def value(row: dict[str, Any], name: str) -> float:
+        by_layer = row["layer_mean"].get(name)
+        return over_layers(by_layer, row["layers"], layers) if by_layer else np.nan
+
+    return [float(np.mean([value(row, name) for row in found])) for name in names]
 
 
 def _means(rows: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
-    groups = rows.groupby("method")["fidelity"].agg(list)
+    groups, common = rows.groupby("method")["fidelity"].agg(list), _common(rows)
     order = style.ordered(groups.index)
-    return pd.DataFrame([_mean(groups[m], names) for m in order], index=order, columns=names)
+    values = [_mean(groups[method], names, common) for method in order]
+    return pd.DataFrame(values, index=order, columns=names)

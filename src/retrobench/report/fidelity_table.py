@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from retrobench.store.results import OK
 
 # column -> (statistic, measure), as `measure.fidelity` names them
 ATTENTION = {
-    "recall": ("mean", "recall"),
-    "p5": ("tail", "recall"),
-    "oracle": ("mean", "oracle"),
-    "regret": ("mean", "regret"),
-    "overlap": ("mean", "overlap"),
-    "top 100": ("mean", "recall_100"),
+    "recall": ("layer_mean", "recall"),
+    "p5": ("layer_tail", "recall"),
+    "oracle": ("layer_mean", "oracle"),
+    "regret": ("layer_mean", "regret"),
+    "overlap": ("layer_mean", "overlap"),
+    "top 100": ("layer_mean", "recall_100"),
     "KL": ("logits", "kl"),
     "agree": ("logits", "agreement"),
 }
 OUTPUT = {
-    "error": ("mean", "error"),
-    "p95": ("tail", "error"),
-    "in exact": ("mean", "error_exact"),
-    "in estimated": ("mean", "error_estimated"),
-    "in ignored": ("mean", "error_ignored"),
-    "mass true": ("mean", "mass_true"),
-    "mass estimated": ("mean", "mass_estimated"),
+    "error": ("layer_mean", "error"),
+    "p95": ("layer_tail", "error"),
+    "in exact": ("layer_mean", "error_exact"),
+    "in estimated": ("layer_mean", "error_estimated"),
+    "in ignored": ("layer_mean", "error_ignored"),
+    "mass true": ("layer_mean", "mass_true"),
+    "mass estimated": ("layer_mean", "mass_estimated"),
 }
 # what these tables read of a row (see store.columns)
-COLUMNS = ["fidelity.steps", "fidelity.sparse_layers"]
+COLUMNS = ["fidelity.steps", "fidelity.layers", "fidelity.sparse_layers"]
 COLUMNS += [f"fidelity.{part}.{name}" for part, name in {**ATTENTION, **OUTPUT}.values()]
 
 
@@ -40,24 +41,57 @@ def fidelity_matrix(
     labels: Callable[[pd.DataFrame], dict[str, Any]],
     columns: dict[str, tuple[str, str]],
 ) -> pd.DataFrame:
-    """Means over samples per cell, as text; empty where nothing was measured."""
+    """Means over samples per cell, as text; empty where nothing was measured.
+
+    Over the layers that all methods leave sparse: early layers are easy, so that a method which
+    keeps them dense would otherwise be judged by the hard ones alone.
+    """
     if frame["fidelity.steps"].isna().all():
         return pd.DataFrame()
     measured = frame[(frame["status"] == OK) & frame["fidelity.steps"].notna()]
+    sparse = measured["fidelity.sparse_layers"].map(_layers)
+    common = common_layers(sparse)
     rows = []
     for _, cell in measured.groupby("key", sort=False):
-        sparse = cell.loc[cell["fidelity.steps"] > 0, "fidelity.sparse_layers"].unique()
-        values = {"sparse layers": " or ".join(sorted(_span(json.loads(s)) for s in sparse))}
+        own = sparse[cell.index]
+        values = {"sparse layers": " or ".join(sorted({span(layers) for layers in own}))}
+        values["compared"] = span(common)
         for column, (part, name) in columns.items():
-            mean = cell[f"fidelity.{part}.{name}"].mean()
+            numbers = cell[f"fidelity.{part}.{name}"]
+            if part != "logits":
+                found = zip(numbers, cell["fidelity.layers"], own, strict=True)
+                numbers = pd.Series([_over(n, ls, common or o) for n, ls, o in found])
+            mean = numbers.mean()
             values[column] = "" if pd.isna(mean) else f"{mean if abs(mean) > 5e-7 else 0:.3g}"
         rows.append({**labels(cell), **values})
     table = pd.DataFrame(rows)
     return table.drop(columns=[c for c in columns if rows and not table[c].any()])
 
 
-def _span(layers: list[int]) -> str:
+def common_layers(sparse: Iterable[list[int]]) -> list[int]:
+    """Layers that are sparse wherever any is; empty if there are none."""
+    sets = [set(layers) for layers in sparse if layers]
+    return sorted(set.intersection(*sets)) if sets else []
+
+
+def over_layers(values: list[float], layers: list[int], chosen: list[int]) -> float:
+    """Mean of a measure by layer over the chosen layers; over all if none is chosen."""
+    picked = [value for value, layer in zip(values, layers, strict=True) if layer in chosen]
+    return float(np.mean(picked or values))
+
+
+def span(layers: list[int]) -> str:
+    """Layers as text."""
     if not layers:
         return "none"
     whole = layers == list(range(layers[0], layers[-1] + 1))
     return f"{layers[0]}-{layers[-1]}" if whole and len(layers) > 1 else ",".join(map(str, layers))
+
+
+def _layers(text: Any) -> list[int]:
+    return json.loads(text) if isinstance(text, str) else []
+
+
+def _over(values: Any, layers: Any, chosen: list[int]) -> float:
+    known = isinstance(values, str)
+    return over_layers(json.loads(values), _layers(layers), chosen) if known else np.nan

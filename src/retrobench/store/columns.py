@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from retrobench.store.results import ResultStore
 
 _FILE = "columns.feather"
-_FORMAT = "1"  # raise it when columns change their meaning
-_TEXT_LISTS = ("references", "sparse_layers")  # kept as JSON text; other lists are left to the rows
+_FORMAT = "2"  # raise it when columns change their meaning
+# kept as JSON text: these lists, and those by layer; others are left to the rows
+_TEXT_LISTS = ("references", "layers", "sparse_layers")
+_BY_LAYER = (".layer_mean.", ".layer_tail.")
 
 
 def read_columns(
@@ -138,7 +140,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
         elif isinstance(value, list):
-            if name in _TEXT_LISTS:
+            if name in _TEXT_LISTS or prefix.endswith(_BY_LAYER):
                 yield prefix + name, json.dumps(value)
         elif not name.isdigit():
             yield prefix + name, value
