@@ -60,6 +60,7 @@ def reference_spec(spec: RunSpec) -> RunSpec | None:
         return None
     fields = {f.name for f in dataclasses.fields(method_class(name).Config)}
     placed = {k: v for k, v in to_plain(spec.method_config).items() if k in fields & _PLACEMENT}
+    placed = {**spec.method_options.get(name, {}), **placed}
     config = parse(method_class(name).Config, placed, "method")
     changes = {"method": name, "method_config": config, "budget": Budget.parse(budget)}
     asked = {**_unmatched(spec), "method": {"name": name, **placed}, "budget": budget}
@@ -161,7 +162,7 @@ def _measure(spec: RunSpec, loaded: loader.Loaded, ids: list[int], steps: int) -
     probe = CountingProbe()
     session = Session(
         loaded.model,
-        method_class(spec.method),
+        spec.method_class,
         spec.method_config,
         [ids],
         probe=probe,
@@ -185,7 +186,7 @@ def _solve_memory(
     spec: RunSpec, key: str, loaded: loader.Loaded, prompt_tokens: int, target: float
 ) -> tuple[RunSpec, Matched]:
     """Bytes on the device follow from the plan: the knob is a share of the method's own."""
-    method = method_class(spec.method)
+    method = spec.method_class
     knob = method.memory_knob
     if knob is None:
         raise ValueError(f"match=gpu_memory: method={spec.method} has no knob for it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -85,7 +86,7 @@ def prepare(spec: RunSpec, calibration: str | None = None) -> Prepared:
     labels = {
         "model": identity["name"],
         "method": spec.method,
-        "changed": changed(spec.method_config),
+        "changed": _changed(spec),
         "benchmark": spec.task,  # rows carry the sub-task as `task`
         "protocol": spec.protocol.identity,
         "measure": ",".join(spec.measure.parts),
@@ -102,6 +103,13 @@ def prepare(spec: RunSpec, calibration: str | None = None) -> Prepared:
     )
 
 
+def _changed(spec: RunSpec) -> str:
+    """Options that set the method apart from its defaults."""
+    dense = ",".join(map(str, spec.engine.dense_layers))
+    own = changed(spec.method_config)
+    return f"{own} engine.dense_layers=[{dense}]".strip() if dense else own
+
+
 def make_cell(
     spec: RunSpec, identity: dict[str, Any], fingerprint: str, calibration: str | None = None
 ) -> Cell:
@@ -112,7 +120,7 @@ def make_cell(
         model=identity,
         method={"name": spec.method, **to_plain(spec.method_config), **made},
         task={"name": spec.task, "fingerprint": fingerprint, **task},
-        engine=to_plain(spec.engine),
+        engine=spec.engine.identity,
         protocol=spec.protocol.identity,
         measure=spec.measure.parts,
         budget=None if spec.budget is None else str(spec.budget),
@@ -137,7 +145,8 @@ def footprint(prepared: Prepared) -> Footprint:
         turns = spec.protocol.turns if spec.protocol.name == "multi_turn" else 1
         room = turns * _ANSWER_TOKENS
         shape = kv_shape(described.skeleton, (0,) * spec.engine.batch, length, room)
-        plan = method_class(spec.method).plan(spec.method_config, shape, spec.budget)
+        shape = dataclasses.replace(shape, device=described.device)  # the skeleton has none
+        plan = spec.method_class.plan(spec.method_config, shape, spec.budget)
         largest = max(largest, plan, key=lambda entry: entry.total)
     return largest
 

@@ -9,7 +9,6 @@ from typing import Any
 from retrobench import preflight
 from retrobench.cellrun import CellRun, Outcome
 from retrobench.core.code import code_fingerprint
-from retrobench.core.registry import method_class
 from retrobench.engine import loader
 from retrobench.failures import failure, redact
 from retrobench.measure.clock import utc_now
@@ -105,7 +104,7 @@ def _run(
                 loaded=loaded,
                 prompt=prepared.prompt,
                 task=prepared.task,
-                method=method_class(spec.method),
+                method=spec.method_class,
                 writer=writer,
                 tracker=tracker,
                 progress=progress,

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from retrobench.core.budget import Budget
-from retrobench.core.registry import method_class
-from retrobench.core.spec import nearest, option, parse
+from retrobench.core.method import Method
+from retrobench.core.registry import method_class, method_names
+from retrobench.core.spec import nearest, option, parse, to_plain
 from retrobench.core.task import Task
+from retrobench.engine.dense_layers import with_dense_layers
 from retrobench.engine.loader import ModelConfig
 from retrobench.tasks import task_class
 
@@ -23,6 +25,15 @@ class EngineConfig:
     temperature: float = option(0.0, "0: greedy", low=0)
     top_p: float = option(1.0, "nucleus sampling", above=0, high=1)
     seed: int = option(0, "seed of sampling", low=0)
+    dense_layers: tuple[int, ...] = option(
+        (), "layers left to full attention with any method, e.g. [0,1]", low=0
+    )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """For the cell key, which has no word of dense layers where there are none."""
+        dropped = () if self.dense_layers else ("dense_layers",)
+        return {name: v for name, v in to_plain(self).items() if name not in dropped}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +110,13 @@ class RunSpec:
     sweep: str | None = None
     match: str | None = None  # tokens | pcie | hbm | gpu_memory
     reference: str | None = None  # a cell's key, or METHOD@BUDGET
+    method_options: dict[str, dict[str, Any]] = field(default_factory=dict)  # by method
     asked: dict[str, Any] = field(default_factory=dict)  # the composed values of the cell
+
+    @property
+    def method_class(self) -> type[Method]:
+        """The method, with ``engine.dense_layers`` left to full attention."""
+        return with_dense_layers(method_class(self.method), self.engine.dense_layers)
 
     def make_task(self) -> Task:
         """The benchmark."""
@@ -108,7 +125,7 @@ class RunSpec:
 
 _KNOWN = {"model", "method", "task", "protocol", "measure", "engine", "tracker", "data"}
 _KNOWN |= {"budget", "results_dir", "dry_run", "retry", "progress", "experiment", "sweep"}
-_KNOWN |= {"match", "reference"}
+_KNOWN |= {"match", "reference", "method_options"}
 AXES = ("tokens", "pcie", "hbm", "gpu_memory")
 
 
@@ -119,6 +136,8 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
             known = ", ".join(sorted(_KNOWN))
             raise ValueError(f"{name}: no such option{nearest(name, _KNOWN)} Options: {known}")
     method, method_values = _named(raw, "method")
+    by_method = _method_options(raw)
+    method_values = {**by_method.get(method, {}), **method_values}
     task, task_values = _named(raw, "task")
     measure = dict(raw.get("measure", {}))
     if (only := task_class(task).measure) is not None:
@@ -148,6 +167,7 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
         options=parse(RunOptions, {k: raw[k] for k in flags if k in raw}, "options"),
         sweep=raw.get("sweep"),
         **_matching(raw),
+        method_options=by_method,
         asked={name: value for name, value in raw.items() if name not in apart},
     )
 
@@ -166,6 +186,18 @@ def _matching(raw: Mapping[str, Any]) -> dict[str, str | None]:
     if raw.get("budget") is not None and match != "gpu_memory":
         raise ValueError(f"match={match} solves the budget; leave budget= out")
     return {"match": match, "reference": str(reference)}
+
+
+def _method_options(raw: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Options that one method of a sweep takes and the others do not have."""
+    given = {name: dict(values or {}) for name, values in (raw.get("method_options") or {}).items()}
+    for name in given:
+        if name not in (known := method_names()):
+            listed = ", ".join(known)
+            raise ValueError(
+                f"method_options.{name}: no such method{nearest(name, known)} {listed}"
+            )
+    return given
 
 
 def _named(raw: Mapping[str, Any], group: str) -> tuple[str, dict[str, Any]]:

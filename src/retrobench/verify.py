@@ -9,7 +9,6 @@ from typing import Any
 from retrobench import preflight
 from retrobench.cellrun import CellRun, Outcome
 from retrobench.core.code import code_fingerprint
-from retrobench.core.registry import method_class
 from retrobench.engine import loader
 from retrobench.measure.clock import utc_now
 from retrobench.measure.machine import commit
@@ -75,7 +74,7 @@ def _again(prepared: preflight.Prepared, wanted: set[str]) -> list[dict[str, Any
             loaded=loader.resident(spec.model),
             prompt=prepared.prompt,
             task=prepared.task,
-            method=method_class(spec.method),
+            method=spec.method_class,
             writer=kept,
             tracker=NullTracker(),
             progress=progress,

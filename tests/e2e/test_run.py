@@ -94,6 +94,18 @@ def test_a_nan_is_a_row_and_the_next_run_tries_again(tmp_path, monkeypatch):
     assert job(tmp_path)["failed"] == {} and job(tmp_path)["ran"] == 0
 
 
+def test_what_is_planned_for_a_cpu_is_neither_pinned_nor_on_a_device(tmp_path):
+    """A skeleton of weights has no device: the plan is made for the one that will run."""
+    from retrobench import preflight
+    from retrobench.runspec import parse_run
+
+    tiny = {"name": "tiny", "source": "tiny", "device": "cpu"}
+    raw = {"method": {"name": "infinigen"}, "model": tiny, "task": dict(RULER)}
+    prepared = preflight.prepare(parse_run({**raw, "results_dir": str(tmp_path)}), "none")
+    plan = preflight.footprint(prepared)
+    assert plan.pinned == 0 and plan.host > plan.device > 0
+
+
 def _model_config():
     from retrobench.core.spec import parse
     from retrobench.engine.loader import ModelConfig

@@ -9,6 +9,7 @@ queries of a KV head's whole group are stacked (ours).
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,10 @@ def load(file: Path, shape: KVShape) -> dict[str, Tensor]:
     """``skew_LGDD``, ``q_abs_LGD`` and ``k_abs_LGD`` on the shape's device, in float32."""
     with safe_open(file, "pt", device=shape.device) as stream:
         found = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+        layers = json.loads(stream.metadata().get("layers", "null"))
+    if layers is not None and set(shape.layers) < set(layers):  # some are served by others
+        chosen = [layers.index(layer) for layer in shape.layers]
+        found = {name: tensor[chosen] for name, tensor in found.items()}
     expected = (len(shape.layers), shape.num_kv_heads, shape.head_dim, shape.head_dim)
     if tuple(found["skew_LGDD"].shape) != expected:
         raise ValueError(f"{file}: made for another model (shape {found['skew_LGDD'].shape})")
@@ -101,7 +106,7 @@ class SkewCalibration(Calibrator):
         save_file(
             {name: torch.stack(parts).cpu().contiguous() for name, parts in tensors.items()},
             temporary,
-            metadata={"weights_id": weights_id, **about},
+            metadata={"weights_id": weights_id, "layers": json.dumps(self.shape.layers), **about},
         )
         temporary.replace(file)
         return file

@@ -64,9 +64,9 @@ class InfiniGenConfig:
     )
     calibration_dir: str = option("data/calibration", "folder of the files of scripts/calibrate.py")
 
-    def is_dense(self, layer: int, shape: KVShape) -> bool:
-        """Whether a layer fetches everything; the first one always does."""
-        return layer in self.dense_layers or layer == shape.layers[0]
+    def is_dense(self, layer: int) -> bool:
+        """Whether a layer fetches everything; the model's first one always does."""
+        return layer in self.dense_layers or layer == 0
 
 
 def fetched_tokens(

@@ -14,7 +14,7 @@ class PartialKeys:
 
     def __init__(self, config: InfiniGenConfig, shape: KVShape) -> None:
         self.config, self.shape = config, shape
-        self.layers = [layer for layer in shape.layers if not config.is_dense(layer, shape)]
+        self.layers = [layer for layer in shape.layers if not config.is_dense(layer)]
         self.slot = {layer: i for i, layer in enumerate(self.layers)}
         head = (len(self.layers), shape.batch, shape.num_kv_heads)
         channels = num_channels(config, shape.head_dim)
@@ -30,7 +30,7 @@ class PartialKeys:
     @staticmethod
     def plan(config: InfiniGenConfig, shape: KVShape) -> Footprint:
         """Partial keys, their bases and the channel sums."""
-        sparse = sum(not config.is_dense(layer, shape) for layer in shape.layers)
+        sparse = sum(not config.is_dense(layer) for layer in shape.layers)
         channels = num_channels(config, shape.head_dim)
         keys = pool_tokens(config, shape) * channels * DTYPE_BYTES[shape.dtype]
         rest = 4 * shape.head_dim * (channels + 2)
