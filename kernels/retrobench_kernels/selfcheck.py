@@ -13,6 +13,8 @@ from retrobench_kernels.cluster_select import naive as select_naive
 from retrobench_kernels.dense_decode import cpu as dense_cpu
 from retrobench_kernels.dense_decode import naive as dense_naive
 from retrobench_kernels.native import DTYPES
+from retrobench_kernels.page_select import cpu as pages_cpu
+from retrobench_kernels.page_select import naive as pages_naive
 from retrobench_kernels.wave_attention import cpu as wave_cpu
 from retrobench_kernels.wave_attention import naive as wave_naive
 from retrobench_kernels.wave_attention.zones import Estimation, Pool, Steady
@@ -26,7 +28,7 @@ def disagreements(library: ctypes.CDLL) -> list[str]:
     wrong = []
     for dtype in DTYPES:
         for group in (1, 2, 4):
-            for op in (_dense, _wave):
+            for op in (_dense, _wave, _pages):
                 if not _close(*op(library, group, dtype, generator), TOLERANCE[dtype]):
                     wrong.append(f"{op.__name__[1:]} {dtype} group {group}")
     return wrong
@@ -66,6 +68,20 @@ def _wave(
         estimation = Estimation(rest, logit, value_sum)
         outputs.append(wave(q, steady, pool, best, 0.1, estimation=estimation, **more)[0])
     return outputs[0], outputs[1]
+
+
+def _pages(
+    library: ctypes.CDLL, group: int, dtype: torch.dtype, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    low, q = (  # whole numbers: equal in any order of summation
+        torch.randint(-3, 4, (1, n, d, 96), generator=generator).to(dtype)
+        for n, d in ((2, 40), (2 * group, 1))
+    )
+    counts = torch.tensor([40]), torch.tensor([9])
+    args = (q[:, :, 0], low, low + 1, *counts)
+    got = pages_cpu.page_select(*args, max_selected=9, newest=True, library=library)
+    expected = pages_naive.page_select(*args, max_selected=9, newest=True)
+    return got.sort(-1).values, expected.sort(-1).values
 
 
 def _random(

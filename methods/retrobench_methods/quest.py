@@ -7,13 +7,23 @@ from typing import Any
 
 import torch
 from retrobench_kernels.page_bounds import page_extrema, upper_bound
+from retrobench_kernels.page_select import page_select
+from retrobench_kernels.page_select.naive import best_pages
+from retrobench_kernels.wave_attention import Pool, Steady, wave_attention
 from torch import Tensor
 
 from retrobench.core.budget import Budget
-from retrobench.core.method import AttentionArgs
+from retrobench.core.method import AttentionArgs, NullProbe
 from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
 from retrobench.core.spec import option
-from retrobench.engine.placement import PlacementConfig, Store, make_store, plan_store
+from retrobench.engine.placement import (
+    DeviceStore,
+    PlacementConfig,
+    Store,
+    make_store,
+    plan_store,
+    vector_bytes,
+)
 from retrobench.engine.selective import Selection, SelectiveMethod
 
 
@@ -70,12 +80,13 @@ class PageIndex:
         self.config, self.shape = config, shape
         self.selected = selected_pages(config, shape, budget)
         self.slot = {layer: i for i, layer in enumerate(shape.layers)}
-        self.pages = -(-shape.max_tokens // config.page_size)
-        size = (len(shape.layers), shape.batch, shape.num_kv_heads, self.pages, shape.head_dim)
+        pages = -(-shape.max_tokens // config.page_size)
+        size = (len(shape.layers), shape.batch, shape.num_kv_heads, pages, shape.head_dim)
         dtype = getattr(torch, shape.dtype)
         self.low_LBGCD = torch.full(size, torch.inf, dtype=dtype, device=shape.device)
         self.high_LBGCD = torch.full(size, -torch.inf, dtype=dtype, device=shape.device)
         self.pad_B1 = torch.tensor(shape.pad_tokens, device=shape.device)[:, None]
+        self.selected_B = torch.tensor(self.selected, device=shape.device)
 
     @staticmethod
     def plan(config: QuestConfig, shape: KVShape) -> Footprint:
@@ -111,38 +122,48 @@ class PageIndex:
         low_BCGD[row, page] = torch.minimum(low_BCGD[row, page], key_BGD)
         high_BCGD[row, page] = torch.maximum(high_BCGD[row, page], key_BGD)
 
-    def select(self, layer: int, q_BHTD: Tensor, store: Store, args: AttentionArgs) -> Selection:
-        """The best-bounded pages; the newest one among them in the kernel variant."""
-        size, i, length = self.config.page_size, self.slot[layer], store.keys(layer).shape[2]
-        context_B1 = length - self.pad_B1
-        used = -(-length // size)
-        page = torch.arange(used, device=q_BHTD.device)
-        exists = page * size < context_B1
-        newest = page == (context_B1 - 1) // size
+    def pages(self, layer: int, q_BHTD: Tensor, length: int) -> Tensor:
+        """The best-bounded pages of each KV head or query head, int32, -1 padded."""
+        size, i, used = self.config.page_size, self.slot[layer], -(-length // self.config.page_size)
+        num_pages_B = (length - self.pad_B1[:, 0] + size - 1) // size
         if layer in self.config.dense_layers:
-            heads = self.shape.num_kv_heads
-            chosen = page.expand(self.shape.batch, heads, -1)
-            return Selection(self._tokens(chosen.masked_fill(~exists[:, None], -1), length))
+            page = torch.arange(used, device=q_BHTD.device, dtype=torch.int32)
+            page = page.masked_fill(page >= num_pages_B[:, None], -1)
+            return page[:, None].expand(-1, self.shape.num_kv_heads, -1)
         low, high = self.low_LBGCD[i, :, :, :used], self.high_LBGCD[i, :, :, :used]
-        # pages without tokens hold infinities, whose product with 0 would be NaN
-        absent = ~exists[:, None, :, None]
-        bound = upper_bound(
-            q_BHTD[:, :, 0], low.masked_fill(absent, 0), high.masked_fill(absent, 0)
-        )
+        most = min(used, max(self.selected))
+        limits = {"max_selected": most, "newest": self.config.variant == "kernel"}
+        q_BHD = q_BHTD[:, :, 0].contiguous()
         if self.config.scope == "kv_head":
-            bound = bound.unflatten(1, (self.shape.num_kv_heads, -1)).sum(2)
-        if self.config.variant == "kernel":
-            bound = bound.masked_fill(newest[:, None], torch.inf)
-        bound = bound.masked_fill(~exists[:, None], -torch.inf)
-        limit_B11 = torch.tensor(self.selected, device=page.device)[:, None, None]
-        # a stable sort: equal bounds go to the earlier page, so that runs repeat
-        order = bound.sort(dim=-1, descending=True, stable=True)
-        keep = (page < limit_B11) & (order.values > -torch.inf)
-        most = min(used, int(limit_B11.max()))
-        chosen = order.indices.masked_fill(~keep, -1)[..., :most]
-        return Selection(self._tokens(chosen, length), index_bytes=low.nbytes + high.nbytes)
+            return page_select(q_BHD, low, high, num_pages_B, self.selected_B, **limits)
+        # pages without tokens hold infinities, whose product with 0 would be NaN
+        page = torch.arange(used, device=q_BHTD.device)
+        absent = (page >= num_pages_B[:, None])[:, None, :, None]
+        bound = upper_bound(q_BHD, low.masked_fill(absent, 0), high.masked_fill(absent, 0))
+        return best_pages(bound, num_pages_B, self.selected_B, **limits)
 
-    def _tokens(self, page_BGK: Tensor, length: int) -> Tensor:
+    def spans(self, length: int) -> tuple[Tensor, Tensor]:
+        """First position and tokens of every page, ``BGC`` int32."""
+        size = self.config.page_size
+        first_BC = self.pad_B1 + torch.arange(0, length, size, device=self.pad_B1.device)
+        heads = (-1, self.shape.num_kv_heads, -1)
+        tokens_BC = (length - first_BC).clamp(0, size)
+        return tuple(x[:, None].int().expand(heads) for x in (first_BC, tokens_BC))
+
+    def index_bytes(self, layer: int, length: int) -> int:
+        """Bytes of the extrema that a selection reads."""
+        if layer in self.config.dense_layers:
+            return 0
+        used = -(-length // self.config.page_size)
+        return 2 * self.low_LBGCD[self.slot[layer], :, :, :used].nbytes
+
+    def select(self, layer: int, q_BHTD: Tensor, store: Store, args: AttentionArgs) -> Selection:
+        """Tokens of the best-bounded pages; the newest page among them in the kernel variant."""
+        length = store.keys(layer).shape[2]
+        token = self.tokens(self.pages(layer, q_BHTD, length), length)
+        return Selection(token, index_bytes=self.index_bytes(layer, length))
+
+    def tokens(self, page_BGK: Tensor, length: int) -> Tensor:
         """Positions of the tokens of pages (-1: none), ``token_BGR``."""
         offset = torch.arange(self.config.page_size, device=page_BGK.device)
         token = self.pad_B1[:, :, None, None] + page_BGK[..., None] * self.config.page_size
@@ -152,7 +173,11 @@ class PageIndex:
 
 
 class Quest(SelectiveMethod):
-    """Query-aware page selection."""
+    """Query-aware page selection.
+
+    Where one page set serves a KV head and all keys and values are in one place, attention reads
+    the pages there instead of gathering their tokens first.
+    """
 
     name = "quest"
     memory_knob = "cache_frac"
@@ -165,6 +190,35 @@ class Quest(SelectiveMethod):
     def make_store(self) -> Store:
         """Cached pages are Quest's pages."""
         return make_store(self.config, self.shape, self.config.page_size)
+
+    def decode(
+        self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
+    ) -> Tensor:
+        """Append, select pages, attend them in place."""
+        index, store = self.index, self.store
+        assert isinstance(index, PageIndex)
+        if self.config.scope != "kv_head" or not isinstance(store, DeviceStore):
+            return super().decode(layer, q_BHTD, k_BGTD, v_BGTD, args)
+        store.append(layer, k_BGTD, v_BGTD)
+        keys, values = store.keys(layer), store.values(layer)
+        length = keys.shape[2]
+        with self.probe.span("select"):
+            index.append(layer, store)
+            page_BGK = index.pages(layer, q_BHTD, length)
+        with self.probe.span("attend"):
+            pool = Pool(keys, values, *index.spans(length))
+            none = Steady(keys[:, :, :0], values[:, :, :0], torch.zeros_like(index.pad_B1[:, 0]))
+            q_BHD, softcap = q_BHTD[:, :, 0].contiguous(), args.softcap or 0.0
+            out_BHD, _ = wave_attention(q_BHD, none, pool, page_BGK, args.scale, softcap=softcap)
+        if not isinstance(self.probe, NullProbe):
+            tokens = pool.size_BGC.gather(-1, page_BGK.clamp_min(0).long()) * (page_BGK >= 0)
+            num_tokens, heads = int(tokens.sum()), self.shape.batch * self.shape.num_kv_heads
+            self.probe.live(layer, attended=num_tokens / heads)
+            self.probe.moved("kv", num_tokens * vector_bytes(self.shape))
+            self.probe.moved("index", index.index_bytes(layer, length))
+        if self.probe.detail:
+            self.probe.selected(layer, index.tokens(page_BGK, length))
+        return out_BHD[:, :, None]
 
     @classmethod
     def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:

@@ -11,6 +11,8 @@ from retrobench_kernels.cluster_select import cpu as select_cpu
 from retrobench_kernels.cluster_select import naive as select_naive
 from retrobench_kernels.dense_decode import cpu as dense_cpu
 from retrobench_kernels.dense_decode import naive as dense_naive
+from retrobench_kernels.page_select import cpu as page_cpu
+from retrobench_kernels.page_select import naive as page_naive
 from retrobench_kernels.segmented_kmeans import cpu as kmeans_cpu
 from retrobench_kernels.segmented_kmeans import naive as kmeans_naive
 from retrobench_kernels.wave_attention import cpu as wave_cpu
@@ -105,6 +107,27 @@ def test_equal_scores_are_chosen_once_each():
     )
     both = chosen(best[0, 0]) + chosen(rest[0, 0])
     assert len(best[0, 0]) == 7 and len(set(both)) == 18
+
+
+@pytest.mark.parametrize("newest", [False, True])
+@pytest.mark.parametrize(("dtype", "dim", "heads"), SHAPES, ids=NAMES)
+def test_page_select(dtype, dim, heads, newest, poisoned_empty):
+    """Whole numbers: bounds are exact in any order of summation, and many are equal."""
+    pages, counts = 90, torch.tensor([90, 41, 3])
+    q = torch.randint(-3, 4, (3, heads[0], dim)).to(dtype)
+    keys = torch.randint(-4, 5, (2, 3, heads[1], pages, dim)).to(dtype)
+    low, high = keys.amin(0), keys.amax(0)
+    for row, count in enumerate(counts):  # pages that do not exist yet
+        low[row, :, count:], high[row, :, count:] = torch.inf, -torch.inf
+    wide = torch.cat([low, low], 2)[:, :, :pages]  # a view of a larger buffer
+    for bounds in ((low, high), (wide, high), (low, low)):
+        args = (q, *bounds, counts, torch.tensor([9, 50, 2]))
+        options = {"max_selected": 50, "newest": newest}
+        got = page_cpu.page_select(*args, **options)
+        expected = page_naive.page_select(*args, **options)
+        assert got.dtype == torch.int32 and torch.equal(
+            got.sort(-1).values, expected.sort(-1).values
+        )
 
 
 @pytest.mark.parametrize("cached", [False, True], ids=["pool", "cache"])

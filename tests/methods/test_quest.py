@@ -14,6 +14,7 @@ from retrobench.core.method import AttentionArgs, NullProbe
 from retrobench.core.shapes import KVShape
 from retrobench.core.spec import parse
 from retrobench.engine import loader
+from retrobench.engine.attend import attend
 from retrobench.engine.loader import ModelConfig
 from retrobench.engine.session import Decoding, Session
 from retrobench.tasks.prompt import PromptBuilder
@@ -209,3 +210,39 @@ def test_pages_on_the_embedded_models_own_keys():
     session.generate(Decoding(max_new_tokens=4), frozenset())
     session.close()
     assert len(checked) == 4 * 2 * 3 and all(checked)
+
+
+@pytest.mark.parametrize(("dtype", "softcap"), [("float32", None), ("bfloat16", 5.0)])
+def test_pages_attended_in_place_equal_their_gathered_tokens(dtype, softcap, monkeypatch):
+    """The fast path, with the machine's kernels and in plain torch, against select and attend."""
+    generator = torch.Generator().manual_seed(3)
+    shape = KVShape(
+        pad_tokens=(0, 9),
+        layers=(0, 1),
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=64,
+        prompt_tokens=150,
+        max_tokens=170,
+        dtype=dtype,
+    )
+    tensors = torch.randn(4, 2, 4, 170, 64, generator=generator).to(getattr(torch, dtype))
+    query, keys, values = tensors[0], tensors[1, :, :2], tensors[2, :, :2]
+    args = AttentionArgs(scale=0.125, softcap=softcap)
+    config = QuestConfig(page_size=PAGE, dense_layers=(0,), retrieval_frac=0.2)
+    method = Quest(config, shape)
+    for layer in (0, 1):
+        prompt = (t[:, :, :150] for t in (query, keys, values))
+        method.prefill(layer, *prompt, args)
+    method.seal()
+    tolerance = 1e-5 if dtype == "float32" else 2e-2
+    for n in range(150, 170):
+        monkeypatch.setenv("RETROBENCH_KERNELS", ("auto", "naive")[n % 2])
+        for layer in (0, 1):
+            q, k, v = (t[:, :, n : n + 1] for t in (query, keys, values))
+            got = method.decode(layer, q, k, v, args)
+            token = method.index.select(layer, q, method.store, args).token_BGR
+            gathered = method.store.gather(layer, token)
+            expected = attend(q, *gathered, token >= 0, args)
+            torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
+    assert (token >= 0).sum(-1).max() <= 32

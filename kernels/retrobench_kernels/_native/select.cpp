@@ -108,7 +108,64 @@ void clusters(const float* q, const T* centroid, const int32_t* size, const int3
   }
 }
 
+// Finite scores of any sign to keys in the same order, above ABSENT and below NEWEST.
+constexpr uint32_t NEWEST = UINT32_MAX;
+uint32_t signed_key(float score) {
+  uint32_t bits;
+  score += 0.f;  // one zero only
+  memcpy(&bits, &score, 4);
+  return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+// Bounds of pages: positive parts of the queries times maxima plus negative parts times minima.
+template <class T>
+void pages(const float* q, const T* low, const T* high, const int32_t* num_pages, const int32_t* r,
+           int32_t* best, long B, long G, long C, long R, int D, bool newest,
+           const int64_t* stride, int threads) {
+  Form f{D, 1.f, 0.f, false};
+  long parts = (C + SCORE_ROWS - 1) / SCORE_ROWS;
+  std::vector<float> positive(B * G * C), negative(B * G * C);
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(dynamic, 1)
+    for (long i = 0; i < B * G * parts; i++) {
+      long head = i / parts, b = head / G, g = head % G, from = i % parts * SCORE_ROWS;
+      long to = std::min<long>(from + SCORE_ROWS, std::min<long>(num_pages[b], C));
+      if (from >= to) continue;
+      const float* own = q + head * 2 * D;
+      score_group(own, 1, high + b * stride[2] + g * stride[3], from, to, C, f,
+                  positive.data() + head * C);
+      score_group(own + D, 1, low + b * stride[0] + g * stride[1], from, to, C, f,
+                  negative.data() + head * C);
+    }
+    Selector selector;
+    std::vector<uint32_t> key(C);
+#pragma omp for schedule(dynamic, 1)
+    for (long head = 0; head < B * G; head++) {
+      long n = std::min<long>(num_pages[head / G], C);
+      for (long i = 0; i < n; i++)
+        key[i] = signed_key(positive[head * C + i] + negative[head * C + i]);
+      if (newest && n) key[n - 1] = NEWEST;
+      selector.run(key.data(), n, r[head / G], 0, best + head * R, R, nullptr, 0);
+    }
+  }
+}
+
 }  // namespace
+
+extern "C" void retrobench_page_select(
+    const float* q, const void* low, const void* high, const int32_t* num_pages,
+    const int32_t* selected, int32_t* best, int64_t B, int64_t G, int64_t C, int64_t R, int32_t D,
+    int32_t newest, const int64_t* stride, int32_t dtype, int32_t threads) {
+  auto run = [&](auto type) {
+    using T = decltype(type);
+    pages(q, (const T*)low, (const T*)high, num_pages, selected, best, B, G, C, R, D, newest != 0,
+          stride, threads);
+  };
+  if (dtype == 0) run(float{});
+  else if (dtype == 1) run(bf16{});
+  else run(f16{});
+}
 
 extern "C" void retrobench_cluster_select(
     const float* q, const void* centroid, const int32_t* size, const int32_t* num_clusters,
