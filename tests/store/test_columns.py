@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 
 import pandas as pd
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from retrobench.core.cell import Cell
+from retrobench.store import columns
+from retrobench.store.flatten import read_flat
 from retrobench.store.results import ResultStore
 
 
@@ -53,3 +57,51 @@ def test_a_damaged_or_foreign_cache_is_made_again(tmp_path):
     pd.testing.assert_frame_equal(store.columns(), before)
     assert store.columns(["key"], ["0" * 16]).empty
     assert ResultStore(tmp_path / "none").columns(["key"]).empty
+
+
+numbers = st.one_of(st.none(), st.integers(-(2**40), 2**40), st.floats(-1e9, 1e9))
+words = st.one_of(st.none(), st.text(max_size=8), st.just("2026-01-31T10:00:00+00:00"))
+rows = st.fixed_dictionaries(
+    {"score": numbers, "prediction": words, "meta": st.fixed_dictionaries({"depth": numbers})},
+    optional={
+        "message": words,
+        "note": words,
+        "references": st.lists(st.text(max_size=4), max_size=3),
+        "live": st.fixed_dictionaries(
+            {"hit_ratio": numbers, "calls": st.dictionaries(st.sampled_from("01"), numbers)},
+            optional={"stop": st.lists(st.integers(), max_size=2)},
+        ),
+        "fidelity": st.fixed_dictionaries({"sparse_layers": st.lists(st.integers(0, 9))}),
+    },
+)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(rows, min_size=1, max_size=4))
+def test_the_native_reader_says_what_the_slow_one_says(tmp_path_factory, monkeypatch, made):
+    store = ResultStore(tmp_path_factory.mktemp("store"))
+    key = write(store, 1, [{"sample": str(i), **row} for i, row in enumerate(made)])
+    quick = store.columns()
+    (store.root / "columns.feather").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(columns, "read_flat", lambda path: None)
+        slow = store.columns()
+    assert set(slow) <= set(quick)
+    assert quick[[c for c in quick if c not in slow]].isna().all(axis=None)
+    for name in slow:
+        ours, theirs = (f[name].astype(object).where(f[name].notna(), None) for f in (quick, slow))
+        assert ours.tolist() == theirs.tolist(), name
+    assert len(store.read(key).rows) == len(made)
+
+
+def test_the_native_reader_leaves_retries_and_torn_lines_to_the_slow_one(tmp_path):
+    store = ResultStore(tmp_path)
+    path = tmp_path / write(store, 1, [{"sample": "a", "score": 0.5}]) / "rows.jsonl"
+    assert read_flat(path) is not None
+    with path.open("a") as stream:
+        stream.write('{"sample": "b", "sta')
+    assert read_flat(path) is None and len(store.columns()) == 1
+    write(store, 1, [{"sample": "a", "score": 1.0}])
+    assert read_flat(path) is None and store.columns()["score"].tolist() == [1.0]

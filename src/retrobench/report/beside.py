@@ -13,12 +13,18 @@ _NUM_TASKS = 13
 def beside_published(frame: pd.DataFrame) -> pd.DataFrame:
     """One row for each published value that the rows have a score for; empty without any."""
     rows = []
-    for key, cell in frame[frame["benchmark"] == "ruler"].groupby("key", sort=False):
-        first = cell.iloc[0]
-        name, ours = str(first["model"]).lower(), _scores(cell)
-        for known in (*RULER, *RULER_BY_TASK):
+    ruler = frame[frame["benchmark"] == "ruler"]
+    for first in ruler.drop_duplicates("key")[["key", "model", "method"]].itertuples():
+        key, method = str(first.key), first.method
+        fitting = [
+            known
+            for known in (*RULER, *RULER_BY_TASK)
+            if known.model in str(first.model).lower() and known.method == method
+        ]
+        ours = _scores(ruler[ruler["key"] == key]) if fitting else {}
+        for known in fitting:
             mean = ours.get((known.task, known.length))
-            if known.model not in name or known.method != first["method"] or mean is None:
+            if mean is None:
                 continue
             rows.append(
                 {

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from retrobench.report import fidelity_table, speed_table
 from retrobench.report.averages import averages
@@ -28,6 +31,8 @@ COLUMNS = (
 ).split() + fidelity_table.COLUMNS
 COLUMNS += speed_table.COLUMNS
 _HELD = ["footprint.device", "footprint.pinned", "footprint.host"]
+_COST_DIGITS = {"attended": 0, "estimated": 0, "prefill s": 2, "seal s": 3, "ms/step": 1}
+_COST_DIGITS |= {"MiB held": 1, "MiB/step": 2, "hit": 2}
 _UNSUPPORTED = "unsupported_by_model"
 _CELL = ["model", "method", "changed", "engine.batch", "budget", "protocol", "key"]
 _SHORT = {"single_": "s", "multikey_": "mk", "multivalue": "mv", "multiquery": "mq"}
@@ -40,48 +45,53 @@ def score_matrix(frame: pd.DataFrame) -> pd.DataFrame:
     not averaged either, and the cell then has no average.
     """
     names = _column(frame)
-    columns = list(dict.fromkeys(names))
-    good = frame["score"].where(frame["status"] == OK)
-    by = [frame["key"], names]
-    answered = good.notna().groupby(by).all()
-    whole = (100 * pd.to_numeric(good).groupby(by).mean())[answered].to_dict()  # the usual case
+    columns = list(names.unique())
+    good = pd.to_numeric(frame["score"].where(frame["status"] == OK))
+    entries = good.groupby([frame["key"], names], sort=False)
+    whole = (100 * entries.mean())[entries.size() == entries.count()]  # the usual case
+    texts: dict[str, dict[str, str]] = {key: {} for key in frame["key"].unique()}
+    means: dict[str, list[float]] = {key: [] for key in texts}
+    for (key, name), mean in whole.items():
+        texts[key][name] = f"{mean:.1f}"
+        means[key].append(mean)
+    failed = set()
+    odd = frame[~pd.MultiIndex.from_arrays([frame["key"], names]).isin(whole.index)]
+    for (key, name), group in odd.groupby([odd["key"], names[odd.index]], sort=False):
+        texts[key][name], mean = _group(group)
+        if mean is not None:
+            means[key].append(mean)
+        elif texts[key][name] not in {"n/a", "-"}:
+            failed.add(key)
     rows = []
-    for key, cell in frame.groupby("key", sort=False):
-        texts, means, failed = {}, [], False
-        for name in dict.fromkeys(names[cell.index]):
-            mean = whole.get((key, name))
-            text = "" if mean is None else f"{mean:.1f}"
-            if mean is None:
-                text, mean = _group(cell[names[cell.index] == name])
-            texts[name] = text
-            failed |= mean is None and text not in {"n/a", "-"}
-            means += [mean] if mean is not None else []
-        average = f"{sum(means) / len(means):.1f}" if means and not failed else "-"
-        rows.append({**_labels(cell), **{c: texts.get(c, "") for c in columns}, "avg": average})
+    for key, labels in _each_label(frame):
+        average = "-" if key in failed or not means[key] else f"{np.mean(means[key]):.1f}"
+        own = {name: texts[key].get(name, "") for name in columns}
+        rows.append({**labels, **own, "avg": average})
     return pd.DataFrame(rows)
 
 
 def cost_matrix(frame: pd.DataFrame) -> pd.DataFrame:
     """Medians per cell: tokens attended and estimated, seconds, bytes, hit ratio."""
+    good = frame[frame["status"] == OK]
+    values = pd.DataFrame(
+        {
+            "attended": good["live.attended_tokens"],
+            "estimated": good["live.estimated_tokens"],
+            "prefill s": good["prefill_s"],
+            "seal s": good["seal_s"],
+            "ms/step": 1000 * good["decode_s"] / good["decode_steps"].clip(lower=1),
+            "MiB held": good[_HELD].sum(axis=1) / 2**20,
+            "MiB/step": moved_bytes(good) / 2**20,
+            "hit": good["live.hit_ratio"],
+        },
+        dtype=float,
+    )
+    medians = values.groupby(good["key"], sort=False).median()
     rows = []
-    for _, cell in frame[frame["status"] == OK].groupby("key", sort=False):
-        held = cell[_HELD].sum(axis=1)
-        moved = moved_bytes(cell)
-        steps = cell["decode_steps"].clip(lower=1)
-        ratio = cell["live.hit_ratio"].median()
-        rows.append(
-            {
-                **_labels(cell),
-                "attended": f"{cell['live.attended_tokens'].median():.0f}",
-                "estimated": f"{cell['live.estimated_tokens'].median():.0f}",
-                "prefill s": f"{cell['prefill_s'].median():.2f}",
-                "seal s": f"{cell['seal_s'].median():.3f}",
-                "ms/step": f"{1000 * (cell['decode_s'] / steps).median():.1f}",
-                "MiB held": f"{held.median() / 2**20:.1f}",
-                "MiB/step": f"{moved.median() / 2**20:.2f}",
-                "hit": "" if pd.isna(ratio) else f"{ratio:.2f}",
-            }
-        )
+    for key, labels in _each_label(good):
+        own = medians.loc[key]
+        texts = {name: f"{own[name]:.{digits}f}" for name, digits in _COST_DIGITS.items()}
+        rows.append({**labels, **texts, "hit": "" if pd.isna(own["hit"]) else texts["hit"]})
     return pd.DataFrame(rows)
 
 
@@ -179,9 +189,18 @@ def _column(frame: pd.DataFrame) -> pd.Series:
     return name + length.where(frame["length"] > 0, "")
 
 
+def _each_label(frame: pd.DataFrame) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Key and labels of every cell, in the order of the rows."""
+    for first in frame.drop_duplicates("key").reindex(columns=_CELL).to_dict("records"):
+        yield first["key"], _label(first)
+
+
 def _labels(cell: pd.DataFrame) -> dict[str, Any]:
-    first = cell.iloc[0]
-    labels = {name: first.get(name) for name in _CELL}
+    return _label({name: cell[name].iat[0] if name in cell else None for name in _CELL})
+
+
+def _label(first: dict[str, Any]) -> dict[str, Any]:
+    labels = dict(first)
     labels["key"] = labels["key"][:6]
     if not labels["changed"] or pd.isna(labels["changed"]):
         labels["changed"] = ""
@@ -205,5 +224,5 @@ def _rich(title: str, matrix: pd.DataFrame) -> Table:
         left = column in {*_CELL, "batch"}
         table.add_column(text, justify="left" if left else "right", overflow="fold")
     for values in shown.itertuples(index=False):
-        table.add_row(*map(str, values))
+        table.add_row(*(Text(str(value)) for value in values))
     return table

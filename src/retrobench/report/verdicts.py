@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 
+import numpy as np
 import pandas as pd
 
 from retrobench.core.budget import Budget
@@ -45,12 +46,15 @@ def budget_alarms(frame: pd.DataFrame) -> list[str]:
 
 
 def _scored(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame[(frame["status"] == OK) & frame["score"].notna()]
+    """Answered rows; ``pair`` is the same number wherever sample and prompt are the same."""
+    rows = frame[(frame["status"] == OK) & frame["score"].notna()]
+    pairs = rows.groupby(["sample", "prompt_hash"], sort=False, dropna=False).ngroup()
+    return rows.reindex(columns=[*_APART, "key", "budget", "score"]).assign(pair=pairs)
 
 
 def _against_full(scored: pd.DataFrame) -> Iterator[tuple[str, Verdict]]:
     for names, group in scored.groupby(_SETTING, sort=False):
-        base = group[group["method"] == "full"].drop_duplicates("sample")
+        base = group[group["method"] == "full"]
         for key, cell in group[group["method"] != "full"].groupby("key", sort=False):
             if verdict := _paired(cell, base):
                 yield f"{' '.join(names)}: {cell['method'].iloc[0]} {key[:6]}", verdict
@@ -71,10 +75,13 @@ def _neighbours(scored: pd.DataFrame) -> Iterator[tuple[str, Verdict]]:
 
 def _paired(ours: pd.DataFrame, base: pd.DataFrame) -> Verdict | None:
     """The comparison on samples with the same prompt; None without any."""
-    columns = ["sample", "prompt_hash", "score"]
-    ours, base = (rows.drop_duplicates("sample")[columns] for rows in (ours, base))
-    both = ours.merge(base, on=["sample", "prompt_hash"], suffixes=("", "_base"))
-    return compare(both["score"], both["score_base"]) if len(both) else None
+    own, first = np.unique(ours["pair"].to_numpy(), return_index=True)
+    known, first_known = np.unique(base["pair"].to_numpy(), return_index=True)
+    _, at, at_known = np.intersect1d(own, known, assume_unique=True, return_indices=True)
+    if not len(at):
+        return None
+    scores, reference = (rows["score"].to_numpy(dtype=float) for rows in (ours, base))
+    return compare(scores[first[at]], reference[first_known[at_known]])
 
 
 def _words(verdict: Verdict, p: float) -> str:

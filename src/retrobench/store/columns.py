@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from retrobench.store.flatten import flat, read_flat
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,9 +23,6 @@ if TYPE_CHECKING:
 
 _FILE = "columns.feather"
 _FORMAT = "2"  # raise it when columns change their meaning
-# kept as JSON text: these lists, and those by layer; others are left to the rows
-_TEXT_LISTS = ("references", "layers", "sparse_layers")
-_BY_LAYER = (".layer_mean.", ".layer_tail.")
 
 
 def read_columns(
@@ -34,10 +33,10 @@ def read_columns(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    table = _fresh(store)
+    table = _fresh(store, names)
     if table is None:
         return pd.DataFrame(columns=list(names or ["key"]))
-    if keys is not None:
+    if keys is not None and not set(keys).issuperset(store.cell_keys()):
         table = table.filter(pc.is_in(table["key"], value_set=_strings(keys)))  # type: ignore
     if names is not None:
         table = table.select([name for name in names if name in table.column_names])
@@ -54,25 +53,30 @@ def _strings(values: Sequence[str]) -> pa.Array:
     return pa.array(list(values), pa.string())
 
 
-def _fresh(store: ResultStore) -> pa.Table | None:
-    """The cached table, after reading again what changed since it was written."""
+def _fresh(store: ResultStore, names: Sequence[str] | None) -> pa.Table | None:
+    """The cached table, after reading again what changed since it was written.
+
+    Of an unchanged cache only the named columns (and ``key``) are read.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
     from pyarrow import feather
 
     now = {key: _stamp(store.root / key) for key in store.cell_keys()}
     path = store.root / _FILE
-    table, then = None, {}
-    if path.exists():
-        try:
-            table = feather.read_table(path, memory_map=True)
-            then = json.loads((table.schema.metadata or {}).get(_FORMAT.encode(), b"{}"))
-        except (OSError, ValueError, pa.ArrowException):
-            table, then = None, {}
-    changed = [key for key, stamp in now.items() if then.get(key) != stamp]
-    gone = [key for key in then if key not in now]
-    if table is not None and not changed and not gone:
+    then: dict[str, list[int]] = {}
+    table = None
+    try:
+        with pa.memory_map(str(path)) as file:
+            schema = pa.ipc.open_file(file).schema
+        then = json.loads((schema.metadata or {}).get(_FORMAT.encode(), b"{}"))
+        wanted = None if names is None else [n for n in schema.names if n in {"key", *names}]
+        table = feather.read_table(path, wanted if then == now else None, memory_map=True)
+    except (OSError, ValueError, pa.ArrowException):
+        then = {}
+    if table is not None and then == now:
         return table
+    changed = [key for key, stamp in now.items() if then.get(key) != stamp]
     parts = [_cell_table(store, key) for key in changed]
     if table is not None:
         keep = [key for key in then if key in now and key not in set(changed)]
@@ -112,38 +116,28 @@ def _cell_table(store: ResultStore, key: str) -> pa.Table | None:
     import pyarrow as pa
 
     fixed = cell_columns(key, store.cell(key))
-    rows = [dict(_flat(row)) for row in store.read(key).rows.values()]
-    if not rows:
+    table = read_flat(store.root / key / "rows.jsonl")
+    if table is None:
+        rows = [dict(flat(row)) for row in store.read(key).rows.values()]
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        table = pa.table({name: _array([row.get(name) for row in rows]) for name in names})
+    if not table.num_rows:
         return None
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    columns: dict[str, pa.Array] = {}
-    for name, value in fixed.items():
-        if name not in names:
-            columns[name] = _array([_scalar(value)] * len(rows))
-    for name in names:
-        columns[name] = _array([row.get(name) for row in rows])
-    return pa.table(columns)
+    same = {
+        name: _array([_scalar(value)] * table.num_rows)
+        for name, value in fixed.items()
+        if name not in table.column_names
+    }
+    return pa.table({**same, **{name: table[name] for name in table.column_names}})
 
 
 def cell_columns(key: str, about: Mapping[str, Any]) -> dict[str, Any]:
     """What every row of a cell has in its columns; ``about`` as ``cell.json`` holds it."""
     fixed = {"key": key, **about.get("labels", {})}
-    fixed |= {f"method.{k}": v for k, v in _flat(about["cell"].get("method", {})) if k != "name"}
+    fixed |= {f"method.{k}": v for k, v in flat(about["cell"].get("method", {})) if k != "name"}
     fixed |= {"engine.batch": about["cell"].get("engine", {}).get("batch", 1)}
     fixed |= {"weight_bytes": about.get("weight_bytes")}
     return fixed | {f"machine.{k}": about.get("provenance", {}).get(k) for k in ("cpu", "gpu")}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Scalars under dotted names; per-layer counts (digit keys) and lists are left out."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, list):
-            if name in _TEXT_LISTS or prefix.endswith(_BY_LAYER):
-                yield prefix + name, json.dumps(value)
-        elif not name.isdigit():
-            yield prefix + name, value
 
 
 def _scalar(value: Any) -> Any:
