@@ -110,7 +110,8 @@ def search(
 ) -> tuple[int, float]:
     """The whole number in [low, high] whose cost, growing in it, is nearest to the target.
 
-    False position between the nearest costs on both sides, within a few measurements.
+    Costs are about a line (some layers may cost the same whatever the budget), so the next guess
+    is on the line through the two nearest known ones, within a few measurements.
     """
     known: dict[int, float] = {}
 
@@ -131,13 +132,20 @@ def search(
         over = min((t for t, c in known.items() if c >= target), default=high)
         if over - under <= 1:
             break
-        span = known.get(over, target) - known.get(under, 0.0)
-        share = (target - known.get(under, 0.0)) / span if span > 0 else 0.5
-        guess = min(over - 1, max(under + 1, round(under + share * (over - under))))
+        guess = min(over - 1, max(under + 1, _on_the_line(known, target)))
         if guess in known:
             guess = (under + over) // 2
     best = min(known, key=lambda tokens: abs(known[tokens] - target))
     return best, known[best]
+
+
+def _on_the_line(known: dict[int, float], target: float) -> int:
+    """Where the line through the two costs nearest to the target reaches it."""
+    costs = sorted(((t, c) for t, c in known.items() if c > 0), key=lambda e: abs(e[1] - target))
+    if len(costs) < 2 or costs[0][1] == costs[1][1]:
+        return round(costs[0][0] * target / costs[0][1]) if costs else 0
+    (at, cost), (other, far) = costs[:2]
+    return round(at + (target - cost) * (other - at) / (far - cost))
 
 
 def _unmatched(spec: RunSpec) -> dict[str, Any]:

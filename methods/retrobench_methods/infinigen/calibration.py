@@ -53,8 +53,9 @@ def load(file: Path, shape: KVShape) -> dict[str, Tensor]:
     """``skew_LGDD``, ``q_abs_LGD`` and ``k_abs_LGD`` on the shape's device, in float32."""
     with safe_open(file, "pt", device=shape.device) as stream:
         found = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-        layers = json.loads(stream.metadata().get("layers", "null"))
-    if layers is not None and set(shape.layers) < set(layers):  # some are served by others
+        made_of = json.loads(stream.metadata().get("layers", "[]"))
+    layers = made_of or list(range(len(found["skew_LGDD"])))
+    if set(shape.layers) < set(layers):  # others are left to full attention
         chosen = [layers.index(layer) for layer in shape.layers]
         found = {name: tensor[chosen] for name, tensor in found.items()}
     expected = (len(shape.layers), shape.num_kv_heads, shape.head_dim, shape.head_dim)
