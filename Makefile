@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 RUN := $(BIN)/python run.py
 DEMO := -m method=full,retroinfer,oracle_topk,random task=ruler
+PUBLISHED := cluster_count niah_grid pareto_accuracy_bytes
 DEMO_TASKS := niah_single_2,niah_single_3,niah_multikey_1,niah_multikey_2,niah_multiquery
 
 .PHONY: help setup demo test check figures published options gpu-test gpu-bench
@@ -39,9 +40,13 @@ check: $(STAMP) ## lint, format, types and import rules
 figures: $(STAMP) ## draw every figure that the rows on disk allow
 	$(BIN)/python scripts/plots.py
 
-published: $(STAMP) ## run the published experiments again and draw their figures
-	$(RUN) -m experiment=cluster_count results_dir=results/runs
-	$(BIN)/python scripts/plots.py --sweep cluster_count --out results/published cluster_count
+published: $(STAMP) ## run the published experiments; their tables and figures (about 10 minutes)
+	set -e; for name in $(PUBLISHED); do \
+	  $(RUN) -m experiment=$$name results_dir=results/runs; \
+	  $(BIN)/python scripts/plots.py --sweep $$name --out results/published $$name; \
+	  $(BIN)/retrobench table --sweep $$name > results/published/$$name.txt; \
+	  $(BIN)/retrobench audit --sweep $$name; \
+	done
 
 options: $(STAMP) ## regenerate docs/options.md from the option dataclasses
 	$(BIN)/python scripts/options.py

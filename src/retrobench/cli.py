@@ -114,11 +114,12 @@ def print_plan(raws: list[Any]) -> int:
             names = [str(raw.get(group, {}).get("name")) for group in ("model", "method", "task")]
             specs.append((" ".join(names), error))
     planned = plan(specs)
-    print_planned(planned, available_bytes(), _console())
+    print_planned(planned, available_bytes(), console())
     return 1 if any(entry.state == "impossible" for entry in planned) else 0
 
 
-def _console() -> Console:
+def console() -> Console:
+    """The terminal, or 160 columns where there is none."""
     return Console(width=None if Console().is_terminal else 160)
 
 
@@ -134,21 +135,21 @@ def show(outcomes: list[dict[str, Any]], results_dir: str) -> None:
     from retrobench.report.table import COLUMNS, print_tables
     from retrobench.store.results import ResultStore
 
-    console = _console()
+    out = console()
     for outcome in outcomes:
         if "label" in outcome:
             line = f"{outcome['key']} {outcome['label']}: "
             line += f"{outcome['ran']} samples run, {outcome['cached']} on disk"
-            console.print(line, markup=False, highlight=False)
+            out.print(line, markup=False, highlight=False)
             if outcome.get("matched"):
                 text = f"  {outcome['matched']}"
-                console.print(text, markup=False, highlight=False, soft_wrap=True)
+                out.print(text, markup=False, highlight=False, soft_wrap=True)
     keys = list(dict.fromkeys(o["key"] for o in outcomes if "key" in o))
     if keys:
-        print_tables(ResultStore(results_dir).columns(COLUMNS, keys), console)
+        print_tables(ResultStore(results_dir).columns(COLUMNS, keys), out)
     for outcome in outcomes:
         if line := _failure(outcome):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _failure(outcome: dict[str, Any]) -> str:
@@ -202,9 +203,9 @@ def _draw(experiment: str, outcomes: list[dict[str, Any]], results_dir: Path) ->
         out = results_dir.parent / "figures"
         for name, drawn, reason in draw(ResultStore(results_dir), out, [experiment], keys):
             line = f"figure {name}: {drawn if drawn else 'not drawn, ' + reason}"
-            _console().print(line, markup=False, highlight=False, soft_wrap=True)
+            console().print(line, markup=False, highlight=False, soft_wrap=True)
     except ImportError:
-        _console().print("no figure: pip install 'retrobench[plots]'")
+        console().print("no figure: pip install 'retrobench[plots]'")
 
 
 def jobs(config: DictConfig) -> list[list[str]]:

@@ -133,7 +133,7 @@ def _table(options: argparse.Namespace) -> int:
     from retrobench.report.table import COLUMNS, print_tables
 
     store = ResultStore(options.results)
-    print_tables(store.columns(COLUMNS, _chosen(store, options)), Console())
+    print_tables(store.columns(COLUMNS, _chosen(store, options)), cli.console())
     return 0
 
 
