@@ -59,7 +59,12 @@ def reference_spec(spec: RunSpec) -> RunSpec | None:
     if not at:
         return None
     fields = {f.name for f in dataclasses.fields(method_class(name).Config)}
-    placed = {k: v for k, v in to_plain(spec.method_config).items() if k in fields & _PLACEMENT}
+    own = {f.name: f.default for f in dataclasses.fields(spec.method_config)}
+    placed = {
+        name: value
+        for name, value in to_plain(spec.method_config).items()
+        if name in fields & _PLACEMENT and value != own[name]
+    }
     placed = {**spec.method_options.get(name, {}), **placed}
     config = parse(method_class(name).Config, placed, "method")
     changes = {"method": name, "method_config": config, "budget": Budget.parse(budget)}
