@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 def launch(hydra_main: Callable[[], None], conf_dir: Path) -> None:
     """Entry of run.py: prepare the command line, then hand over to Hydra."""
+    # OpenMP reads it when torch is imported. Threads that spin while they wait take the cores of
+    # those that work as soon as anything else runs on the machine: steps get tens of times slower
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         sys.argv[1:] = name_sweep(prepare(sys.argv[1:], conf_dir))
     except ValueError as error:
@@ -170,6 +174,9 @@ def _note(entry: dict[str, Any]) -> None:
         stream.write(json.dumps(entry) + "\n")
 
 
+TASK_FIGURES = {"speed": "throughput"}  # of sweeps that no experiment describes
+
+
 class SweepTable(Callback):
     """Plan before a sweep, one table after it; exit code 1 if any cell failed."""
 
@@ -184,24 +191,24 @@ class SweepTable(Callback):
         path = Path(config.hydra.sweep.dir) / CELLS_FILE
         outcomes = [json.loads(line) for line in path.read_text().splitlines()]
         show(outcomes, config.results_dir)
-        experiment = config.hydra.runtime.choices.get("experiment")
-        if experiment:
-            _draw(experiment, outcomes, Path(config.results_dir))
+        choices = config.hydra.runtime.choices
+        if figure := choices.get("experiment") or TASK_FIGURES.get(choices.get("task")):
+            _draw(figure, outcomes, Path(config.results_dir))
         if any(_failure(outcome) for outcome in outcomes):
             sys.exit(1)
 
 
-def _draw(experiment: str, outcomes: list[dict[str, Any]], results_dir: Path) -> None:
-    """The experiment's figure from the sweep's own cells, or why there is none."""
+def _draw(figure: str, outcomes: list[dict[str, Any]], results_dir: Path) -> None:
+    """A figure from the sweep's own cells, or why there is none."""
     try:
         from retrobench.report.plots import FIGURES, draw
         from retrobench.store.results import ResultStore
 
-        if experiment not in FIGURES:
+        if figure not in FIGURES:
             return
         keys = list(dict.fromkeys(outcome["key"] for outcome in outcomes if "key" in outcome))
         out = results_dir.parent / "figures"
-        for name, drawn, reason in draw(ResultStore(results_dir), out, [experiment], keys):
+        for name, drawn, reason in draw(ResultStore(results_dir), out, [figure], keys):
             line = f"figure {name}: {drawn if drawn else 'not drawn, ' + reason}"
             console().print(line, markup=False, highlight=False, soft_wrap=True)
     except ImportError:

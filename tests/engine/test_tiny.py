@@ -83,3 +83,28 @@ def test_scores_at_4k_and_the_random_control(tmp_path):
     asked = full["task"] != "vt"
     assert full["score"][asked].sum() >= 3
     assert random["score"][asked].sum() == 0
+
+
+def test_every_cache_of_retroinfer_gives_the_same_tokens(tmp_path):
+    """On real keys: the page cache is an implementation, not an approximation."""
+    answers, hits = {}, {}
+    for manager in ("none", "host", "device"):
+        raw = {
+            "model": {"name": "tiny", "source": "tiny"},
+            "method": {"name": "retroinfer", "cache": manager, "overlap": manager == "host"},
+            "task": {
+                "name": "ruler",
+                "tasks": ["niah_single_1", "niah_single_2", "niah_multikey_1"],
+            },
+            "results_dir": str(tmp_path),
+            "progress": False,
+        }
+        raw["task"] |= {"length": 2048, "samples": 1}
+        outcome = cli.run_job(raw)
+        rows = ResultStore(tmp_path).read(outcome["key"]).rows
+        answers[manager] = {sample: row["prediction"] for sample, row in rows.items()}
+        hits[manager] = [row["live"]["hit_ratio"] for _, row in sorted(rows.items())]
+    assert answers["none"] == answers["host"] == answers["device"]
+    assert len(answers["none"]) == 3 and any(answers["none"].values())
+    assert hits["none"] == [None] * 3
+    assert hits["host"] == hits["device"] and min(hits["host"]) > 0

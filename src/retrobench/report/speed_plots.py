@@ -30,6 +30,8 @@ def throughput(frame: pd.DataFrame) -> Any:
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")
         panel.xaxis.minorticks_off()
+        panel.yaxis.set_major_formatter(style.plain_numbers())
+        panel.yaxis.set_minor_formatter(style.plain_numbers())
         lengths = sorted(rows["length"].unique())
         panel.set_xticks(lengths, [style.tokens(length) for length in lengths])
         panel.set_xlabel("context (tokens)")

@@ -25,7 +25,8 @@ def speed_matrix(
     batch; the backend that it ran is named in its line. A failure shows its status.
     """
     rows = []
-    order = ["length", "meta.batch", "key"]
+    frame = frame.assign(sparse=frame["method"] != "full")  # full attention first
+    order = ["length", "meta.batch", "sparse", "method", "key"]
     for _, row in frame.sort_values(order, kind="stable").iterrows():
         cell = {**labels(frame[frame["key"] == row["key"]]), "context": f"{row['length']}"}
         cell["batch"] = f"{row['meta.batch']:.0f}"
@@ -36,7 +37,7 @@ def speed_matrix(
         build = row["seal_s"] + (row["prefill_s"] if pd.notna(row["prefill_s"]) else 0)
         held = row[["footprint.device", "footprint.pinned", "footprint.host"]].sum()
         hit = row["live.hit_ratio"]
-        spread = f"{1000 * row['speed.step_q1_s']:.2f}-{1000 * row['speed.step_q3_s']:.2f}"
+        spread = f"{1000 * row['speed.step_q1_s']:.3g}-{1000 * row['speed.step_q3_s']:.3g}"
         rows.append(
             {
                 **cell,

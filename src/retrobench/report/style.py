@@ -59,6 +59,17 @@ def figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tupl
     return plt.subplots(rows, columns, figsize=(width, height), layout="constrained")
 
 
+def plain_numbers() -> Any:
+    """Ticks of a log axis as 20, 50, 100, not as powers; minor ones only where there are few."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    return Plain(minor_thresholds=(2, 0.5))
+
+
 def close(drawing: Any) -> None:
     """Free a figure."""
     import matplotlib.pyplot as plt
