@@ -124,7 +124,8 @@ class FullOffload(Method):
                     buffer[turn, :, :, :length].copy_(pool[i, :, :, :length], non_blocking=True)
             return self.k_2BGSD[turn], self.v_2BGSD[turn]
 
-        self.prefetcher.submit(layer, copy)
+        with self.probe.span(self.prefetcher.submit_span):
+            self.prefetcher.submit(layer, copy)
 
     def allocated(self) -> Footprint:
         """Bytes of the pool and of both buffers."""

@@ -209,15 +209,16 @@ def test_a_pool_smaller_than_the_prompt_keeps_what_is_used(tiny_llama, tmp_path)
 
 
 def test_prefetch_changes_nothing_but_time(tiny_llama, tmp_path):
-    ids, probe = random_ids(300), CountingProbe(spans=True)
-    results = []
+    ids, results, hidden = random_ids(300), [], []
     for options in ({"prefetch": True}, {"prefetch": False}, {"placement": "gpu"}):
         config, _ = calibrated(tiny_llama, tmp_path, ids, dense_layers=(0,), **options)
+        probe = CountingProbe(spans=True)
         logits, session = decode(tiny_llama, config, ids, probe=probe)
         session.close()
         results.append(logits)
+        hidden.append(probe.row()["fetch_hidden_frac"])
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
-    assert probe.span_s["fetch"] > 0 and "fetch_wait" in probe.span_s
+    assert 0 <= hidden[0] <= 1 and hidden[1:] == [0, 0]  # at once: nothing is hidden
 
 
 def test_bytes_equal_the_formula(tiny_llama, tmp_path):

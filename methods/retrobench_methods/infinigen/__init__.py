@@ -133,7 +133,8 @@ class InfiniGen(Method):
             q_BHTD = self.model.queries(following, hidden_BTE)
         if q_BHTD is None:
             return
-        self.prefetcher.submit(following, lambda: self._fetch(following, q_BHTD))
+        with self.probe.span(self.prefetcher.submit_span):
+            self.prefetcher.submit(following, lambda: self._fetch(following, q_BHTD))
 
     def _fetch(self, layer: int, q_BHTD: Tensor) -> tuple[Tensor, ...]:
         """(slots, keys, values) of the tokens that a query is expected to need."""

@@ -21,6 +21,11 @@ class Prefetcher:
         self._jobs: dict[int, Future[tuple[tuple[Tensor, ...], Any]]] = {}
         self._ready: dict[int, tuple[Tensor, ...]] = {}
 
+    @property
+    def submit_span(self) -> str:
+        """Name of the span of a ``submit``: off, the model waits there for the whole fetch."""
+        return "fetch_wait" if self._pool is None else "submit"
+
     def submit(self, layer: int, job: Job) -> None:
         """Start a layer's fetch. What it reads must not change until ``take``."""
         if self._pool is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from retrobench.core.method import Bytes
@@ -84,12 +84,19 @@ class CountingProbe:
                 for i, name in enumerate(("hits", "misses", "evictions"))
             },
             "span_s": {name: seconds for name, seconds in sorted(self.span_s.items())},
+            "fetch_hidden_frac": _hidden(self.span_s),
         }
 
 
 def _hit_ratio(counts: Iterable[int]) -> float | None:
     hits, misses, *_ = (*counts, 0, 0)
     return hits / (hits + misses) if hits + misses else None
+
+
+def _hidden(span_s: Mapping[str, float]) -> float | None:
+    """Share of the time of fetches that the model did not wait for; host clock, so on a CPU."""
+    fetch_s = span_s.get("fetch", 0.0)
+    return max(0.0, 1 - span_s.get("fetch_wait", 0.0) / fetch_s) if fetch_s else None
 
 
 def _mean(total: dict[int, float], calls: dict[int, int]) -> float:

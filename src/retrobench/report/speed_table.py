@@ -12,7 +12,7 @@ from retrobench.store.results import OK
 COLUMNS = (
     "meta.batch meta.shape speed.step_s speed.step_q1_s speed.step_q3_s speed.tokens_per_s "
     "speed.read_bytes speed.read_gb_s speed.ceiling_gb_s speed.output_error speed.threads "
-    "method_stats.backend"
+    "method_stats.backend live.fetch_hidden_frac"
 ).split()
 
 
@@ -36,7 +36,7 @@ def speed_matrix(
         error, backend = row["speed.output_error"], row["method_stats.backend"]
         build = row["seal_s"] + (row["prefill_s"] if pd.notna(row["prefill_s"]) else 0)
         held = row[["footprint.device", "footprint.pinned", "footprint.host"]].sum()
-        hit = row["live.hit_ratio"]
+        hit, hidden = row["live.hit_ratio"], row["live.fetch_hidden_frac"]
         spread = f"{1000 * row['speed.step_q1_s']:.3g}-{1000 * row['speed.step_q3_s']:.3g}"
         rows.append(
             {
@@ -50,6 +50,7 @@ def speed_matrix(
                 "MB/step": f"{row['speed.read_bytes'] / 1e6:.1f}",
                 "GB/s": f"{row['speed.read_gb_s']:.1f} of {row['speed.ceiling_gb_s']:.1f}",
                 "hit": "" if pd.isna(hit) else f"{hit:.2f}",
+                "hidden": "" if pd.isna(hidden) else f"{hidden:.2f}",
                 "build s": f"{build:.2f}",
                 "MB held": f"{held / 1e6:.0f}",
             }

@@ -145,7 +145,9 @@ def print_tables(frame: pd.DataFrame, console: Console) -> None:
 
 def _trimmed(matrix: pd.DataFrame) -> pd.DataFrame:
     """Without columns that say nothing."""
-    silent = [c for c in ("changed", "backend", "hit") if c in matrix and not matrix[c].any()]
+    silent = [
+        c for c in ("changed", "backend", "hit", "hidden") if c in matrix and not matrix[c].any()
+    ]
     return matrix.drop(columns=silent)
 
 
