@@ -129,7 +129,7 @@ class PageIndex:
         if layer in self.config.dense_layers:
             page = torch.arange(used, device=q_BHTD.device, dtype=torch.int32)
             page = page.masked_fill(page >= num_pages_B[:, None], -1)
-            return page[:, None].expand(-1, self.shape.num_kv_heads, -1)
+            return page[:, None].expand(-1, self.shape.num_kv_heads, -1).contiguous()
         low, high = self.low_LBGCD[i, :, :, :used], self.high_LBGCD[i, :, :, :used]
         most = min(used, max(self.selected))
         limits = {"max_selected": most, "newest": self.config.variant == "kernel"}
@@ -148,7 +148,9 @@ class PageIndex:
         first_BC = self.pad_B1 + torch.arange(0, length, size, device=self.pad_B1.device)
         heads = (-1, self.shape.num_kv_heads, -1)
         tokens_BC = (length - first_BC).clamp(0, size)
-        return tuple(x[:, None].int().expand(heads) for x in (first_BC, tokens_BC))
+        # contiguous: kernels on a GPU step through heads by one stride
+        first, tokens = (x[:, None].int().expand(heads).contiguous() for x in (first_BC, tokens_BC))
+        return first, tokens
 
     def index_bytes(self, layer: int, length: int) -> int:
         """Bytes of the extrema that a selection reads."""
