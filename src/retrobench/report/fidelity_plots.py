@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from retrobench.report import style
-from retrobench.report.fidelity_table import common_layers, over_layers
+from retrobench.report.fidelity_table import common_layers, over_layers, span
+from retrobench.report.rows import say
 from retrobench.report.style import NotEnoughRows
 from retrobench.store.results import OK
 
@@ -30,21 +31,24 @@ def mass_cdf(frame: pd.DataFrame) -> Any:
     axes.set_ylabel("attention mass")
     axes.set_ylim(0, 1.02)
     axes.legend(fontsize=6)
+    style.note(drawing, say(rows, ["key", "task"]))
     return drawing
 
 
 def step_overlap(frame: pd.DataFrame) -> Any:
     """Overlap with the step before: the 100 heaviest tokens, and what each method attends."""
-    means = _means(_measured(frame), ("top_step", "own_step"))
+    rows = _measured(frame)
+    means = _means(rows, ("top_step", "own_step"))
     drawing, axes = style.figure(style.ONE_COLUMN, 2.4)
     place = np.arange(len(means))
-    axes.bar(place - 0.2, means["top_step"], 0.38, color="#999999", label="100 heaviest tokens")
-    colors = [style.color(method) for method in means.index]
-    axes.bar(place + 0.2, means["own_step"], 0.38, color=colors, label="attended by the method")
+    axes.bar(place, means["own_step"], 0.7, color=[style.color(method) for method in means.index])
+    level = means["top_step"].mean()
+    axes.axhline(level, color="black", ls="--", lw=0.8, label="100 heaviest tokens")
     axes.set_xticks(place, list(means.index), rotation=30, ha="right")
     axes.set_ylabel("overlap with the step before")
     axes.set_ylim(0, 1.02)
     axes.legend(fontsize=6)
+    style.note(drawing, say(rows, ["key"]))
     return drawing
 
 
@@ -69,6 +73,7 @@ def cluster_mass(frame: pd.DataFrame) -> Any:
     axes.set_xlabel("true mass of a cluster")
     axes.set_ylabel("estimated mass")
     axes.legend(fontsize=6)
+    style.note(drawing, say(rows, ["key"]))
     return drawing
 
 
@@ -93,6 +98,7 @@ def error_heatmap(frame: pd.DataFrame) -> Any:
         if method == methods[0]:
             panel.set_ylabel("layer")
     drawing.colorbar(image, ax=axes, label="relative output error")
+    style.note(drawing, say(rows, ["key"]))
     return drawing
 
 
@@ -111,12 +117,14 @@ def recall_budget(frame: pd.DataFrame) -> Any:
         table = pd.DataFrame(values, columns=names).dropna().sort_values("attended_frac")
         look = {"marker": style.marker(method), "color": style.color(method)}
         axes.plot(table["attended_frac"] * 100, table["recall"], label=method, **look)
-        axes.plot(table["attended_frac"] * 100, table["oracle"], "--", color=look["color"], lw=0.8)
+        axes.plot(table["attended_frac"] * 100, table["oracle"], "_--", color=look["color"], lw=0.8)
+    axes.plot([], [], "_--", color="black", lw=0.8, label="largest possible")
     axes.set_xlim(left=0)
     axes.set_xlabel("tokens attended exactly (% of context)")
     axes.set_ylabel("recall of attention mass")
     axes.set_ylim(0, 1.02)
     axes.legend(fontsize=6)
+    style.note(drawing, f"{say(rows, ['key'])}, layers {span(common)}")
     return drawing
 
 
