@@ -143,6 +143,7 @@ def _figures(store: ResultStore, key: str) -> list[Path]:
 def _run_samples(run: CellRun, settled: set[str], total: int | None) -> None:
     run.progress.total(total)
     pending = []
+    run.progress.detail("building prompts")
     for sample in run.task.samples(run.prompt):
         ids = [turn.id for turn in turns(run.spec, sample)]
         if settled.issuperset(ids):
@@ -153,5 +154,6 @@ def _run_samples(run: CellRun, settled: set[str], total: int | None) -> None:
         if len(pending) == run.spec.engine.batch:
             run_batch(run, pending)
             pending = []
+            run.progress.detail("building prompts")
     if pending:
         run_batch(run, pending)

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from retrobench.report.fidelity_table import ATTENTION, common_layers, fidelity_matrix
-from retrobench.report.table import COLUMNS, caption, niah_matrix, score_matrix
+from retrobench.report.table import COLUMNS, caption, niah_matrix, print_tables, score_matrix
 from retrobench.report.verdicts import verdicts
 from retrobench.stats.paired import compare, holm, sign_test
 
@@ -118,3 +119,16 @@ def test_fidelity_compares_methods_on_the_layers_that_all_leave_sparse(lab):
     assert list(table["sparse layers"]) == ["none", "0-2", "2"]
     assert set(table["compared"]) == {"2"} and list(table["recall"]) == ["1", "0.2", "0.6"]
     assert common_layers([[1, 3], [], [3, 4]]) == [3] and common_layers([[0], [1]]) == []
+
+
+def test_a_table_too_wide_for_the_terminal_is_turned(lab):
+    names = [f"data_set_{i}" for i in range(21)]
+    for method in ("full", "quest"):
+        lab.cell(method, benchmark="longbench", rows=[lab.row(name, 0, 0) for name in names])
+    frame = lab.store.columns(COLUMNS)
+    for width, turned in ((100, True), (400, False)):
+        console = Console(width=width, record=True)
+        print_tables(frame, console)
+        lines = console.export_text().splitlines()
+        (line,) = [line for line in lines if "data_set_20" in line]
+        assert (line.count("100.0") == 2) == turned

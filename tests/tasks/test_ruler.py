@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -12,6 +13,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from retrobench.engine import loader
 from retrobench.engine.embedded import build_tokenizer
 from retrobench.tasks import standin
 from retrobench.tasks.prompt import PromptBuilder, PromptTooLong
@@ -164,6 +166,23 @@ def test_chat_template_and_one_shot_placement():
     assert text.endswith("[A]" + spec.CWE_PREFIX)
     sample = make("vt", 4096, 1)[0]
     assert sample.context.startswith(spec.VT_HEAD) and "preamble" not in sample.meta
+
+
+def test_a_chat_template_of_ones_own_is_used_and_named(tmp_path):
+    given = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}"
+    (tmp_path / "mine.jinja").write_text(given)
+    plain = loader.ModelConfig(name="tiny", source="tiny")
+    seen = []
+    for text in (given, str(tmp_path / "mine.jinja")):
+        described = loader.describe(dataclasses.replace(plain, chat_template=text))
+        builder = PromptBuilder(described.tokenizer)
+        assert builder.wrap("hello") == "[user] hello"
+        seen.append((described.identity["chat_template"], builder.template_hash))
+    assert seen[0] == seen[1] and all(seen[0])
+    described = loader.describe(plain)
+    assert "chat_template" not in described.identity and not PromptBuilder(described.tokenizer).chat
+    with pytest.raises(ValueError, match="no such file, and no template"):
+        loader.describe(dataclasses.replace(plain, chat_template="nowhere.jinja"))
 
 
 def test_the_context_border_is_before_the_question():

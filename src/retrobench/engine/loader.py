@@ -45,6 +45,9 @@ class ModelConfig:
     device: str = option("auto", "auto, cpu, cuda, cuda:0 ...")
     device_map: str = option("", "accelerate's device map, e.g. auto, for several GPUs")
     chat: bool = option(True, "use the tokenizer's chat template where it has one")
+    chat_template: str = option(
+        "", "in place of the tokenizer's: a Jinja file, or the template itself"
+    )
     trust_remote_code: bool = option(False, "run code from the model's repository")
     max_context_tokens: int = option(0, "lower the context limit; 0: the model's own", low=0)
 
@@ -110,6 +113,10 @@ def describe(config: ModelConfig) -> Described:
     limit = hf.context_limit(skeleton)
     if config.max_context_tokens:
         limit = min(limit or config.max_context_tokens, config.max_context_tokens)
+    template = {}
+    if config.chat_template:
+        tokenizer.chat_template = _template(config.chat_template)
+        template = {"chat_template": digest(tokenizer.chat_template)}
     identity = {
         "name": config.name or config.id or config.path,
         "source": config.source,
@@ -118,6 +125,7 @@ def describe(config: ModelConfig) -> Described:
         "dtype": dtype_name,
         "chat": config.chat,
         "max_context_tokens": config.max_context_tokens,
+        **template,
     }
     return Described(
         skeleton=skeleton,
@@ -127,6 +135,18 @@ def describe(config: ModelConfig) -> Described:
         device=device,
         supported_tasks=supported,
     )
+
+
+def _template(text: str) -> str:
+    """The template that ``model.chat_template`` names or is."""
+    if "{{" in text or "{%" in text:
+        return text
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise ValueError(
+            f"model.chat_template={text}: no such file, and no template ({{{{ ... }}}})"
+        )
+    return path.read_text(encoding="utf-8")
 
 
 def load(config: ModelConfig) -> Loaded:

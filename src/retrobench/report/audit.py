@@ -17,6 +17,7 @@ _RULES = (
     "cell.model.revision",
     "cell.model.dtype",
     "cell.model.chat",
+    "cell.model.chat_template",
     "cell.model.weights",
     "provenance.gpu",
     "provenance.versions.torch",

@@ -34,6 +34,7 @@ _HELD = ["footprint.device", "footprint.pinned", "footprint.host"]
 _COST_DIGITS = {"attended": 0, "estimated": 0, "prefill s": 2, "seal s": 3, "ms/step": 1}
 _COST_DIGITS |= {"MiB held": 1, "MiB/step": 2, "hit": 2}
 _UNSUPPORTED = "unsupported_by_model"
+_MOST_COLUMNS = 12  # cells side by side in a turned table
 _CELL = ["model", "method", "changed", "engine.batch", "budget", "protocol", "key"]
 _SHORT = {"single_": "s", "multikey_": "mk", "multivalue": "mv", "multiquery": "mq"}
 
@@ -130,7 +131,7 @@ def print_tables(frame: pd.DataFrame, console: Console) -> None:
             continue
         if len(models) == 1:
             title, matrix = f"{models[0]}: {title}", matrix.drop(columns="model")
-        console.print(_rich(title, _trimmed(matrix)))
+        _print_fitting(title, _trimmed(matrix), console)
     for title, matrix in averages(frame):
         console.print(_rich(title, matrix))
     beside = beside_published(frame)
@@ -141,6 +142,30 @@ def print_tables(frame: pd.DataFrame, console: Console) -> None:
     for line in budget_alarms(frame):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(caption(frame), style="dim", markup=False, highlight=False)
+
+
+def _print_fitting(title: str, matrix: pd.DataFrame, console: Console) -> None:
+    """Print a table; one that is too wide is turned (a column per cell), where that fits."""
+    table = _rich(title, matrix)
+    if len(matrix) <= _MOST_COLUMNS and _width(table, console) > console.width:
+        turned = _rich(title, _turned(matrix))
+        if _width(turned, console) < _width(table, console):
+            table = turned
+    console.print(table)
+
+
+def _width(table: Table, console: Console) -> int:
+    """Columns that a table takes without folding any text."""
+    free = console.options.update(width=10_000)
+    return console.measure(table, options=free).maximum
+
+
+def _turned(matrix: pd.DataFrame) -> pd.DataFrame:
+    heads = matrix["method"] + "\n" + matrix["key"]
+    turned = matrix.drop(columns=["method", "key"]).T
+    turned.columns = list(heads)
+    turned.insert(0, "", [str(name) for name in turned.index])
+    return turned
 
 
 def _trimmed(matrix: pd.DataFrame) -> pd.DataFrame:
@@ -223,7 +248,7 @@ def _rich(title: str, matrix: pd.DataFrame) -> Table:
     single = len(lengths) == 0
     for column in shown.columns:
         text = str(column).split("@")[0] if single else str(column)
-        left = column in {*_CELL, "batch"}
+        left = column in {*_CELL, "batch", ""}
         table.add_column(text, justify="left" if left else "right", overflow="fold")
     for values in shown.itertuples(index=False):
         table.add_row(*(Text(str(value)) for value in values))

@@ -24,6 +24,7 @@ from retrobench.tasks.ruler import needles, spec
 from retrobench.tasks.ruler.draft import Draft, Maker
 from retrobench.tasks.ruler.fitter import Fitter, Group
 from retrobench.tasks.ruler.words import draw
+from retrobench.tasks.sampling import SamplingConfig
 
 BUILDER = 1
 _DEPTHS = {"recite": (5, 30), "walk": (2, 60)}  # percent: where the facts stand
@@ -41,7 +42,7 @@ _ITEM = {"recite": re.compile(r"\d+"), "walk": re.compile(r"([\w' -]+-[\w' -]+):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LongGenerationConfig:
+class LongGenerationConfig(SamplingConfig):
     """Options of ``task=long_generation``."""
 
     tasks: tuple[str, ...] = option(
@@ -53,11 +54,6 @@ class LongGenerationConfig:
         (8192,), "context lengths in tokens, answer included", low=512, high=4_194_304
     )
     items: int = option(400, "items of the answer; about 3 tokens each (walk: 9)", low=2)
-    samples: int = option(1, "samples per task and length", low=1)
-    seed: int = option(42, "seed of the generator", low=0)
-    stand_in: bool = option(
-        True, "use labelled stand-ins where data files are missing; false: an error instead"
-    )
 
 
 @dataclass(frozen=True, slots=True)

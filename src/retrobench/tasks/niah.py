@@ -17,6 +17,7 @@ from retrobench.tasks.ruler import needles, spec
 from retrobench.tasks.ruler.draft import Draft, Maker
 from retrobench.tasks.ruler.fitter import Fitter, Group
 from retrobench.tasks.ruler.words import draw
+from retrobench.tasks.sampling import SamplingConfig
 from retrobench.tasks.scorers.ruler import score
 
 BUILDER = 2
@@ -56,14 +57,10 @@ class _Texts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NiahConfig:
+class NiahConfig(SamplingConfig):
     """Options of ``task=niah``."""
 
-    length: tuple[int, ...] = option(
-        (4096,), "context lengths in tokens, answer included", low=512, high=4_194_304
-    )
     depths: int = option(5, "depths between 0 and 100 percent, evenly spaced", low=1, high=101)
-    samples: int = option(1, "samples per length and depth", low=1)
     needle: str = option(
         "ruler",
         "ruler: RULER's niah_single_2 texts; sandwich: the original; city: MInference's numbers",
@@ -71,10 +68,6 @@ class NiahConfig:
     )
     num_needles: int = option(
         1, "needle=ruler: values of one key; the first at the depth, the rest evenly below", low=1
-    )
-    seed: int = option(42, "seed of the generator", low=0)
-    stand_in: bool = option(
-        True, "use labelled stand-ins where data files are missing; false: an error instead"
     )
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from retrobench.tasks.haystack import Corpus, Haystack, corpus, english_words_fi
 from retrobench.tasks.ruler import answering, counting, needles, spec, tracing
 from retrobench.tasks.ruler.draft import Draft, Maker
 from retrobench.tasks.ruler.fitter import Fitter, Group
+from retrobench.tasks.sampling import SamplingConfig
 from retrobench.tasks.scorers.ruler import score
 
 BUILDER = 2  # raise when the samples change
@@ -25,7 +26,7 @@ _UNITS = {"qa_1": 400, "qa_2": 400, "fwe": 50}
 
 
 @dataclass(frozen=True, kw_only=True)
-class RulerConfig:
+class RulerConfig(SamplingConfig):
     """Options of ``task=ruler``."""
 
     tasks: tuple[str, ...] = option(spec.TASKS, "sub-tasks", choices=spec.TASKS)
@@ -33,10 +34,6 @@ class RulerConfig:
         (4096,), "context lengths in tokens, answer included", low=256, high=4_194_304
     )
     samples: int = option(5, "samples per task and length (official: 500)", low=1)
-    seed: int = option(42, "seed of the generator", low=0)
-    stand_in: bool = option(
-        True, "use labelled stand-ins where data files are missing; false: an error instead"
-    )
 
 
 class RulerTask(Task):
