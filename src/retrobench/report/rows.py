@@ -44,4 +44,5 @@ def say(frame: pd.DataFrame, per: list[str]) -> str:
     length = f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]}-{lengths[-1]}"
     length = f"{length} tokens, " if lengths[-1] else ""
     protocols = ", ".join(sorted(frame["protocol"].unique()))
-    return f"{models}, {length}{protocols}, {number} samples per point, {kind}"
+    noun = "sample" if number == "1" else "samples"
+    return f"{models}, {length}{protocols}, {number} {noun} per point, {kind}"
