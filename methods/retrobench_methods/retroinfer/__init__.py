@@ -113,6 +113,8 @@ class RetroInfer(Method):
     ) -> Tensor:
         """Append, update the index if due, and attend the three zones in one pass."""
         i = self.number[layer]
+        if self.worker is not None:
+            self.worker.finish(layer)  # it reads pool and index
         self.buffer.append(i, k_BGTD, v_BGTD)
         self.update(i)
         q_BHD = q_BHTD[:, :, 0].contiguous()
@@ -122,8 +124,6 @@ class RetroInfer(Method):
         cache, pages = self.buffer.cache, None
         if cache is not None and zones.has_clusters:
             with self.probe.span("lookup"):
-                if self.worker is not None:
-                    self.worker.finish(layer)
                 pages = cluster_pages(pool, zones.retrieved_BGR, self.buffer.page_tokens)
                 cache.lookup(layer, *pages)
         with self.probe.span("attend"):
