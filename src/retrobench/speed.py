@@ -7,6 +7,7 @@ attention is computed outside of the timed parts.
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retrobench.core.method import AttentionArgs, Method
+from retrobench.core.method import AttentionArgs, Calibrator, Method
 from retrobench.core.shapes import KVShape
 from retrobench.core.spec import to_plain
 from retrobench.core.task import Sample
@@ -120,12 +121,12 @@ class Injected:
         probe: CountingProbe,
         device: str,
     ) -> None:
-        if method_class.needs.layer_inputs:
-            raise ValueError(
-                f"method={spec.method} reads the hidden states of a model, which an injected "
-                "shape does not have; use task.shape=model"
-            )
         self.config: SpeedConfig = spec.task_config
+        if method_class.needs.layer_inputs and self.config.layers < 2:
+            raise ValueError(
+                f"method={spec.method} foretells a layer from the one before: use task.layers=2 "
+                "or more"
+            )
         heads, groups, dim = SHAPES[self.config.shape]
         self.shape = KVShape(
             pad_tokens=(0,) * batch,
@@ -143,8 +144,16 @@ class Injected:
         self.args = AttentionArgs(scale=dim**-0.5)
         self.clock = make_clock(device)
         self.method = method_class(spec.method_config, self.shape, probe, spec.budget)
+        # the layer whose output is compared; nothing foretells the first one, which stays dense
+        self.compared = self.shape.layers[-1 if method_class.needs.layer_inputs else 0]
+        self.view: injected.InjectedView | None = None
+        if method_class.needs.layer_inputs:
+            self.view = injected.InjectedView(self._identity())
+            if method_class.Calibrator is not None:
+                self._calibrate(method_class.Calibrator, spec.method_config)
+            self.method.bind(self.view)
         self.timed = Timed()
-        self.exact: tuple[Tensor, Tensor] | None = None  # K and V of the first layer so far
+        self.exact: tuple[Tensor, Tensor] | None = None  # K and V of the compared layer
 
     def _check_memory(self, method: str, planned: int) -> None:
         layer = self.shape.layer_token_bytes * self.shape.batch * self.shape.max_tokens
@@ -155,6 +164,24 @@ class Injected:
                 f"needs {need / 2**30:.1f} GiB but {free / 2**30:.1f} GiB are free; use a smaller "
                 "task.context, task.batch or task.layers"
             )
+
+    def _identity(self) -> str:
+        config = self.config
+        return f"injected-{config.shape}-{config.layers}-{config.dtype}-{config.seed}"
+
+    def _calibrate(self, calibrator: type[Calibrator], config: Any) -> None:
+        """The file that the method needs beforehand, from the first keys and their queries."""
+        tokens = 512
+        shape = dataclasses.replace(
+            self.shape, pad_tokens=(0,), prompt_tokens=tokens, max_tokens=tokens
+        )
+        watcher = calibrator(config, shape)
+        for layer in shape.layers:
+            k, v = (part[:1] for part in self._made(layer, tokens, 0))
+            asked = [injected.queries(k, shape.group, seed) for seed in range(tokens)]
+            watcher.prefill(layer, torch.cat(asked, 2), k, v, self.args)
+        watcher.save(self._identity(), {"text": "injected"})
+        watcher.close()
 
     def _made(self, layer: int, tokens: int, seed: int) -> tuple[Tensor, Tensor]:
         shape = self.shape
@@ -174,7 +201,7 @@ class Injected:
             k, v = self._made(layer, self.shape.prompt_tokens, 0)
             last = injected.queries(k, self.shape.group, self.config.seed)
             self.method.prefill(layer, last, k, v, self.args)  # nobody needs the other outputs
-            if layer == _MIDDLE_LAYER and self.config.error_steps:
+            if layer == self.compared and self.config.error_steps:
                 self.exact = k, v
         detail(f"{self.shape.prompt_tokens} tokens: index")
         start = self.clock()
@@ -184,6 +211,8 @@ class Injected:
 
     def step(self, step: int, compare: bool) -> float:
         """Seconds of one decode step over all layers, between cold caches if asked."""
+        if self.view is not None:
+            return self._step_ahead(self.view, step, compare)
         total = 0.0
         for layer in self.shape.layers:
             k, v = self._made(layer, 1, 31 * (step + 1))
@@ -194,13 +223,40 @@ class Injected:
             start = self.clock()
             out = self.method.decode(layer, q, k, v, self.args)
             total += self.clock() - start
-            if layer == _MIDDLE_LAYER and self.exact is not None:
+            if layer == self.compared and self.exact is not None:
                 self._append(k, v)
                 if compare:
                     self.timed.errors += _errors(q, out, *self.exact, self.args.scale)
         start = self.clock()
         self.method.step()
         return total + self.clock() - start
+
+    def _step_ahead(self, view: injected.InjectedView, step: int, compare: bool) -> float:
+        """Likewise where a layer works for the next: nothing untimed comes between the layers.
+
+        Caches are cold before the first layer only; a model's projections and MLP, behind which
+        more of a fetch would hide, are not there.
+        """
+        made = {layer: self._made(layer, 1, 31 * (step + 1)) for layer in self.shape.layers}
+        keys = self.exact[0] if self.exact is not None else made[self.compared][0]
+        view.next = {
+            layer: injected.queries(keys, self.shape.group, 1000 * layer + step) for layer in made
+        }
+        hidden, outputs = torch.empty(0), {}
+        if self.config.cold:
+            read(flush_data(self.shape.device))
+        start = self.clock()
+        for layer, (k, v) in made.items():
+            self.method.layer_input(layer, hidden, "decode")
+            outputs[layer] = self.method.decode(layer, view.next[layer], k, v, self.args)
+        self.method.step()
+        seconds = self.clock() - start
+        if self.exact is not None:
+            self._append(*made[self.compared])
+            if compare:
+                q, out = view.next[self.compared], outputs[self.compared]
+                self.timed.errors += _errors(q, out, *self.exact, self.args.scale)
+        return seconds
 
     def _append(self, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
         """The reference grows only while it is still compared."""

@@ -91,3 +91,19 @@ def test_injected_data_repeats_and_differs_between_rows_and_heads():
     assert not torch.equal(k[0], k[1]) and not torch.equal(k[:, 0], k[:, 1])
     q = injected.queries(k, 3, 0)
     assert q.shape == (2, 6, 1, 64) and not torch.equal(q[0], q[1])
+
+
+def test_a_method_that_works_a_layer_ahead(tmp_path):
+    def run(layers):
+        job = raw("infinigen", tmp_path, context=600, layers=layers)
+        job["method"]["calibration_dir"] = str(tmp_path / "calibration")
+        outcome = cli.run_job({**job, "budget": "20%"})
+        return outcome, next(iter(ResultStore(tmp_path).read(outcome["key"]).rows.values()))
+
+    outcome, row = run(1)
+    assert outcome["failed"] and "task.layers=2" in row["message"]
+    _, row = run(3)
+    assert row["live"]["decode_calls"] == {"8": 3, "9": 3, "10": 3}
+    assert 0 <= row["live"]["fetch_hidden_frac"] <= 1
+    assert 0.01 < row["speed"]["output_error"] < 1  # of a sparse layer
+    assert row["live"]["attended_tokens"] < 0.6 * 600

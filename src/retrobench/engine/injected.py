@@ -43,6 +43,22 @@ def queries(k_BGSD: Tensor, group: int, seed: int) -> Tensor:
     return q.flatten(1, 2)[:, :, None].to(k_BGSD.dtype)
 
 
+class InjectedView:
+    """Stands where a model would (``ModelView``): a layer's guess is the query it will get."""
+
+    def __init__(self, weights_id: str) -> None:
+        self.weights_id = weights_id
+        self.next: dict[int, Tensor] = {}
+
+    def queries(self, layer: int, hidden_BTE: Tensor) -> Tensor | None:
+        """The layer's next query; None for layers that are not there."""
+        return self.next.get(layer)
+
+    def projection_bytes(self, layer: int) -> int:
+        """None are read."""
+        return 0
+
+
 def _head(tokens: int, dim: int, generator: torch.Generator, device: str) -> tuple[Tensor, Tensor]:
     def normal(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator, device=device)
