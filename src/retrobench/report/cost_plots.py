@@ -37,6 +37,9 @@ def pareto_accuracy_bytes(frame: pd.DataFrame) -> Any:
         look = {"marker": style.marker(method), "color": style.color(method), "label": method}
         axes.errorbar(x, mean, yerr=errors, linewidth=1.2, capsize=2, **look)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(style.few_per_decade())
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.minorticks_off()
     axes.set_xlabel("MiB moved per decode step")
     axes.set_ylabel("score")
     axes.set_ylim(-3, 105)

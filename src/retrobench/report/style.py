@@ -89,6 +89,13 @@ def out_of_memory(axes: Any, places: Iterable[float], color: str, order: int = 0
         axes.annotate("OOM", (place, 0.02 + 0.07 * order), color=color, **where)
 
 
+def few_per_decade() -> Any:
+    """Ticks of a log axis at 1, 2 and 5, to be written as plain numbers."""
+    from matplotlib.ticker import LogLocator
+
+    return LogLocator(subs=(1.0, 2.0, 5.0))
+
+
 def batch_axis(axes: Any, batches: Iterable[float]) -> None:
     """Batch sizes on a log scale, each with its number; rates from zero."""
     batches = sorted(set(batches))
