@@ -22,10 +22,9 @@ from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs, Method, NullProbe, Probe
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.engine.attend import causal, merge
-from retrobench.engine.placement import Tiers
 from retrobench_methods.retroinfer import estimation as estimate
 from retrobench_methods.retroinfer.ahead import CacheWorker
-from retrobench_methods.retroinfer.config import RetroInferConfig, num_indexed, sizes
+from retrobench_methods.retroinfer.config import RetroInferConfig, num_indexed, sizes, tiers_of
 from retrobench_methods.retroinfer.wave_buffer import WaveBuffer, cluster_pages, page_tokens
 from retrobench_methods.retroinfer.wave_index import WaveIndex
 from retrobench_methods.retroinfer.zones import Positions, Zones, report
@@ -46,7 +45,7 @@ class RetroInfer(Method):
         budget: Budget | None = None,
     ) -> None:
         super().__init__(config, shape, probe, budget)
-        tiers = self._tiers(config, shape)
+        tiers = tiers_of(config, shape)
         self.number = {layer: i for i, layer in enumerate(shape.layers)}
         self.index = WaveIndex(config, shape, budget, page_tokens(tiers))
         self.buffer = WaveBuffer(config, shape, tiers)
@@ -57,30 +56,10 @@ class RetroInfer(Method):
             self.worker = CacheWorker(self.buffer.cache, shape.device)
         self.updates = 0
 
-    @staticmethod
-    def _tiers(config: RetroInferConfig, shape: KVShape) -> Tiers:
-        tiers = Tiers.of(config, shape.device)
-        if tiers.place == "cpu" and torch.device(shape.device).type == "cuda":
-            raise ValueError(
-                "method.placement=cpu: kernels on a GPU read page-locked memory only; use "
-                "method.placement=pinned"
-            )
-        if config.int4_values and config.tail:
-            raise ValueError(
-                "method.int4_values estimates every cluster, which leaves no tail; "
-                "use method.tail=false"
-            )
-        if (config.overlap or config.prefetch_frac) and not tiers.cached:
-            raise ValueError(
-                "method.overlap and method.prefetch_frac fill a cache, and there is none; use "
-                "method.cache=host or device"
-            )
-        return tiers
-
     @classmethod
     def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:
         """Pool, steady zone, cache and wave index, after checking budget and options."""
-        tiers = cls._tiers(config, shape)
+        tiers = tiers_of(config, shape)
         for pad in shape.pad_tokens:
             sizes(config, shape.prompt_tokens - pad, budget, shape.kv_bytes_per_token)
         return WaveBuffer.plan(config, shape, tiers) + WaveIndex.plan(config, shape)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
+
 from retrobench.core.budget import Budget
 from retrobench.core.shapes import KVShape
 from retrobench.core.spec import option
-from retrobench.engine.placement import PLACEMENTS, PlacementConfig
+from retrobench.engine.placement import PLACEMENTS, PlacementConfig, Tiers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,3 +201,24 @@ def pool_tokens(config: RetroInferConfig, shape: KVShape, page_tokens: int) -> i
     spare = capacity(config, shape) * (page_tokens - 1)
     tokens = max(shape.prompt_tokens, shape.max_tokens - steady) + spare
     return -(-tokens // page_tokens) * page_tokens
+
+
+def tiers_of(config: RetroInferConfig, shape: KVShape) -> Tiers:
+    """Where things live; ValueError for options that contradict each other."""
+    tiers = Tiers.of(config, shape.device)
+    if tiers.place == "cpu" and torch.device(shape.device).type == "cuda":
+        raise ValueError(
+            "method.placement=cpu: kernels on a GPU read page-locked memory only; use "
+            "method.placement=pinned"
+        )
+    if config.int4_values and config.tail:
+        raise ValueError(
+            "method.int4_values estimates every cluster, which leaves no tail; "
+            "use method.tail=false"
+        )
+    if (config.overlap or config.prefetch_frac) and not tiers.cached:
+        raise ValueError(
+            "method.overlap and method.prefetch_frac fill a cache, and there is none; use "
+            "method.cache=host or device"
+        )
+    return tiers
