@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from retrobench.engine.embedded import build_tokenizer
 from retrobench.tasks.ruler import spec
+from retrobench.training.alignment import Alignment
 from retrobench.training.batches import IGNORED, Encoder, make_batch
 from retrobench.training.export import export
 from retrobench.training.families import FAMILIES
@@ -53,6 +54,32 @@ def test_the_loss_falls_and_a_killed_run_goes_on_bit_for_bit(tokenizer, tmp_path
     pairs = zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert resumed.tokens == whole.tokens
+
+
+@torch.inference_mode()
+def test_the_start_copies_what_it_has_read(tokenizer):
+    model = build(Shape(), tokenizer, 0).eval()
+    ids = torch.randint(10, len(tokenizer), (1, 60), generator=torch.Generator().manual_seed(0))
+    twice = torch.cat([torch.tensor([[tokenizer.bos_token_id]]), ids, ids], 1)
+    said = model(twice).logits[0, 65:-1].argmax(-1)
+    assert (said == twice[0, 66:]).float().mean() > 0.9
+
+
+def test_alignment_asks_sure_heads_alone_and_past_keys_alone():
+    key_HTD = torch.eye(8)[None, :6].repeat(2, 1, 1) * 4
+    query_HTD = torch.zeros(2, 6, 8)
+    query_HTD[0, 4] = key_HTD[0, 2] * 3  # sure: points at token 2
+    query_HTD[1, 4] = key_HTD[1, 5] * 3  # its key lies in the future: not sure of any past one
+    asked = torch.zeros(1, 6, dtype=torch.bool)
+    asked[0, 4] = True
+    alignment = Alignment(asked)
+    alignment.add(query_HTD[None], key_HTD[None], 1.0)
+    found = key_HTD[0, 2] - key_HTD[0, :5].mean(0)
+    want = 1 - torch.cosine_similarity(query_HTD[0, 4], found, dim=0)
+    torch.testing.assert_close(alignment.loss(), want)
+    none = Alignment(torch.zeros(1, 6, dtype=torch.bool))
+    none.add(query_HTD[None], key_HTD[None], 1.0)
+    assert none.loss() == 0
 
 
 def test_a_start_without_checkpoint_says_so(tokenizer, tmp_path):

@@ -52,11 +52,10 @@ def variables(rng: Rng, tokens: int) -> Draft:
     return Draft(texts, questions, words.filler(rng), joiner="\n")
 
 
-def common_words(rng: Rng, tokens: int) -> Draft:
-    """A numbered list in which some words repeat often; the answer is in order of appearance."""
-    top = rng.choice((3, 5, 10, 10))
+def _word_list(rng: Rng, tokens: int, top: int) -> tuple[str, list[str]]:
+    """A numbered list of about ``tokens`` tokens and the ``top`` words that repeat often in it."""
     often, seldom = rng.choice(((6, 1), (8, 1), (12, 2), (30, 3), (20, 2)))
-    items = max(top * 2, int(tokens * 0.85) // 4)
+    items = max(top * 2, tokens // 4)
     often = max(2 * seldom, min(often, int(0.6 * items) // top))
     drawn = list({words.word(rng).lower(): None for _ in range(top + max(2, items))})
     common, rare = drawn[:top], drawn[top:]
@@ -64,18 +63,33 @@ def common_words(rng: Rng, tokens: int) -> Draft:
     rest = max(1, (items - len(listed)) // seldom)
     listed += rare[:rest] * seldom
     rng.shuffle(listed)
-    order = list(dict.fromkeys(w for w in listed if w in set(common)))
-    text = " ".join(f"{i}. {w}" for i, w in enumerate(listed, 1))
+    return " ".join(f"{i}. {w}" for i, w in enumerate(listed, 1)), common
+
+
+def common_words(rng: Rng, tokens: int) -> Draft:
+    """A numbered list in which some words repeat often, perhaps after a small solved example; the
+    answer names them in any order."""
+    top = rng.choice((3, 5, 10, 10))
     head = rng.choice(("A numbered list:\n", "Read the words in the list below.\n", "List: "))
     ask = rng.choice(
         (
             "\nQuestion: Which {n} words are the most common?{lead}",
             "\nWhat are the {n} most frequent words in the list?{lead}",
         )
-    ).format(n=top, lead=rng.choice((" Answer: The {n} most common are:", " They are:")))
-    answer = " ".join(f"{i}. {w}" for i, w in enumerate(order, 1))
-    questions: list[list[Segment]] = [[(ask.format(n=top), False), (f" {answer}{END}", True)]]
-    return Draft([text], questions, head=head)
+    ).format(n=top, lead=rng.choice((f" Answer: The {top} most common are:", " They are:")))
+    room = int(tokens * 0.85) - 6 * top
+    solved = ""
+    if tokens >= 256 and rng.random() < 0.5:
+        text, common = _word_list(rng, room // 4, top)
+        solved = f"{head}{text}{ask}{_numbered(common)}\n"
+        room -= room // 4 + 12 * top
+    text, common = _word_list(rng, room, top)
+    questions: list[list[Segment]] = [[(ask, False), (f"{_numbered(common)}{END}", True)]]
+    return Draft([text], questions, head=solved + head)
+
+
+def _numbered(items: list[str]) -> str:
+    return "".join(f" {i}. {item}" for i, item in enumerate(items, 1))
 
 
 def frequent_words(rng: Rng, tokens: int) -> Draft:

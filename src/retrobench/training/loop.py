@@ -17,7 +17,9 @@ from torch.nn import functional
 from transformers import AttentionInterface, Qwen2ForCausalLM
 
 from retrobench.measure import clock
+from retrobench.training.alignment import Alignment
 from retrobench.training.batches import Batch, Encoder, make_batch
+from retrobench.training.model import FIRST_MATCHING
 from retrobench.training.plan import Plan, Stage
 
 STEP_FILE, STATE_FILE = "step.json", "state.pt"
@@ -35,11 +37,20 @@ class Progress:
 
 
 def causal(
-    module: Any, q: Tensor, k: Tensor, v: Tensor, _mask: Any, scaling: float, **_: Any
+    module: Any,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    _mask: Any,
+    scaling: float,
+    alignment: Alignment | None = None,
+    **_: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention with the KV heads repeated: faster than grouped SDPA on a CPU."""
     group = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
+    if alignment is not None and module.layer_idx >= FIRST_MATCHING:
+        alignment.add(q, k, scaling)
     out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
     return out.transpose(1, 2).contiguous(), None
 
@@ -130,13 +141,16 @@ class Trainer:
         stands_for = torch.ones(len(words))  # each random word for all that were not drawn
         stands_for[len(own) :] = len(others) / max(1, len(drawn))
         target = torch.searchsorted(own, batch.targets_BS[asked_BS]).to(self.device)
+        alignment = Alignment(asked_BS) if self.plan.config.align else None
         with torch.autocast(
             self.device.type,
             getattr(torch, self.plan.config.dtype),
             self.plan.config.dtype != "float32",
         ):
             ids_BS = batch.ids_BS.to(self.device)
-            hidden = self.model.model(ids_BS, use_cache=False).last_hidden_state
+            hidden = self.model.model(
+                ids_BS, use_cache=False, alignment=alignment
+            ).last_hidden_state
             table = self.model.model.embed_tokens.weight[words.to(self.device)]
             logits = hidden[asked_BS.to(self.device)] @ table.T
         logits = logits.float() + stands_for.log().to(self.device)
@@ -146,7 +160,8 @@ class Trainer:
             mine = hit[rows == row]
             if len(mine):
                 right[family].append(float(mine.float().mean()))
-        return functional.cross_entropy(logits, target)
+        loss = functional.cross_entropy(logits, target)
+        return loss if alignment is None else loss + self.plan.config.align * alignment.loss()
 
     def save(self) -> None:
         """Write the checkpoint; a crash in between leaves the one before."""

@@ -9,6 +9,7 @@ position's and copy the token found there. All weights are trained from there.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 import torch
@@ -37,10 +38,16 @@ class Shape:
 
 
 HEADS = 4  # query heads, two per KV head
-MATCHED = 4  # tokens of history that the starting point compares
+FIRST_MATCHING = 2  # the layers before this one look back by distance
 EMBED_STD = 0.2
+KINDS = tuple(
+    map(re.compile, (r"[0-9a-f]*[0-9][0-9a-f]*", r"[A-Z]{1,2}", r"[a-z]{1,2}", r"[^\w\s]+"))
+)
+KIND_SHARE = 0.35  # of a start embedding's power that tokens of one kind share
+FURTHER = 0.3  # weight of what layer 1 adds, which shares dims with the slots of layer 0
 MATCH_GAIN = 2.0
 COPY_GAIN = 0.6
+SUPPRESS_NEAR, SUPPRESS_GAIN = 0.7, 0.3  # how sharply and how much said words are taken back
 
 
 def build(shape: Shape, tokenizer: object, seed: int) -> Qwen2ForCausalLM:
@@ -64,8 +71,18 @@ def build(shape: Shape, tokenizer: object, seed: int) -> Qwen2ForCausalLM:
     )
     model = Qwen2ForCausalLM(config)
     with torch.no_grad():
-        _start(model, shape)
+        _start(model, shape, _kinds(tokenizer.get_vocab()))  # type: ignore[attr-defined]
     return model
+
+
+def _kinds(vocab: dict[str, int]) -> Tensor:
+    """Kind of every token, from 1, or 0 for a plain word."""
+    kinds = torch.zeros(len(vocab), dtype=torch.long)
+    for text, token in vocab.items():
+        bare = text.removeprefix("Ġ")
+        found = (n for n, kind in enumerate(KINDS, 1) if kind.fullmatch(bare))
+        kinds[token] = next(found, 0)
+    return kinds
 
 
 def _orthogonal(rows: int, cols: int) -> Tensor:
@@ -99,30 +116,43 @@ class _Kernel:
         return bias
 
 
-def _start(model: Qwen2ForCausalLM, shape: Shape) -> None:
+def _start(model: Qwen2ForCausalLM, shape: Shape, kinds: Tensor) -> None:
     """Embeddings in one half of the stream, histories in the other, kernels, and copying heads."""
     layers, dim = model.model.layers, shape.head_dim
     basis = _orthogonal(shape.hidden, shape.hidden)
     half = shape.hidden // 2
     words, past = basis[:half], basis[half:]
-    codes = torch.randn(model.config.vocab_size, half) * EMBED_STD * math.sqrt(2)
+    codes = torch.randn(model.config.vocab_size, half)
+    common = torch.randn(len(KINDS) + 1, half)[kinds]
+    shared = (kinds > 0)[:, None]
+    mixed = codes * math.sqrt(1 - KIND_SHARE) + common * math.sqrt(KIND_SHARE)
+    codes = torch.where(shared, mixed, codes) * EMBED_STD * math.sqrt(2)
     model.model.embed_tokens.weight.copy_(codes @ words)
     model.model.norm.weight.fill_(0.5)
     for layer in layers:
         for name in ("q_proj", "k_proj", "v_proj"):
             getattr(layer.self_attn, name).bias.zero_()
             getattr(layer.self_attn, name).weight.normal_(std=0.01)
-    read = words[:dim]
+    # every head of layer 0 writes into dims of its own: with crosstalk among the distances, a query
+    # and the key of the same history point apart (cosine 0.5 instead of 0.96)
+    width = half // HEADS
+    read = torch.zeros(dim, shape.hidden)
+    read[:width] = words[:width]
     exact = _orthogonal(half, half)
-    slots = [(exact[:, :dim].T @ past).T, (exact[:, dim : 2 * dim].T @ past).T]
-    slots += [((_orthogonal(half, half)[:, :dim]).T @ past).T * 0.6 for _ in range(2)]
-    kinds = [(n + 1, 1) for n in range(HEADS)]
-    _look(layers[0], shape, kinds, [read] * HEADS, slots)
-    further = [((_orthogonal(half, half)[:, :dim]).T @ past).T * 0.6 for _ in range(HEADS)]
-    kinds = [(5, 1), (5, 4), (8, 6), (13, 12)]
-    _look(layers[1], shape, kinds, [read] * HEADS, further)
-    for index, layer in enumerate(layers[2:]):
-        _match(layer, shape, words, slots, matching=HEADS // 2 if index == 0 else 1)
+    slots = [torch.zeros(shape.hidden, dim) for _ in range(HEADS)]
+    for n, slot in enumerate(slots):
+        slot[:, :width] = past.T @ exact[:, n * width : (n + 1) * width]
+    near = [(n + 1, 1) for n in range(HEADS)]
+    _look(layers[0], shape, near, [read] * HEADS, slots)
+    further = [past.T @ _orthogonal(half, half)[:, :dim] * FURTHER for _ in range(HEADS)]
+    # 5 and 7: where a variable's name stands, seen from the end of what is assigned to it
+    far = [(5, 1), (7, 1), (7, 5), (14, 12)]
+    _look(layers[1], shape, far, [read] * HEADS, further)
+    first, *rest = layers[FIRST_MATCHING:]
+    _match(first, shape, words, read, slots, matching=HEADS // 2)
+    for layer in rest:
+        _match(layer, shape, words, read, slots, matching=1)
+        _suppress(layer, shape, words, read, slots)
 
 
 def _look(
@@ -145,8 +175,28 @@ def _look(
         attention.o_proj.weight[:, rows] = writes[head] * EMBED_STD * 1.5
 
 
+def _suppress(
+    layer: torch.nn.Module, shape: Shape, words: Tensor, read: Tensor, slots: list[Tensor]
+) -> None:
+    """The last KV head matches among the last tokens only and takes away what it finds there:
+    what the answer has already said."""
+    _match(layer, shape, words, read, slots, matching=HEADS // 2)
+    attention, dim, kernel = layer.self_attn, shape.head_dim, _Kernel(shape)
+    group = HEADS // 2 - 1
+    attention.k_proj.bias[group * dim : (group + 1) * dim] = kernel.key() * SUPPRESS_NEAR
+    for head in (2 * group, 2 * group + 1):
+        rows = slice(head * dim, (head + 1) * dim)
+        attention.q_proj.bias[rows] = kernel.query(24, 48) * SUPPRESS_NEAR
+        attention.o_proj.weight[:, rows] *= -SUPPRESS_GAIN
+
+
 def _match(
-    layer: torch.nn.Module, shape: Shape, words: Tensor, slots: list[Tensor], matching: int
+    layer: torch.nn.Module,
+    shape: Shape,
+    words: Tensor,
+    read: Tensor,
+    slots: list[Tensor],
+    matching: int,
 ) -> None:
     """Compare the last tokens with those before every position; copy the token found.
 
@@ -161,7 +211,7 @@ def _match(
         query = torch.zeros(len(content), shape.hidden)
         for n, slot in enumerate(slots):
             mix = _orthogonal(dim, dim)[: len(content)]
-            before = slots[n - 1].T if n else words[:dim]
+            before = slots[n - 1].T if n else read
             key += mix @ slot.T
             query += mix @ before
         base = group * dim
