@@ -15,7 +15,8 @@ _ASSIGN = ("VAR {b} = {a} ", "VAR {b} = {a}\n", "LET {b} = {a} ", "SET {b} = {a}
 
 
 def variables(rng: Rng, tokens: int) -> Draft:
-    """Chains of assignments; every chain is asked, names in the order of the chain."""
+    """Chains of assignments; every chain is asked, answered by its value and then its names in
+    order."""
     frame, mark = rng.choice(_ASSIGN), rng.choice(("VAR ", "VAR ", ""))
     hops = rng.choice((1, 2, 2, 3, 4, 4, 4))
     length = rng.choice((3, 5, 5, 5, 4))
@@ -48,7 +49,7 @@ def variables(rng: Rng, tokens: int) -> Draft:
     rng.shuffle(answers)
     for start, names in answers:
         text = ask.format(start=start, lead=lead, count=len(names))
-        questions.append([(text, False), (" ".join(names) + END, True)])
+        questions.append([(text, False), (" ".join([start, *names]) + END, True)])
     return Draft(texts, questions, words.filler(rng), joiner="\n")
 
 
@@ -120,11 +121,12 @@ def frequent_words(rng: Rng, tokens: int) -> Draft:
     return Draft([" ".join(text)], questions, head=head)
 
 
-# (statement, quoted answer, question)
+# (before the quote, what an answer quotes, question)
 _FACTS = (
-    ("The ", "{thing} of {name} opened in {value}", "In what year did the {thing} of {name} open?"),
-    ("The ", "{thing} of {name} was built in {value}", "When was the {thing} of {name} built?"),
+    ("The {thing} of ", "{name} opened in {value}", "In what year did the {thing} of {name} open?"),
+    ("The {thing} of ", "{name} was built in {value}", "When was the {thing} of {name} built?"),
     ("", "{name} is known for its {value}", "What is {name} known for?"),
+    ("", "{name} opened its {thing} in {value}", "When did the {thing} of {name} open?"),
     ("The people of ", "{name} make {value}", "What do the people of {name} make?"),
 )
 _THINGS = "market bridge school garden station library museum tower".split()
@@ -139,11 +141,13 @@ def documents(rng: Rng, tokens: int) -> Draft:
     pieces: list[str] = []
     answers: list[tuple[str, str]] = []
     for i, name in enumerate(words.keys(rng, "name", count), 1):
-        value = words.number(rng, 4) if "{thing}" in quote else words.word(rng)
+        value = words.number(rng, 4) if "{thing}" in ask else words.word(rng)
         told = quote.format(thing=thing, name=name, value=value)
         around = rng.sample(prose, 3)
         first = f"{around[2]} " if rng.random() < 0.5 else f"{name} is a place. "
-        pieces.append(f"Document {i}:\n{first}{around[0]} {before}{told}. {around[1]}")
+        pieces.append(
+            f"Document {i}:\n{first}{around[0]} {before.format(thing=thing)}{told}. {around[1]}"
+        )
         answers.append((ask.format(thing=thing, name=name), told))
     rng.shuffle(answers)
     questions: list[list[Segment]] = []

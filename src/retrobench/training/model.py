@@ -47,7 +47,7 @@ KIND_SHARE = 0.35  # of a start embedding's power that tokens of one kind share
 FURTHER = 0.3  # weight of what layer 1 adds, which shares dims with the slots of layer 0
 MATCH_GAIN = 2.0
 COPY_GAIN = 0.6
-SUPPRESS_NEAR, SUPPRESS_GAIN = 0.7, 0.3  # how sharply and how much said words are taken back
+SUPPRESS_NEAR, SUPPRESS_GAIN = 0.7, 0.5  # how sharply and how much said words are taken back
 
 
 def build(shape: Shape, tokenizer: object, seed: int) -> Qwen2ForCausalLM:

@@ -141,7 +141,7 @@ def needles(rng: Rng, tokens: int) -> Draft:
 
 
 def many_values(rng: Rng, tokens: int) -> Draft:
-    """Keys with several values each, answered in any order."""
+    """Keys with several values each, answered in order of appearance."""
     value_kind = "number7" if rng.random() < 0.7 else _value_kind(rng)
     frames = _frames(rng, value_kind)
     cost = (20 if value_kind == "uuid" else 4) + 14
@@ -153,9 +153,7 @@ def many_values(rng: Rng, tokens: int) -> Draft:
     texts = [frames.state(name, value) for name, value in pairs]
     questions: list[list[Segment]] = []
     for name in rng.sample(names, min(count, max(1, tokens // 4 // (per_key * 12 + 20)))):
-        said = [frames.quote(name, v) for n, v in pairs if n == name]
-        rng.shuffle(said)
-        answer = ", ".join(said)
+        answer = ", ".join(frames.quote(name, v) for n, v in pairs if n == name)
         text = frames.ask(name, _verb(rng, True))
         questions.append([(text, False), (f" {answer}.{END}", True)])
     return Draft(texts, questions, words.filler(rng), joiner=rng.choice((" ", "\n")))
