@@ -45,9 +45,7 @@ class ModelConfig:
     device: str = option("auto", "auto, cpu, cuda, cuda:0 ...")
     device_map: str = option("", "accelerate's device map, e.g. auto, for several GPUs")
     chat: bool = option(True, "use the tokenizer's chat template where it has one")
-    chat_template: str = option(
-        "", "in place of the tokenizer's: a Jinja file, or the template itself"
-    )
+    chat_template: str = option("", "a Jinja file or a template, in place of the tokenizer's")
     trust_remote_code: bool = option(False, "run code from the model's repository")
     max_context_tokens: int = option(0, "lower the context limit; 0: the model's own", low=0)
 
@@ -143,9 +141,7 @@ def _template(text: str) -> str:
         return text
     path = Path(text).expanduser()
     if not path.is_file():
-        raise ValueError(
-            f"model.chat_template={text}: no such file, and no template ({{{{ ... }}}})"
-        )
+        raise ValueError(f"model.chat_template={text}: no such file, and no template")
     return path.read_text(encoding="utf-8")
 
 
