@@ -52,7 +52,7 @@ def test_every_experiment_runs_small(path, tmp_path):
     last = cli.jobs(config)[-1]
     raw = composed(f"experiment={path.stem}", *last, f"results_dir={tmp_path}", "progress=false")
     small = {"longbench": {}, "speed": {"context": 256, "batch": 1, "steps": 3, "error_steps": 1}}
-    raw["task"] |= small.get(raw["task"]["name"], {"length": 1500, "samples": 1})
+    raw["task"] |= small.get(raw["task"]["name"], {"length": 1800, "samples": 1})
     if raw["task"]["name"] == "longbench":
         _small_data().write(tmp_path / "data", count=1, size=6)
         raw["data"]["root"], raw["task"]["tasks"] = str(tmp_path / "data"), ["qasper"]
