@@ -27,7 +27,7 @@ from retrobench.measure.clock import utc_now
 from retrobench.measure.machine import provenance
 from retrobench.measure.probe import CountingProbe
 from retrobench.runspec import parse_run
-from retrobench.speed import Injected
+from retrobench.speed_injected import Injected
 
 OUT = ROOT / "results" / "published" / "cache_study.json"
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -25,7 +25,8 @@ from retrobench.measure.clock import utc_now
 from retrobench.measure.machine import provenance
 from retrobench.measure.probe import CountingProbe
 from retrobench.runspec import RunSpec, parse_run
-from retrobench.speed import Injected, summary
+from retrobench.speed import summary
+from retrobench.speed_injected import Injected
 
 METHODS: dict[str, dict[str, Any]] = {
     "full, torch SDPA (group folded)": {"name": "full", "backend": "sdpa"},
