@@ -37,7 +37,8 @@ class Backend:
     measured: bool = True  # a candidate of auto
 
 
-def _own(q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs, pads: tuple[int, ...]) -> Tensor:
+def kernels(q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs, pads: tuple[int, ...]) -> Tensor:
+    """One token by this project's kernels; ``pads``: left padding of each row."""
     start = torch.tensor(pads, dtype=torch.int32, device=q.device) if any(pads) else None
     cap = args.softcap or 0.0
     return own_decode(q[:, :, 0], k, v, args.scale, start_B=start, softcap=cap)[0][:, :, None]
@@ -109,8 +110,8 @@ def _compiled_flex() -> Callable[..., Tensor]:
 
 BACKENDS = {
     "sdpa": Backend(dense_decode, ("cpu", "cuda")),
-    "cpu": Backend(_own, ("cpu",)),
-    "triton": Backend(_own, ("cuda",), "triton", "pip install 'retrobench[gpu]'"),
+    "cpu": Backend(kernels, ("cpu",)),
+    "triton": Backend(kernels, ("cuda",), "triton", "pip install 'retrobench[gpu]'"),
     "flash_attn": Backend(
         _flash_attn, ("cuda",), "flash_attn", "pip install flash-attn --no-build-isolation"
     ),

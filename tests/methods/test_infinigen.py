@@ -13,7 +13,7 @@ from retrobench_methods.infinigen.speculation import PartialKeys, choose_tokens
 from transformers import Phi3Config, Qwen2Config, Qwen3Config
 
 from retrobench.core.budget import Budget
-from retrobench.core.method import NullProbe
+from retrobench.core.method import AttentionArgs, NullProbe
 from retrobench.core.shapes import KVShape
 from retrobench.engine import hf
 from retrobench.engine.queries import weights_id
@@ -234,3 +234,30 @@ def test_bytes_equal_the_formula(tiny_llama, tmp_path):
     assert per_step["h2d"] == pytest.approx(2 * (dense - token) + sparse - token, rel=0.01)
     assert per_step["weights"] == (4 + 2 + 2) * 24 * 64 * 4
     assert per_step["d2h"] == pytest.approx(3 * token + 8 * 2 * 40, rel=0.05)
+
+
+@pytest.mark.parametrize("pads", [(0, 0), (0, 7)])
+@pytest.mark.parametrize("pool_frac", [1.0, 0.5])
+def test_dense_layers_attend_to_every_token_of_the_pool(pads, pool_frac):
+    """Against softmax over the tokens that the pool says it holds; slots of victims are reused."""
+    torch.manual_seed(0)
+    shape = make_shape(layers=(0,), pad_tokens=pads, head_dim=32)
+    method = InfiniGen(InfiniGenConfig(pool_frac=pool_frac), shape)
+    args = AttentionArgs(scale=0.3)
+    k, v = torch.randn(2, 2, 2, 60, 32)
+    method.prefill(0, torch.randn(2, 4, 40, 32), k[:, :, :40], v[:, :, :40], args)
+    method.seal()
+    for t in range(40, 60):
+        q = torch.randn(2, 4, 1, 32)
+        out = method.decode(0, q, k[:, :, t : t + 1], v[:, :, t : t + 1], args)
+        slots = torch.arange(method.pool.used[0]).expand(2, 2, -1)
+        position = method.pool.positions(0, slots)
+        for row in range(2):
+            for head in range(4):
+                held = position[row, head // 2]
+                held = held[held >= pads[row]]
+                assert len(held) >= 15 and int(held.max()) == t
+                weight = (k[row, head // 2, held] @ q[row, head, 0] * 0.3).softmax(0)
+                expected = weight @ v[row, head // 2, held]
+                torch.testing.assert_close(out[row, head, 0], expected, atol=1e-5, rtol=1e-4)
+    method.close()

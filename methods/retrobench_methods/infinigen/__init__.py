@@ -17,6 +17,7 @@ from retrobench.core.method import AttentionArgs, Method, ModelView, Needs, Prob
 from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
 from retrobench.engine.attend import attend, causal
 from retrobench.engine.prefetch import Prefetcher
+from retrobench_methods._dense_backends import kernels
 from retrobench_methods.infinigen import calibration
 from retrobench_methods.infinigen.config import InfiniGenConfig, fetched_tokens
 from retrobench_methods.infinigen.pool import KVPool
@@ -171,9 +172,9 @@ class InfiniGen(Method):
         return out
 
     def _append(self, layer: int, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
-        slot_BG = self.pool.add(layer, k_BGTD, v_BGTD)
+        slot = self.pool.add(layer, k_BGTD, v_BGTD)
         if layer in self.partial.slot:
-            self.partial.write(layer, slot_BG.to(k_BGTD.device), k_BGTD)
+            self.partial.write(layer, slot, k_BGTD)
 
     def _dense(
         self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
@@ -187,7 +188,9 @@ class InfiniGen(Method):
             slots = slots.masked_fill(~valid, -1)
             self.probe.selected(layer, self.pool.positions(layer, slots))
         self._report(layer, valid, 0)
-        return attend(q_BHTD, keys, values, valid, args)
+        if self.pool.evicts and any(self.shape.pad_tokens):  # padding may be in any slot
+            return attend(q_BHTD, keys, values, valid, args)
+        return kernels(q_BHTD, keys, values, args, self.shape.pad_tokens)
 
     def _index_bytes(self, layer: int) -> int:
         """Partial keys that the speculation read."""

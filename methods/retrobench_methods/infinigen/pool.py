@@ -96,23 +96,22 @@ class KVPool:
             setattr(self, name, smaller)
         self.used = [keep] * len(self.used)
 
-    def add(self, layer: int, k_BGTD: Tensor, v_BGTD: Tensor) -> Tensor:
-        """Add one token; its slots ``slot_BG`` (victims' slots once the pool is full)."""
+    def add(self, layer: int, k_BGTD: Tensor, v_BGTD: Tensor) -> slice | Tensor:
+        """Add one token; its slot (a slice, same for all heads), or victims' slots ``slot_BG``."""
         i = self.slot[layer]
-        length = self.lengths[i]
-        if self.used[i] < self.k_LBGPD.shape[3]:
-            slot_BG = torch.full(self.position_LBGP.shape[1:3], self.used[i], device=self.place)
+        length, used = self.lengths[i], self.used[i]
+        if used < self.k_LBGPD.shape[3]:
+            slot = slice(used, used + 1)
             self.used[i] += 1
         else:
-            slot_BG = self._victim(i, length)
-        spread = slot_BG[..., None, None].expand(-1, -1, 1, self.shape.head_dim)
-        self.k_LBGPD[i].scatter_(2, spread, k_BGTD.to(self.place))
-        self.v_LBGPD[i].scatter_(2, spread, v_BGTD.to(self.place))
+            slot = self._victim(i, length)
+        put(self.k_LBGPD[i], slot, k_BGTD.to(self.place))
+        put(self.v_LBGPD[i], slot, v_BGTD.to(self.place))
         if self.evicts:
-            self.position_LBGP[i].scatter_(2, slot_BG[..., None], length)
-            self.use_LBGP[i].scatter_(2, slot_BG[..., None], self._fresh(length))
+            put(self.position_LBGP[i], slot, length)
+            put(self.use_LBGP[i], slot, self._fresh(length))
         self.lengths[i] = length + 1
-        return slot_BG
+        return slot
 
     def _fresh(self, step: int) -> int:
         return step if self.config.pool_policy == "lru" else 0
@@ -180,6 +179,20 @@ class KVPool:
         """Free everything."""
         self.k_LBGPD = self.v_LBGPD = torch.empty(0)
         self.position_LBGP = self.use_LBGP = torch.empty(0, dtype=torch.int32)
+
+
+def put(pool_BGP: Tensor, slot: slice | Tensor, value_BGT: Tensor | int) -> None:
+    """Write tokens into a slice of slots, or one token per head into ``slot_BG``, in place.
+
+    Rows are indexed, never ``scatter_``: on a CPU that costs time in the size of the pool.
+    """
+    if isinstance(slot, slice):
+        pool_BGP[:, :, slot] = value_BGT
+        return
+    slot = slot.to(pool_BGP.device)
+    row_B1 = torch.arange(slot.shape[0], device=slot.device)[:, None]
+    head_G = torch.arange(slot.shape[1], device=slot.device)
+    pool_BGP[row_B1, head_G, slot] = value_BGT if isinstance(value_BGT, int) else value_BGT[:, :, 0]
 
 
 def place(config: InfiniGenConfig, shape: KVShape, num_bytes: int) -> Footprint:

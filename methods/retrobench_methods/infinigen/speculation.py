@@ -7,6 +7,7 @@ from torch import Tensor
 
 from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
 from retrobench_methods.infinigen.config import InfiniGenConfig, num_channels, pool_tokens
+from retrobench_methods.infinigen.pool import put
 
 
 class PartialKeys:
@@ -76,11 +77,7 @@ class PartialKeys:
         """Partial keys of tokens at pool slots: a slice, or ``slot_BG`` for one token per head."""
         i = self.slot[layer]
         partial = (k_BGTD.float() @ self.basis_LBGDC[i]).to(self.key_LBGPC.dtype)
-        if isinstance(slot, slice):
-            self.key_LBGPC[i, :, :, slot] = partial
-        else:
-            spread = slot[..., None, None].expand(-1, -1, 1, partial.shape[-1])
-            self.key_LBGPC[i].scatter_(2, spread, partial)
+        put(self.key_LBGPC[i], slot, partial)
 
     def logits(self, layer: int, q_BHTD: Tensor, used: int, scale: float) -> Tensor:
         """Speculated logits ``BGNS`` of one query against the first ``used`` slots."""
