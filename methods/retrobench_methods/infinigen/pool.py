@@ -186,7 +186,7 @@ def put(pool_BGP: Tensor, slot: slice | Tensor, value_BGT: Tensor | int) -> None
 
     Rows are indexed, never ``scatter_``: on a CPU that costs time in the size of the pool.
     """
-    if isinstance(slot, slice):
+    if not isinstance(slot, Tensor):
         pool_BGP[:, :, slot] = value_BGT
         return
     slot = slot.to(pool_BGP.device)
