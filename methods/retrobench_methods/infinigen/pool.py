@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -189,14 +191,8 @@ def put(pool_BGP: Tensor, slot: slice | Tensor, value_BGT: Tensor | int) -> None
     if not isinstance(slot, Tensor):
         pool_BGP[:, :, slot] = value_BGT
         return
-    slot = slot.to(pool_BGP.device)
-    row_B1 = torch.arange(slot.shape[0], device=slot.device)[:, None]
-    head_G = torch.arange(slot.shape[1], device=slot.device)
-    pool_BGP[row_B1, head_G, slot] = value_BGT if isinstance(value_BGT, int) else value_BGT[:, :, 0]
-
-
-def place(config: InfiniGenConfig, shape: KVShape, num_bytes: int) -> Footprint:
-    """Pool bytes by place: pinned host memory beside a GPU, plain host memory on a CPU."""
-    if config.placement == "gpu":
-        return Footprint(device=num_bytes)
-    return Footprint(host=num_bytes) if shape.device == "cpu" else Footprint(pinned=num_bytes)
+    slot_BG = cast(Tensor, slot).to(pool_BGP.device)
+    row_B1 = torch.arange(slot_BG.shape[0], device=slot_BG.device)[:, None]
+    head_G = torch.arange(slot_BG.shape[1], device=slot_BG.device)
+    value = value_BGT if isinstance(value_BGT, int) else value_BGT[:, :, 0]
+    pool_BGP[row_B1, head_G, slot_BG] = value
