@@ -188,7 +188,7 @@ def put(pool_BGP: Tensor, slot: slice | Tensor, value_BGT: Tensor | int) -> None
 
     Rows are indexed, never ``scatter_``: on a CPU that costs time in the size of the pool.
     """
-    if not isinstance(slot, Tensor):
+    if isinstance(slot, slice):
         pool_BGP[:, :, slot] = value_BGT
         return
     slot_BG = cast(Tensor, slot).to(pool_BGP.device)
@@ -196,3 +196,10 @@ def put(pool_BGP: Tensor, slot: slice | Tensor, value_BGT: Tensor | int) -> None
     head_G = torch.arange(slot_BG.shape[1], device=slot_BG.device)
     value = value_BGT if isinstance(value_BGT, int) else value_BGT[:, :, 0]
     pool_BGP[row_B1, head_G, slot_BG] = value
+
+
+def place(config: InfiniGenConfig, shape: KVShape, num_bytes: int) -> Footprint:
+    """Pool bytes by place: pinned host memory beside a GPU, plain host memory on a CPU."""
+    if config.placement == "gpu":
+        return Footprint(device=num_bytes)
+    return Footprint(host=num_bytes) if shape.device == "cpu" else Footprint(pinned=num_bytes)
