@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 RUN := $(BIN)/python run.py
 DEMO := -m method=full,retroinfer,oracle_topk,random task=ruler
 PUBLISHED := cluster_count niah_grid pareto_accuracy_bytes
-DEMO_TASKS := niah_single_2,niah_multikey_1,niah_multikey_2,niah_multikey_3
+DEMO_TASKS := niah_single_2,niah_multikey_1,niah_multikey_2
 
 .PHONY: help setup demo test check figures published options gpu-test gpu-bench
 
