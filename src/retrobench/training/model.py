@@ -134,7 +134,7 @@ def _start(model: Qwen2ForCausalLM, shape: Shape, kinds: Tensor) -> None:
             getattr(layer.self_attn, name).bias.zero_()
             getattr(layer.self_attn, name).weight.normal_(std=0.01)
     # every head of layer 0 writes into dims of its own: with crosstalk among the distances, a query
-    # and the key of the same history point apart (cosine 0.5 instead of 0.96)
+    # and the key of the same history point apart
     width = half // HEADS
     read = torch.zeros(dim, shape.hidden)
     read[:width] = words[:width]
