@@ -63,17 +63,19 @@ def draw(
     out.mkdir(parents=True, exist_ok=True)
     results: list[tuple[str, Path | None, str]] = []
     for name in names or list(FIGURES):
-        drawn, reason = [], ""
+        drawn, reasons = [], []
         for model, rows in _by_model(frame):
             try:
                 drawing = FIGURES[name](rows)
             except NotEnoughRows as error:
-                reason = reason or str(error)
+                reasons.append(str(error))
                 continue
             path = out / (f"{name}_{model}.png" if model else f"{name}.png")
             _save(drawing, path, name, store, rows)
             drawn.append((path.stem, path, ""))
-        results += drawn or [(name, None, reason)]
+        # of several models, the one that has rows says what is missing
+        reasons.sort(key=lambda reason: reason.startswith("no rows"))
+        results += drawn or [(name, None, reasons[0])]
     return results
 
 
