@@ -22,6 +22,7 @@ class Full(Method):
     """All keys and values on the model's device, attended exactly."""
 
     name = "full"
+    budgeted = False
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

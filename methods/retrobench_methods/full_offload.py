@@ -33,6 +33,7 @@ class FullOffload(Method):
     """Every token, exactly; two layers' worth of device memory."""
 
     name = "full_offload"
+    budgeted = False
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

@@ -54,7 +54,7 @@ def prepare(arguments: Sequence[str], conf_dir: Path) -> list[str]:
         if name == "model" and value.startswith("trace:"):
             prepared += _replay(value.removeprefix("trace:"), arguments)
             continue
-        if equals and re.match(rf"({'|'.join(TYPED_GROUPS)})\.", name):
+        if equals and re.match(rf"({'|'.join(TYPED_GROUPS)}|method_options)\.", name):
             argument = "++" + argument
         elif equals and (conf_dir / name).is_dir():
             _check_choices(name, value, conf_dir)

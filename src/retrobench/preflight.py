@@ -181,7 +181,7 @@ def plan(specs: Iterable[RunSpec | tuple[str, ValueError]]) -> list[Planned]:
             planned.append(Planned(label=spec[0], state="impossible", message=str(spec[1])))
             continue
         entry = _plan_one(spec)
-        if entry.state == "run" and (entry.key, str(entry.todo)) in seen:
+        if entry.key and entry.state == "run" and (entry.key, str(entry.todo)) in seen:
             entry.state = "cached"  # the same cell twice in one sweep
         seen.add((entry.key, str(entry.todo)))
         planned.append(entry)
@@ -210,6 +210,10 @@ def _plan_one(spec: RunSpec) -> Planned:
         check_memory(prepared, entry.footprint, weights=True)
     except ValueError as error:
         entry.state, entry.message = "impossible", str(error)
+    if spec.match is not None:  # the knob, and with it the key, are known once it is solved
+        entry.key, entry.todo = "", prepared.num_samples
+        entry.label = f"{entry.label} match={spec.match} of {spec.reference}"
+        return entry
     settled = len(store.read(entry.key).settled())
     total = prepared.num_samples
     entry.todo = None if total is None else max(0, total - settled)

@@ -145,6 +145,7 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
             raise ValueError(f"measure={measure['name']}: task={task} has measure={only} only")
         measure["name"] = only
     budget, protocol = raw.get("budget"), parse(ProtocolConfig, raw.get("protocol", {}), "protocol")
+    budget = None if budget is None else Budget.parse(budget)
     engine = parse(EngineConfig, raw.get("engine", {}), "engine")
     if protocol.name == "multi_turn" and (only or task == "trace"):
         raise ValueError(f"protocol=multi_turn: task={task} has no questions to go on with")
@@ -162,7 +163,7 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
         protocol=protocol,
         measure=parse(MeasureConfig, measure, "measure"),
         engine=engine,
-        budget=None if budget is None else Budget.parse(budget),
+        budget=budget if method_class(method).budgeted else None,
         tracker=dict(raw.get("tracker", {"name": "none"})),
         options=parse(RunOptions, {k: raw[k] for k in flags if k in raw}, "options"),
         sweep=raw.get("sweep"),

@@ -61,6 +61,9 @@ def test_a_plan_counts_cells_and_reads_no_weights(tmp_path, capsys, monkeypatch)
     assert "2 samples, about" in text and "by earlier rows" in text
     assert "num_clusters=99999" in text and "did you mean method.num_clusters" in text
     assert len(ResultStore(tmp_path).cell_keys()) == 1
+    axes = [config(tmp_path, match=axis, reference="quest@5%") for axis in ("tokens", "hbm")]
+    assert cli.print_plan(axes) == 0  # both start from the cell on disk, and each ends in its own
+    assert "2 cells: 2 run; 4 samples" in capsys.readouterr().out
 
 
 def test_a_cell_that_fails_as_a_whole_is_quarantined_and_retried(tmp_path, monkeypatch, capsys):
@@ -142,3 +145,36 @@ def test_launchers_of_other_processes(launcher, tmp_path):
         for key in ResultStore(tmp_path / "runs").cell_keys()
     }
     assert threads == {1}
+
+
+def test_a_sweep_raises_the_alarms_from_the_command_line(tmp_path, monkeypatch, capsys):
+    """Weights that look at everything a little: attending less truly answers better."""
+    from retrobench import console
+    from retrobench.engine.embedded import build_tokenizer, constructed
+
+    for strength, value in (("MATCH_LOGIT", 3.7), ("VALUE_LOGIT", 0.0)):
+        monkeypatch.setattr(constructed, strength, value)
+    tokenizer = build_tokenizer()
+    for part in (constructed.build(tokenizer), tokenizer):
+        part.save_pretrained(tmp_path / "vague")
+    options = ["model=local", "model.name=vague", f"model.path={tmp_path}/vague", "budget=6%,90%"]
+    options += ["task.length=500", "task.samples=12", "method=full,oracle_topk"]
+    options.append("method_options.oracle_topk.local_tokens=12")
+    runs = tmp_path / "runs"
+    process = start(runs, *options)
+    text, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    store = ResultStore(runs)
+    budgets = {store.cell(key)["cell"]["budget"]: key[:6] for key in store.cell_keys()}
+    assert set(budgets) == {None, "6%", "90%"}  # full attention has no budget
+    report = tmp_path / "report.html"
+    assert console.main(["table", "--results", str(runs)]) == 0
+    table = capsys.readouterr().out
+    assert console.main(["report", "--results", str(runs), "--out", str(report)]) == 0
+    for shown in (text, table, report.read_text()):
+        lines = [line for line in shown.splitlines() if "ALARM" in line]
+        alarms = [part for line in lines for part in line.split("<p ") if "ALARM" in part]
+        assert len(alarms) == 2, alarms
+        assert f"oracle_topk {budgets['6%']}" in alarms[0] and "beats full" in alarms[0]
+        assert budgets["90%"] in alarms[1] and budgets["6%"] in alarms[1]
+        assert "a larger budget answers worse" in alarms[1]

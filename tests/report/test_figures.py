@@ -14,7 +14,19 @@ pytest.importorskip("matplotlib")
 from retrobench import console
 from retrobench.report import fidelity_plots, speed_plots
 from retrobench.report.html import write_report
-from retrobench.report.plots import FIGURES, check, draw, figure_cells
+from retrobench.report.plots import FIGURES, check, draw, figure_cells, load
+
+
+def test_recall_joins_cells_of_one_method_only_where_the_budget_alone_differs(lab):
+    def measured(share):
+        by_layer = {"attended_frac": [share], "recall": [0.5], "oracle": [0.9]}
+        return {"steps": 3, "layers": [0], "sparse_layers": [0], "layer_mean": by_layer}
+
+    for budget, share in (("2%", 0.02), ("5%", 0.05)):
+        lab.cell("quest", budget=budget, rows=[lab.row(fidelity=measured(share))])
+    lab.cell("quest", page_size=8, rows=[lab.row(fidelity=measured(0.03))])
+    (axes,) = fidelity_plots.recall_budget(load(lab.store)).axes
+    assert [len(line.get_xdata()) for line in axes.lines] == [2, 2, 1, 1, 0]
 
 
 def everything(lab):
@@ -217,7 +229,7 @@ def test_a_larger_budget_that_answers_worse_raises_the_alarm(lab):
     lab.cell("quest", budget="10%", rows=lab.rows(count=20, score=0.0))
     lab.cell("quest", budget="64tok", rows=lab.rows(count=20, score=0.0))
     (line,) = budget_alarms(lab.store.columns())
-    assert "budget 10% after 5%" in line and "ALARM" in line and "40 losses" in line
+    assert "budget 10% after quest" in line and "ALARM" in line and "40 losses" in line
 
 
 def test_sweeps_are_listed_and_chosen(lab, capsys):

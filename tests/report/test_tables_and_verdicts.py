@@ -11,7 +11,7 @@ from rich.console import Console
 
 from retrobench.report.fidelity_table import ATTENTION, common_layers, fidelity_matrix
 from retrobench.report.table import COLUMNS, caption, niah_matrix, print_tables, score_matrix
-from retrobench.report.verdicts import verdicts
+from retrobench.report.verdicts import order_alarms, verdicts
 from retrobench.stats.paired import compare, holm, sign_test
 
 
@@ -73,6 +73,22 @@ def test_verdicts_pair_the_same_prompts_and_alarm():
     assert "random" in equal and "10 ties" in equal and "ALARM" not in equal
     rows[25]["prompt_hash"] = "changed"
     assert "19 wins" in verdicts(pd.DataFrame(rows))[0]
+
+
+def test_a_method_between_its_controls_is_quiet_and_one_beyond_them_is_not():
+    def cells(quest):
+        scores = {"oracle_topk": 0.5, "random": 0.2, "quest": quest, "streaming": 0.0}
+        return pd.DataFrame(
+            row(name[:2], str(i), score, name, budget="5%")
+            for name, score in scores.items()
+            for i in range(8)
+        )
+
+    assert order_alarms(cells(0.3)) == []
+    (better,) = order_alarms(cells(0.9))
+    assert "m ruler query_aware: quest quququ at 5%" in better and "beats oracle_topk" in better
+    (worse,) = order_alarms(cells(0.1))
+    assert "random tokens answer better" in worse and "8 losses" in worse
 
 
 def test_sign_test_values():

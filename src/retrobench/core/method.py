@@ -148,6 +148,7 @@ class Method(ABC):
     needs: ClassVar[Needs] = Needs()
     Calibrator: ClassVar[type[Calibrator] | None] = None
     memory_knob: ClassVar[str | None] = None  # the option that `match=gpu_memory` solves
+    budgeted: ClassVar[bool] = True  # false: attends everything, so every budget is the same cell
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

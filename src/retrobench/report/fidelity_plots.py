@@ -103,21 +103,28 @@ def error_heatmap(frame: pd.DataFrame) -> Any:
 
 
 def recall_budget(frame: pd.DataFrame) -> Any:
-    """Recall of attention mass by the share of tokens attended; dashed: best with as many."""
+    """Recall of attention mass by the share of tokens attended; dashed: best with as many.
+
+    A line joins cells that differ in the budget alone.
+    """
     rows = _measured(frame)
     rows = rows[rows["method"] != "full"]
-    points = rows.groupby(["method", "key"])["fidelity"].agg(list)
+    rows = rows.assign(changed=rows["changed"].fillna(""))
+    points = rows.groupby(["method", "protocol", "changed", "key"])["fidelity"].agg(list)
     if len(points) < 2:
         raise NotEnoughRows(f"needs two cells: {COMMAND} budget=1.8%,5%")
     common = _common(rows)
     drawing, axes = style.figure(style.ONE_COLUMN, 2.6)
     for method in style.ordered(points.index.get_level_values(0).unique()):
         names = ("attended_frac", "recall", "oracle")
-        values = [_mean(found, names, common) for found in points.loc[method]]
-        table = pd.DataFrame(values, columns=names).dropna().sort_values("attended_frac")
-        look = {"marker": style.marker(method), "color": style.color(method)}
-        axes.plot(table["attended_frac"] * 100, table["recall"], label=method, **look)
-        axes.plot(table["attended_frac"] * 100, table["oracle"], "_--", color=look["color"], lw=0.8)
+        label, look = method, {"marker": style.marker(method), "color": style.color(method)}
+        for _, cells in points.loc[method].groupby(["protocol", "changed"]):
+            values = [_mean(found, names, common) for found in cells]
+            table = pd.DataFrame(values, columns=names).dropna().sort_values("attended_frac")
+            share = table["attended_frac"] * 100
+            axes.plot(share, table["recall"], label=label, **look)
+            axes.plot(share, table["oracle"], "_--", color=look["color"], lw=0.8)
+            label = None  # one entry of the legend per method
     axes.plot([], [], "_--", color="black", lw=0.8, label="largest possible")
     axes.set_xlim(left=0)
     axes.set_xlabel("tokens attended exactly (% of context)")

@@ -13,7 +13,7 @@ import pandas as pd
 
 from retrobench.report.plots import draw
 from retrobench.report.table import COLUMNS, caption, cost_matrix, score_matrix
-from retrobench.report.verdicts import budget_alarms, verdicts
+from retrobench.report.verdicts import budget_alarms, order_alarms, verdicts
 from retrobench.store.results import ResultStore
 
 _STYLE = """
@@ -40,7 +40,8 @@ def write_report(store: ResultStore, keys: Sequence[str], title: str, path: Path
     parts = [f"<h1>{escape(title)}</h1>", f'<p class="note">{escape(caption(frame))}</p>']
     parts += _section("Scores (x100)", _table(score_matrix(frame)))
     parts += _section("Cost (medians)", _table(cost_matrix(frame)))
-    lines = [*(f"against full: {line}" for line in verdicts(frame)), *budget_alarms(frame)]
+    lines = [f"against full: {line}" for line in verdicts(frame)]
+    lines += [*budget_alarms(frame), *order_alarms(frame)]
     if lines:
         parts += _section("Paired verdicts", "".join(map(_line, lines)))
     drawn, missing = _figures(store, keys)

@@ -16,7 +16,7 @@ from retrobench.report.averages import averages
 from retrobench.report.beside import beside_published
 from retrobench.report.fidelity_table import ATTENTION, OUTPUT, fidelity_matrix
 from retrobench.report.speed_table import speed_matrix
-from retrobench.report.verdicts import budget_alarms, verdicts
+from retrobench.report.verdicts import budget_alarms, order_alarms, verdicts
 from retrobench.store.results import OK
 
 # what the tables and verdicts read of a row (see store.columns)
@@ -137,10 +137,10 @@ def print_tables(frame: pd.DataFrame, console: Console) -> None:
     beside = beside_published(frame)
     if not beside.empty:
         console.print(_rich("published scores beside ours", beside))
-    for line in verdicts(frame):
-        console.print(f"against full: {line}", markup=False, highlight=False, soft_wrap=True)
-    for line in budget_alarms(frame):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    lines = [f"against full: {line}" for line in verdicts(frame)]
+    for line in (*lines, *budget_alarms(frame), *order_alarms(frame)):
+        style = "bold red" if "ALARM" in line else None
+        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
     console.print(caption(frame), style="dim", markup=False, highlight=False)
 
 

@@ -1,7 +1,8 @@
 """Each cell against full attention on the same samples, with alarms.
 
-An approximation that beats full attention significantly, or a larger budget that answers worse
-than a smaller one, is rather a fault than a gift.
+An approximation that beats full attention significantly, a larger budget that answers worse than a
+smaller one, or a selection that is worse than random tokens, is rather a fault than a gift. One
+that beats the heaviest tokens (oracle_topk) needs a reason.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from retrobench.store.results import OK
 ALPHA = 0.05
 _SETTING = ["model", "benchmark", "protocol"]
 _APART = ["method", "changed", "engine.batch", *_SETTING]
+_ORDERED = {"oracle_topk", "random", "streaming"}  # controls; streaming does not select
+_REASON = "a fault, unless it leaves layers dense or estimates on tasks that aggregate (cwe, fwe)"
 
 
 def verdicts(frame: pd.DataFrame) -> list[str]:
@@ -43,6 +46,19 @@ def budget_alarms(frame: pd.DataFrame) -> list[str]:
         for (label, verdict), p in zip(found, adjusted, strict=True)
         if p < ALPHA and verdict.difference < 0
     ]
+
+
+def order_alarms(frame: pd.DataFrame) -> list[str]:
+    """One line for each cell that breaks oracle_topk >= method >= random at its budget."""
+    found = list(_against_controls(_scored(frame)))
+    adjusted = holm([verdict.p_value for _, _, verdict in found])
+    lines = []
+    for (label, control, verdict), p in zip(found, adjusted, strict=True):
+        if p < ALPHA and control == "random" and verdict.difference < 0:
+            lines.append(f"{label}: {_words(verdict, p)}  ALARM: random tokens answer better")
+        if p < ALPHA and control == "oracle_topk" and verdict.difference > 0:
+            lines.append(f"{label}: {_words(verdict, p)}  ALARM: beats oracle_topk: {_REASON}")
+    return lines
 
 
 def _scored(frame: pd.DataFrame) -> pd.DataFrame:
@@ -70,7 +86,29 @@ def _neighbours(scored: pd.DataFrame) -> Iterator[tuple[str, Verdict]]:
             for less, more in pairwise(texts):
                 cells = (group[group["budget"] == text] for text in (more, less))
                 if verdict := _paired(*cells):
-                    yield f"{names[0]} {' '.join(names[3:])}: budget {more} after {less}", verdict
+                    setting = " ".join(names[3:])
+                    yield f"{setting}: {_cell(group, more)} after {_cell(group, less)}", verdict
+
+
+def _against_controls(scored: pd.DataFrame) -> Iterator[tuple[str, str, Verdict]]:
+    """(cells, control, comparison) at equal budgets."""
+    budgeted = scored[scored["budget"].notna()]
+    for names, group in budgeted.groupby([*_SETTING, "engine.batch", "budget"], sort=False):
+        controls = {name: group[group["method"] == name] for name in ("oracle_topk", "random")}
+        for key, cell in group[~group["method"].isin(_ORDERED)].groupby("key", sort=False):
+            for control, base in controls.items():
+                if verdict := _paired(cell, base):
+                    ours = f"{cell['method'].iloc[0]} {str(key)[:6]}"
+                    setting = f"{' '.join(names[:3])}: {ours} at {names[4]}"
+                    yield f"{setting} against {control}", control, verdict
+
+
+def _cell(group: pd.DataFrame, budget: str) -> str:
+    """Method, cells and options at a budget."""
+    rows = group[group["budget"] == budget]
+    changed = rows["changed"].fillna("").iloc[0]
+    words = [rows["method"].iloc[0], *(str(key)[:6] for key in rows["key"].unique()), changed]
+    return " ".join(word for word in (*words, f"budget {budget}") if word)
 
 
 def _paired(ours: pd.DataFrame, base: pd.DataFrame) -> Verdict | None:
