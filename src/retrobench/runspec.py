@@ -25,6 +25,12 @@ class EngineConfig:
     temperature: float = option(0.0, "0: greedy", low=0)
     top_p: float = option(1.0, "nucleus sampling", above=0, high=1)
     seed: int = option(0, "seed of sampling", low=0)
+    reuse_prefill_gib: float = option(
+        0.0,
+        "host memory for exact prefill attention that cells of a sweep share (on a CPU, same "
+        "results); rows then have no prefill time",
+        low=0,
+    )
     dense_layers: tuple[int, ...] = option(
         (), "layers left to full attention with any method, e.g. [0,1]", low=0
     )
@@ -32,7 +38,7 @@ class EngineConfig:
     @property
     def identity(self) -> dict[str, Any]:
         """For the cell key, which has no word of dense layers where there are none."""
-        dropped = () if self.dense_layers else ("dense_layers",)
+        dropped = ("reuse_prefill_gib", *(() if self.dense_layers else ("dense_layers",)))
         return {name: v for name, v in to_plain(self).items() if name not in dropped}
 
 

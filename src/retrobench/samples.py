@@ -11,6 +11,7 @@ from retrobench.cellrun import CellRun
 from retrobench.conversation import Conversation
 from retrobench.core.task import Sample
 from retrobench.engine.hf import stop_ids
+from retrobench.engine.prefill_memo import reusing
 from retrobench.engine.session import Decoding, Generation, NotLive, Session
 from retrobench.failures import failure
 from retrobench.measure.clock import make_clock
@@ -37,8 +38,13 @@ def run_batch(run: CellRun, samples: list[Sample]) -> None:
             _write(run, _timed(run, sample))
         return
     ready = [asked for sample in samples if (asked := _encode(run, sample))]
-    if ready:
+    if not ready:
+        return
+    with reusing(int(run.spec.engine.reuse_prefill_gib * 2**30)) as memo:
+        before = memo.hits
         for row in _generate(run, ready):
+            if memo.hits > before and "prefill_s" in row:
+                row["prefill_s"] = None  # not the time of a prefill
             _write(run, row)
 
 

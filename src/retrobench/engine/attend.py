@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retrobench.core.method import AttentionArgs
+from retrobench.engine import prefill_memo
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,27 @@ def causal(
     Never builds a mask over more than ``block`` queries. ``pad_tokens`` is the left padding of
     each row (or a boolean mask ``valid_BS``); ``window`` limits how far a token looks back.
     """
+    memo = prefill_memo.active(q_BHTD)
+    if memo is None:
+        return _causal(q_BHTD, k_BGSD, v_BGSD, args, pad_tokens, window, block)
+    masks = (pad_tokens,) if isinstance(pad_tokens, Tensor) else ()
+    rest = (args, window, block, None if masks else pad_tokens)
+    return memo.find(
+        (q_BHTD, k_BGSD, v_BGSD, *masks),
+        rest,
+        lambda: _causal(q_BHTD, k_BGSD, v_BGSD, args, pad_tokens, window, block),
+    )
+
+
+def _causal(
+    q_BHTD: Tensor,
+    k_BGSD: Tensor,
+    v_BGSD: Tensor,
+    args: AttentionArgs,
+    pad_tokens: tuple[int, ...] | Tensor | None,
+    window: int | None,
+    block: int,
+) -> Tensor:
     num_q, num_k = q_BHTD.shape[2], k_BGSD.shape[2]
     valid_BS = _valid(pad_tokens, num_k, q_BHTD.device)
     windowed = window is not None and num_k > window

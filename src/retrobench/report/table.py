@@ -92,7 +92,7 @@ def cost_matrix(frame: pd.DataFrame) -> pd.DataFrame:
     for key, labels in _each_label(good):
         own = medians.loc[key]
         texts = {name: f"{own[name]:.{digits}f}" for name, digits in _COST_DIGITS.items()}
-        rows.append({**labels, **texts, "hit": "" if pd.isna(own["hit"]) else texts["hit"]})
+        rows.append({**labels, **{n: "" if pd.isna(own[n]) else t for n, t in texts.items()}})
     return pd.DataFrame(rows)
 
 
@@ -170,9 +170,8 @@ def _turned(matrix: pd.DataFrame) -> pd.DataFrame:
 
 def _trimmed(matrix: pd.DataFrame) -> pd.DataFrame:
     """Without columns that say nothing."""
-    silent = [
-        c for c in ("changed", "backend", "hit", "hidden") if c in matrix and not matrix[c].any()
-    ]
+    optional = ("changed", "backend", "hit", "hidden", "prefill s")
+    silent = [c for c in optional if c in matrix and not matrix[c].any()]
     return matrix.drop(columns=silent)
 
 
