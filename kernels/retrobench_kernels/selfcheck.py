@@ -12,6 +12,8 @@ from retrobench_kernels.cluster_select import cpu as select_cpu
 from retrobench_kernels.cluster_select import naive as select_naive
 from retrobench_kernels.dense_decode import cpu as dense_cpu
 from retrobench_kernels.dense_decode import naive as dense_naive
+from retrobench_kernels.gap_scores import cpu as gaps_cpu
+from retrobench_kernels.gap_scores import naive as gaps_naive
 from retrobench_kernels.native import DTYPES
 from retrobench_kernels.page_select import cpu as pages_cpu
 from retrobench_kernels.page_select import naive as pages_naive
@@ -31,6 +33,10 @@ def disagreements(library: ctypes.CDLL) -> list[str]:
             for op in (_dense, _wave, _pages):
                 if not _close(*op(library, group, dtype, generator), TOLERANCE[dtype]):
                     wrong.append(f"{op.__name__[1:]} {dtype} group {group}")
+            if dtype != torch.float16 and not _close(
+                *_gaps(library, group, dtype, generator), 1e-4
+            ):
+                wrong.append(f"gaps {dtype} group {group}")
     return wrong
 
 
@@ -82,6 +88,17 @@ def _pages(
     got = pages_cpu.page_select(*args, max_selected=9, newest=True, library=library)
     expected = pages_naive.page_select(*args, max_selected=9, newest=True)
     return got.sort(-1).values, expected.sort(-1).values
+
+
+def _gaps(
+    library: ctypes.CDLL, group: int, dtype: torch.dtype, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    q, key = (  # whole numbers: equal in any order of summation
+        torch.randint(-3, 4, (1, 2, n, 11), generator=generator).to(dtype) for n in (group, 1500)
+    )
+    exists = torch.arange(1500).expand(1, 2, -1) > 2
+    got = gaps_cpu.gap_scores(q, key, exists, 0.5, per_head=False, library=library)
+    return got, gaps_naive.gap_scores(q, key, exists, 0.5, per_head=False)
 
 
 def _random(

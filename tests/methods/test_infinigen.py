@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from retrobench_kernels.gap_scores.naive import head_gaps
 from retrobench_methods.infinigen import InfiniGen, calibration
 from retrobench_methods.infinigen.config import InfiniGenConfig
 from retrobench_methods.infinigen.pool import KVPool
@@ -127,7 +128,8 @@ def test_thresholds_are_per_head(seed, alpha, cap):
     exists = torch.ones(1, 2, 30, dtype=torch.bool)
     exists[..., :2] = False
     config = InfiniGenConfig(alpha=alpha, count="per_head", scope="query_head")
-    slots = choose_tokens(logit, exists, config, (cap,), fixed=False)
+    score = head_gaps(logit, exists, per_head=True)
+    slots = choose_tokens(score, config, (cap,), fixed=False)
     counts = []
     for head in range(4):
         row = logit.flatten(1, 2)[0, head, 2:]
@@ -137,7 +139,7 @@ def test_thresholds_are_per_head(seed, alpha, cap):
         got = slots[0, head][slots[0, head] >= 0].tolist()
         assert got == wanted[:cap]
     shared = InfiniGenConfig(alpha=alpha, count="mean", scope="query_head")
-    slots = choose_tokens(logit, exists, shared, (cap,), fixed=False)
+    slots = choose_tokens(score, shared, (cap,), fixed=False)
     each = min(cap, max(1, int(sum(counts) / 4)))
     assert (slots >= 0).sum(-1).tolist() == [[each] * 4]
 

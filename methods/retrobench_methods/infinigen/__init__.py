@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from retrobench_kernels.gap_scores.naive import head_gaps
 from torch import Tensor
 
 from retrobench.core.budget import Budget
@@ -116,7 +117,8 @@ class InfiniGen(Method):
             q_BGND = queries[:, :, t].float().unflatten(1, (keys.shape[1], -1))
             logit = q_BGND @ keys.float().mT * self.args[layer].scale
             seen = exists_BGS & (torch.arange(keys.shape[2], device=keys.device) <= first + t)
-            slot = choose_tokens(logit, seen, self.config, self.most, self.budget is not None)
+            score = head_gaps(logit, seen, per_head=self.config.scope == "query_head")
+            slot = choose_tokens(score, self.config, self.most, self.budget is not None)
             slot = slot.unflatten(1, (keys.shape[1], -1)).flatten(2)
             hit = torch.zeros(*use.shape[:2], use.shape[2] + 1, dtype=torch.bool, device=use.device)
             hit = hit.scatter_(2, slot.masked_fill(slot < 0, use.shape[2]), True)[..., :-1]
@@ -140,10 +142,9 @@ class InfiniGen(Method):
     def _fetch(self, layer: int, q_BHTD: Tensor) -> tuple[Tensor, ...]:
         """(slots, keys, values) of the tokens that a query is expected to need."""
         with self.probe.span("fetch"):
-            used = self.pool.used[self.pool.slot[layer]]
-            logit = self.partial.logits(layer, q_BHTD, used, self.args[layer].scale)
-            fixed = self.budget is not None
-            slot = choose_tokens(logit, self.pool.exists(layer), self.config, self.most, fixed)
+            exists, scale = self.pool.exists(layer), self.args[layer].scale
+            score = self.partial.scores(layer, q_BHTD, exists, scale)
+            slot = choose_tokens(score, self.config, self.most, self.budget is not None)
             return slot, *self.pool.fetch(layer, slot)
 
     def decode(
@@ -164,7 +165,10 @@ class InfiniGen(Method):
         valid = torch.nn.functional.pad(slot_BGR >= 0, (0, 1), value=True)
         with self.probe.span("attend"):
             keys, values = torch.cat([k_BGRD, newest[0]], 2), torch.cat([v_BGRD, newest[1]], 2)
-            out = attend(q_BHTD, keys, values, valid, args)
+            if bool(valid.all()):
+                out = kernels(q_BHTD, keys, values, args, ())
+            else:
+                out = attend(q_BHTD, keys, values, valid, args)
         if self.probe.detail:
             last = self.pool.lengths[self.pool.slot[layer]] - 1
             self.probe.selected(layer, torch.nn.functional.pad(token_BGR, (0, 1), value=last))

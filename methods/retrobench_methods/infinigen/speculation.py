@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from retrobench_kernels.gap_scores import gap_scores
 from torch import Tensor
 
 from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
@@ -20,9 +21,10 @@ class PartialKeys:
         head = (len(self.layers), shape.batch, shape.num_kv_heads)
         channels = num_channels(config, shape.head_dim)
         dtype, device = getattr(torch, shape.dtype), shape.device
+        # channel by channel in memory: scoring reads all tokens of a channel at full width
         self.key_LBGPC = torch.empty(
-            *head, pool_tokens(config, shape), channels, dtype=dtype, device=device
-        )
+            *head, channels, pool_tokens(config, shape), dtype=dtype, device=device
+        ).mT
         self.basis_LBGDC = torch.zeros(*head, shape.head_dim, channels, device=device)
         sums = (len(self.layers), shape.batch, shape.num_kv_heads, shape.head_dim)
         self.q_abs_LBGD = torch.zeros(sums, device=device)
@@ -79,13 +81,13 @@ class PartialKeys:
         partial = (k_BGTD.float() @ self.basis_LBGDC[i]).to(self.key_LBGPC.dtype)
         put(self.key_LBGPC[i], slot, partial)
 
-    def logits(self, layer: int, q_BHTD: Tensor, used: int, scale: float) -> Tensor:
-        """Speculated logits ``BGNS`` of one query against the first ``used`` slots."""
+    def scores(self, layer: int, q_BHTD: Tensor, exists_BGS: Tensor, scale: float) -> Tensor:
+        """How far below each head's best a token's speculated logit is, ``BGS`` (or ``BHS``)."""
         i = self.slot[layer]
         q_BGND = q_BHTD[:, :, 0].float().unflatten(1, (self.shape.num_kv_heads, -1))
-        reduced = q_BGND @ self.basis_LBGDC[i]
-        keys = self.key_LBGPC[i, :, :, :used]
-        return (reduced.to(keys.dtype) @ keys.mT).float() * scale
+        keys = self.key_LBGPC[i, :, :, : exists_BGS.shape[-1]]
+        per_head = self.config.scope == "query_head"
+        return gap_scores(q_BGND @ self.basis_LBGDC[i], keys, exists_BGS, scale, per_head=per_head)
 
     def close(self) -> None:
         """Free everything."""
@@ -94,20 +96,12 @@ class PartialKeys:
 
 
 def choose_tokens(
-    logit_BGNS: Tensor,
-    exists_BGS: Tensor,
-    config: InfiniGenConfig,
-    most: tuple[int, ...],
-    fixed: bool,
+    score: Tensor, config: InfiniGenConfig, most: tuple[int, ...], fixed: bool
 ) -> Tensor:
-    """Slots to fetch, ``slot_BGR`` (or ``BHR``), -1 padded.
+    """Slots to fetch, ``slot_BGR`` (or ``BHR``), -1 padded, by scores of tokens (``scores``).
 
-    A head's score of a token is the gap to that head's own largest logit; ``fixed`` fetches
-    ``most`` tokens, otherwise those within ``alpha``, ``most`` at most.
+    ``fixed`` fetches ``most`` tokens, otherwise those within ``alpha``, ``most`` at most.
     """
-    logit = logit_BGNS.masked_fill(~exists_BGS[:, :, None], -torch.inf)
-    gap = logit - logit.amax(-1, keepdim=True)
-    score = gap.amax(2) if config.scope == "kv_head" else gap.flatten(1, 2)
     limit = torch.tensor(most, device=score.device)[:, None]
     if not fixed:
         count = (score > -config.alpha).sum(-1)
