@@ -68,7 +68,19 @@ def load() -> ctypes.CDLL:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.exists():
                 _build(command, path)
-    return ctypes.CDLL(str(path))
+    return _open(path)
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    """The library with the types of its most frequent call told once: the arguments of a call are
+    then plain numbers, which matters where one call is tens of microseconds of work."""
+    opened = ctypes.CDLL(str(path))
+    pointer, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+    opened.retrobench_cluster_select.argtypes = [
+        *[pointer] * 9, count, count, number, count, count, count, number,
+        ctypes.c_float, ctypes.c_float, pointer, number, number, number,
+    ]  # fmt: skip
+    return opened
 
 
 def cache_dir() -> Path:
@@ -93,7 +105,7 @@ def _build(command: list[str], path: Path) -> None:
         )
         if done.returncode:
             raise BuildError(f"{command[0]} failed: {done.stderr.strip()[-600:]}")
-        wrong = disagreements(ctypes.CDLL(str(made)))
+        wrong = disagreements(_open(made))
         if wrong:
             raise BuildError(f"the built kernels disagree with plain torch: {', '.join(wrong)}")
         made.replace(path)
@@ -143,13 +155,29 @@ def rows(tensor: Tensor) -> Tensor:
 
 
 def int32(tensor: Tensor) -> Tensor:
-    """Contiguous int32."""
+    """Contiguous int32; calls no torch operation where it already is."""
+    if tensor.dtype == torch.int32 and tensor.is_contiguous():
+        return tensor
     return tensor.to(torch.int32).contiguous()
+
+
+def table(tensor: Tensor) -> Tensor:
+    """int32 whose last axis is packed; calls no torch operation where it already is."""
+    if tensor.dtype != torch.int32:
+        tensor = tensor.to(torch.int32)
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def query(q_BHD: Tensor) -> tuple[Tensor, int]:
     """The query as contiguous float32, and whether bf16 dot products lose nothing of it."""
     return q_BHD.float().contiguous(), int(q_BHD.dtype == torch.bfloat16)
+
+
+def query_as_is(q_BHD: Tensor) -> tuple[Tensor, int]:
+    """Like ``query``, for the kernels that also read bfloat16 (the flag says that it is)."""
+    if q_BHD.dtype != torch.bfloat16:
+        return query(q_BHD)
+    return q_BHD if q_BHD.is_contiguous() else q_BHD.contiguous(), 1
 
 
 def splits(heads: int, tokens: int, per_split: int = 1024) -> int:

@@ -49,12 +49,13 @@ void dense(const float* q, const T* k, const T* v, const int32_t* start, const i
 
 }  // namespace
 
-struct Wave {  // the same fields, in the same order, as WaveArguments in wave_attention/cpu.py
-  const float* q;
+struct Wave {  // the same fields, in the same order, as _WAVE in wave_attention/cpu.py
+  const void* q;  // bf16 where `dot` says so, else fp32; `out` likewise
   const void *k_steady, *v_steady, *k_pool, *v_pool, *k_cache, *v_cache, *value_sum;
   const int32_t *steady, *first, *size, *retrieved, *estimated, *slot;
   const float* logit;
-  float *out, *lse;
+  void* out;
+  float* lse;
   int64_t B, G, group, D, R, E, C, page_tokens;
   // over row and KV head of: steady k, v; pool k, v; cache k, v; value sums; first; size; slot
   int64_t stride[20];
@@ -88,12 +89,16 @@ void feed(Attention<T>& attention, const Wave& w, long b, long g, long first, lo
 template <class T> void wave(const Wave& w) {
   Form f{(int)w.D, w.scale, w.softcap, w.dot != 0};
   int group = w.group;
-  split_heads(w.B, w.G, group, f.D, w.splits, w.threads, w.out, w.lse,
+  long numbers = w.B * w.G * group * w.D;
+  Query q(w.q, numbers, w.dot != 0);
+  std::vector<float> wide(w.dot ? numbers : 0);
+  float* out = w.dot ? wide.data() : (float*)w.out;
+  split_heads(w.B, w.G, group, f.D, w.splits, w.threads, out, w.lse,
               [&](long b, long g, long s, Partial* part) {
     auto cut = [&](long n, long i) { return n * i / w.splits; };
     const int32_t *first = at<int32_t>(w.first, w.stride + 14, b, g),
                   *size = at<int32_t>(w.size, w.stride + 16, b, g);
-    Attention<T> attention(w.q + (b * w.G + g) * group * f.D, group, f);
+    Attention<T> attention(q + (b * w.G + g) * group * f.D, group, f);
     long low = cut(w.steady[b], s), high = cut(w.steady[b], s + 1);
     attention.span(at<T>(w.k_steady, w.stride, b, g) + low * f.D,
                    at<T>(w.v_steady, w.stride + 2, b, g) + low * f.D, high - low);
@@ -113,6 +118,7 @@ template <class T> void wave(const Wave& w) {
       estimate_group(estimated, high - low, logit, w.C, size,
                      at<T>(w.value_sum, w.stride + 12, b, g), group, f.D, part);
   });
+  for (long i = 0; w.dot && i < numbers; i++) ((bf16*)w.out)[i] = narrow(out[i]);
 }
 
 }  // namespace

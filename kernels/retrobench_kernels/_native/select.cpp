@@ -167,12 +167,14 @@ extern "C" void retrobench_page_select(
   else run(f16{});
 }
 
+// q is bf16 where `dot` says so, else fp32
 extern "C" void retrobench_cluster_select(
-    const float* q, const void* centroid, const int32_t* size, const int32_t* num_clusters,
+    const void* query, const void* centroid, const int32_t* size, const int32_t* num_clusters,
     const int32_t* retrieved, const int32_t* estimated, int32_t* best, int32_t* rest, float* logit,
     int64_t B, int64_t G, int32_t group, int64_t C, int64_t R, int64_t E, int32_t D, float scale,
     float softcap, const int64_t* stride, int32_t dtype, int32_t dot, int32_t threads) {
   Form f{D, scale, softcap, dot != 0};
+  Query q(query, B * G * group * D, dot != 0);
   auto run = [&](auto type) {
     using T = decltype(type);
     clusters(q, (const T*)centroid, size, num_clusters, retrieved, estimated, best, rest, logit, B,

@@ -97,3 +97,17 @@ static inline void sum8(const vf a[8], float* out) {
   }
 #endif
 }
+
+// bf16 to and from fp32, to nearest even; NaN stays NaN
+static inline float widen(bf16 x) {
+  uint32_t bits = (uint32_t)x.bits << 16;
+  float y;
+  __builtin_memcpy(&y, &bits, 4);
+  return y;
+}
+static inline bf16 narrow(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, 4);
+  if (x != x) return {(uint16_t)(bits >> 16 | 0x40)};
+  return {(uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}

@@ -6,6 +6,22 @@
 #include <vector>
 #include "simd.h"
 
+// A query as fp32, whichever of fp32 and bf16 it came in.
+class Query {
+ public:
+  Query(const void* q, long n, bool is_bf16) : q_((const float*)q) {
+    if (!is_bf16) return;
+    wide_.resize(n);
+    for (long i = 0; i < n; i++) wide_[i] = widen(((const bf16*)q)[i]);
+    q_ = wide_.data();
+  }
+  operator const float*() const { return q_; }
+
+ private:
+  std::vector<float> wide_;
+  const float* q_;
+};
+
 constexpr int BLOCK = 64;         // tokens handled at a time: K and V of a block stay in L2
 constexpr int MAX_HEADS = 4;      // query heads that share each load of a key
 constexpr float LOWEST = -1e30f;  // "no token yet"

@@ -32,29 +32,21 @@ def cluster_select(
     assert library is not None
     batch, heads, dim = q_BHD.shape
     groups, capacity = centroid_BGCD.shape[1:3]
-    centroid, size = native.rows(centroid_BGCD), size_BGC.to(torch.int32)
-    size = size if size.stride(-1) == 1 else size.contiguous()
-    q, exact_bf16 = native.query(q_BHD)
-    counts = [native.int32(x) for x in (num_clusters_B, retrieved_B, estimated_B)]
+    centroid, size = native.rows(centroid_BGCD), native.table(size_BGC)
+    q, exact_bf16 = native.query_as_is(q_BHD)
+    num_clusters, retrieved, estimated = map(
+        native.int32, (num_clusters_B, retrieved_B, estimated_B)
+    )
     best = torch.empty(batch, groups, max_retrieved, dtype=torch.int32)
     rest = torch.empty(batch, groups, max_estimated, dtype=torch.int32)
     logit = torch.empty(batch, heads, capacity)
     stride = (ctypes.c_int64 * 4)(*centroid.stride()[:2], *size.stride()[:2])
-    pointers = map(native.pointer, (q, centroid, size, *counts, best, rest, logit))
     library.retrobench_cluster_select(
-        *map(ctypes.c_void_p, pointers),
-        ctypes.c_int64(batch),
-        ctypes.c_int64(groups),
-        ctypes.c_int32(heads // groups),
-        ctypes.c_int64(capacity),
-        ctypes.c_int64(max_retrieved),
-        ctypes.c_int64(max_estimated),
-        ctypes.c_int32(dim),
-        ctypes.c_float(scale),
-        ctypes.c_float(softcap),
-        stride,
-        ctypes.c_int32(native.DTYPES[centroid.dtype]),
-        ctypes.c_int32(exact_bf16),
-        ctypes.c_int32(torch.get_num_threads()),
-    )
+        q.data_ptr(), centroid.data_ptr(), size.data_ptr(),
+        num_clusters.data_ptr(), retrieved.data_ptr(), estimated.data_ptr(),
+        best.data_ptr(), rest.data_ptr(), logit.data_ptr(),
+        batch, groups, heads // groups, capacity, max_retrieved, max_estimated, dim,
+        scale, softcap, stride, native.DTYPES[centroid.dtype], exact_bf16,
+        torch.get_num_threads(),
+    )  # fmt: skip
     return best, rest, logit

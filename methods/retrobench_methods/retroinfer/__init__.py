@@ -147,7 +147,7 @@ class RetroInfer(Method):
             pool.size_BGC,
             index.num_clusters_LB[i],
             index.retrieved_LB[i],
-            index.estimated_LB[i] * (not whole),
+            torch.zeros_like(index.estimated_LB[i]) if whole else index.estimated_LB[i],
             args.scale,
             max_retrieved=widths[0],
             max_estimated=0 if whole else widths[1],
