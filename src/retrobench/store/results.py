@@ -158,7 +158,8 @@ class ResultStore:
     def writer(self, cell: Cell, facts: Mapping[str, Any], sweep: str = "") -> Iterator[RowWriter]:
         """Lock the cell and open its rows for appending. ``facts`` go beside the cell's parts.
 
-        Raises ``Locked`` if another process holds the cell (``sweep`` is told to it). A torn last line is ended first.
+        Raises ``Locked`` if another process holds the cell; it hears of ``sweep``. A torn last
+        line is ended first.
         """
         folder = self.root / cell.key
         folder.mkdir(parents=True, exist_ok=True)
