@@ -7,6 +7,7 @@ import torch
 from kernel_parity import DEVICE, TOLERANCE, needs_triton, poisoned, random_index, random_tensor
 from retrobench_kernels.cluster_select import naive as select_naive
 from retrobench_kernels.dense_decode import naive as dense_naive
+from retrobench_kernels.page_select import naive as page_naive
 from retrobench_kernels.wave_attention import naive as wave_naive
 from retrobench_kernels.wave_attention.zones import Estimation, PageCache, Steady
 
@@ -172,3 +173,29 @@ def test_admitted_pages_are_copied_to_their_slot():
             assert torch.equal(fast[0, g, 12 : 12 + tokens], slow[0, g, first : first + tokens])
             rest = torch.cat([fast[0, g, :12], fast[0, g, 12 + tokens :]])
             assert rest.isnan().all()
+
+
+@pytest.mark.parametrize("newest", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "dim", "group"),
+    [(torch.float32, 64, 1), (torch.bfloat16, 128, 4), (torch.float16, 96, 7)],
+)
+def test_page_select(dtype, dim, group, newest):
+    """Whole numbers: bounds are exact in any order of summation, and many are equal."""
+    from retrobench_kernels.page_select.triton import page_select
+
+    def whole(*shape):
+        return torch.randint(-4, 5, shape, device=DEVICE).to(dtype)
+
+    q, keys = whole(3, 2 * group, dim), whole(2, 3, 2, 90, dim)
+    low, high = keys.amin(0), keys.amax(0)
+    used, most = (
+        torch.tensor(c, dtype=torch.int32, device=DEVICE) for c in ([90, 41, 3], [9, 50, 2])
+    )
+    later = (torch.arange(90, device=DEVICE) >= used[:, None])[:, None, :, None]
+    limits = {"max_selected": 50, "newest": newest}
+    expected = page_naive.page_select(q, low, high, used, most, **limits)
+    low, high = (x.masked_fill(later, torch.nan) for x in (low, high))
+    with poisoned():
+        got = page_select(q, low, high, used, most, **limits)
+    assert got.dtype == torch.int32 and torch.equal(got, expected)

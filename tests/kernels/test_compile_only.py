@@ -44,6 +44,7 @@ CASES = {
     "select-large": Case(
         "cluster_select", "select_large_kernel", {**SELECT, "ROWS": 16, "TILE": 4096}, warps=16
     ),
+    "page-bounds": Case("page_select", "group_bound_kernel", {**LLAMA, "ROWS": 4}),
     "pages": Case(
         "wave_attention",
         "page_list_kernel",
