@@ -156,6 +156,12 @@ def show(outcomes: list[dict[str, Any]], results_dir: str) -> None:
             out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def without_twins(outcomes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Entries of one launch without those that found their cell being run by another of them."""
+    ran = {o["key"] for o in outcomes if o.get("ran") and "busy" not in o["failed"]}
+    return [o for o in outcomes if "busy" not in o.get("failed", {}) or o["key"] not in ran]
+
+
 def _failure(outcome: dict[str, Any]) -> str:
     if "error" in outcome:
         return f"FAILED {outcome['job']}: {outcome['error']}"
@@ -189,7 +195,7 @@ class SweepTable(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Read what the jobs noted, wherever they ran."""
         path = Path(config.hydra.sweep.dir) / CELLS_FILE
-        outcomes = [json.loads(line) for line in path.read_text().splitlines()]
+        outcomes = without_twins([json.loads(line) for line in path.read_text().splitlines()])
         show(outcomes, config.results_dir)
         choices = config.hydra.runtime.choices
         if figure := choices.get("experiment") or TASK_FIGURES.get(choices.get("task")):

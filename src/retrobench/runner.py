@@ -52,12 +52,10 @@ def run_cell(spec: RunSpec) -> Outcome:
     _check(store, prepared)
     tracker = make_tracker(spec.tracker)
     try:
-        with store.writer(prepared.cell, _facts(prepared), spec.sweep or "") as writer:
+        with store.writer(prepared.cell, _facts(prepared)) as writer:
             _run(prepared, store, writer, tracker, outcome)
     except Locked as error:
-        # parallel jobs of one sweep may reach a cell that two of its entries share
-        if not (spec.sweep and error.sweep == spec.sweep):
-            outcome.failed, outcome.message = {"busy": 1}, str(error)
+        outcome.failed, outcome.message = {"busy": 1}, str(error)
     return outcome
 
 

@@ -50,11 +50,7 @@ class CellRows:
 
 
 class Locked(RuntimeError):
-    """Another process is running this cell, for ``sweep`` if it said so."""
-
-    def __init__(self, message: str, sweep: str) -> None:
-        super().__init__(message)
-        self.sweep = sweep
+    """Another process is running this cell."""
 
 
 class RowWriter:
@@ -155,26 +151,20 @@ class ResultStore:
         return found
 
     @contextlib.contextmanager
-    def writer(self, cell: Cell, facts: Mapping[str, Any], sweep: str = "") -> Iterator[RowWriter]:
+    def writer(self, cell: Cell, facts: Mapping[str, Any]) -> Iterator[RowWriter]:
         """Lock the cell and open its rows for appending. ``facts`` go beside the cell's parts.
 
-        Raises ``Locked`` if another process holds the cell; it hears of ``sweep``. A torn last
-        line is ended first.
+        Raises ``Locked`` if another process holds the cell. A torn last line is ended first.
         """
         folder = self.root / cell.key
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("a+") as lock:
+        with (folder / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                lock.seek(0)
                 raise Locked(
-                    f"cell {cell.key} is being run by another process; ask again when it is done",
-                    lock.read(),
+                    f"cell {cell.key} is being run by another process; ask again when it is done"
                 ) from error
-            lock.truncate(0)
-            lock.write(sweep)
-            lock.flush()
             self._describe(cell, facts)
             path = folder / "rows.jsonl"
             torn = path.exists() and _is_torn(path)
