@@ -43,9 +43,9 @@ def test_supported_tasks_are_tasks():
 PROMPTS = {
     "One of the lucky codes for green-apple is: 4711237. The sky was wide and calm. One of the "
     "lucky codes for dark-horse is: 9020155.\nWhat is the lucky code for green-apple given in the "
-    "document? The lucky code for green-apple given in the document is": "green-apple is: 4711237.",
+    "text? The lucky code for green-apple given in the text is": "green-apple is: 4711237.",
     "The secret value of bold-river is 5552310. The secret value of calm-river is 8710944.\nWhich "
-    "secret value was for calm-river? The secret value for calm-river is": "calm-river is 8710944.",
+    "secret value was for calm-river? The secret value for calm-river is": "8710944.",
     "\n\nDocument 1:\nThe market of Bacada opened in 1743. The sky was wide.\n\nDocument 2:\nThe "
     "market of Rano opened in 1651. The sky was wide.\n\nQuestion: In what year did the market of "
     "Rano open? Answer:": "Rano opened in 1651",
@@ -66,7 +66,7 @@ def scores(method, tmp_path):
     raw = {
         "model": {"name": "tiny", "source": "tiny"},
         "method": {"name": method},
-        "task": {"name": "ruler", "tasks": ["niah_single_2", "niah_multikey_2", "vt"]},
+        "task": {"name": "ruler", "tasks": ["niah_single_2", "niah_multikey_2", "cwe"]},
         "protocol": {"name": "query_aware"},
         "measure": {"name": "score"},
         "results_dir": str(tmp_path),
@@ -79,8 +79,8 @@ def scores(method, tmp_path):
 
 def test_scores_at_4k_and_the_random_control(tmp_path):
     full, random = scores("full", tmp_path / "full"), scores("random", tmp_path / "random")
-    assert (full["status"][full["task"] == "vt"] == "unsupported_by_model").all()
-    asked = full["task"] != "vt"
+    assert (full["status"][full["task"] == "cwe"] == "unsupported_by_model").all()
+    asked = full["task"] != "cwe"
     assert full["score"][asked].sum() >= 3
     assert random["score"][asked].sum() == 0
 

@@ -209,7 +209,7 @@ def test_pages_on_the_embedded_models_own_keys():
     )  # fmt: skip
     session.generate(Decoding(max_new_tokens=4), frozenset())
     session.close()
-    assert len(checked) == 4 * 2 * 3 and all(checked)
+    assert len(checked) == 5 * 2 * 3 and all(checked)
 
 
 @pytest.mark.parametrize(("dtype", "softcap"), [("float32", None), ("bfloat16", 5.0)])

@@ -20,7 +20,7 @@ from retrobench.training.loop import Trainer
 from retrobench.training.model import Shape, build
 from retrobench.training.plan import TrainConfig, parse_plan
 
-SHAPE = Shape(layers=3, mlp=64)
+SHAPE = Shape(mlp=16)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_the_start_copies_what_it_has_read(tokenizer):
     ids = torch.randint(10, len(tokenizer), (1, 60), generator=torch.Generator().manual_seed(0))
     twice = torch.cat([torch.tensor([[tokenizer.bos_token_id]]), ids, ids], 1)
     said = model(twice).logits[0, 65:-1].argmax(-1)
-    assert (said == twice[0, 66:]).float().mean() > 0.9
+    assert (said == twice[0, 66:]).float().mean() > 0.8
 
 
 def test_alignment_asks_sure_heads_alone_and_past_keys_alone():
@@ -104,8 +104,20 @@ def test_quoted_answers_stand_in_the_context(family):
         draft = FAMILIES[family](random.Random(seed), 400)
         context = "\n".join(draft.must)
         for question in draft.questions:
-            answer = question[-1][0].removesuffix(".<|eos|>").strip()
-            assert all(quote in context for quote in re.split(r", (?=\S)", answer))
+            answer = "".join(part.text for part in question if part.counts)
+            answer = answer.removesuffix(".<|eos|>").strip()
+            assert all(quote in context for quote in re.split(r"(?<=\d{7}) (?=\S)", answer))
+
+
+def test_answers_in_any_order_count_alike(tokenizer):
+    """Where several values may come next, each is right and what stands there is one of them."""
+    batch = make_batch(Encoder(tokenizer), random.Random(1), {"many_values": 1.0}, 4, 400)
+    assert batch.instead
+    for (row, at), others in batch.instead.items():
+        text = tokenizer.decode(batch.ids_BS[row])
+        assert batch.targets_BS[row, at] == batch.ids_BS[row, at + 1]
+        assert all(tokenizer.decode(other) in text for other in others)
+        assert int(batch.targets_BS[row, at]) not in others
 
 
 def test_no_sample_holds_a_prompt_of_ruler():
@@ -116,7 +128,7 @@ def test_no_sample_holds_a_prompt_of_ruler():
         for seed in range(60):
             draft = family(random.Random(seed), 300)
             text = draft.head + "\n".join(draft.must)
-            text += "".join(part for question in draft.questions for part, _ in question)
+            text += "".join(part.text for question in draft.questions for part in question)
             assert not needle.search(text), name
             assert not asked.search(text), name
             assert not any(piece in text for piece in literal), name

@@ -5,10 +5,18 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 Rng = random.Random
-Segment = tuple[str, bool]  # text, and whether the loss counts it
 END = "<|eos|>"
+
+
+class Segment(NamedTuple):
+    """A part of a question or of its answer."""
+
+    text: str
+    counts: bool  # whether the loss counts it
+    instead: tuple[str, ...] = ()  # texts whose beginning would be as right here
 
 
 @dataclass(slots=True)

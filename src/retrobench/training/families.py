@@ -8,18 +8,19 @@ answers. The frames below share words with RULER's templates but never make one 
 from __future__ import annotations
 
 from retrobench.training import words
+from retrobench.training.circuits import SEPARATOR
 from retrobench.training.draft import END, Draft, Family, Rng, Segment
 from retrobench.training.needles import many_keys, many_values, needles
 
-_ASSIGN = ("VAR {b} = {a} ", "VAR {b} = {a}\n", "LET {b} = {a} ", "SET {b} = {a} .")
+_ASSIGN = ("VAR ", "VAR ", "VAR ", "set ", "note ", "name ")
 
 
 def variables(rng: Rng, tokens: int) -> Draft:
     """Chains of assignments; every chain is asked, answered by its value and then its names in
     order."""
-    frame, mark = rng.choice(_ASSIGN), rng.choice(("VAR ", "VAR ", ""))
+    mark, end = rng.choice(_ASSIGN), rng.choice((" ", "\n", " ."))
     hops = rng.choice((1, 2, 2, 3, 4, 4, 4))
-    length = rng.choice((3, 5, 5, 5, 4))
+    length = 5
     cost = 9 * (hops + 1)
     chains = rng.randint(
         1, max(1, min(rng.choice((1, 2, 3, 6)), tokens * 6 // 10 // (cost + 4 * hops + 24)))
@@ -28,9 +29,9 @@ def variables(rng: Rng, tokens: int) -> Draft:
     answers: list[tuple[str, list[str]]] = []
     for _ in range(chains):
         names = list(dict.fromkeys(words.capitals(rng, length) for _ in range(hops + 1)))
-        start = words.number(rng, rng.choice((5, 5, 3, 4, 6)))
-        lines = [frame.format(b=names[0], a=start)]
-        lines += [frame.format(b=b, a=mark + a) for a, b in zip(names, names[1:], strict=False)]
+        start = words.number(rng, 5)
+        given = [start, *(mark + name for name in names)]
+        lines = [f"{mark}{b} = {a}{end}" for a, b in zip(given, names, strict=False)]
         queues.append(lines)
         answers.append((start, names))
     texts: list[str] = []
@@ -38,27 +39,28 @@ def variables(rng: Rng, tokens: int) -> Draft:
         texts.append(rng.choice([q for q in queues if q]).pop(0))
     ask = rng.choice(
         (
-            "\nQuestion: Which variables are assigned the value {start}?{lead}{count} of them: ",
-            "\nQuestion: Find all variables that have the value {start} above.{lead}they are: ",
-            "\nFind the variables that are assigned {start} in the text.{lead}they are: ",
+            "\nQuestion: Name all variables that have the value {start} above.{lead}they are: ",
+            "\nFind the variables that are assigned the value {start} in the list.{lead}they are: ",
+            "\nWhat variables are assigned the value {start}?{lead}the names are: ",
             "\nVariables with the value {start}: ",
         )
     )
-    lead = rng.choice((" Answer: In the chain above ", " Answer: ", " According to the text, "))
+    lead = rng.choice((" Answer: In the chain above ", " Answer: ", " In the text, "))
     questions: list[list[Segment]] = []
     rng.shuffle(answers)
     for start, names in answers:
-        text = ask.format(start=start, lead=lead, count=len(names))
-        questions.append([(text, False), (" ".join([start, *names]) + END, True)])
+        text = ask.format(start=start, lead=lead)
+        answer = " ".join(["", start, *names]) + END
+        questions.append([Segment(text, False), Segment(answer, True)])
     return Draft(texts, questions, words.filler(rng), joiner="\n")
 
 
 def _word_list(rng: Rng, tokens: int, top: int) -> tuple[str, list[str]]:
     """A numbered list of about ``tokens`` tokens and the ``top`` words that repeat often in it."""
-    often, seldom = rng.choice(((6, 1), (8, 1), (12, 2), (30, 3), (20, 2)))
+    often, seldom = rng.choice(((8, 1), (12, 2), (20, 2), (30, 3), (30, 3)))
     items = max(top * 2, tokens // 4)
     often = max(2 * seldom, min(often, int(0.6 * items) // top))
-    drawn = list({words.word(rng).lower(): None for _ in range(top + max(2, items))})
+    drawn = list({words.known(rng).lower(): None for _ in range(top + max(2, items))})
     common, rare = drawn[:top], drawn[top:]
     listed = common * often
     rest = max(1, (items - len(listed)) // seldom)
@@ -74,50 +76,51 @@ def common_words(rng: Rng, tokens: int) -> Draft:
     head = rng.choice(("A numbered list:\n", "Read the words in the list below.\n", "List: "))
     ask = rng.choice(
         (
-            "\nQuestion: Which {n} words are the most common?{lead}",
-            "\nWhat are the {n} most frequent words in the list?{lead}",
+            "\nQuestion: What {n} words are the most common?{lead}",
+            "\nWhat are the {n} words that come most often in the list?{lead}",
         )
-    ).format(n=top, lead=rng.choice((f" Answer: The {top} most common are:", " They are:")))
+    ).format(n=top, lead=rng.choice((f" Answer: The {top} most common are:", " The words are:")))
     room = int(tokens * 0.85) - 6 * top
     solved = ""
     if tokens >= 256 and rng.random() < 0.5:
         text, common = _word_list(rng, room // 4, top)
-        solved = f"{head}{text}{ask}{_numbered(common)}\n"
+        listed = "".join(f" {i}. {word}" for i, word in enumerate(common, 1))
+        solved = f"{head}{text}{ask}{listed}\n"
         room -= room // 4 + 12 * top
     text, common = _word_list(rng, room, top)
-    questions: list[list[Segment]] = [[(ask, False), (f"{_numbered(common)}{END}", True)]]
+    questions = [[Segment(ask, False), *_listed(common, any_order=True)]]
     return Draft([text], questions, head=solved + head)
 
 
-def _numbered(items: list[str]) -> str:
-    return "".join(f" {i}. {item}" for i, item in enumerate(items, 1))
+def _listed(items: list[str], any_order: bool = False) -> list[Segment]:
+    """The answer that lists ``items``."""
+    texts, segments = [f" {item}" for item in items], []
+    for at, text in enumerate(texts):
+        later = tuple(texts[at + 1 :]) if any_order else ()
+        segments += [Segment(SEPARATOR, True), Segment(text, True, later)]
+    return [*segments, Segment(END, True)]
 
 
 def frequent_words(rng: Rng, tokens: int) -> Draft:
     """Coded text with a steep distribution; the answer goes from the most frequent down."""
-    top = rng.choice((1, 2, 3, 3, 3))
-    alpha = rng.uniform(1.6, 2.4)
-    coded = rng.random() < 0.7
-    total = max(20, int(tokens * 0.85) // (3 if coded else 1) * (7 if coded else 5) // 5)
+    top = 3
+    alpha = rng.uniform(1.8, 2.4)
+    total = max(20, int(tokens * 0.85) // 15 * 7)
     kinds = max(top + 2, tokens // rng.randint(12, 60))
-    drawn = list(
-        {(words.lower(rng, 6, 6) if coded else words.word(rng)): None for _ in range(kinds)}
-    )
-    dots = ["..."] if coded else []
+    drawn = list({words.lower(rng, 6, 6): None for _ in range(kinds)})
     text: list[str] = []
-    for rank, item in enumerate([*dots, *drawn], 1):
+    for rank, item in enumerate(["...", *drawn], 1):
         share = total * rank**-alpha / 1.64
         text += [item] * int(share if share >= 1 else rng.random() < share)
     rng.shuffle(text)
     head = rng.choice(("Coded text: ", "Track how often each word comes. ", ""))
     ask = rng.choice(
         (
-            "\nQuestion: Which words are the most frequent?{lead}",
-            "\nQuestion: Please ignore the dots. What are the {n} most frequent words?{lead}",
+            "\nQuestion: What words come most often?{lead}",
+            "\nQuestion: Please ignore the dots. What are the {n} most common words?{lead}",
         )
-    ).format(n=top, lead=rng.choice((" Answer: The most frequent words are:", " They are:")))
-    answer = " ".join(drawn[:top])
-    questions: list[list[Segment]] = [[(ask, False), (f" {answer}{END}", True)]]
+    ).format(n=top, lead=rng.choice((" Answer: The most common words are:", " The words are:")))
+    questions = [[Segment(ask, False), *_listed(drawn[:top])]]
     return Draft([" ".join(text)], questions, head=head)
 
 
@@ -153,7 +156,7 @@ def documents(rng: Rng, tokens: int) -> Draft:
     questions: list[list[Segment]] = []
     for question, told in answers[: max(1, tokens // 70)]:
         text = f"\n\nQuestion: {question} Answer:"
-        questions.append([(text, False), (f" {told}{END}", True)])
+        questions.append([Segment(text, False), Segment(f" {told}{END}", True)])
     return Draft(pieces, questions, joiner="\n\n")
 
 
@@ -183,7 +186,7 @@ def two_facts(rng: Rng, tokens: int) -> Draft:
     questions: list[list[Segment]] = []
     for name, told in answers[: max(1, tokens // 70)]:
         text = f"\n\nQuestion: {ask.format(n=name)} Answer:"
-        questions.append([(text, False), (f" {told}{END}", True)])
+        questions.append([Segment(text, False), Segment(f" {told}{END}", True)])
     return Draft(pieces, questions, joiner="\n\n")
 
 
@@ -201,8 +204,8 @@ def repeats(rng: Rng, tokens: int) -> Draft:
     lead = 2
     again = items[start : start + max(lead + 2, len(items) // 2)]
     opening = " " + " ".join(again[:lead])
-    questions: list[list[Segment]] = [[("\n", False), (opening, False)]]
-    questions[0].append((" " + " ".join(again[lead:]), True))
+    rest = " " + " ".join(again[lead:])
+    questions = [[Segment("\n", False), Segment(opening, False), Segment(rest, True)]]
     return Draft([" ".join(items)], questions)
 
 

@@ -125,7 +125,8 @@ class Trainer:
         return float(loss.detach())
 
     def _loss(self, batch: Batch, rng: random.Random, right: dict[str, list[float]]) -> Tensor:
-        """Cross entropy at answer tokens, over the batch's own words and some random ones.
+        """Cross entropy at answer tokens, over the batch's own words and some random ones; where
+        several tokens are as right, their probabilities add up.
 
         The vocabulary is large and a batch uses little of it: the full softmax would cost as much
         as the model.
@@ -154,13 +155,20 @@ class Trainer:
             table = self.model.model.embed_tokens.weight[words.to(self.device)]
             logits = hidden[asked_BS.to(self.device)] @ table.T
         logits = logits.float() + stands_for.log().to(self.device)
-        hit = (logits.detach().argmax(-1) == target).cpu()
-        rows = asked_BS.nonzero()[:, 0]
+        at = asked_BS.nonzero()
+        right_NW = torch.zeros(logits.shape, dtype=torch.bool, device=self.device)
+        right_NW[torch.arange(len(target)), target] = True
+        for n, place in enumerate(map(tuple, at.tolist())):
+            if place in batch.instead:
+                right_NW[n, : len(own)] |= torch.isin(own, torch.tensor(batch.instead[place]))
+        hit = right_NW.gather(1, logits.detach().argmax(-1, keepdim=True))[:, 0].cpu()
+        rows = at[:, 0]
         for row, family in enumerate(batch.family_B):
             mine = hit[rows == row]
             if len(mine):
                 right[family].append(float(mine.float().mean()))
-        loss = functional.cross_entropy(logits, target)
+        right = logits.masked_fill(~right_NW, float("-inf")).logsumexp(-1)
+        loss = (logits.logsumexp(-1) - right).mean()
         return loss if alignment is None else loss + self.plan.config.align * alignment.loss()
 
     def save(self) -> None:

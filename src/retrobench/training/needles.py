@@ -10,9 +10,9 @@ from retrobench.training.draft import END, Draft, Rng, Segment
 
 _ADJECTIVES = ("special", "magic", "secret", "hidden", "lucky", "daily", "final", "common", "")
 _NOUNS = {
-    "number": ("number", "numbers", "code", "figure", "value", "price", "count"),
-    "uuid": ("uuid", "uuids", "token", "identifier", "address", "value"),
-    "pair": ("word", "words", "phrase", "name", "label", "value"),
+    "number": ("number", "numbers", "code", "figure", "price", "count"),
+    "uuid": ("uuid", "uuids", "token", "identifier", "address"),
+    "pair": ("word", "words", "phrase", "name", "label"),
 }
 # (before the key, between key and value, after the value); an answer quotes from the key on
 _NEEDLES = (
@@ -33,23 +33,21 @@ _QUESTIONS = (
     "What is the {what} for {key} {clause}?",
     "What are all the {what} for {key} {clause}?",
     "Which {what} was for {key} {clause}?",
-    "Find the {what} of {key} {clause}.",
+    "Find the {what} for {key} {clause}.",
     "Question: What is the {what} for {key}?",
     "",
 )
 _PREFIXES = (
     " The {what} for {key} {clause} {verb}",
     " The {what} for {key} {clause} {verb}",
-    " The {what} for {key} {verb}",
-    " Answer: The {what} of {key} {clause} {verb}",
-    " {key} {verb}",
-    " For {key} {clause} the {what} {verb}",
+    " Answer: The {what} for {key} {clause} {verb}",
+    " For {key} {clause} the {what} for {key} in this text {verb}",
 )
 _CLAUSE = (
-    ("mentioned", "given", "hidden", "found", "listed", "named", "that are", "written", ""),
+    ("mentioned", "given", "hidden", "listed", "named", "that are", "written"),
     ("in", "within", "above in", "somewhere in", "by"),
     ("the", "the following", "the provided", "this", "the given", "the above", "the long"),
-    ("text", "document", "list", "documents", "passage", "words", "lines"),
+    ("text",),
 )
 _RULER_CLAUSE = "mentioned in the provided text"
 
@@ -67,8 +65,6 @@ def clause(rng: Rng) -> str:
     pick = rng.random()
     if pick < 0.1:
         return _RULER_CLAUSE
-    if pick < 0.2:
-        return " ".join(words.word(rng) for _ in range(rng.randint(1, 5)))
     return " ".join(" ".join(rng.choice(part) for part in _CLAUSE).split())
 
 
@@ -80,7 +76,7 @@ def _value_kind(rng: Rng) -> str:
 
 
 def _key_kind(rng: Rng) -> str:
-    return rng.choices(("pair", "uuid", "name", "number", "word"), (56, 22, 10, 5, 7))[0]
+    return rng.choices(("pair", "uuid", "number", "word"), (60, 26, 6, 8))[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +104,17 @@ class _Frames:
         return "\n" + self.question.format(**fields) + self.prefix.format(**fields)
 
 
-def _frames(rng: Rng, value_kind: str) -> _Frames:
+def _frames(rng: Rng, value_kind: str, several: bool = False) -> _Frames:
     said = clause(rng)
     what = phrase(rng, value_kind.rstrip("0123456789"), said)
-    needle = rng.choice(_NEEDLES)
+    needle = rng.choice([n for n in _NEEDLES if not several or n[1] in (" is: ", " was: ")])
     if needle[0].startswith("One of the") and what.startswith("special magic"):
         needle = ("One of our {what} for ", *needle[1:])
     return _Frames(needle, rng.choice(_QUESTIONS), rng.choice(_PREFIXES), what, said)
 
 
 def _verb(rng: Rng, plural: bool) -> str:
-    return rng.choice(("are", "are", "were") if plural else ("is", "is", "is", "was", "is:"))
+    return "are" if plural else rng.choice(("is", "is", "was"))
 
 
 def needles(rng: Rng, tokens: int) -> Draft:
@@ -136,43 +132,47 @@ def needles(rng: Rng, tokens: int) -> Draft:
     questions: list[list[Segment]] = []
     for name in asked:
         text = frames.ask(name, _verb(rng, False))
-        questions.append([(text, False), (f" {frames.quote(name, values[name])}.{END}", True)])
+        answer = f" {frames.quote(name, values[name])}.{END}"
+        questions.append([Segment(text, False), Segment(answer, True)])
     return Draft(texts, questions, words.filler(rng), joiner=rng.choice((" ", "\n")))
 
 
 def many_values(rng: Rng, tokens: int) -> Draft:
     """Keys with several values each, answered in order of appearance."""
-    value_kind = "number7" if rng.random() < 0.7 else _value_kind(rng)
-    frames = _frames(rng, value_kind)
-    cost = (20 if value_kind == "uuid" else 4) + 14
+    value_kind = "number7"
+    frames = _frames(rng, value_kind, several=True)
+    cost = 18
     per_key = rng.randint(2, 5)
     count = rng.randint(1, max(1, tokens // (2 * per_key * cost)))
-    names = words.keys(rng, "pair", count)
+    names = words.keys(rng, "hyphened", count)
     pairs = [(name, words.value(rng, value_kind)) for name in names for _ in range(per_key)]
     rng.shuffle(pairs)
     texts = [frames.state(name, value) for name, value in pairs]
     questions: list[list[Segment]] = []
     for name in rng.sample(names, min(count, max(1, tokens // 4 // (per_key * 12 + 20)))):
-        answer = ", ".join(frames.quote(name, v) for n, v in pairs if n == name)
-        text = frames.ask(name, _verb(rng, True))
-        questions.append([(text, False), (f" {answer}.{END}", True)])
+        mine = [f" {v}" for n, v in pairs if n == name]
+        question = [Segment(frames.ask(name, _verb(rng, True)), False)]
+        for at, v in enumerate(mine):
+            question.append(Segment(f" {frames.quote(name, '').rstrip()}", True))
+            question.append(Segment(v, True, tuple(mine[at + 1 :])))
+        questions.append([*question, Segment(f".{END}", True)])
     return Draft(texts, questions, words.filler(rng), joiner=rng.choice((" ", "\n")))
 
 
 def many_keys(rng: Rng, tokens: int) -> Draft:
     """Questions for several keys at once; the answer repeats each key before its value."""
-    value_kind = "number7" if rng.random() < 0.7 else _value_kind(rng)
-    frames = _frames(rng, value_kind)
-    count = max(2, min(60, tokens // 2 // ((20 if value_kind == "uuid" else 4) + 14)))
+    value_kind = "number7"
+    frames = _frames(rng, value_kind, several=True)
+    count = max(2, min(60, tokens // 2 // 18))
     count = rng.randint(2, count)
-    names = words.keys(rng, "pair", count)
+    names = words.keys(rng, "hyphened", count)
     values = {name: words.value(rng, value_kind) for name in names}
     texts = [frames.state(name, values[name]) for name in names]
     questions: list[list[Segment]] = []
     for _ in range(max(1, tokens // 4 // 90)):
         asked = rng.sample(names, min(count, rng.randint(2, 5)))
         joined = ", ".join(asked[:-1]) + f", and {asked[-1]}"
-        answer = ", ".join(frames.quote(name, values[name]) for name in asked)
+        answer = " ".join(frames.quote(name, values[name]) for name in asked)
         text = frames.ask(joined, _verb(rng, True))
-        questions.append([(text, False), (f" {answer}.{END}", True)])
+        questions.append([Segment(text, False), Segment(f" {answer}.{END}", True)])
     return Draft(texts, questions, words.filler(rng), joiner=rng.choice((" ", "\n")))

@@ -37,7 +37,12 @@ def capitals(rng: Rng, count: int) -> str:
 
 def word(rng: Rng) -> str:
     """A known word as it stands after a space; now and then a made-up one."""
-    return lower(rng, 4, 9) if rng.random() < 0.06 else rng.choice(_spaced())
+    return lower(rng, 4, 9) if rng.random() < 0.06 else known(rng)
+
+
+def known(rng: Rng) -> str:
+    """A known word as it stands after a space."""
+    return rng.choice(_spaced())
 
 
 def noun(rng: Rng) -> str:
@@ -61,13 +66,14 @@ def number(rng: Rng, digits: int) -> str:
 
 
 def keys(rng: Rng, kind: str, count: int) -> list[str]:
-    """``count`` distinct keys; half of the sets of word pairs share words among keys."""
+    """``count`` distinct keys; half of the sets of word pairs share words among keys. A ``pair``
+    is joined by a hyphen or now and then by a space, a ``hyphened`` one always by a hyphen."""
     shared = [(word(rng), noun(rng)) for _ in range(max(1, count // 4))]
     share = rng.random() < 0.5
-    joiner = "-" if rng.random() < 0.8 else " "
+    joiner = "-" if kind == "hyphened" or rng.random() < 0.8 else " "
     found: dict[str, None] = {}
     while len(found) < count:
-        if kind == "pair":
+        if kind in ("pair", "hyphened"):
             first, second = word(rng), noun(rng)
             if share and rng.random() < 0.6:
                 known = rng.choice(shared)
