@@ -27,8 +27,8 @@ from retrobench.training.start import (
 
 SINK = 0  # the flag of the first token
 MARK = 90  # value dim of a mark, behind those of other heads
-SAME, RARE = 14.0, 8.0
-FLAG = 6.0
+SAME, RARE = 14.0, 8.0  # logit of the same word; how often a word comes that counts half
+FLAG = 6.0  # what the other flags stand at
 # logits of a match at distances 0, 1 ...
 MATCH_LOGITS = (20.0, 7.0, 5.0, 4.0, 3.0)
 SAID_LOGITS = (14.0, 7.0, 5.0, 4.0)
@@ -257,8 +257,8 @@ def match(layer: Layer) -> None:
 
 
 def hop_and_count(layer: Layer) -> None:
-    """One KV head goes from a number or a name to the name that is given it, the other averages
-    listed words and takes back those said."""
+    """One KV head goes from a number or a name to the name that is given it, the other finds
+    a listed word that comes often and has not been said."""
     layer.keys(0, {0: 1.0, 1: 0.6})
     layer.flag(0, 1, layer.sees(2, "Ġ="))
     layer.flag(0, 2, layer.sees(4, "Ġ="))

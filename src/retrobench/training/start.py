@@ -166,12 +166,12 @@ def look_back(layers: list[Module], rotary: Rotary, layout: Layout) -> None:
             (start, end), group = SLOTS[distance], n // 2 * dim
             attention.q_proj.bias[n * dim : (n + 1) * dim] = rotary.near_query(distance, 1, 160.0)
             rows = torch.arange(end - start)
-            # what the two heads of a group read may differ: each reads the whole code
+            # the two heads of a group share the values and write different dims of them
             whole = torch.arange(CODE_DIM)
             attention.v_proj.weight[group + whole] = 0.0
             attention.v_proj.weight[group + whole, own + whole] = 1.0
             at = layout.slots[distance]
-            # power of the stream here: two parts before layer 0, five after it
+            # power of the stream so far
             before = (0,) if distance < 5 else (0, 1, 2, 3, 4)
             parts = OWN**2 + sum(WIDTH[d] for d in before) / CODE_DIM
             back = layout.raw / math.sqrt(layout.hidden / parts)
