@@ -39,10 +39,10 @@ def variables(rng: Rng, tokens: int) -> Draft:
         texts.append(rng.choice([q for q in queues if q]).pop(0))
     ask = rng.choice(
         (
-            "\nQuestion: Name all variables that have the value {start} above.{lead}they are: ",
+            "\nQuestion: Find all variables that have the value {start} above.{lead}they are: ",
             "\nFind the variables that are assigned the value {start} in the list.{lead}they are: ",
             "\nWhat variables are assigned the value {start}?{lead}the names are: ",
-            "\nVariables with the value {start}: ",
+            "\nThe variables with the value {start}: ",
         )
     )
     lead = rng.choice((" Answer: In the chain above ", " Answer: ", " In the text, "))
@@ -53,6 +53,14 @@ def variables(rng: Rng, tokens: int) -> Draft:
         answer = " ".join(["", start, *names]) + END
         questions.append([Segment(text, False), Segment(answer, True)])
     return Draft(texts, questions, words.filler(rng), joiner="\n")
+
+
+_LIST_LEADS = (
+    " Answer: The {n} most common are:",
+    " Answer: The words that come most often in the text are:",
+    " Answer: As the text above shows, the {n} most common words are:",
+    " The words are:",
+)
 
 
 def _word_list(rng: Rng, tokens: int, top: int) -> tuple[str, list[str]]:
@@ -79,7 +87,7 @@ def common_words(rng: Rng, tokens: int) -> Draft:
             "\nQuestion: What {n} words are the most common?{lead}",
             "\nWhat are the {n} words that come most often in the list?{lead}",
         )
-    ).format(n=top, lead=rng.choice((f" Answer: The {top} most common are:", " The words are:")))
+    ).format(n=top, lead=rng.choice(_LIST_LEADS).format(n=top))
     room = int(tokens * 0.85) - 6 * top
     solved = ""
     if tokens >= 256 and rng.random() < 0.5:
@@ -93,12 +101,12 @@ def common_words(rng: Rng, tokens: int) -> Draft:
 
 
 def _listed(items: list[str], any_order: bool = False) -> list[Segment]:
-    """The answer that lists ``items``."""
+    """The answer that lists ``items``; as in ``many_values``, its end is not learnt."""
     texts, segments = [f" {item}" for item in items], []
     for at, text in enumerate(texts):
         later = tuple(texts[at + 1 :]) if any_order else ()
         segments += [Segment(SEPARATOR, True), Segment(text, True, later)]
-    return [*segments, Segment(END, True)]
+    return [*segments, Segment(END, False)]
 
 
 def frequent_words(rng: Rng, tokens: int) -> Draft:
@@ -119,7 +127,7 @@ def frequent_words(rng: Rng, tokens: int) -> Draft:
             "\nQuestion: What words come most often?{lead}",
             "\nQuestion: Please ignore the dots. What are the {n} most common words?{lead}",
         )
-    ).format(n=top, lead=rng.choice((" Answer: The most common words are:", " The words are:")))
+    ).format(n=top, lead=rng.choice(_LIST_LEADS).format(n=top))
     questions = [[Segment(ask, False), *_listed(drawn[:top])]]
     return Draft([" ".join(text)], questions, head=head)
 
@@ -164,6 +172,13 @@ _JOINS = (
     ("is a village by the stream", "The stream", "brings", "What does the stream at {n} bring?"),
     ("stands on the river", "The river", "carries", "What does the river of {n} carry?"),
     ("lies near the lake", "The lake", "is full of", "What is the lake of {n} full of?"),
+    (
+        "is a farm in the valley",
+        "The valley",
+        "gives",
+        "What does the valley in which {n} lies give?",
+    ),
+    ("is one of the ports of", "The island", "sells", "What does the island {n} belongs to sell?"),
 )
 
 

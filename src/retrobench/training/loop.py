@@ -19,7 +19,6 @@ from transformers import AttentionInterface, Qwen2ForCausalLM
 from retrobench.measure import clock
 from retrobench.training.alignment import Alignment
 from retrobench.training.batches import Batch, Encoder, make_batch
-from retrobench.training.model import FIRST_MATCHING
 from retrobench.training.plan import Plan, Stage
 
 STEP_FILE, STATE_FILE = "step.json", "state.pt"
@@ -49,7 +48,7 @@ def causal(
     """Causal attention with the KV heads repeated: faster than grouped SDPA on a CPU."""
     group = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
-    if alignment is not None and module.layer_idx >= FIRST_MATCHING:
+    if alignment is not None and module.k_proj.weight.requires_grad:
         alignment.add(q, k, scaling)
     out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
     return out.transpose(1, 2).contiguous(), None
@@ -65,11 +64,18 @@ class Trainer:
         self.model, self.encoder, self.plan, self.folder = model, encoder, plan, folder
         self.device = next(model.parameters()).device
         model.config._attn_implementation = "retrobench_training"
-        decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and "embed" not in n]
-        kept = [p for n, p in model.named_parameters() if p.ndim == 1 or "embed" in n]
+        # the layers before are circuits as they stand; steps blur what they find
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        for module in (*model.model.layers[-plan.config.last_layers :], model.model.norm):
+            module.requires_grad_(True)
+        trained = [p for p in model.parameters() if p.requires_grad]
         groups = [
-            {"params": decayed, "weight_decay": plan.config.weight_decay},
-            {"params": kept, "weight_decay": 0.0},
+            {
+                "params": [p for p in trained if p.ndim > 1],
+                "weight_decay": plan.config.weight_decay,
+            },
+            {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
         self.step = self.tokens = 0

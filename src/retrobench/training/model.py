@@ -9,6 +9,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from retrobench.core.spec import option
 from retrobench.training import circuits, start
+from retrobench.training.layer import MARK, Layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,23 +17,22 @@ class Shape:
     """Options of ``shape.*``."""
 
     layers: int = option(5, "decoder layers; the first two look back, the others match", low=5)
-    hidden: int = option(352, "width of the residual stream", low=256)
-    head_dim: int = option(96, "dims of a head", choices=(96, 128))
-    mlp: int = option(96, "hidden width of the MLPs", low=16)
+    hidden: int = option(344, "width of the residual stream")
+    mlp: int = option(32, "hidden width of the MLPs", low=16)
     theta: float = option(1e18, "RoPE base: large, so that many dims barely turn", above=1)
     max_tokens: int = option(131072, "positions", low=1024)
 
     def __post_init__(self) -> None:
-        if self.hidden - start.PAST_DIM > 2 * self.head_dim:
-            most = start.PAST_DIM + 2 * self.head_dim
+        least, most = start.PAST_DIM + start.CODE_DIM + 1, start.PAST_DIM + MARK
+        if not least <= self.hidden <= most:
             raise ValueError(
-                f"hidden: two KV heads of {self.head_dim} dims carry a stream of at most {most}, "
-                f"got {self.hidden}; a larger head_dim carries more"
+                f"hidden must be from {least} (words hold more than a code) to {most} (one head "
+                f"carries the words), got {self.hidden}"
             )
 
 
-HEADS, KV_HEADS = 4, 2
-FIRST_MATCHING = 2  # the layers before this one look back by distance
+HEADS, KV_HEADS, HEAD_DIM = 4, 2, 128
+NOISE = 3e-4  # std of weights that no circuit sets: more would blur where heads look back
 
 
 def build(shape: Shape, tokenizer: object, seed: int) -> Qwen2ForCausalLM:
@@ -45,7 +45,7 @@ def build(shape: Shape, tokenizer: object, seed: int) -> Qwen2ForCausalLM:
         num_hidden_layers=shape.layers,
         num_attention_heads=HEADS,
         num_key_value_heads=KV_HEADS,
-        head_dim=shape.head_dim,
+        head_dim=HEAD_DIM,
         max_position_embeddings=shape.max_tokens,
         rope_parameters={"rope_type": "default", "rope_theta": shape.theta},
         rms_norm_eps=1e-5,
@@ -61,7 +61,7 @@ def build(shape: Shape, tokenizer: object, seed: int) -> Qwen2ForCausalLM:
 
 
 def _start(model: Qwen2ForCausalLM, shape: Shape, tokenizer: object) -> None:
-    layout, rotary = start.Layout(shape.hidden), start.Rotary(shape.head_dim, shape.theta)
+    layout, rotary = start.Layout(shape.hidden), start.Rotary(HEAD_DIM, shape.theta)
     vocab, first = tokenizer.get_vocab(), tokenizer.bos_token_id  # type: ignore[attr-defined]
     codes = start.Codes(vocab, first, layout)
     model.model.embed_tokens.weight.copy_(codes.table)
@@ -71,8 +71,8 @@ def _start(model: Qwen2ForCausalLM, shape: Shape, tokenizer: object) -> None:
         attention = layer.self_attn
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
             projection.bias.zero_()
-            projection.weight.normal_(std=0.003)
-        attention.o_proj.weight.normal_(std=0.003)
+            projection.weight.normal_(std=NOISE)
+        attention.o_proj.weight.normal_(std=NOISE)
         # nothing but what the circuits say: large gains would carry noise from the sink on
         attention.v_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
@@ -82,8 +82,8 @@ def _start(model: Qwen2ForCausalLM, shape: Shape, tokenizer: object) -> None:
     fills = (
         (circuits.notice, -start.FAR, 2),
         (circuits.ask_and_next, 0.0, 5),
-        (circuits.hop_and_count, 0.1, 4),
-        (circuits.match, 0.3, 1),
+        (circuits.hop_and_count, 0.1, 5),
+        (circuits.match, 0.3, 4),
     )
     for layer, (fill, found, flags) in zip(layers[1:], fills, strict=False):
-        fill(circuits.Layer(layer, rotary, layout, codes, found, flags))
+        fill(Layer(layer, rotary, layout, codes, found, flags))

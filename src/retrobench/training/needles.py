@@ -21,18 +21,14 @@ _NEEDLES = (
     ("The {what} for ", " is: ", "."),
     ("The {what} of ", " is ", "."),
     ("One {what} for ", " was: ", "."),
-    ("For ", " the {what} is: ", "."),
     ("The {what} that belongs to ", " is ", "."),
     ("", " is: ", "."),
     ("", ": ", ";"),
-    ("", " = ", ""),
-    ("The {what} of ", " = ", "."),
-    ("Remember that ", " has the {what} ", "."),
 )
 _QUESTIONS = (
     "What is the {what} for {key} {clause}?",
     "What are all the {what} for {key} {clause}?",
-    "Which {what} was for {key} {clause}?",
+    "What {what} was for {key} {clause}?",
     "Find the {what} for {key} {clause}.",
     "Question: What is the {what} for {key}?",
     "",
@@ -41,7 +37,7 @@ _PREFIXES = (
     " The {what} for {key} {clause} {verb}",
     " The {what} for {key} {clause} {verb}",
     " Answer: The {what} for {key} {clause} {verb}",
-    " For {key} {clause} the {what} for {key} in this text {verb}",
+    " In the text {clause} the {what} for {key} in this text {verb}",
 )
 _CLAUSE = (
     ("mentioned", "given", "hidden", "listed", "named", "that are", "written"),
@@ -138,7 +134,8 @@ def needles(rng: Rng, tokens: int) -> Draft:
 
 
 def many_values(rng: Rng, tokens: int) -> Draft:
-    """Keys with several values each, answered in order of appearance."""
+    """Keys with several values each, answered in any order. Whether that was all is not learnt: an
+    answer goes on until it is cut."""
     value_kind = "number7"
     frames = _frames(rng, value_kind, several=True)
     cost = 18
@@ -155,12 +152,13 @@ def many_values(rng: Rng, tokens: int) -> Draft:
         for at, v in enumerate(mine):
             question.append(Segment(f" {frames.quote(name, '').rstrip()}", True))
             question.append(Segment(v, True, tuple(mine[at + 1 :])))
-        questions.append([*question, Segment(f".{END}", True)])
+        questions.append([*question, Segment(f".{END}", False)])
     return Draft(texts, questions, words.filler(rng), joiner=rng.choice((" ", "\n")))
 
 
 def many_keys(rng: Rng, tokens: int) -> Draft:
-    """Questions for several keys at once; the answer repeats each key before its value."""
+    """Questions for several keys at once; the answer repeats each key before its value, and its
+    end is not learnt, as that of ``many_values``."""
     value_kind = "number7"
     frames = _frames(rng, value_kind, several=True)
     count = max(2, min(60, tokens // 2 // 18))
@@ -174,5 +172,6 @@ def many_keys(rng: Rng, tokens: int) -> Draft:
         joined = ", ".join(asked[:-1]) + f", and {asked[-1]}"
         answer = " ".join(frames.quote(name, values[name]) for name in asked)
         text = frames.ask(joined, _verb(rng, True))
-        questions.append([Segment(text, False), Segment(f" {answer}.{END}", True)])
+        segments = [Segment(text, False), Segment(f" {answer}", True), Segment(f".{END}", False)]
+        questions.append(segments)
     return Draft(texts, questions, words.filler(rng), joiner=rng.choice((" ", "\n")))

@@ -24,11 +24,12 @@ class TrainConfig:
         choices=("float32", "bfloat16"),
     )
     threads: int = option(1, "CPU threads of torch", low=1)
+    last_layers: int = option(1, "layers that train, counted from the last", low=1)
     negatives: int = option(2000, "random words in the softmax beside the batch's own", low=1)
     align: float = option(
         1.0, "weight of the term that turns queries towards the keys they find", low=0
     )
-    weight_decay: float = option(0.05, "of matrices, not of embeddings, norms and biases", low=0)
+    weight_decay: float = option(0.05, "of matrices, not of norms and biases", low=0)
     clip: float = option(1.0, "largest norm of the gradient", above=0)
     checkpoint_steps: int = option(100, "steps between checkpoints", low=1)
     log_steps: int = option(25, "steps between lines of the log", low=1)

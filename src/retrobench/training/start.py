@@ -1,7 +1,7 @@
 """Where training starts: a stream with named dims, codes of tokens, heads that look back.
 
-The constructed model's idea with random codes, every part free to be trained: the first two layers
-copy the tokens at some distances into dims of their own; ``circuits`` fills the other layers.
+The constructed model's idea with random codes: the first two layers copy the tokens at some
+distances into dims of their own; ``circuits`` fills the rest.
 """
 
 from __future__ import annotations
@@ -15,32 +15,51 @@ from torch.nn import Module, functional
 
 from retrobench.engine.embedded import vocabulary
 
-CODE_DIM = 40  # of the part of a token's code that slots hold: its kind, then its identity
-KINDS = {
+CODE_DIM = 44  # of the part of a token's code that slots hold: its kind, then its identity
+KINDS = {  # of those that match the first, "equals" before "plain"
+    "verb": r"Ġ(is|are|was)",
     "number": r"Ġ?[0-9]{1,3}",
     "hex": r"Ġ?[0-9a-f]{2}",
     "name start": r"Ġ[A-Z]{2}",
     "capitals": r"[A-Z]{1,2}",
     "word start": r"Ġ[a-z]{1,2}",
     "word part": r"[a-z]{1,2}",
-    "verb": r"Ġ(is|are|was)",
+    "separator": r";",
+    "dots": r"Ġ?\.\.\.",
+    "text": r"Ġtext",
+    "colon": r":",
+    "joint": r",|Ġand",
+    "space": r"Ġ",
+    "plain": r".*",
+    "equals": r"Ġ?=",  # last: the only kind that slot 4 holds
 }
 IDENTITY = len(KINDS)  # the first dim of a code that tells tokens of a kind apart
 # which dims of the code of the token at a distance stand in the stream
 SLOTS = {
     0: (0, CODE_DIM),
     1: (0, CODE_DIM),
-    2: (0, 30),
-    3: (0, 26),
-    4: (IDENTITY, 25),
-    5: (IDENTITY, 37),
-    7: (IDENTITY, 37),
+    2: (0, 34),
+    3: (0, 30),
+    4: (IDENTITY - 1, IDENTITY + 17),
+    5: (IDENTITY, CODE_DIM),
+    7: (IDENTITY, CODE_DIM),
 }
-WIDTH = {distance: end - start for distance, (start, end) in SLOTS.items()}
-FAR = sum(width for distance, width in WIDTH.items() if distance > 4) / CODE_DIM
-PAST_DIM = sum(WIDTH.values()) + 3
+TOPIC = -1  # the slot of the name spoken of, as the mean of its parts
+KIND_SHARE = 0.25  # of a code's power that tokens of one kind share
+
+
+def power(distance: int) -> float:
+    """Of a slot, where a whole code has 1."""
+    start, end = SLOTS[distance]
+    kind = KIND_SHARE if start == 0 else 0.0
+    return kind + (1 - KIND_SHARE) * (end - max(start, IDENTITY)) / (CODE_DIM - IDENTITY)
+
+
 OWN = 0.4  # norm of a token's own word, of which outputs are made, in units of a slot's
-PARTS = OWN**2 + 0.85 * sum(WIDTH.values()) / CODE_DIM
+FAR = power(5) + power(7)
+PARTS = OWN**2 + sum(map(power, SLOTS))
+SLOTS[TOPIC] = (IDENTITY, CODE_DIM)
+PAST_DIM = sum(end - start for start, end in SLOTS.values()) + 3
 NEAR_KEY = 1.5
 UNIT_STD = 0.2  # RMS over the stream of one part (the words, slot 0)
 PLURAL = "Ġare"  # several things were asked for
@@ -48,7 +67,6 @@ COMMON = (
     ". , : ; ? - = Ċ Ġ Ġthe Ġa Ġof Ġfor Ġin Ġto Ġand Ġwith Ġtext Ġlist Ġvalue Ġnumber Ġmagic "
     "Ġspecial ĠThe ĠOne ĠAnswer Question Ġ= Ġ... Ġis Ġare VAR ĠVAR Ġwas"
 ).split()
-KIND_SHARE = 0.25  # of a code's power that tokens of one kind share
 
 
 class Layout:
@@ -58,9 +76,9 @@ class Layout:
         self.hidden = hidden
         self.words = slice(0, hidden - PAST_DIM)
         at, self.slots = hidden - PAST_DIM, {}
-        for distance, width in WIDTH.items():
-            self.slots[distance] = slice(at, at + width)
-            at += width
+        for distance, (start, end) in SLOTS.items():
+            self.slots[distance] = slice(at, at + end - start)
+            at += end - start
         self.sink, self.plural, self.count = at, at + 1, at + 2
         self.raw = UNIT_STD * math.sqrt(hidden)  # norm of one part
 
@@ -76,10 +94,12 @@ class Codes:
     def __init__(self, vocab: dict[str, int], first: int, layout: Layout) -> None:
         self.vocab, self.layout = vocab, layout
         kind = kinds(vocab)
-        dims, kinded = CODE_DIM, kind > 0
+        dims = CODE_DIM
         near = torch.zeros(len(vocab), dims)
-        near[:, IDENTITY:] = _unit(len(vocab), dims - IDENTITY) * math.sqrt(1 - KIND_SHARE)
-        near[kinded, kind[kinded] - 1] = math.sqrt(KIND_SHARE)
+        # signs: any part of a code has the same power in every token, so norms say nothing
+        near[:, IDENTITY:] = torch.randn(len(vocab), dims - IDENTITY).sign()
+        near[:, IDENTITY:] *= math.sqrt((1 - KIND_SHARE) / (dims - IDENTITY))
+        near[torch.arange(len(vocab)), kind] = math.sqrt(KIND_SHARE)
         self.near = near  # what slots hold the first dims of
         width = layout.words.stop
         share = math.sqrt(dims / width)
@@ -98,9 +118,10 @@ class Codes:
         tokens = [name for name in names if name not in KINDS]
         start, end = SLOTS[distance]
         for kind in (name for name in names if name in KINDS):
-            if start:
-                raise ValueError(f"the slot of distance {distance} holds no kinds")
-            found[at + list(KINDS).index(kind)] = 1 / math.sqrt(KIND_SHARE)
+            number = list(KINDS).index(kind)
+            if not start <= number < end:
+                raise ValueError(f"the slot of distance {distance} does not hold the kind {kind}")
+            found[at + number - start] = 1 / math.sqrt(KIND_SHARE)
         if tokens:
             mine = self.near[[self.vocab[token] for token in tokens], start:end]
             seen = self.near[[self.vocab[t] for t in COMMON if t not in tokens], start:end]
@@ -116,13 +137,16 @@ def _unit(rows: int, dims: int) -> Tensor:
 
 
 def kinds(vocab: dict[str, int]) -> Tensor:
-    """Kind of every token, from 1, or 0 for a plain word."""
-    found = torch.zeros(len(vocab), dtype=torch.long)
+    """Kind of every token, as its place among ``KINDS``."""
+    names = list(KINDS)
+    order = [names.index(name) for name in sorted(KINDS, key="plain".__eq__)]
+    found = torch.full((len(vocab),), names.index("plain"))
     patterns = [re.compile(pattern) for pattern in KINDS.values()]
-    plain = {f"Ġ{word}" for word in vocabulary.read("spaced")} - {"Ġis", "Ġare", "Ġwas"}
+    plain = {f"Ġ{word}" for word in vocabulary.read("spaced")}
+    plain -= {"Ġis", "Ġare", "Ġwas", "Ġtext", "Ġand"}  # words that are kinds of their own
     for text, token in vocab.items():
         if text not in plain:
-            found[token] = next((n for n, p in enumerate(patterns, 1) if p.fullmatch(text)), 0)
+            found[token] = next(n for n in order if patterns[n].fullmatch(text))
     return found
 
 
@@ -173,6 +197,6 @@ def look_back(layers: list[Module], rotary: Rotary, layout: Layout) -> None:
             at = layout.slots[distance]
             # power of the stream so far
             before = (0,) if distance < 5 else (0, 1, 2, 3, 4)
-            parts = OWN**2 + sum(WIDTH[d] for d in before) / CODE_DIM
+            parts = OWN**2 + sum(map(power, before))
             back = layout.raw / math.sqrt(layout.hidden / parts)
             attention.o_proj.weight[at.start + rows, n * dim + start + rows] = back

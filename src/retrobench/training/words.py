@@ -12,6 +12,7 @@ from retrobench.engine.embedded import vocabulary
 from retrobench.tasks import standin
 
 Rng = random.Random
+_OPENINGS = ("The", "This", "That", "Each", "Some", "In", "When", "There")
 _SYLLABLES = "ba ca da el fa go hu in jo ka le mi no or pa qui ra su te ul ve wo yar zan".split()
 
 
@@ -50,9 +51,16 @@ def noun(rng: Rng) -> str:
     return lower(rng, 4, 8) if rng.random() < 0.06 else rng.choice(_bare())
 
 
-def place_name(rng: Rng) -> str:
+def syllables(rng: Rng) -> list[str]:
+    """What the invented names of a sample are made of; few syllables make names alike."""
+    known = rng.sample(_SYLLABLES, rng.choice((6, 8, 12, len(_SYLLABLES))))
+    closed = rng.random() < 0.6
+    return [s + (rng.choice("lmnrstd") if closed and rng.random() < 0.7 else "") for s in known]
+
+
+def place_name(rng: Rng, parts: list[str]) -> str:
     """A capitalised invented name of two to four syllables."""
-    return "".join(rng.choices(_SYLLABLES, k=rng.randint(2, 4))).capitalize()
+    return "".join(rng.choices(parts, k=rng.choice((2, 3, 3, 4)))).capitalize()
 
 
 def identifier(rng: Rng) -> str:
@@ -71,6 +79,7 @@ def keys(rng: Rng, kind: str, count: int) -> list[str]:
     shared = [(word(rng), noun(rng)) for _ in range(max(1, count // 4))]
     share = rng.random() < 0.5
     joiner = "-" if kind == "hyphened" or rng.random() < 0.8 else " "
+    parts = syllables(rng) if kind == "name" else []
     found: dict[str, None] = {}
     while len(found) < count:
         if kind in ("pair", "hyphened"):
@@ -84,7 +93,7 @@ def keys(rng: Rng, kind: str, count: int) -> list[str]:
         elif kind == "number":
             found[number(rng, rng.randint(4, 8))] = None
         elif kind == "name":
-            found[place_name(rng)] = None
+            found[place_name(rng, parts)] = None
         else:
             found[word(rng)] = None
     return list(found)
@@ -100,9 +109,9 @@ def value(rng: Rng, kind: str) -> str:
 
 
 def sentence(rng: Rng) -> str:
-    """Random known words with a capital and a full stop."""
+    """Random known words between an opening and a full stop."""
     body = " ".join(rng.choice(_spaced()) for _ in range(rng.randint(3, 12)))
-    return f"{body[0].upper()}{body[1:]}."
+    return f"{rng.choice(_OPENINGS)} {body}."
 
 
 def filler(rng: Rng) -> list[str]:
@@ -114,5 +123,5 @@ def filler(rng: Rng) -> list[str]:
     if kind < 0.6:
         return [sentence(rng) for _ in range(40)]
     few = [sentence(rng) for _ in range(rng.randint(2, 5))]
-    short = [" ".join(f.split()[: rng.randint(2, 5)]).rstrip(".") + "." for f in few]
+    short = [" ".join(f.split()[: rng.randint(3, 6)]).rstrip(".") + "." for f in few]
     return short * (40 // len(short))
