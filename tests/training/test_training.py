@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from retrobench.engine.embedded import build_tokenizer
 from retrobench.tasks.ruler import spec
-from retrobench.training import start
+from retrobench.training import start, words
 from retrobench.training.alignment import Alignment
 from retrobench.training.batches import IGNORED, Encoder, make_batch
 from retrobench.training.export import export
@@ -156,6 +156,10 @@ def test_samples_are_full_and_labelled(family, tokenizer):
         assert len(asked) >= 2
         assert torch.equal(ids[asked + 1], targets[asked])
         assert ids[0] == tokenizer.bos_token_id
+
+
+def test_there_are_names_for_the_longest_samples():
+    assert all(len(words.keys(random.Random(n), "name", 4000)) == 4000 for n in range(4))
 
 
 @pytest.mark.parametrize("family", ["needles", "many_keys", "many_values"])

@@ -16,7 +16,7 @@ from torch.nn import Module, functional
 from retrobench.engine.embedded import vocabulary
 
 CODE_DIM = 44  # of the part of a token's code that slots hold: its kind, then its identity
-KINDS = {  # of those that match the first, "equals" before "plain"
+KINDS = {  # of those that match the first, "plain" if no other
     "verb": r"Ġ(is|are|was)",
     "number": r"Ġ?[0-9]{1,3}",
     "hex": r"Ġ?[0-9a-f]{2}",

@@ -51,9 +51,11 @@ def noun(rng: Rng) -> str:
     return lower(rng, 4, 8) if rng.random() < 0.06 else rng.choice(_bare())
 
 
-def syllables(rng: Rng) -> list[str]:
-    """What the invented names of a sample are made of; few syllables make names alike."""
-    known = rng.sample(_SYLLABLES, rng.choice((6, 8, 12, len(_SYLLABLES))))
+def syllables(rng: Rng, names: int) -> list[str]:
+    """What the invented names of a sample are made of: few, so that names are alike, but enough
+    for ``names`` of them (of up to four syllables)."""
+    sizes = [size for size in (6, 8, 12, len(_SYLLABLES)) if size**4 > 2 * names]
+    known = rng.sample(_SYLLABLES, rng.choice(sizes))
     closed = rng.random() < 0.6
     return [s + (rng.choice("lmnrstd") if closed and rng.random() < 0.7 else "") for s in known]
 
@@ -79,7 +81,7 @@ def keys(rng: Rng, kind: str, count: int) -> list[str]:
     shared = [(word(rng), noun(rng)) for _ in range(max(1, count // 4))]
     share = rng.random() < 0.5
     joiner = "-" if kind == "hyphened" or rng.random() < 0.8 else " "
-    parts = syllables(rng) if kind == "name" else []
+    parts = syllables(rng, count) if kind == "name" else []
     found: dict[str, None] = {}
     while len(found) < count:
         if kind in ("pair", "hyphened"):
