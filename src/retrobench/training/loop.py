@@ -67,7 +67,7 @@ class Trainer:
         # the layers before are circuits as they stand; steps blur what they find
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        for module in (*model.model.layers[-plan.config.last_layers :], model.model.norm):
+        for module in (model.model.layers[-1], model.model.norm):
             module.requires_grad_(True)
         trained = [p for p in model.parameters() if p.requires_grad]
         groups = [

@@ -24,7 +24,6 @@ class TrainConfig:
         choices=("float32", "bfloat16"),
     )
     threads: int = option(1, "CPU threads of torch", low=1)
-    last_layers: int = option(1, "layers that train, counted from the last", low=1)
     negatives: int = option(2000, "random words in the softmax beside the batch's own", low=1)
     align: float = option(
         1.0, "weight of the term that turns queries towards the keys they find", low=0

@@ -138,15 +138,15 @@ def _unit(rows: int, dims: int) -> Tensor:
 
 def kinds(vocab: dict[str, int]) -> Tensor:
     """Kind of every token, as its place among ``KINDS``."""
-    names = list(KINDS)
-    order = [names.index(name) for name in sorted(KINDS, key="plain".__eq__)]
-    found = torch.full((len(vocab),), names.index("plain"))
-    patterns = [re.compile(pattern) for pattern in KINDS.values()]
+    patterns = {n: re.compile(pattern) for n, pattern in enumerate(KINDS.values())}
+    rest = list(KINDS).index("plain")
+    del patterns[rest]  # it matches anything
+    found = torch.full((len(vocab),), rest)
     plain = {f"Ġ{word}" for word in vocabulary.read("spaced")}
     plain -= {"Ġis", "Ġare", "Ġwas", "Ġtext", "Ġand"}  # words that are kinds of their own
     for text, token in vocab.items():
         if text not in plain:
-            found[token] = next(n for n in order if patterns[n].fullmatch(text))
+            found[token] = next((n for n, p in patterns.items() if p.fullmatch(text)), rest)
     return found
 
 
