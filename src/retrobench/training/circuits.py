@@ -12,22 +12,22 @@ import math
 from torch import Tensor
 
 from retrobench.training.layer import SINK, Layer
-from retrobench.training.start import PLURAL, SLOTS, TOPIC
+from retrobench.training.start import KINDS, PLURAL, SLOTS, TOPIC
 
 # what circuits write, in units of an embedding's words
-COPY, ASK, SAID, NEXT, REPEAT, HOP, COUNT = 7.0, 12.0, -8.0, 40.0, 10.0, 16.0, 12.0
+COPY, ASK, NEXT, REPEAT, HOP, COUNT = 7.0, 12.0, 40.0, 10.0, 16.0, 12.0
 NAMED = 6.0  # likewise, the mean of a name's parts
+CHOSEN = 3.0  # likewise, into the dim of the plural, where a value is chosen
 LISTED, MANY = 7.0, 4.0  # likewise, each word listed; how many are listed until each weighs half
 # logits of a match at distances 0, 1 ... and of the name spoken of
-MATCH_LOGITS, TOPIC_LOGIT = (32.0, 8.0, 6.0, 5.0, 4.0), 24.0
-SAID_LOGITS = (14.0, 7.0, 5.0, 4.0)
+MATCH_LOGITS, TOPIC_LOGIT = (40.0, 10.0, 9.0, 6.0, 6.0), 30.0
 SAME, RARE = 14.0, 8.0  # logit of the same word; how often a word comes that counts half
 # logits of a word that always comes and of one that was said; what parts words that come as often
-OFTEN, UNSAID, TIE = 90.0, 60.0, 16.0
+OFTEN, UNSAID, TIE = 110.0, 30.0, 8.0
 OPEN, CLOSE, OWNED = 25.0, 8.0, 1.5  # gains of rules; how far a token's own kind hides a copied one
 # kinds of parts of names and values; those that follow their like, and the logit for it
 PARTIAL = ("number", "hex", "name start", "capitals", "word part")
-ALIKE, KIN = ("number", "hex", "capitals"), 10.0
+ALIKE, KIN = ("number", "hex", "capitals"), 13.0
 SEPARATOR = ";"  # between the words of a list; a kind of its own
 
 
@@ -38,7 +38,8 @@ def notice(layer: Layer) -> None:
     layer.keys(0, {0: 1.0})
     layer.compare(count, [(0, 0, SAME)])
     layer.seek(count, SINK, 0.965 * SAME + math.log(RARE))
-    layer.mark(count, layer.sees(0, "word start") + layer.sees(2, "number"), layer.layout.count)
+    numbered = layer.sees(2, "number") - layer.sees(1, "number")
+    layer.mark(count, layer.sees(0, "word start") + numbered, layer.layout.count)
     layer.flag(1, 1, layer.sees(0, PLURAL))
     layer.near(plural, 20, 48, 40.0)
     layer.seek(plural, 1, 24.0)
@@ -47,8 +48,8 @@ def notice(layer: Layer) -> None:
 
 
 def ask_and_next(layer: Layer) -> None:
-    """Layer 2: where an answer begins, what was asked for; at a separator, the words listed so far;
-    at the end of a value, the next key of those asked for, or else the same again."""
+    """Layer 2: where an answer begins, what was asked for; what has been said of several words or
+    values; at the end of a value, the next key of those asked for, or else the same again."""
     rows = _ask(layer, 0)
     _listed(layer, 1, rows)
     _next_key(layer, 2, 3)
@@ -74,6 +75,12 @@ def _listed(layer: Layer, head: int, rows: Tensor) -> None:
     layer.seek(head, 4, 20.0)
     layer.seek(head, SINK, 32.0 + math.log(MANY))
     layer.seek(head, SINK, -15.0, layer.sees(0, "separator"))
+    # as faintly for each value: near, a number behind a colon
+    layer.flag(0, 5, layer.sees(1, "colon") + layer.sees(0, "number"))
+    layer.seek(head, 5, 4.5, layer.sees(0, "colon"))
+    layer.seek(head, 5, 7.0, layer.marked(layer.layout.plural))
+    layer.near(head, 20, 48, 20.0, layer.sees(0, "colon"))
+    layer.seek(head, SINK, 7.0, layer.sees(0, "colon"))
     first, end = SLOTS[TOPIC]
     layer.write(head, rows[first:end], layer.layout.slots[TOPIC].start, LISTED * MANY)
 
@@ -102,10 +109,10 @@ def _next_key(layer: Layer, following: int, again: int) -> None:
 
 
 def hop_and_count(layer: Layer) -> None:
-    """Layer 3: from a number or a name to the name that is given it; at a separator, a listed word
-    that comes often and has not been said; everywhere, the name spoken of."""
+    """Layer 3: from a number or a name to the name that is given it; what comes next of several
+    words or values and has not been said; everywhere, the name spoken of."""
     _hop(layer)
-    rows = _count(layer, 2)
+    rows = _listed_next(layer, 2)
     _topic(layer, 3, rows)
 
 
@@ -127,22 +134,41 @@ def _hop(layer: Layer) -> None:
         layer.seek(head, SINK, -28.0, layer.sees(0, kind))
 
 
-def _count(layer: Layer, head: int) -> Tensor:
-    numbered = layer.sees(2, "number")  # counts once, whatever the word begins with
-    layer.flag(1, 1, layer.sees(0, "word start") - numbered - 4 * layer.sees(0, "separator"))
-    layer.flag(1, 2, numbered)
-    layer.flag(1, 3, layer.marked(layer.layout.count))
-    layer.keys(1, {0: 1.0})
-    listing = layer.sees(0, "separator")
-    for flag, logit in ((1, 20.0), (2, 20.0), (3, OFTEN)):
-        layer.seek(head, flag, logit, listing)
+def _listed_next(layer: Layer, head: int) -> Tensor:
+    """At a separator, a listed word; where a value begins, a value."""
+    layer.keys(1, {0: 1.0, 3: 1.0, 5: 1.0})
     layer.compare(head, [(TOPIC, 0, -UNSAID), (0, 0, TIE)])
     layer.near(head, 0, 3000, 3.0)
     layer.seek(head, SINK, 44.0)
-    layer.seek(head, SINK, -30.0, listing)
+    _count(layer, head)
+    _value(layer, head)
     rows = layer.read(1, layer.layout.words)
     layer.write(head, rows, 0, COUNT)
     return rows
+
+
+def _count(layer: Layer, head: int) -> None:
+    # counts once, whatever the word begins with
+    numbered = layer.sees(2, "number") - layer.sees(1, "number")
+    layer.flag(1, 1, layer.sees(0, "word start") - numbered - 4 * layer.sees(0, "separator"))
+    layer.flag(1, 2, numbered)
+    layer.flag(1, 3, layer.marked(layer.layout.count))
+    listing = layer.sees(0, "separator")
+    for flag, logit in ((1, 20.0), (2, 20.0), (3, OFTEN)):
+        layer.seek(head, flag, logit, listing)
+    layer.seek(head, SINK, -30.0, listing)
+
+
+def _value(layer: Layer, head: int) -> None:
+    """A number behind a colon and, as here, two words with a hyphen."""
+    layer.flag(1, 5, layer.sees(1, "colon") + layer.sees(0, "number"))
+    layer.seek(head, 5, 20.0, layer.sees(0, "colon"))
+    layer.seek(head, 5, 20.0, layer.marked(layer.layout.plural))
+    layer.seek(head, 5, -20.0, layer.sees(0, "separator"))
+    layer.compare(head, [(2, 3, 24.0), (4, 5, 24.0)], blind=SEPARATOR)
+    others = [kind for kind in KINDS if kind != "separator"]
+    layer.seek(head, SINK, 52.0, layer.sees(0, *others) + layer.sees(1, PLURAL))
+    layer.mark(head, layer.sees(0, "number"), layer.layout.plural, CHOSEN)
 
 
 def _topic(layer: Layer, head: int, rows: Tensor) -> None:
@@ -157,15 +183,11 @@ def _topic(layer: Layer, head: int, rows: Tensor) -> None:
 
 
 def match(layer: Layer) -> None:
-    """Layer 4: copy what followed the same history, take back what was said of it; its MLP opens
-    lists and ends their items."""
+    """Layer 4: copy what followed the same history; its MLP opens lists and ends their items."""
     for group in (0, 1):
         half = layer.layout.half(group)
         _copy(layer, group, 2 * group)
-        _said(layer, 2 * group + 1)
-        rows = layer.read(group, half)
-        layer.write(2 * group, rows, half.start, COPY)
-        layer.write(2 * group + 1, rows, half.start, SAID)
+        layer.write(2 * group, layer.read(group, half), half.start, COPY)
     _rules(layer)
 
 
@@ -183,15 +205,7 @@ def _copy(layer: Layer, group: int, head: int) -> None:
     layer.near(head, 20, 48, 11.0, layer.sees(0, *PARTIAL))
     layer.seek(head, SINK, 7.0)
     layer.seek(head, SINK, 60.0, layer.sees(0, "separator"))
-
-
-def _said(layer: Layer, head: int) -> None:
-    """Where one of several values begins, those before it."""
-    layer.compare(head, [(n, n + 1, logit) for n, logit in enumerate(SAID_LOGITS)])
-    layer.near(head, 20, 48, 30.0)
-    layer.seek(head, SINK, 106.0)
-    layer.seek(head, SINK, -30.0, layer.marked(layer.layout.plural))
-    layer.seek(head, SINK, -30.0, layer.sees(0, "colon"))
+    layer.seek(head, SINK, 60.0 / CHOSEN, layer.marked(layer.layout.plural))
 
 
 def _rules(layer: Layer) -> None:

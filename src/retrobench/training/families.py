@@ -182,12 +182,24 @@ _JOINS = (
 )
 
 
+def _join(rng: Rng) -> tuple[str, str, str, str]:
+    """How two facts are told and asked for: one of the above, or made of any words."""
+    if rng.random() < 0.4:
+        return rng.choice(_JOINS)
+    kind, thing = words.known(rng), words.known(rng)
+    verb = words.known(rng) if rng.random() < 0.5 else words.lower(rng, 4, 8)
+    place = rng.choice(("on", "in", "by", "near", "under", "behind"))
+    where = rng.choice((f"{place} which {{n}} lies", "of {n}", "at {n}"))
+    ask = f"What does the {thing} {where} {verb}?"
+    return f"is a {kind} {place} the {thing}", f"The {thing}", f"{verb}s", ask
+
+
 def two_facts(rng: Rng, tokens: int) -> Draft:
     """Two facts to join; the answer quotes the first and goes on with the second."""
     count = rng.randint(1, max(1, tokens // 70))
     names = words.keys(rng, "name", 2 * count)
     numbered = rng.random() < 0.6
-    lies, subject, verb, ask = rng.choice(_JOINS)
+    lies, subject, verb, ask = _join(rng)
     pieces: list[str] = []
     answers: list[tuple[str, str]] = []
     for i in range(count):

@@ -106,8 +106,11 @@ class Layer:
     def _identity(self, slot: int) -> int:
         return self.layout.slots[slot].start + IDENTITY - SLOTS[slot][0]
 
-    def compare(self, query: int, pairs: list[tuple[int, int, float]]) -> None:
-        """Match the query's token at a distance with a key's: (distance, the key's, logit)."""
+    def compare(
+        self, query: int, pairs: list[tuple[int, int, float]], blind: str | None = None
+    ) -> None:
+        """Match the query's token at a distance with a key's: (distance, the key's, logit); but
+        not if it is the token ``blind``."""
         rows = query * self.rotary.dim + self.compared
         for here, there, logit in pairs:
             mix = self._mixes[query // 2, there][:, : SLOTS[here][1] - IDENTITY]
@@ -116,6 +119,9 @@ class Layer:
             scale = logit * self.root / self.unit**2 * (CODE_DIM - IDENTITY) / dims
             scale /= float(mix[:, 0].square().sum()) * (1 - KIND_SHARE)
             first = self._identity(here)
+            if blind is not None:
+                code = self.codes.near[self.codes.vocab[blind], IDENTITY : IDENTITY + dims]
+                mix = mix - torch.outer(mix @ code, code) / code.square().sum()
             self.attention.q_proj.weight[rows, first : first + dims] += mix * scale
 
     def rule(self, gate: Tensor, up: Tensor, token: str, gain: float) -> None:
@@ -175,13 +181,13 @@ class Layer:
         read[dim] = 1 / self.unit
         return read
 
-    def mark(self, query: int, read: Tensor, dim: int) -> None:
+    def mark(self, query: int, read: Tensor, dim: int, gain: float = 1.0) -> None:
         """A head puts the mean of what ``read`` sees where it looks into a dim of the stream."""
         at = query // 2 * self.rotary.dim + MARK
         self.attention.v_proj.weight[at] = read * self.unit
         self.attention.o_proj.weight[dim] = 0.0
         self.attention.o_proj.weight[dim, query * self.rotary.dim + MARK] = (
-            self.layout.raw / self.unit
+            gain * self.layout.raw / self.unit
         )
 
     def write(self, query: int, rows: Tensor, to: int, gain: float) -> None:

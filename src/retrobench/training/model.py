@@ -81,8 +81,8 @@ def _start(model: Qwen2ForCausalLM, shape: Shape, tokenizer: object) -> None:
     # what fills a layer, the power that the layers before have added, how many flags its keys have
     fills = (
         (circuits.notice, -start.FAR, 2),
-        (circuits.ask_and_next, 0.0, 5),
-        (circuits.hop_and_count, 0.1, 5),
+        (circuits.ask_and_next, 0.0, 6),
+        (circuits.hop_and_count, 0.1, 6),
         (circuits.match, 0.3, 4),
     )
     for layer, (fill, found, flags) in zip(layers[1:], fills, strict=False):
