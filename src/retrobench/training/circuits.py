@@ -203,6 +203,7 @@ def _copy(layer: Layer, group: int, head: int) -> None:
     # plain words from the text before the question and answer, parts of names from there
     layer.near(head, 20, 48, -5.0)
     layer.near(head, 20, 48, 11.0, layer.sees(0, *PARTIAL))
+    layer.near(head, 20, 48, 16.0, layer.sees(1, "verb"))  # the key asked for has just begun
     layer.seek(head, SINK, 7.0)
     layer.seek(head, SINK, 60.0, layer.sees(0, "separator"))
     layer.seek(head, SINK, 60.0 / CHOSEN, layer.marked(layer.layout.plural))

@@ -19,10 +19,10 @@ CODE_DIM = 44  # of the part of a token's code that slots hold: its kind, then i
 KINDS = {  # of those that match the first, "plain" if no other
     "verb": r"Ġ(is|are|was)",
     "number": r"Ġ?[0-9]{1,3}",
+    "word start": r"Ġ[a-z]{1,2}",
     "hex": r"Ġ?[0-9a-f]{2}",
     "name start": r"Ġ[A-Z]{2}",
     "capitals": r"[A-Z]{1,2}",
-    "word start": r"Ġ[a-z]{1,2}",
     "word part": r"[a-z]{1,2}",
     "separator": r";",
     "dots": r"Ġ?\.\.\.",
