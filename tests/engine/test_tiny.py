@@ -66,7 +66,7 @@ def scores(method, tmp_path):
     raw = {
         "model": {"name": "tiny", "source": "tiny"},
         "method": {"name": method},
-        "task": {"name": "ruler", "tasks": ["niah_single_2", "niah_multikey_2", "niah_multivalue"]},
+        "task": {"name": "ruler", "tasks": ["niah_single_2", "niah_multivalue", "qa_2"]},
         "protocol": {"name": "query_aware"},
         "measure": {"name": "score"},
         "results_dir": str(tmp_path),
@@ -79,8 +79,8 @@ def scores(method, tmp_path):
 
 def test_scores_at_4k_and_the_random_control(tmp_path):
     full, random = scores("full", tmp_path / "full"), scores("random", tmp_path / "random")
-    assert (full["status"][full["task"] == "niah_multivalue"] == "unsupported_by_model").all()
-    asked = full["task"] != "niah_multivalue"
+    assert (full["status"][full["task"] == "qa_2"] == "unsupported_by_model").all()
+    asked = full["task"] != "qa_2"
     assert full["score"][asked].sum() >= 3
     assert random["score"][asked].sum() == 0
 

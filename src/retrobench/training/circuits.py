@@ -70,12 +70,13 @@ def _ask(layer: Layer, head: int) -> Tensor:
 
 
 def _listed(layer: Layer, head: int, rows: Tensor) -> None:
-    """Kept where a separator has no topic."""
+    """Words or values said so far, kept in the slot of the topic: a separator and the colon before
+    a value have none."""
     layer.flag(0, 4, layer.sees(1, "separator"))
     layer.seek(head, 4, 20.0)
     layer.seek(head, SINK, 32.0 + math.log(MANY))
     layer.seek(head, SINK, -15.0, layer.sees(0, "separator"))
-    # as faintly for each value: near, a number behind a colon
+    # values are numbers behind a near colon; the sink is strong: each weighs little and the same
     layer.flag(0, 5, layer.sees(1, "colon") + layer.sees(0, "number"))
     layer.seek(head, 5, 4.5, layer.sees(0, "colon"))
     layer.seek(head, 5, 7.0, layer.marked(layer.layout.plural))
@@ -135,7 +136,8 @@ def _hop(layer: Layer) -> None:
 
 
 def _listed_next(layer: Layer, head: int) -> Tensor:
-    """At a separator, a listed word; where a value begins, a value."""
+    """At a separator, a listed word; where one of several values begins, a value; none that has
+    been said."""
     layer.keys(1, {0: 1.0, 3: 1.0, 5: 1.0})
     layer.compare(head, [(TOPIC, 0, -UNSAID), (0, 0, TIE)])
     layer.near(head, 0, 3000, 3.0)
@@ -160,7 +162,7 @@ def _count(layer: Layer, head: int) -> None:
 
 
 def _value(layer: Layer, head: int) -> None:
-    """A number behind a colon and, as here, two words with a hyphen."""
+    """A number behind a colon and the same key as here, of two words; the copy of layer 4 rests."""
     layer.flag(1, 5, layer.sees(1, "colon") + layer.sees(0, "number"))
     layer.seek(head, 5, 20.0, layer.sees(0, "colon"))
     layer.seek(head, 5, 20.0, layer.marked(layer.layout.plural))
