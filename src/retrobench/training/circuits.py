@@ -38,13 +38,17 @@ def notice(layer: Layer) -> None:
     layer.keys(0, {0: 1.0})
     layer.compare(count, [(0, 0, SAME)])
     layer.seek(count, SINK, 0.965 * SAME + math.log(RARE))
-    numbered = layer.sees(2, "number") - layer.sees(1, "number")
-    layer.mark(count, layer.sees(0, "word start") + numbered, layer.layout.count)
+    layer.mark(count, layer.sees(0, "word start") + _numbered(layer), layer.layout.count)
     layer.flag(1, 1, layer.sees(0, PLURAL))
     layer.near(plural, 20, 48, 40.0)
     layer.seek(plural, 1, 24.0)
     layer.seek(plural, SINK, 58.0)
     layer.mark(plural, layer.sees(0, PLURAL), layer.layout.plural)
+
+
+def _numbered(layer: Layer) -> Tensor:
+    """Reads a word behind "12.", but not the full stop of "123 4."."""
+    return layer.sees(2, "number") - layer.sees(1, "number")
 
 
 def ask_and_next(layer: Layer) -> None:
@@ -150,8 +154,7 @@ def _listed_next(layer: Layer, head: int) -> Tensor:
 
 
 def _count(layer: Layer, head: int) -> None:
-    # counts once, whatever the word begins with
-    numbered = layer.sees(2, "number") - layer.sees(1, "number")
+    numbered = _numbered(layer)  # counts once, whatever the word begins with
     layer.flag(1, 1, layer.sees(0, "word start") - numbered - 4 * layer.sees(0, "separator"))
     layer.flag(1, 2, numbered)
     layer.flag(1, 3, layer.marked(layer.layout.count))
@@ -168,6 +171,7 @@ def _value(layer: Layer, head: int) -> None:
     layer.seek(head, 5, 20.0, layer.marked(layer.layout.plural))
     layer.seek(head, 5, -20.0, layer.sees(0, "separator"))
     layer.compare(head, [(2, 3, 24.0), (4, 5, 24.0)], blind=SEPARATOR)
+    # not at a separator, whose sink is that of _count, and not where a list begins
     others = [kind for kind in KINDS if kind != "separator"]
     layer.seek(head, SINK, 52.0, layer.sees(0, *others) + layer.sees(1, PLURAL))
     layer.mark(head, layer.sees(0, "number"), layer.layout.plural, CHOSEN)
