@@ -46,7 +46,7 @@ def train(raw: dict[str, Any]) -> Path:
     print(f"{parameters:,} parameters, {trainer.total_steps} steps, checkpoint in {folder}")
     if resumed:
         print(f"going on from step {trainer.step}")
-    settings = {"shape": raw, "stages": stages}
+    settings = {**raw, "shape": dataclasses.asdict(shape), "stages": stages}
     tracker.start(digest(settings), "train_tiny", settings, "training")
 
     def report(progress: Progress) -> None:

@@ -16,7 +16,6 @@ from retrobench.training.layer import MARK, Layer
 class Shape:
     """Options of ``shape.*``."""
 
-    layers: int = option(5, "decoder layers; the first two look back, the others match", low=5)
     hidden: int = option(344, "width of the residual stream")
     mlp: int = option(32, "hidden width of the MLPs", low=16)
     theta: float = option(1e18, "RoPE base: large, so that many dims barely turn", above=1)
@@ -31,6 +30,7 @@ class Shape:
             )
 
 
+LAYERS = 5  # the first looks back, each of the others has its circuits
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 128
 NOISE = 3e-4  # std of weights that no circuit sets: more would blur where heads look back
 
@@ -42,7 +42,7 @@ def build(shape: Shape, tokenizer: object, seed: int) -> Qwen2ForCausalLM:
         vocab_size=len(tokenizer),  # type: ignore[arg-type]
         hidden_size=shape.hidden,
         intermediate_size=shape.mlp,
-        num_hidden_layers=shape.layers,
+        num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
         num_key_value_heads=KV_HEADS,
         head_dim=HEAD_DIM,
@@ -85,5 +85,5 @@ def _start(model: Qwen2ForCausalLM, shape: Shape, tokenizer: object) -> None:
         (circuits.hop_and_count, 0.1, 6),
         (circuits.match, 0.3, 4),
     )
-    for layer, (fill, found, flags) in zip(layers[1:], fills, strict=False):
+    for layer, (fill, found, flags) in zip(layers[1:], fills, strict=True):
         fill(Layer(layer, rotary, layout, codes, found, flags))
