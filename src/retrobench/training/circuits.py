@@ -1,5 +1,4 @@
-"""What the layers from the second on start as: circuits of one query head, or of one in each of the
-two KV heads where each carries half of the words.
+"""What the layers from the second on start as: circuits of one query head each.
 
 Bare numbers are logits, of a condition or of the sink. A head attends where its conditions together
 exceed its sink, which stands between the sum of all of them and that of all but one.
@@ -15,12 +14,14 @@ from retrobench.training.layer import SINK, Layer
 from retrobench.training.start import KINDS, PLURAL, SLOTS, TOPIC
 
 # what circuits write, in units of an embedding's words
-COPY, ASK, NEXT, REPEAT, HOP, COUNT = 7.0, 12.0, 40.0, 10.0, 16.0, 12.0
-NAMED = 6.0  # likewise, the mean of a name's parts
+COPY, NAMED_COPY = 7.0, 10.0
+ASK, NEXT, REPEAT, HOP, COUNT = 12.0, 40.0, 10.0, 16.0, 12.0
+NAMED, FEW = 14.0, 8.0  # likewise, parts of a name; how many there are until each weighs half
 CHOSEN = 3.0  # likewise, into the dim of the plural, where a value is chosen
 LISTED, MANY = 7.0, 4.0  # likewise, each word listed; how many are listed until each weighs half
-# logits of a match at distances 0, 1 ... and of the name spoken of
-MATCH_LOGITS, TOPIC_LOGIT = (40.0, 10.0, 9.0, 6.0, 6.0), 30.0
+# logits of a match at distances 0, 1 ..., in any text and where the name spoken of counts as well
+MATCH_LOGITS, NAMED_LOGITS = (40.0, 10.0, 9.0, 6.0, 6.0), (40.0, 10.0, 9.0)
+TOPIC_LOGIT, PART = 90.0, 12.0  # logits of that name and of a part of one
 SAME, RARE = 14.0, 8.0  # logit of the same word; how often a word comes that counts half
 # logits of a word that always comes and of one that was said; what parts words that come as often
 OFTEN, UNSAID, TIE = 110.0, 30.0, 8.0
@@ -178,41 +179,59 @@ def _value(layer: Layer, head: int) -> None:
 
 
 def _topic(layer: Layer, head: int, rows: Tensor) -> None:
-    """The mean of the parts of names just read: letter pairs at most three behind a capital."""
-    name = 3 * layer.sees(0, "word part") - 3 * layer.sees(0, "capitals")
-    layer.flag(1, 4, name + sum(layer.sees(distance, "capitals") for distance in (1, 2, 3)))
-    layer.near(head, 0, 20, 20.0)
-    layer.seek(head, 4, 20.0)
-    layer.seek(head, SINK, 90.0)
+    """Parts of the name last read: a capital and letter pairs, of no coded word and no variable.
+    The sink is strong: each part weighs the same, so that a longer name weighs more, not less."""
+    parts = layer.sees(0, "word part", "capitals")
+    for distance in (1, 2, 3):
+        parts = parts - layer.sees(distance, "word start")
+    for distance in (1, 2):
+        parts = parts - layer.sees(distance, "name start")
+    layer.flag(1, 4, parts)
+    layer.near(head, 9, 6, 20.0)  # hardly what a next name begins with
+    layer.seek(head, 4, PART)
+    layer.seek(head, SINK, 20.0 + PART + math.log(FEW))
     first, end = SLOTS[TOPIC]
     layer.write(head, rows[first:end], layer.layout.slots[TOPIC].start, NAMED)
 
 
 def match(layer: Layer) -> None:
-    """Layer 4: copy what followed the same history; its MLP opens lists and ends their items."""
+    """Layer 4: copy what followed the same history, in any text, and, stronger, where the same name
+    was spoken of. Its MLP opens lists and ends their items."""
+    # the power of a slot that makes the mixture's noise smallest
+    shares = {n: logit / MATCH_LOGITS[0] for n, logit in enumerate(MATCH_LOGITS, 1)}
     for group in (0, 1):
+        layer.keys(group, {**shares, TOPIC: TOPIC_LOGIT / MATCH_LOGITS[0]})
+        for flag, kind in enumerate(ALIKE, 1):
+            layer.flag(group, flag, layer.sees(1, kind))
         half = layer.layout.half(group)
-        _copy(layer, group, 2 * group)
-        layer.write(2 * group, layer.read(group, half), half.start, COPY)
+        rows = layer.read(group, half)
+        for head, gain in ((2 * group, COPY), (2 * group + 1, NAMED_COPY)):
+            layer.near(head, 20, 48, -5.0)  # from the text, not from the question and answer
+            layer.seek(head, SINK, 60.0, layer.sees(0, "separator"))
+            layer.seek(head, SINK, 60.0 / CHOSEN, layer.marked(layer.layout.plural))
+            layer.write(head, rows, half.start, gain)
+        _copy(layer, 2 * group)
+        _copy_named(layer, 2 * group + 1)
     _rules(layer)
 
 
-def _copy(layer: Layer, group: int, head: int) -> None:
-    # the power of a slot that makes the mixture's noise smallest
-    shares = {n: logit / MATCH_LOGITS[0] for n, logit in enumerate(MATCH_LOGITS, 1)}
-    layer.keys(group, {**shares, TOPIC: TOPIC_LOGIT / MATCH_LOGITS[0]})
-    pairs = [(n, n + 1, logit) for n, logit in enumerate(MATCH_LOGITS)]
-    layer.compare(head, [*pairs, (TOPIC, TOPIC, TOPIC_LOGIT)])
+def _copy(layer: Layer, head: int) -> None:
+    layer.compare(head, [(n, n + 1, logit) for n, logit in enumerate(MATCH_LOGITS)])
     for flag, kind in enumerate(ALIKE, 1):
-        layer.flag(group, flag, layer.sees(1, kind))
         layer.seek(head, flag, KIN, layer.sees(0, kind))
-    # plain words from the text before the question and answer, parts of names from there
-    layer.near(head, 20, 48, -5.0)
-    layer.near(head, 20, 48, 11.0, layer.sees(0, *PARTIAL))
+    layer.near(head, 20, 48, 11.0, layer.sees(0, *PARTIAL))  # parts of names are near
     layer.near(head, 20, 48, 16.0, layer.sees(1, "verb"))  # the key asked for has just begun
     layer.seek(head, SINK, 7.0)
-    layer.seek(head, SINK, 60.0, layer.sees(0, "separator"))
-    layer.seek(head, SINK, 60.0 / CHOSEN, layer.marked(layer.layout.plural))
+
+
+def _copy_named(layer: Layer, head: int) -> None:
+    pairs = [(n, n + 1, logit) for n, logit in enumerate(NAMED_LOGITS)]
+    layer.compare(head, [*pairs, (TOPIC, TOPIC, TOPIC_LOGIT)])
+    begun = layer.sees(0, "capitals") + layer.sees(1, "capitals")
+    layer.near(head, 20, 48, 12.0, begun)  # a name asked for is copied from the question
+    layer.seek(head, SINK, 76.0)
+    layer.seek(head, SINK, 20.0, layer.sees(0, "hex") + layer.sees(1, "hex"))
+    layer.seek(head, SINK, 60.0, layer.sees(0, "colon") + layer.sees(1, "colon"))
 
 
 def _rules(layer: Layer) -> None:
