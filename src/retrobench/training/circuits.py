@@ -230,6 +230,7 @@ def _copy_named(layer: Layer, head: int) -> None:
     begun = layer.sees(0, "capitals") + layer.sees(1, "capitals")
     layer.near(head, 20, 48, 12.0, begun)  # a name asked for is copied from the question
     layer.seek(head, SINK, 76.0)
+    # uuids speak of no name, and where an answer begins none has been said
     layer.seek(head, SINK, 20.0, layer.sees(0, "hex") + layer.sees(1, "hex"))
     layer.seek(head, SINK, 60.0, layer.sees(0, "colon") + layer.sees(1, "colon"))
 

@@ -44,7 +44,7 @@ SLOTS = {
     5: (IDENTITY, CODE_DIM),
     7: (IDENTITY, CODE_DIM),
 }
-TOPIC = -1  # the slot of the name spoken of, as the mean of its parts
+TOPIC = -1  # the slot of the name spoken of, as a sum of its parts
 KIND_SHARE = 0.25  # of a code's power that tokens of one kind share
 
 
