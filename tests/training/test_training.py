@@ -81,10 +81,10 @@ KNOWN = {
     "many_values": 0.9,
     "many_keys": 0.85,
     "variables": 0.8,
-    "common_words": 0.5,
-    "frequent_words": 0.65,
-    "documents": 0.6,
-    "two_facts": 0.7,
+    "common_words": 0.8,
+    "frequent_words": 0.8,
+    "documents": 0.8,
+    "two_facts": 0.85,
 }
 
 
