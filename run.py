@@ -4,7 +4,7 @@ from pathlib import Path
 
 import hydra
 
-from retrobench import cli
+from retrobench.cli import app as cli
 
 CONF = Path(__file__).resolve().parent / "conf"
 

@@ -23,11 +23,11 @@ import torch
 from estimation_study import ROOT, Recording, record
 from retrobench_methods.retroinfer import RetroInfer, RetroInferConfig
 
+from retrobench.evaluate.synthetic import Injected
 from retrobench.measure.clock import utc_now
 from retrobench.measure.machine import provenance
 from retrobench.measure.probe import CountingProbe
-from retrobench.runspec import parse_run
-from retrobench.speed_injected import Injected
+from retrobench.run.spec import parse_run
 
 OUT = ROOT / "results" / "published" / "cache_study.json"
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -14,10 +14,11 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from retrobench import cli, overrides
-from retrobench.calibrate import TOKENS, calibrate
+from retrobench.cli import app as cli
+from retrobench.cli import overrides
 from retrobench.engine.loader import load
-from retrobench.runspec import parse_run
+from retrobench.evaluate.calibrate import TOKENS, calibrate
+from retrobench.run.spec import parse_run
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 

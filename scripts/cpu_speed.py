@@ -20,13 +20,13 @@ from typing import Any
 import torch
 
 from retrobench.core.registry import method_class
+from retrobench.evaluate.speed import summary
+from retrobench.evaluate.synthetic import Injected
 from retrobench.measure.ceilings import read
 from retrobench.measure.clock import utc_now
 from retrobench.measure.machine import provenance
 from retrobench.measure.probe import CountingProbe
-from retrobench.runspec import RunSpec, parse_run
-from retrobench.speed import summary
-from retrobench.speed_injected import Injected
+from retrobench.run.spec import RunSpec, parse_run
 
 METHODS: dict[str, dict[str, Any]] = {
     "full, torch SDPA (group folded)": {"name": "full", "backend": "sdpa"},

@@ -28,12 +28,12 @@ from torch import Tensor
 from retrobench.core.method import AttentionArgs
 from retrobench.core.shapes import KVShape
 from retrobench.engine import hf, loader
-from retrobench.engine.attend import dense_decode
+from retrobench.engine.attention.math import dense_decode
 from retrobench.engine.session import Session
 from retrobench.measure.clock import utc_now
 from retrobench.measure.machine import provenance
 from retrobench.measure.probe import CountingProbe
-from retrobench.runspec import parse_run
+from retrobench.run.spec import parse_run
 from retrobench.tasks.prompt import PromptBuilder
 
 ROOT = Path(__file__).resolve().parents[1]

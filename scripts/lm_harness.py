@@ -15,7 +15,7 @@ try:
 except ImportError:
     sys.exit("lm-evaluation-harness is missing: pip install 'retrobench[lm-eval]'")
 
-from retrobench import lm_eval_model
+from retrobench.integrations import lm_eval as lm_eval_model
 
 if __name__ == "__main__":
     assert lm_eval_model  # registers the model

@@ -8,7 +8,7 @@ from pathlib import Path
 from retrobench.core.registry import method_class, method_names
 from retrobench.core.spec import table
 from retrobench.engine.loader import ModelConfig
-from retrobench.runspec import EngineConfig, MeasureConfig, ProtocolConfig
+from retrobench.run.spec import EngineConfig, MeasureConfig, ProtocolConfig
 from retrobench.tasks import task_class, task_names
 
 DOC = Path(__file__).resolve().parent.parent / "docs" / "options.md"

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from retrobench.report.plots import FIGURES, check, draw
+from retrobench.report.figures.draw import FIGURES, check, draw
 from retrobench.store.results import ResultStore
 from retrobench.store.sweeps import sweep_keys
 

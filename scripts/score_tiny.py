@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from retrobench.cli import run_job
+from retrobench.cli.app import run_job
 from retrobench.core.spec import parse
 from retrobench.engine.loader import SUPPORTED, TINY_DIR, ModelConfig, describe
-from retrobench.report import style
+from retrobench.report.figures import style
 from retrobench.store.results import OK, ResultStore
 from retrobench.tasks.prompt import PromptBuilder
 from retrobench.tasks.ruler import RulerConfig, RulerTask, spec

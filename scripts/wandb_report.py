@@ -13,10 +13,10 @@ from pathlib import Path
 
 import wandb
 
+from retrobench.report.checks.significance import budget_alarms, verdicts
+from retrobench.report.figures.draw import draw
 from retrobench.report.html import write_report
-from retrobench.report.plots import draw
-from retrobench.report.table import COLUMNS, cost_matrix, score_matrix
-from retrobench.report.verdicts import budget_alarms, verdicts
+from retrobench.report.tables.scores import COLUMNS, cost_matrix, score_matrix
 from retrobench.store.results import ResultStore
 from retrobench.store.sweeps import sweep_keys
 from retrobench.track.wandb import chosen_mode

@@ -13,9 +13,9 @@ from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs, Method, Probe
 from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
 from retrobench.core.spec import option
-from retrobench.engine.attend import causal
-from retrobench.engine.placement import DeviceStore
-from retrobench_methods._dense_backends import BACKENDS, Chooser, check
+from retrobench.engine.attention.backends import BACKENDS, Chooser, check
+from retrobench.engine.attention.math import causal
+from retrobench.memory.placement import DeviceStore
 
 
 class Full(Method):

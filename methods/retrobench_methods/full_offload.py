@@ -16,8 +16,8 @@ from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs, Method, Probe
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.core.spec import option
-from retrobench.engine.attend import causal, dense_decode
-from retrobench.engine.placement import (
+from retrobench.engine.attention.math import causal, dense_decode
+from retrobench.memory.placement import (
     PlacementConfig,
     Tiers,
     allocate,
@@ -26,7 +26,7 @@ from retrobench.engine.placement import (
     placed,
     vector_bytes,
 )
-from retrobench.engine.prefetch import Prefetcher
+from retrobench.memory.prefetch import Prefetcher
 
 
 class FullOffload(Method):

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from retrobench.core.method import AttentionArgs
 from retrobench.core.spec import option
-from retrobench.engine.placement import Store
-from retrobench.engine.selective import (
+from retrobench.engine.attention.selective import (
     Selection,
     SelectiveMethod,
     StatelessIndex,
@@ -18,6 +17,7 @@ from retrobench.engine.selective import (
     static_mask,
     top_tokens,
 )
+from retrobench.memory.placement import Store
 
 
 class OracleIndex(StatelessIndex):

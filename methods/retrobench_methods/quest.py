@@ -16,7 +16,8 @@ from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs, NullProbe
 from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
 from retrobench.core.spec import option
-from retrobench.engine.placement import (
+from retrobench.engine.attention.selective import Selection, SelectiveMethod
+from retrobench.memory.placement import (
     DeviceStore,
     PlacementConfig,
     Store,
@@ -24,7 +25,6 @@ from retrobench.engine.placement import (
     plan_store,
     vector_bytes,
 )
-from retrobench.engine.selective import Selection, SelectiveMethod
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,7 @@ from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs
 from retrobench.core.shapes import KVShape
 from retrobench.core.spec import option
-from retrobench.engine.placement import Store
-from retrobench.engine.selective import (
+from retrobench.engine.attention.selective import (
     Selection,
     SelectiveMethod,
     StatelessIndex,
@@ -21,6 +20,7 @@ from retrobench.engine.selective import (
     static_mask,
     top_tokens,
 )
+from retrobench.memory.placement import Store
 
 
 class RandomIndex(StatelessIndex):

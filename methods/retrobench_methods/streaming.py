@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from retrobench.core.method import AttentionArgs
-from retrobench.engine.placement import Store
-from retrobench.engine.selective import (
+from retrobench.engine.attention.selective import (
     Selection,
     SelectiveMethod,
     StatelessIndex,
@@ -17,6 +16,7 @@ from retrobench.engine.selective import (
     static_mask,
     top_tokens,
 )
+from retrobench.memory.placement import Store
 
 
 class RecentIndex(StatelessIndex):

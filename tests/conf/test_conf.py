@@ -11,9 +11,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from retrobench import cli, overrides
+from retrobench.cli import app as cli
+from retrobench.cli import overrides
 from retrobench.core.registry import method_class, method_names
-from retrobench.runspec import parse_run
+from retrobench.run.spec import parse_run
 from retrobench.tasks import task_class, task_names
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

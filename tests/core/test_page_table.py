@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from retrobench_kernels.page_lru import copy_pages, page_admit, page_lru
 
-from retrobench.core.page_table import PageTable, optimal_hits
+from retrobench.memory.page_table import PageTable, optimal_hits
 
 
 class Model:

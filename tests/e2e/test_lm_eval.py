@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM
 
 from retrobench.engine.loader import TINY_DIR
-from retrobench.lm_eval_model import RetrobenchLM
+from retrobench.integrations.lm_eval import RetrobenchLM
 
 FACT = "The special magic number for apple is 4071365."
 TEXT = "The grass is green. The sky is blue. " * 60

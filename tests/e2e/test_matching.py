@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrobench import cli
-from retrobench.matching import TOLERANCE, cost, search
+from retrobench.cli import app as cli
+from retrobench.evaluate.matching import TOLERANCE, cost, search
 from retrobench.store.results import ResultStore
 
 

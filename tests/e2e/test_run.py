@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from retrobench import cli
-from retrobench.failures import redact
+from retrobench.cli import app as cli
+from retrobench.run.failures import redact
 from retrobench.store.results import ResultStore
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,8 +96,8 @@ def test_a_nan_is_a_row_and_the_next_run_tries_again(tmp_path, monkeypatch):
 
 def test_what_is_planned_for_a_cpu_is_neither_pinned_nor_on_a_device(tmp_path):
     """A skeleton of weights has no device: the plan is made for the one that will run."""
-    from retrobench import preflight
-    from retrobench.runspec import parse_run
+    from retrobench.run import plan as preflight
+    from retrobench.run.spec import parse_run
 
     tiny = {"name": "tiny", "source": "tiny", "device": "cpu"}
     raw = {"method": {"name": "infinigen"}, "model": tiny, "task": dict(RULER)}
@@ -139,8 +139,8 @@ def test_bad_input_names_the_thing_and_the_fix(tmp_path, changes, words):
 
 
 def test_more_memory_than_there_is_is_refused_before_running(tmp_path, monkeypatch):
-    from retrobench import preflight
     from retrobench.engine import loader
+    from retrobench.run import plan as preflight
 
     monkeypatch.setattr(preflight, "available_bytes", lambda: 1000)
     monkeypatch.setattr(loader, "load", None)  # no weights are read
@@ -252,7 +252,7 @@ def test_wandb_offline_run_is_written_and_resumed(tmp_path):
 
 
 def test_console_reads_the_store(tmp_path, capsys):
-    from retrobench import console
+    from retrobench.cli import console
 
     key = job(tmp_path)["key"]
     other = job(tmp_path, method={"name": "full"})["key"]
@@ -270,7 +270,7 @@ def test_console_reads_the_store(tmp_path, capsys):
 
 def test_figures_are_drawn_from_rows_and_name_them(tmp_path):
     pytest.importorskip("matplotlib")
-    from retrobench.report.plots import draw, figure_source
+    from retrobench.report.figures.draw import draw, figure_source
 
     key = job(tmp_path)["key"]
     grid = {"name": "niah", "length": [1200, 1400], "depths": 2}

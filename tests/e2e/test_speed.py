@@ -7,11 +7,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from retrobench import cli
-from retrobench.engine import injected
-from retrobench.report.plots import draw
-from retrobench.report.speed_plots import latency_vs_load
-from retrobench.report.table import COLUMNS, print_tables
+from retrobench.cli import app as cli
+from retrobench.engine import synthetic as injected
+from retrobench.report.figures.draw import draw
+from retrobench.report.figures.speed import latency_vs_load
+from retrobench.report.tables.scores import COLUMNS, print_tables
 from retrobench.store.results import ResultStore
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from retrobench import cli
+from retrobench.cli import app as cli
 from retrobench.store.results import ResultStore
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,7 +67,8 @@ def test_a_plan_counts_cells_and_reads_no_weights(tmp_path, capsys, monkeypatch)
 
 
 def test_a_cell_that_fails_as_a_whole_is_quarantined_and_retried(tmp_path, monkeypatch, capsys):
-    from retrobench import console, runner
+    from retrobench.cli import console
+    from retrobench.run import cell as runner
 
     def broken(*_):
         raise RuntimeError("the disk of hf_secret is gone")
@@ -89,7 +90,7 @@ def test_a_cell_that_fails_as_a_whole_is_quarantined_and_retried(tmp_path, monke
 
 
 def test_a_receipt_says_whether_a_cell_can_be_reproduced(tmp_path, capsys):
-    from retrobench import console
+    from retrobench.cli import console
 
     key = cli.run_job(config(tmp_path))["key"]
     where = ["--results", str(tmp_path), "--samples", "1"]
@@ -152,7 +153,7 @@ def test_launchers_of_other_processes(launcher, tmp_path):
 
 def test_a_sweep_raises_the_alarms_from_the_command_line(tmp_path, monkeypatch, capsys):
     """Weights that look at everything a little: attending less truly answers better."""
-    from retrobench import console
+    from retrobench.cli import console
     from retrobench.engine.embedded import build_tokenizer, constructed
 
     for strength, value in (("MATCH_LOGIT", 3.7), ("VALUE_LOGIT", 0.0)):

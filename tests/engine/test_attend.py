@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from retrobench.core.method import AttentionArgs
-from retrobench.engine.attend import Estimate, attend, causal, dense_decode
+from retrobench.engine.attention.math import Estimate, attend, causal, dense_decode
 
 
 def reference(q, k, v, scale, softcap=None, bias=None):

@@ -12,7 +12,7 @@ from retrobench.engine import hf
 from retrobench.engine.dense_layers import with_dense_layers
 from retrobench.engine.session import Session
 from retrobench.measure.probe import CountingProbe
-from retrobench.runspec import EngineConfig
+from retrobench.run.spec import EngineConfig
 from tests.methods.test_contract import make_calibrations, prompt
 
 

@@ -7,13 +7,13 @@ import itertools
 import pytest
 import torch
 
-from retrobench import fidelity
 from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs
 from retrobench.core.registry import method_class
 from retrobench.core.spec import parse
 from retrobench.engine import hf
-from retrobench.engine.attend import Estimate, attend
+from retrobench.engine.attention.math import Estimate, attend
+from retrobench.evaluate import fidelity
 from retrobench.measure.fidelity import FidelityProbe, write_arrays
 
 ARGS = AttentionArgs(scale=0.3)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from retrobench import cli
+from retrobench.cli import app as cli
 from retrobench.core.method import AttentionArgs
-from retrobench.engine.attend import causal
+from retrobench.engine.attention.math import causal
 from retrobench.engine.prefill_memo import reusing
 from retrobench.store.results import ResultStore
 

@@ -10,10 +10,8 @@ import torch
 
 from retrobench.core.method import AttentionArgs
 from retrobench.core.shapes import KVShape
-from retrobench.engine.offload import OffloadStore
-from retrobench.engine.placement import DeviceStore, PlacementConfig, Tiers, make_store, plan_store
-from retrobench.engine.selective import Selection as Chosen
-from retrobench.engine.selective import (
+from retrobench.engine.attention.selective import Selection as Chosen
+from retrobench.engine.attention.selective import (
     SelectiveMethod,
     StatelessIndex,
     StaticConfig,
@@ -21,6 +19,8 @@ from retrobench.engine.selective import (
     top_tokens,
 )
 from retrobench.measure.probe import CountingProbe
+from retrobench.memory.placement import DeviceStore, PlacementConfig, Tiers, make_store, plan_store
+from retrobench.memory.pool import OffloadStore
 
 PLACES, MANAGERS = ("gpu", "pinned", "cpu"), ("none", "host", "device")
 ARGS = AttentionArgs(scale=0.3)

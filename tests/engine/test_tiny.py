@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from retrobench import cli
+from retrobench.cli import app as cli
 from retrobench.core.spec import parse
 from retrobench.engine import loader
 from retrobench.engine.embedded import build_tokenizer

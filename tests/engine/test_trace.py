@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from retrobench import cli, overrides
-from retrobench.engine.trace import TraceModel, read_manifest
+from retrobench.cli import app as cli
+from retrobench.cli import overrides
+from retrobench.engine.replay import TraceModel, read_manifest
 from retrobench.store.results import ResultStore
 
 TASK = {"name": "trace", "tasks": ["niah_multikey_2"], "length": 1300, "samples": 1, "steps": 6}

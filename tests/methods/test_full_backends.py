@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from retrobench_kernels import native
-from retrobench_methods import _dense_backends as backends
 from retrobench_methods.full import Full
 
 from retrobench.core.method import AttentionArgs
 from retrobench.core.shapes import KVShape
 from retrobench.core.spec import parse
+from retrobench.engine.attention import backends
 
 
 def shape(**more):

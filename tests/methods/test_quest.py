@@ -14,7 +14,7 @@ from retrobench.core.method import AttentionArgs, NullProbe
 from retrobench.core.shapes import KVShape
 from retrobench.core.spec import parse
 from retrobench.engine import loader
-from retrobench.engine.attend import attend
+from retrobench.engine.attention.math import attend
 from retrobench.engine.loader import ModelConfig
 from retrobench.engine.session import Decoding, Session
 from retrobench.tasks.prompt import PromptBuilder

@@ -17,7 +17,7 @@ from retrobench_methods.retroinfer.estimation import FourBit
 from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs
 from retrobench.core.shapes import KVShape
-from retrobench.engine.attend import dense_decode
+from retrobench.engine.attention.math import dense_decode
 from retrobench.measure.probe import CountingProbe
 
 SMALL = {"update_tokens": 32, "tokens_per_cluster": 8, "retrieval_frac": 0.1}

@@ -49,7 +49,7 @@ def test_no_machine_paths_or_registry_hosts():
 def test_runs_without_optional_packages(blocked):
     code = (
         f"import sys; sys.modules[{blocked!r}] = None\n"
-        "import retrobench.core.registry as r, retrobench.console, retrobench.store.results\n"
+        "import retrobench.core.registry as r, retrobench.cli.console, retrobench.store.results\n"
         "assert r.method_class('full').name == 'full'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -59,7 +59,7 @@ def test_core_store_and_stats_need_no_torch():
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "import retrobench.core.cell, retrobench.core.method, retrobench.core.task\n"
-        "import retrobench.store.results, retrobench.stats, retrobench.report.table\n"
+        "import retrobench.store.results, retrobench.stats, retrobench.report.tables.scores\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

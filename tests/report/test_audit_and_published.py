@@ -7,8 +7,8 @@ import json
 import pandas as pd
 import pytest
 
-from retrobench.report.audit import audit
-from retrobench.report.beside import beside_published
+from retrobench.report.checks.audit import audit
+from retrobench.report.checks.compare_published import beside_published
 from retrobench.store.results import ResultStore
 from retrobench.tasks.ruler.spec import TASKS
 

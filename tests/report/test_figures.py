@@ -11,10 +11,11 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from retrobench import console
-from retrobench.report import fidelity_plots, speed_plots
+from retrobench.cli import console
+from retrobench.report.figures import fidelity as fidelity_plots
+from retrobench.report.figures import speed as speed_plots
+from retrobench.report.figures.draw import FIGURES, check, draw, figure_cells, load
 from retrobench.report.html import write_report
-from retrobench.report.plots import FIGURES, check, draw, figure_cells, load
 
 
 def test_recall_joins_cells_of_one_method_only_where_the_budget_alone_differs(lab):
@@ -93,9 +94,9 @@ def texts(drawing):
 
 
 def test_what_ran_out_of_memory_or_was_refused_is_drawn_as_such(lab, tmp_path):
-    from retrobench.report.cost_plots import prefill_breakdown
-    from retrobench.report.plots import load
-    from retrobench.report.throughput_plots import max_throughput_by_task
+    from retrobench.report.figures.cost import prefill_breakdown
+    from retrobench.report.figures.draw import load
+    from retrobench.report.figures.throughput import max_throughput_by_task
 
     lab.cell(rows=lab.rows((4096,)))
     lab.cell("quest", rows=lab.rows((2048, 4096)))
@@ -136,7 +137,7 @@ def test_an_ablation_shows_shared_samples_only(lab, tmp_path):
     extra = lab.row(index=9, score=0.0)
     lab.cell(tokens_per_cluster=16, rows=[*lab.rows(count=2), extra])
     frame = lab.store.columns()
-    from retrobench.report.ablation_plots import ABLATIONS, _select
+    from retrobench.report.figures.ablation import ABLATIONS, _select
 
     rows = _select(frame, ABLATIONS[0])
     assert rows["sample"].nunique() == 4 and (rows["score"] == 1).all()
@@ -204,7 +205,7 @@ def test_effects_tell_main_effects_from_interactions(lab, capsys):
         for b in ("global", "segment"):
             score = 0.5 + 0.25 * (a == 10) - 0.125 * (a == 10 and b == "segment")
             lab.cell(kmeans_iterations=a, final_assign=b, rows=lab.rows(score=score))
-    from retrobench.report.effects_table import effects
+    from retrobench.report.tables.effects import effects
 
     single, pairs = effects(lab.store.columns(), "score")
     found = {(e.factors, e.levels): e.value for e in [*single, *pairs]}
@@ -223,7 +224,7 @@ def test_effects_tell_main_effects_from_interactions(lab, capsys):
 
 
 def test_a_larger_budget_that_answers_worse_raises_the_alarm(lab):
-    from retrobench.report.verdicts import budget_alarms
+    from retrobench.report.checks.significance import budget_alarms
 
     lab.cell("quest", budget="5%", rows=lab.rows(count=20))
     lab.cell("quest", budget="10%", rows=lab.rows(count=20, score=0.0))

@@ -9,9 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from retrobench.report.fidelity_table import ATTENTION, common_layers, fidelity_matrix
-from retrobench.report.table import COLUMNS, caption, niah_matrix, print_tables, score_matrix
-from retrobench.report.verdicts import order_alarms, verdicts
+from retrobench.report.checks.significance import order_alarms, verdicts
+from retrobench.report.tables.fidelity import ATTENTION, common_layers, fidelity_matrix
+from retrobench.report.tables.scores import (
+    COLUMNS,
+    caption,
+    niah_matrix,
+    print_tables,
+    score_matrix,
+)
 from retrobench.stats.paired import compare, holm, sign_test
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from retrobench import cli
+from retrobench.cli import app as cli
 from retrobench.engine.embedded import build_tokenizer
 from retrobench.store.results import ResultStore
 from retrobench.tasks.long_generation import LongGenerationConfig, LongGenerationTask

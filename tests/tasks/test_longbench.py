@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from retrobench import cli
+from retrobench.cli import app as cli
 from retrobench.engine.embedded import build_tokenizer
-from retrobench.report import averages
+from retrobench.report.tables import averages
 from retrobench.store.results import ResultStore
 from retrobench.tasks.longbench.prompts import DATASETS, E_DATASETS
 from retrobench.tasks.longbench.task import LongBenchConfig, LongBenchTask

@@ -16,9 +16,9 @@ from torch import Tensor
 from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs, Method, ModelView, Needs, Probe
 from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
-from retrobench.engine.attend import attend, causal
-from retrobench.engine.prefetch import Prefetcher
-from retrobench_methods._dense_backends import kernels
+from retrobench.engine.attention.backends import kernels
+from retrobench.engine.attention.math import attend, causal
+from retrobench.memory.prefetch import Prefetcher
 from retrobench_methods.infinigen import calibration
 from retrobench_methods.infinigen.config import InfiniGenConfig, fetched_tokens
 from retrobench_methods.infinigen.pool import KVPool

@@ -22,8 +22,8 @@ from torch import Tensor
 from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs, Calibrator, Probe
 from retrobench.core.shapes import Footprint, KVShape
-from retrobench.engine.attend import causal
-from retrobench.engine.placement import DeviceStore
+from retrobench.engine.attention.math import causal
+from retrobench.memory.placement import DeviceStore
 from retrobench_methods.infinigen.config import InfiniGenConfig
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs, Method, NullProbe, Probe
 from retrobench.core.shapes import Footprint, KVShape
-from retrobench.engine.attend import causal, merge
+from retrobench.engine.attention.math import causal, merge
 from retrobench_methods.retroinfer import estimation as estimate
 from retrobench_methods.retroinfer.ahead import CacheWorker
 from retrobench_methods.retroinfer.config import RetroInferConfig, num_indexed, sizes, tiers_of

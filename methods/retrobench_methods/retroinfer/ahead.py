@@ -9,9 +9,9 @@ import torch
 from retrobench_kernels.wave_attention import Estimation, Pool, Steady, wave_attention
 from torch import Tensor
 
-from retrobench.engine.attend import merge
-from retrobench.engine.page_cache import PageCache
-from retrobench.engine.prefetch import Prefetcher
+from retrobench.engine.attention.math import merge
+from retrobench.memory.page_cache import PageCache
+from retrobench.memory.prefetch import Prefetcher
 from retrobench_methods.retroinfer.wave_buffer import cluster_pages
 from retrobench_methods.retroinfer.zones import Zones
 

@@ -10,7 +10,7 @@ import torch
 from retrobench.core.budget import Budget
 from retrobench.core.shapes import KVShape
 from retrobench.core.spec import option
-from retrobench.engine.placement import PLACEMENTS, PlacementConfig, Tiers
+from retrobench.memory.placement import PLACEMENTS, PlacementConfig, Tiers
 
 
 @dataclass(frozen=True, kw_only=True)

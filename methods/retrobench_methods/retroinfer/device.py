@@ -13,7 +13,7 @@ from retrobench_kernels.wave_step import CacheTable
 from torch import Tensor
 
 from retrobench.core.method import AttentionArgs
-from retrobench.engine.device_cache import DeviceCache
+from retrobench.memory.device_cache import DeviceCache
 from retrobench_methods.retroinfer import RetroInfer
 
 

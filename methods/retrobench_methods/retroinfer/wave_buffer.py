@@ -17,8 +17,8 @@ from retrobench_kernels.wave_attention import Pool, Steady
 from torch import Tensor
 
 from retrobench.core.shapes import Footprint, KVShape
-from retrobench.engine.page_cache import CacheSize, PageCache, make_cache
-from retrobench.engine.placement import Tiers, allocate, free, kv_bytes, placed
+from retrobench.memory.page_cache import CacheSize, PageCache, make_cache
+from retrobench.memory.placement import Tiers, allocate, free, kv_bytes, placed
 from retrobench_methods.retroinfer.config import RetroInferConfig, pool_tokens, steady_tokens
 
 

@@ -11,8 +11,8 @@ from retrobench_kernels.wave_attention.naive import cluster_tokens
 from torch import Tensor
 
 from retrobench.core.method import Probe
-from retrobench.engine.attend import Estimate
-from retrobench.engine.placement import vector_bytes
+from retrobench.engine.attention.math import Estimate
+from retrobench.memory.placement import vector_bytes
 
 if TYPE_CHECKING:
     from retrobench_methods.retroinfer.wave_buffer import WaveBuffer

@@ -15,8 +15,8 @@ from torch import Tensor
 from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs, Method, ModelView, Probe
 from retrobench.core.shapes import Footprint, KVShape
-from retrobench.engine.attend import causal, dense_decode
-from retrobench.engine.placement import DeviceStore, vector_bytes
+from retrobench.engine.attention.math import causal, dense_decode
+from retrobench.memory.placement import DeviceStore, vector_bytes
 
 
 class _WithDenseLayers(Method):

@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import flash_attention_mask
 
 from retrobench.core.method import AttentionArgs
-from retrobench.engine.attend import causal
+from retrobench.engine.attention.math import causal
 
 NAME = "retrobench"
 

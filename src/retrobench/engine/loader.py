@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from retrobench.core.cell import digest
 from retrobench.core.spec import option
 from retrobench.engine import hf
-from retrobench.engine.trace import TraceModel, TraceTokenizer
+from retrobench.engine.replay import TraceModel, TraceTokenizer
 
 TINY_DIR = Path(__file__).parent / "tiny"
 SUPPORTED = "supported_tasks.json"  # which tasks the model does; decided by its own scores

@@ -18,7 +18,7 @@ from retrobench.core.method import AttentionArgs, Method, Probe
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.engine import hf
 from retrobench.engine.queries import ModelQueries
-from retrobench.engine.trace import TraceModel
+from retrobench.engine.replay import TraceModel
 
 
 class NotLive(RuntimeError):

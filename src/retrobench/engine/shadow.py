@@ -13,8 +13,8 @@ from torch import Tensor
 from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs, Method, ModelView, Probe
 from retrobench.core.shapes import Footprint, KVShape
-from retrobench.engine.attend import dense_decode
-from retrobench.engine.placement import DeviceStore
+from retrobench.engine.attention.math import dense_decode
+from retrobench.memory.placement import DeviceStore
 
 
 class Judge(Probe, Protocol):

@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from retrobench.report.plots import draw
-from retrobench.report.table import COLUMNS, caption, cost_matrix, score_matrix
-from retrobench.report.verdicts import budget_alarms, order_alarms, verdicts
+from retrobench.report.checks.significance import budget_alarms, order_alarms, verdicts
+from retrobench.report.figures.draw import draw
+from retrobench.report.tables.scores import COLUMNS, caption, cost_matrix, score_matrix
 from retrobench.store.results import ResultStore
 
 _STYLE = """

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from retrobench.report.style import NotEnoughRows
-from retrobench.report.table import stand_in
+from retrobench.report.figures.style import NotEnoughRows
+from retrobench.report.tables.scores import stand_in
 from retrobench.store.results import OK
 
 

@@ -1,6 +1,6 @@
 """Speed: one sample per context length and batch size; nothing is answered or scored.
 
-What is timed is up to the runner (``retrobench.speed``): this task says at which model shape,
+What is timed is up to ``retrobench.evaluate.speed``: this task says at which model shape,
 context and batch. A named shape needs no weights: its keys and values are made, not computed.
 """
 

@@ -1,0 +1,1 @@
+"""The two front doors: ``run.py`` (Hydra) and ``retrobench`` (console)."""

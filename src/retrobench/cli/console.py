@@ -1,0 +1,235 @@
+"""The ``retrobench`` command: scores predictions and reads results on disk."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from retrobench.cli import app as cli
+from retrobench.store.results import MAX_ATTEMPTS, ResultStore
+from retrobench.store.sweeps import sweep_entries, sweep_keys, sweep_names
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0, 1 if something was reported as bad, 2 for a usage error."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except (ValueError, FileNotFoundError) as error:
+        cli.fail(error)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="retrobench", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    score = commands.add_parser("score", help="score predictions with the benchmarks' own scorers")
+    score.add_argument("cases", type=Path, help="jsonl: benchmark, task, prediction, references")
+    score.add_argument("--out", type=Path, help="write every line back with `ours` in [0, 1]")
+    score.set_defaults(run=_score)
+
+    for name, (function, text) in {
+        "ls": (_ls, "list the cells of a results folder"),
+        "sweeps": (_sweeps, "list the sweeps of a results folder"),
+        "table": (_table, "scores and costs of cells"),
+        "effects": (_effects, "main effects and interactions of the options of a sweep"),
+        "show": (_show, "what a cell is and how it ended"),
+        "why": (_why, "field-level difference between two cells"),
+        "retry": (_retry, "run the failed and quarantined samples of a cell again"),
+        "verify": (_verify, "run samples of a cell again and compare: a parity receipt"),
+        "export": (_export, "rows as csv or parquet"),
+        "audit": (_audit, "cells of one table whose prompts or rules differ"),
+        "report": (_report, "tables, figures and provenance as one HTML file"),
+    }.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--results", default="results/runs", help="results folder")
+        command.set_defaults(run=function)
+        _arguments(command, name)
+
+    trace = commands.add_parser("trace", help="cells that a drawn figure was made from")
+    trace.add_argument("figure", type=Path, help="a PDF or PNG of scripts/plots.py")
+    trace.add_argument("--results", default="results/runs", help="results folder")
+    trace.set_defaults(run=_trace)
+    return parser
+
+
+def _arguments(command: argparse.ArgumentParser, name: str) -> None:
+    if name in {"show", "why", "retry", "verify"}:
+        command.add_argument("key", help="cell key, or its beginning")
+    if name == "why":
+        command.add_argument("other", help="the other cell")
+    if name in {"table", "export", "audit", "effects", "report"}:
+        command.add_argument("keys", nargs="*", help="cells; none: all")
+        command.add_argument("--sweep", help="the cells of one sweep")
+    if name == "ls":
+        command.add_argument("--failed", action="store_true", help="only cells that are not done")
+    if name == "verify":
+        command.add_argument("--samples", type=int, default=3, help="how many samples to run again")
+    if name == "effects":
+        command.add_argument("--of", default="score", help="score, seal_s, step_s, step_mib ...")
+    if name in {"export", "report"}:
+        what = "FILE.csv or FILE.parquet" if name == "export" else "FILE.html"
+        command.add_argument("--out", type=Path, required=True, help=what)
+
+
+def _chosen(store: ResultStore, options: argparse.Namespace) -> list[str]:
+    """Keys named on the command line, those of a sweep, or all; ValueError if there are none."""
+    keys = [store.find(key) for key in options.keys]
+    if options.sweep:
+        keys += sweep_keys(store, options.sweep)
+    keys = keys or store.cell_keys()
+    if not keys:
+        raise ValueError(f"{options.results} holds no cells; run `python run.py` first")
+    return keys
+
+
+def _score(options: argparse.Namespace) -> int:
+    from retrobench.tasks.scoring import score_file
+
+    report = score_file(options.cases, options.out)
+    console = Console()
+    for line, message in report.errors:
+        console.print(f"line {line}: {message}", markup=False, highlight=False)
+    for (benchmark, task), (count, mean) in sorted(report.means.items()):
+        console.print(f"{benchmark}/{task}: {count} cases, mean {100 * mean:.2f}", highlight=False)
+    if report.max_difference is not None:
+        text = f"largest difference to the given scores: {report.max_difference:.3g}"
+        console.print(text, highlight=False)
+    return 1 if report.errors else 0
+
+
+def _ls(options: argparse.Namespace) -> int:
+    store, console = ResultStore(options.results), Console()
+    for key in store.cell_keys():
+        labels, status = store.cell(key)["labels"], store.status(key)
+        if options.failed and status.get("state") == "done":
+            continue
+        words = [status.get("state"), *(value for value in labels.values() if value)]
+        left_out = store.read(key).quarantined()
+        if left_out or status.get("attempts", 0) >= MAX_ATTEMPTS:
+            words.append(f"quarantined ({len(left_out)} samples); `retrobench retry {key[:6]}`")
+        if status.get("message"):
+            words.append(f"({status['message']})")
+        console.print(key, *words, highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def _sweeps(options: argparse.Namespace) -> int:
+    store = ResultStore(options.results)
+    for name in sweep_names(store):
+        entries = sweep_entries(store, name)
+        failed = sum("error" in entry or bool(entry.get("failed")) for entry in entries)
+        line = f"{name}: {len(entries)} cells, {failed} failed"
+        Console().print(line, highlight=False, markup=False)
+    return 0
+
+
+def _table(options: argparse.Namespace) -> int:
+    from retrobench.report.tables.scores import COLUMNS, print_tables
+
+    store = ResultStore(options.results)
+    print_tables(store.columns(COLUMNS, _chosen(store, options)), cli.console())
+    return 0
+
+
+def _effects(options: argparse.Namespace) -> int:
+    from retrobench.report.tables.effects import effects, effects_table
+
+    store, console = ResultStore(options.results), Console()
+    single, pairs = effects(store.columns(None, _chosen(store, options)), options.of)
+    console.print(effects_table(single, f"main effects on {options.of}"))
+    if pairs:
+        console.print(effects_table(pairs, f"interactions on {options.of}"))
+    return 0
+
+
+def _retry(options: argparse.Namespace) -> int:
+    store = ResultStore(options.results)
+    key = store.find(options.key)
+    asked = store.cell(key).get("asked")
+    if asked is None:
+        raise ValueError(f"{key} was written without its configuration; run it with retry=true")
+    outcome = cli.run_job({**asked, "results_dir": options.results, "retry": True})
+    cli.show([outcome], options.results)
+    return 1 if outcome["failed"] else 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from retrobench.run.verify import verify
+
+    store = ResultStore(options.results)
+    receipt = verify(store, store.find(options.key), options.samples)
+    Console().print_json(data=receipt)
+    return 0 if receipt["verdict"] in {"identical", "answers equal"} else 1
+
+
+def _report(options: argparse.Namespace) -> int:
+    from retrobench.report.html import write_report
+
+    store = ResultStore(options.results)
+    title = f"retrobench: {options.sweep or 'all cells'}"
+    path = write_report(store, _chosen(store, options), title, options.out)
+    Console().print(f"written: {path}", highlight=False, markup=False)
+    return 0
+
+
+def _trace(options: argparse.Namespace) -> int:
+    from retrobench.report.figures.draw import check, figure_cells, figure_source
+
+    store, console = ResultStore(options.results), Console()
+    console.print(figure_source(options.figure), highlight=False, markup=False, soft_wrap=True)
+    for key in figure_cells(options.figure):
+        if key in store.cell_keys():
+            words = [str(value) for value in store.cell(key)["labels"].values() if value]
+            console.print(f"{key} {' '.join(words)}", highlight=False, markup=False)
+    findings = check(store, [options.figure])
+    console.print("\n".join(findings) or "rows agree", highlight=False, markup=False)
+    return 1 if findings else 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    store = ResultStore(options.results)
+    key = store.find(options.key)
+    Console().print_json(data={**store.cell(key), "status": store.status(key)})
+    return 0
+
+
+def _why(options: argparse.Namespace) -> int:
+    from retrobench.core.cell import Cell
+
+    store = ResultStore(options.results)
+    ours, theirs = (store.cell(store.find(key))["cell"] for key in (options.key, options.other))
+    differences = Cell(**{**ours, "measure": tuple(ours["measure"])}).why(theirs)
+    Console().print("\n".join(differences) or "no difference", markup=False, highlight=False)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    store = ResultStore(options.results)
+    frame = store.columns(None, _chosen(store, options))
+    if options.out.suffix == ".csv":
+        frame.to_csv(options.out, index=False)
+    elif options.out.suffix == ".parquet":
+        frame.to_parquet(options.out)
+    else:
+        raise ValueError(f"--out {options.out}: write .csv or .parquet")
+    return 0
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from retrobench.report.checks.audit import audit
+
+    store = ResultStore(options.results)
+    keys = _chosen(store, options)
+    findings = audit(store, keys)
+    Console().print("\n".join(findings) or f"{len(keys)} cells agree", markup=False)
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Attention of one step or chunk: exact, estimated, selective."""

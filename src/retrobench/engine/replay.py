@@ -1,0 +1,273 @@
+"""Recorded queries, keys and values of a model on prompts, and a stand-in model that replays them.
+
+A trace is a folder: ``manifest.json`` (what was recorded, of which weights, by which commit) and
+one safetensors shard per prompt and layer with ``q_HSD``, ``k_GSD``, ``v_GSD`` over all positions
+of full attention's trajectory, and ``guess_HSD``, the queries that a layer would compute from the
+input of the layer before (InfiniGen), over its decode positions. Replaying needs no model: every
+method sees, bit for bit, what it would have seen in the recorded run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import LlamaConfig
+
+from retrobench.core.budget import Budget
+from retrobench.core.cell import digest
+from retrobench.core.method import AttentionArgs, Method, ModelView, Needs, Probe
+from retrobench.core.shapes import Footprint, KVShape
+from retrobench.engine.attention.math import causal, dense_decode
+from retrobench.memory.placement import DeviceStore, kv_bytes
+
+MANIFEST = "manifest.json"
+
+
+class Recorder(Method):
+    """Full attention that keeps what it sees."""
+
+    name = "recorder"
+    needs = Needs(layer_inputs=True)
+
+    def __init__(
+        self, config: Any, shape: KVShape, probe: Probe | None = None, budget: Budget | None = None
+    ) -> None:
+        super().__init__(config, shape, probe, budget)
+        self.store = DeviceStore(shape)
+        self.queries: dict[int, list[Tensor]] = {layer: [] for layer in shape.layers}
+        self.guesses: dict[int, list[Tensor]] = {layer: [] for layer in shape.layers}
+        self.args: dict[int, AttentionArgs] = {}
+        self.model: ModelView | None = None
+
+    @classmethod
+    def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:
+        """The exact cache."""
+        return DeviceStore.plan(shape)
+
+    def bind(self, model: ModelView) -> None:
+        """The model whose queries are guessed."""
+        self.model = model
+
+    def layer_input(self, layer: int, hidden_BTE: Tensor, phase: str) -> None:
+        """Keep the next layer's queries as this layer's input predicts them."""
+        if phase == "decode" and layer + 1 in self.guesses:
+            assert self.model is not None
+            guess = self.model.queries(layer + 1, hidden_BTE)
+            if guess is not None:
+                self.guesses[layer + 1].append(guess)
+
+    def prefill(
+        self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
+    ) -> Tensor:
+        """Exact attention over the prompt so far."""
+        self._keep(layer, q_BHTD, k_BGTD, v_BGTD, args)
+        return causal(q_BHTD, self.store.keys(layer), self.store.values(layer), args)
+
+    def decode(
+        self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
+    ) -> Tensor:
+        """Exact attention over everything."""
+        self._keep(layer, q_BHTD, k_BGTD, v_BGTD, args)
+        self.probe.live(layer, attended=self.store.keys(layer).shape[2])
+        self.probe.moved("kv", kv_bytes(self.shape, 1) // len(self.shape.layers))
+        return dense_decode(q_BHTD, self.store.keys(layer), self.store.values(layer), args)
+
+    def _keep(
+        self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
+    ) -> None:
+        self.store.append(layer, k_BGTD, v_BGTD)
+        self.queries[layer].append(q_BHTD.cpu())
+        self.args[layer] = args
+
+    def save(self, folder: Path, index: int) -> int:
+        """Write the shards of one prompt; their bytes."""
+        written = 0
+        for layer in self.shape.layers:
+            parts = {
+                "q_HSD": torch.cat(self.queries[layer], 2)[0],
+                "k_GSD": self.store.keys(layer)[0],
+                "v_GSD": self.store.values(layer)[0],
+            }
+            if self.guesses[layer]:
+                parts["guess_HSD"] = torch.cat(self.guesses[layer], 2)[0]
+            file = shard(folder, index, layer)
+            temporary = file.with_suffix(".tmp")
+            save_file({name: part.cpu().contiguous() for name, part in parts.items()}, temporary)
+            temporary.replace(file)
+            written += file.stat().st_size
+        return written
+
+    def geometry(self) -> dict[str, Any]:
+        """What a replay must know of the model."""
+        shape = self.shape
+        return {
+            "layers": list(shape.layers),
+            "heads": shape.num_heads,
+            "kv_heads": shape.num_kv_heads,
+            "head_dim": shape.head_dim,
+            "dtype": shape.dtype,
+            "args": {str(i): [args.scale, args.softcap] for i, args in self.args.items()},
+        }
+
+    def allocated(self) -> Footprint:
+        """Bytes of the cache."""
+        return self.store.footprint()
+
+    def close(self) -> None:
+        """Free everything."""
+        self.store.close()
+        self.queries.clear()
+        self.guesses.clear()
+
+
+def shard(folder: Path, index: int, layer: int) -> Path:
+    """File of one prompt and layer."""
+    return folder / f"{index:05d}-layer{layer:03d}.safetensors"
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest; ValueError if there is none."""
+    file = folder / MANIFEST
+    if not file.exists():
+        raise ValueError(
+            f"{folder}: no trace there (no {MANIFEST}); record one with "
+            f"`python run.py task=trace task.path={folder} method=full model=...`"
+        )
+    return json.loads(file.read_text())
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Replace the manifest atomically."""
+    temporary = folder / f"{MANIFEST}.tmp"
+    temporary.write_text(json.dumps(manifest, indent=1))
+    temporary.replace(folder / MANIFEST)
+
+
+class TraceView:
+    """The ``ModelView`` of a replay: recorded guesses instead of projections."""
+
+    def __init__(self, model: TraceModel) -> None:
+        self._model = model
+
+    @property
+    def weights_id(self) -> str:
+        """Of the recorded model."""
+        return self._model.recorded_weights_id
+
+    def queries(self, layer: int, hidden_BTE: Tensor) -> Tensor | None:
+        """The recorded guess for the position at hand."""
+        return self._model.guess(layer)
+
+    def projection_bytes(self, layer: int) -> int:
+        """As recorded."""
+        return self._model.manifest["projection_bytes"]
+
+
+class TraceModel(torch.nn.Module):
+    """Feeds recorded tensors to a session, layer by layer, as a model of that shape would.
+
+    Its logits put all weight on the recorded next token, then on ``end_id``.
+    """
+
+    def __init__(self, folder: Path, device: str) -> None:
+        super().__init__()
+        self.folder, self.manifest = folder, read_manifest(folder)
+        self.device = torch.device(device)
+        self.dtype = getattr(torch, self.manifest["dtype"])
+        self.recorded_weights_id = self.manifest["weights_id"]
+        self.end_id = 1 + max(max(s["ids"]) for s in self.manifest["samples"])
+        self.config = LlamaConfig(
+            num_hidden_layers=len(self.manifest["layers"]),
+            num_attention_heads=self.manifest["heads"],
+            num_key_value_heads=self.manifest["kv_heads"],
+            head_dim=self.manifest["head_dim"],
+            max_position_embeddings=max(len(s["ids"]) for s in self.manifest["samples"]) + 1,
+            eos_token_id=self.end_id,
+        )
+        self.view = TraceView(self)
+        self._sample: dict[str, Any] = {}
+        self._position = 0
+
+    def forward(self, input_ids: Tensor, session: Any, **kwargs: Any) -> Any:
+        """One chunk or step of the recorded prompt that the session runs."""
+        start, end = session.length, session.length + input_ids.shape[1]
+        if start == 0:
+            self._sample = self._find(session.ids_BS)
+        if end > len(self._sample["ids"]):
+            raise ValueError(f"{self._sample['id']}: the trace ends after {start} tokens")
+        self._position = start
+        for layer in self.manifest["layers"]:
+            if session.method.needs.layer_inputs:
+                session.method.layer_input(layer, input_ids, session.phase)
+            with safe_open(self._shard(layer), "pt", device=str(self.device)) as stream:
+                q, k, v = (
+                    stream.get_slice(name)[:, start:end][None]
+                    for name in ("q_HSD", "k_GSD", "v_GSD")
+                )
+            scale, softcap = self.manifest["args"][str(layer)]
+            session.attend(layer, q, k, v, AttentionArgs(scale=scale, softcap=softcap))
+        following = [*self._sample["ids"], self.end_id][end]
+        logits = torch.zeros(1, 1, self.end_id + 1, device=self.device)
+        logits[..., following] = 1
+        return SimpleNamespace(logits=logits)
+
+    def get_memory_footprint(self) -> int:
+        """No weights."""
+        return 0
+
+    def guess(self, layer: int) -> Tensor:
+        """Recorded speculation of a layer's queries at the position at hand, ``q_BHTD``."""
+        with safe_open(self._shard(layer), "pt", device=str(self.device)) as stream:
+            if "guess_HSD" in stream.keys():  # noqa: SIM118
+                offset = self._position - self._sample["first_decode"]
+                guess = stream.get_slice("guess_HSD")
+                if 0 <= offset < guess.get_shape()[1]:
+                    return guess[:, offset : offset + 1][None]
+        raise ValueError(
+            f"{self._sample['id']}: no speculated queries were recorded for token "
+            f"{self._position}; record the trace with the same protocol"
+        )
+
+    def _shard(self, layer: int) -> Path:
+        return shard(self.folder, self._sample["index"], layer)
+
+    def _find(self, ids_BS: Tensor) -> dict[str, Any]:
+        if ids_BS.shape[0] != 1:
+            raise ValueError("a trace replays one prompt at a time: engine.batch=1")
+        prompt = ids_BS[0].tolist()
+        for sample in self.manifest["samples"]:
+            if sample["ids"][: sample["prompt_tokens"]] == prompt:
+                return sample
+        raise ValueError("this prompt is not in the trace; replay with task=trace")
+
+
+class TraceTokenizer:
+    """Maps the name of a recorded prompt to its ids. There is no text."""
+
+    chat_template = None
+    bos_token_id = None
+    bos_token = None
+
+    def __init__(self, manifest: dict[str, Any], end_id: int) -> None:
+        self.eos_token_id = end_id
+        self._ids = {s["id"]: s["ids"][: s["prompt_tokens"]] for s in manifest["samples"]}
+
+    def __call__(self, text: str, **kwargs: Any) -> Any:
+        """Ids of a prompt by name; other texts are empty."""
+        return SimpleNamespace(input_ids=list(self._ids.get(text, [])))
+
+    def decode(self, ids: Sequence[int], **kwargs: Any) -> str:
+        """Ids as numbers."""
+        return " ".join(map(str, ids))
+
+    def get_vocab(self) -> dict[str, int]:
+        """Stands for the content of the trace in fingerprints."""
+        return {digest(self._ids): 0}

@@ -1,0 +1,111 @@
+"""Records one prompt of ``task=trace``: full attention's trajectory to shards and manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from retrobench.core.task import Sample
+from retrobench.engine import loader
+from retrobench.engine import replay as trace
+from retrobench.engine.hf import stop_ids
+from retrobench.engine.queries import weights_id
+from retrobench.engine.session import Generation, Session
+from retrobench.measure.clock import make_clock, utc_now
+from retrobench.measure.machine import commit
+from retrobench.measure.probe import CountingProbe
+from retrobench.tasks.prompt import EncodedPrompt
+
+
+@torch.inference_mode()
+def record(
+    loaded: loader.Loaded,
+    sample: Sample,
+    encoded: EncodedPrompt,
+    folder: Path,
+    *,
+    steps: int,
+    tail_tokens: int,
+    chunk_tokens: int,
+) -> tuple[Generation, dict[str, Any], int]:
+    """Run the prompt and write it; (times and counts, liveness, bytes written)."""
+    probe, result = CountingProbe(), Generation()
+    clock = make_clock(str(loaded.model.device))
+    session = Session(
+        loaded.model,
+        trace.Recorder,
+        None,
+        [encoded.ids],
+        probe=probe,
+        clock=clock,
+        max_new_tokens=steps,
+        chunk_tokens=chunk_tokens,
+    )
+    if len(session.layers) != loaded.model.config.get_text_config().num_hidden_layers:
+        session.close()
+        raise ValueError("traces of models with sliding-window layers are not supported")
+    try:
+        split, start = encoded.num_tokens - tail_tokens, clock()
+        logits = session.prefill(split)
+        result.prefill_s = clock() - start
+        session.seal()
+        result.footprint = session.method.allocated()
+        start, ids = clock(), list(encoded.ids)
+        for position in range(split, encoded.num_tokens):
+            logits = session.step(session.ids_BS[:, position : position + 1])
+        ends = stop_ids(loaded.model, loaded.tokenizer)
+        for _ in range(steps - 1):
+            token = logits.argmax(-1, keepdim=True)
+            if int(token) in ends:
+                break
+            ids.append(int(token))
+            logits = session.step(token)
+        result.decode_s, result.decode_steps = clock() - start, len(ids) - split
+        written = _write(loaded, sample, encoded, folder, session.method, ids, split)
+    finally:
+        session.close()
+    return result, probe.row(), written
+
+
+def _write(
+    loaded: loader.Loaded,
+    sample: Sample,
+    encoded: EncodedPrompt,
+    folder: Path,
+    recorder: Any,
+    ids: list[int],
+    split: int,
+) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        manifest = trace.read_manifest(folder)
+    except ValueError:
+        manifest = {"samples": []}
+    about = {
+        "model": loaded.identity,
+        "weights_id": weights_id(loaded.model),
+        "projection_bytes": recorder.model.projection_bytes(recorder.shape.layers[-1]),
+        **recorder.geometry(),
+    }
+    if manifest["samples"] and manifest["weights_id"] != about["weights_id"]:
+        raise ValueError(f"{folder} holds a trace of another model; use another task.path")
+    known = {s["id"]: s["index"] for s in manifest["samples"]}
+    index = known.get(sample.id, len(known))
+    entry = {
+        "index": index,
+        "id": sample.id,
+        "task": sample.task,
+        "length": sample.length,
+        "stand_in": bool(sample.meta.get("stand_in")),
+        "prompt_hash": encoded.text_hash,
+        "prompt_tokens": encoded.num_tokens,
+        "first_decode": split,
+        "ids": ids,
+        "recorded": {**commit(), "torch": torch.__version__, "time": utc_now()},
+    }
+    written = recorder.save(folder, index)
+    others = [s for s in manifest["samples"] if s["id"] != sample.id]
+    trace.write_manifest(folder, {**about, "samples": [*others, entry]})
+    return written

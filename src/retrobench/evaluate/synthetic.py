@@ -1,0 +1,220 @@
+"""A method fed with made-up keys and values, one decode step at a time, timed.
+
+Only what the method does is timed; making inputs, emptying caches and comparing the output with
+exact attention are not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retrobench.core.method import AttentionArgs, Calibrator, Method
+from retrobench.core.shapes import KVShape
+from retrobench.engine import synthetic as injected
+from retrobench.measure.ceilings import flush_data, read
+from retrobench.measure.clock import make_clock
+from retrobench.measure.machine import NotEnoughMemory, available_bytes
+from retrobench.measure.probe import CountingProbe
+from retrobench.run.spec import RunSpec
+from retrobench.tasks.speed import SHAPES, SpeedConfig
+
+_MIDDLE_LAYER = 8  # injected layers stand for middle ones: some methods keep the first dense
+
+
+@dataclass(slots=True)
+class Timed:
+    """Seconds of each part of one measured session."""
+
+    step_s: list[float] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)  # per compared step and row
+    prefill_s: float | None = None
+    seal_s: float = 0.0
+
+
+class Injected:
+    """A method fed with made-up keys and values, layer by layer."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        method_class: type[Method],
+        context: int,
+        batch: int,
+        probe: CountingProbe,
+        device: str,
+    ) -> None:
+        self.config: SpeedConfig = spec.task_config
+        if method_class.needs.layer_inputs and self.config.layers < 2:
+            raise ValueError(
+                f"method={spec.method} foretells a layer from the one before: use task.layers=2 "
+                "or more"
+            )
+        heads, groups, dim = SHAPES[self.config.shape]
+        self.shape = KVShape(
+            pad_tokens=(0,) * batch,
+            layers=tuple(range(_MIDDLE_LAYER, _MIDDLE_LAYER + self.config.layers)),
+            num_heads=heads,
+            num_kv_heads=groups,
+            head_dim=dim,
+            prompt_tokens=context,
+            max_tokens=context + self.config.warmup + self.config.steps,
+            dtype=self.config.dtype,
+            device=device,
+        )
+        plan = method_class.plan(spec.method_config, self.shape, spec.budget)
+        self._check_memory(spec.method, plan.total)
+        self.args = AttentionArgs(scale=dim**-0.5)
+        self.clock = make_clock(device)
+        self.method = method_class(spec.method_config, self.shape, probe, spec.budget)
+        # the layer whose output is compared; nothing foretells the first one, which stays dense
+        self.compared = self.shape.layers[-1 if method_class.needs.layer_inputs else 0]
+        self.view: injected.InjectedView | None = None
+        if method_class.needs.layer_inputs:
+            self.view = injected.InjectedView(self._identity())
+            if method_class.Calibrator is not None:
+                self._calibrate(method_class.Calibrator, spec.method_config)
+            self.method.bind(self.view)
+        self.timed = Timed()
+        self.exact: tuple[Tensor, Tensor] | None = None  # K and V of the compared layer
+
+    def _check_memory(self, method: str, planned: int) -> None:
+        layer = self.shape.layer_token_bytes * self.shape.batch * self.shape.max_tokens
+        need, free = planned + 3 * layer, available_bytes()
+        if self.shape.device == "cpu" and free and need > free:
+            raise NotEnoughMemory(
+                f"method={method} with {self.shape.prompt_tokens} tokens x {self.shape.batch} "
+                f"needs {need / 2**30:.1f} GiB but {free / 2**30:.1f} GiB are free; use a smaller "
+                "task.context, task.batch or task.layers"
+            )
+
+    def _identity(self) -> str:
+        config = self.config
+        return f"injected-{config.shape}-{config.layers}-{config.dtype}-{config.seed}"
+
+    def _calibrate(self, calibrator: type[Calibrator], config: Any) -> None:
+        """The file that the method needs beforehand, from the first keys and their queries."""
+        tokens = 512
+        shape = dataclasses.replace(
+            self.shape, pad_tokens=(0,), prompt_tokens=tokens, max_tokens=tokens
+        )
+        watcher = calibrator(config, shape)
+        for layer in shape.layers:
+            k, v = (part[:1] for part in self._made(layer, tokens, 0))
+            asked = [injected.queries(k, shape.group, seed) for seed in range(tokens)]
+            watcher.prefill(layer, torch.cat(asked, 2), k, v, self.args)
+        watcher.save(self._identity(), {"text": "injected"})
+        watcher.close()
+
+    def _made(self, layer: int, tokens: int, seed: int) -> tuple[Tensor, Tensor]:
+        shape = self.shape
+        return injected.keys_and_values(
+            shape.batch,
+            shape.num_kv_heads,
+            tokens,
+            shape.head_dim,
+            getattr(torch, shape.dtype),
+            self.config.seed + 1009 * layer + seed,
+            shape.device,
+        )
+
+    def prepare(self, detail: Callable[[str], None]) -> Timed:
+        """Hand over the prompt of every layer, then build the index."""
+        for layer in self.shape.layers:
+            k, v = self._made(layer, self.shape.prompt_tokens, 0)
+            last = injected.queries(k, self.shape.group, self.config.seed)
+            self.method.prefill(layer, last, k, v, self.args)  # nobody needs the other outputs
+            if layer == self.compared and self.config.error_steps:
+                self.exact = k, v
+        detail(f"{self.shape.prompt_tokens} tokens: index")
+        start = self.clock()
+        self.method.seal()
+        self.timed.seal_s = self.clock() - start
+        return self.timed
+
+    def step(self, step: int, compare: bool) -> float:
+        """Seconds of one decode step over all layers, between cold caches if asked."""
+        if self.view is not None:
+            return self._step_ahead(self.view, step, compare)
+        total = 0.0
+        for layer in self.shape.layers:
+            k, v = self._made(layer, 1, 31 * (step + 1))
+            prompt = self.exact[0] if self.exact is not None else k
+            q = injected.queries(prompt, self.shape.group, 1000 * layer + step)
+            if self.config.cold:
+                read(flush_data(self.shape.device))
+            start = self.clock()
+            out = self.method.decode(layer, q, k, v, self.args)
+            total += self.clock() - start
+            if layer == self.compared and self.exact is not None:
+                self._append(k, v)
+                if compare:
+                    self.timed.errors += _errors(q, out, *self.exact, self.args.scale)
+        start = self.clock()
+        self.method.step()
+        return total + self.clock() - start
+
+    def _step_ahead(self, view: injected.InjectedView, step: int, compare: bool) -> float:
+        """Likewise where a layer works for the next: nothing untimed comes between the layers.
+
+        Caches are cold before the first layer only; a model's projections and MLP, behind which
+        more of a fetch would hide, are not there.
+        """
+        made = {layer: self._made(layer, 1, 31 * (step + 1)) for layer in self.shape.layers}
+        keys = self.exact[0] if self.exact is not None else made[self.compared][0]
+        view.next = {
+            layer: injected.queries(keys, self.shape.group, 1000 * layer + step) for layer in made
+        }
+        hidden, outputs = torch.empty(0), {}
+        if self.config.cold:
+            read(flush_data(self.shape.device))
+        start = self.clock()
+        for layer, (k, v) in made.items():
+            self.method.layer_input(layer, hidden, "decode")
+            outputs[layer] = self.method.decode(layer, view.next[layer], k, v, self.args)
+        self.method.step()
+        seconds = self.clock() - start
+        if self.exact is not None:
+            self._append(*made[self.compared])
+            if compare:
+                q, out = view.next[self.compared], outputs[self.compared]
+                self.timed.errors += _errors(q, out, *self.exact, self.args.scale)
+        return seconds
+
+    def _append(self, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
+        """The reference grows only while it is still compared."""
+        assert self.exact is not None
+        last = self.config.warmup + self.config.error_steps + self.shape.prompt_tokens
+        if self.exact[0].shape[2] < last:
+            k, v = self.exact
+            self.exact = torch.cat([k, k_BGTD], 2), torch.cat([v, v_BGTD], 2)
+
+    def close(self) -> None:
+        """Free everything."""
+        self.method.close()
+        self.exact = None
+
+
+def _errors(
+    q_BHTD: Tensor, out_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, scale: float
+) -> list[float]:
+    """Relative L2 error of each row's output against exact attention in float64."""
+    batch, heads = q_BHTD.shape[:2]
+    groups = k_BGSD.shape[1]
+    q_BGND = q_BHTD[:, :, 0].unflatten(1, (groups, heads // groups)).double()
+    found = []
+    for row in range(batch):
+        wrong = size = 0.0
+        for g in range(groups):
+            weight = (q_BGND[row, g] @ k_BGSD[row, g].double().T * scale).softmax(-1)
+            exact = weight @ v_BGSD[row, g].double()
+            own = out_BHTD[row, g * heads // groups : (g + 1) * heads // groups, 0].double()
+            wrong += float((own - exact).square().sum())
+            size += float(exact.square().sum())
+        found.append((wrong / size) ** 0.5)
+    return found

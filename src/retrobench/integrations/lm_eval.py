@@ -1,0 +1,286 @@
+"""Any model under any method as a model of lm-evaluation-harness (the extra ``lm-eval``).
+
+``scripts/lm_harness.py`` is the harness's own command with this model registered as ``retrobench``;
+``--model_args`` takes run.py's options. Every request is a session: the context is prefilled with
+full attention, its last ``protocol.tail_tokens`` and everything after go through the method.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from omegaconf import OmegaConf
+from torch import Tensor
+from tqdm import tqdm
+
+from retrobench.cli.overrides import prepare
+from retrobench.core.registry import method_class
+from retrobench.core.spec import to_plain
+from retrobench.engine import loader
+from retrobench.engine.hf import stop_ids
+from retrobench.engine.session import Decoding, NotLive, Session
+from retrobench.measure.clock import make_clock
+from retrobench.measure.machine import provenance
+from retrobench.measure.probe import CountingProbe
+from retrobench.run.spec import RunSpec, parse_run
+from retrobench.tasks.prompt import PromptBuilder
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+_LOG = logging.getLogger(__name__)
+_MAX_NEW_TOKENS = 256  # where a task does not say; the harness's own default
+
+
+def parse_options(options: dict[str, Any]) -> RunSpec:
+    """run.py's options (``model``, ``method``, ``budget``, ``method.NAME`` ...) as a RunSpec.
+
+    The protocol is ``decode_tail`` unless they say otherwise: a one-token continuation of a prompt
+    that is wholly prefilled would never reach the method.
+    """
+    asked = {"protocol": "decode_tail", **options}
+    words = prepare([f"{name}={value}" for name, value in asked.items()], CONF)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        raw = OmegaConf.to_container(compose("config", words), resolve=True)
+    spec = parse_run(raw)  # type: ignore[arg-type]
+    if spec.protocol.name not in {"query_aware", "decode_tail"}:
+        raise ValueError(
+            f"protocol={spec.protocol.name}: the harness's prompts have no separate question; use "
+            "decode_tail or query_aware"
+        )
+    if spec.match is not None:
+        raise ValueError("match: solve it with run.py and give its budget here")
+    return spec
+
+
+@register_model("retrobench")
+class RetrobenchLM(TemplateLM):
+    """A retrobench model and method; options as for run.py, e.g. ``method="quest"``."""
+
+    def __init__(
+        self,
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if not str(batch_size).isdigit() or int(batch_size) < 1:
+            raise ValueError(f"batch_size={batch_size}: give a number; auto is not known here")
+        # the harness's command says cuda:0 unasked; model.device=auto comes to the same
+        given = {"model.device": device} if device not in {None, "cuda:0"} else {}
+        self.spec = parse_options({**given, **options})
+        self.batch = int(batch_size)
+        loaded = loader.resident(self.spec.model)
+        self.model, self.tokenizer, self._identity = loaded.model, loaded.tokenizer, loaded.identity
+        self.context_limit = loaded.context_limit
+        self._attended: list[float] = []
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the model's context (of a rolling window where the model has no limit)."""
+        return self.context_limit or 4096
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else bos
+
+    @property
+    def tokenizer_name(self) -> str:
+        return PromptBuilder(self.tokenizer).tokenizer_id
+
+    @cached_property
+    def _stop_ids(self) -> frozenset[int]:
+        return stop_ids(self.model, self.tokenizer)
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        """Ids; BOS as the tokenizer adds it, once."""
+        if add_special_tokens is None:
+            bos = self.tokenizer.bos_token
+            add_special_tokens = not (bos and string.startswith(bos))
+        return self.tokenizer(string, add_special_tokens=add_special_tokens).input_ids
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The tokenizer's chat template."""
+        return self.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What ran, for the harness's results file."""
+        spec = self.spec
+        return {
+            "retrobench": {
+                "model": self._identity,
+                "method": {"name": spec.method, **to_plain(spec.method_config)},
+                "budget": None if spec.budget is None else str(spec.budget),
+                "protocol": to_plain(spec.protocol),
+                "attended_tokens": statistics.mean(self._attended) if self._attended else None,
+                "commit": provenance()["commit"],
+            }
+        }
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        **kwargs: Any,
+    ) -> list[tuple[float, bool]]:
+        pairs = [(context, continuation) for _, context, continuation in requests]
+        found: list[tuple[float, bool]] = []
+        with tqdm(total=len(pairs), desc="loglikelihood", disable=disable_tqdm) as bar:
+            for group in _batches(pairs, self.batch):
+                found += self._score(group)
+                bar.update(len(group))
+        for (texts, *_), answer in zip(requests, found, strict=True):
+            if None not in texts:  # windows of a rolling text have none
+                self.cache_hook.add_partial("loglikelihood", texts, answer)
+        return found
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of whole texts, window by window; every token goes through the method."""
+        totals = []
+        for (text,) in tqdm([r.args for r in requests], desc="rolling", disable=disable_tqdm):
+            ids = self.tok_encode(text, add_special_tokens=False)
+            windows = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length - 1, 1)
+            pairs = [make_disjoint_window(window) for window in windows]
+            total = sum(
+                logprob
+                for group in _batches(pairs, self.batch)
+                for logprob, _ in self._score(group)
+            )
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
+            totals.append(total)
+        return totals
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Answers up to the first stop string, one session each."""
+        answers = []
+        for request in tqdm(requests, desc="generate_until", disable=disable_tqdm):
+            context, options = request.args
+            wanted = normalize_gen_kwargs(dict(options), _MAX_NEW_TOKENS)
+            answer = self._answer(context, wanted)
+            self.cache_hook.add_partial("generate_until", request.args, answer)
+            answers.append(answer)
+        return answers
+
+    def _answer(self, context: str, wanted: dict[str, Any]) -> str:
+        until, new_tokens = tuple(wanted["until"]), int(wanted["max_gen_toks"])
+        ids = self._fit(self.tok_encode(context), new_tokens)
+        decode = self.tokenizer.decode
+
+        def stop(tokens: list[int]) -> bool:
+            text = decode(tokens, skip_special_tokens=True)
+            return any(mark in text for mark in until)
+
+        decoding = Decoding(
+            max_new_tokens=new_tokens,
+            temperature=wanted.get("temperature", 0.0) if wanted.get("do_sample") else 0.0,
+            top_p=wanted.get("top_p", 1.0),
+            seed=self.spec.engine.seed,
+        )
+        session, probe = self._session([ids], new_tokens)
+        try:
+            result = session.generate(decoding, self._stop_ids, self._tail([ids]), stop)
+        finally:
+            session.close()
+        self._observed(session, probe, result.decode_steps)
+        text = decode(result.token_ids[0], skip_special_tokens=True)
+        return PromptBuilder(self.tokenizer).trim_answer(text, until)[0]
+
+    @torch.inference_mode()
+    def _score(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        """Log-likelihood of each continuation, and whether it is what greedy decoding says."""
+        longest = max(len(continuation) for _, continuation in pairs)
+        contexts = [self._fit(context, len(continuation)) for context, continuation in pairs]
+        tail = self._tail(contexts)
+        session, probe = self._session(contexts, longest)
+        targets = [[*c, *[self.eot_token_id] * (longest - len(c))] for _, c in pairs]
+        target_BT = torch.tensor(targets, device=self.model.device)
+        totals, greedy = [0.0] * len(pairs), [True] * len(pairs)
+        try:
+            for position, logits_BV in enumerate(_forced(session, target_BT, tail)):
+                chosen = logits_BV.log_softmax(-1).gather(-1, target_BT[:, position, None])
+                best = logits_BV.argmax(-1)
+                for row, (_, continuation) in enumerate(pairs):
+                    if position < len(continuation):
+                        totals[row] += float(chosen[row])
+                        greedy[row] &= int(best[row]) == continuation[position]
+        finally:
+            session.close()
+        self._observed(session, probe, tail + longest - 1)
+        return list(zip(totals, greedy, strict=True))
+
+    def _session(
+        self, prompts: Sequence[list[int]], new_tokens: int
+    ) -> tuple[Session, CountingProbe]:
+        spec, probe = self.spec, CountingProbe()
+        session = Session(
+            self.model,
+            method_class(spec.method),
+            spec.method_config,
+            prompts,
+            probe=probe,
+            clock=make_clock(str(self.model.device)),
+            max_new_tokens=new_tokens,
+            budget=spec.budget,
+            chunk_tokens=spec.engine.chunk_tokens,
+        )
+        return session, probe
+
+    def _observed(self, session: Session, probe: CountingProbe, steps: int) -> None:
+        if silent := probe.missing(session.layers, steps):
+            raise NotLive(f"layers {silent} did not report every decode step")
+        if steps:
+            self._attended.append(probe.row()["attended_tokens"])
+
+    def _tail(self, prompts: Sequence[list[int]]) -> int:
+        """Prompt tokens that go through the method, in every row; one at least is prefilled."""
+        if self.spec.protocol.name == "query_aware":
+            return 0
+        return min(self.spec.protocol.tail_tokens, min(map(len, prompts)) - 1)
+
+    def _fit(self, ids: list[int], new_tokens: int) -> list[int]:
+        """A context that is too long loses its beginning, as with the harness's own models."""
+        room = len(ids) if self.context_limit is None else self.context_limit - new_tokens
+        if len(ids) > room:
+            _LOG.warning("a context of %d tokens is cut from the left to %d", len(ids), room)
+        return ids[-room:]
+
+
+def _forced(session: Session, target_BT: Tensor, tail: int) -> Iterator[Tensor]:
+    """Logits ``BV`` that predict each target, the targets themselves being fed."""
+    split = session.ids_BS.shape[1] - tail
+    logits_BV = session.prefill(split)
+    session.seal()
+    for position in range(split, split + tail):
+        logits_BV = session.step(session.ids_BS[:, position : position + 1])
+    yield logits_BV
+    for position in range(target_BT.shape[1] - 1):
+        yield session.step(target_BT[:, position : position + 1])
+
+
+def _batches(pairs: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(pairs), size):
+        yield pairs[start : start + size]

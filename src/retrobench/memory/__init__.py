@@ -1,0 +1,1 @@
+"""Where keys and values live: stores, page tables, caches and copies between tiers."""

@@ -1,0 +1,104 @@
+"""The fast tier with its bookkeeping on the model's device; see ``page_cache``."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from retrobench_kernels.page_lru import copy_pages, page_admit, page_lru
+from retrobench_kernels.wave_attention import PageCache as CacheView
+from torch import Tensor
+
+from retrobench.core.shapes import Footprint, KVShape
+from retrobench.memory.page_cache import CacheSize, PageCache
+
+
+class DeviceCache(PageCache):
+    """Page tables and replacement on the model's device: no step waits for the host."""
+
+    def __init__(self, shape: KVShape, size: CacheSize, record: bool = False) -> None:
+        super().__init__(shape, size, record)
+        heads = (len(shape.layers), shape.batch, shape.num_kv_heads)
+
+        def fresh(width: int) -> Tensor:
+            return torch.full((*heads, width), -1, dtype=torch.int32, device=shape.device)
+
+        self.slot_LBGP, self.page_LBGQ = fresh(size.pages), fresh(size.slots)
+        self.stamp_LBGQ = fresh(size.slots)
+        layers = len(shape.layers)
+        self.step_L1 = torch.zeros(layers, 1, dtype=torch.int32, device=shape.device)
+        self.counts_L5 = torch.zeros(layers, 5, dtype=torch.int64, device=shape.device)
+        self.asked: tuple[Tensor, Tensor] | None = None  # pages and victims of the last lookup
+
+    @staticmethod
+    def plan_table(shape: KVShape, size: CacheSize) -> Footprint:
+        """Slot of every page, page and stamp of every slot, step and counters of every layer."""
+        layers = len(shape.layers)
+        heads = layers * shape.batch * shape.num_kv_heads
+        return Footprint(device=heads * 4 * (size.pages + 2 * size.slots) + layers * (4 + 40))
+
+    def _lookup(self, i: int, page_BGN: Tensor, tokens_BGN: Tensor) -> None:
+        slot, victim = self._find(i, page_BGN)
+        missed = (page_BGN >= 0) & (slot < 0)
+        self.counts_L5[i, 0] += (slot >= 0).sum()
+        self.counts_L5[i, 1] += missed.sum()
+        self.counts_L5[i, 4] += (tokens_BGN * missed).sum()
+        self.asked = page_BGN, victim
+
+    def _find(self, i: int, page_BGN: Tensor) -> tuple[Tensor, Tensor]:
+        """Slots of a new step's pages, and the victims of those that are absent."""
+        self.step_L1[i] += 1
+        return page_lru(page_BGN, self.slot_LBGP[i], self.stamp_LBGQ[i], self.step_L1[i])
+
+    def view(self, layer: int) -> CacheView:
+        """Page table and copies."""
+        i = self.index[layer]
+        return CacheView(self.slot_LBGP[i], self.k_LBGQD[i], self.v_LBGQD[i], self.size.page_tokens)
+
+    def admit(
+        self, layer: int, k_pool_BGSD: Tensor, v_pool_BGSD: Tensor, *, read: bool = True
+    ) -> None:
+        """Copy, then enter the pages into the table."""
+        assert self.asked is not None, "admit without lookup"
+        i = self.index[layer]
+        num_copied = self._copy(i, *self.asked, k_pool_BGSD, v_pool_BGSD)
+        if read and k_pool_BGSD.device != self.k_LBGQD.device:
+            self.counts_L5[i, 4] += num_copied * self.size.page_tokens
+
+    def prefetch(
+        self, layer: int, page_BGN: Tensor, k_pool_BGSD: Tensor, v_pool_BGSD: Tensor
+    ) -> None:
+        """As another step, which nobody attends."""
+        i = self.index[layer]
+        _, victim = self._find(i, page_BGN)
+        num_copied = self._copy(i, page_BGN, victim, k_pool_BGSD, v_pool_BGSD)
+        self.counts_L5[i, 3] += num_copied
+        self.counts_L5[i, 4] += num_copied * self.size.page_tokens
+
+    def _copy(
+        self, i: int, page: Tensor, victim: Tensor, k_pool_BGSD: Tensor, v_pool_BGSD: Tensor
+    ) -> Tensor:
+        """Let pages into the slots of their victims (-1: not); how many."""
+        held = self.page_LBGQ[i].gather(-1, victim.clamp_min(0).long())
+        self.counts_L5[i, 2] += ((victim >= 0) & (held >= 0)).sum()
+        for pool, slots in ((k_pool_BGSD, self.k_LBGQD[i]), (v_pool_BGSD, self.v_LBGQD[i])):
+            copy_pages(pool, slots, page, victim, self.size.page_tokens)
+        tables = self.slot_LBGP[i], self.page_LBGQ[i], self.stamp_LBGQ[i]
+        page_admit(page, victim, *tables, self.step_L1[i])
+        return (victim >= 0).sum()
+
+    def _drain(self) -> np.ndarray:
+        counts = self.counts_L5.cpu().numpy().copy()
+        self.counts_L5.zero_()
+        return counts
+
+    def footprint(self) -> Footprint:
+        """Slots and tables."""
+        tables = (self.slot_LBGP, self.page_LBGQ, self.stamp_LBGQ, self.step_L1, self.counts_L5)
+        return super().footprint() + Footprint(device=sum(table.nbytes for table in tables))
+
+    def close(self) -> None:
+        """Free slots and tables."""
+        super().close()
+        empty = torch.empty(0)
+        self.slot_LBGP, self.page_LBGQ, self.stamp_LBGQ = empty, empty, empty
+        self.step_L1, self.counts_L5 = empty, empty

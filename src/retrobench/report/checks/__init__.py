@@ -1,0 +1,1 @@
+"""Checks of rows: audit, significance, published numbers."""

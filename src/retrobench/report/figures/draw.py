@@ -1,0 +1,189 @@
+"""Figures, from rows only; each file embeds the cells, digests and commits that it shows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from retrobench.core.cell import digest
+from retrobench.core.code import code_fingerprint
+from retrobench.core.registry import method_names
+from retrobench.report.figures import ablation as ablation_plots
+from retrobench.report.figures import accuracy as accuracy_plots
+from retrobench.report.figures import cost as cost_plots
+from retrobench.report.figures import fidelity as fidelity_plots
+from retrobench.report.figures import speed as speed_plots
+from retrobench.report.figures import style
+from retrobench.report.figures import throughput as throughput_plots
+from retrobench.report.figures.style import NotEnoughRows
+from retrobench.report.tables.scores import stand_in
+from retrobench.store.columns import cell_columns
+from retrobench.store.results import ResultStore
+
+__all__ = ["FIGURES", "NotEnoughRows", "check", "draw", "figure_source", "load"]
+
+
+FIGURES: dict[str, Callable[[pd.DataFrame], Any]] = {
+    "ruler_scores": accuracy_plots.ruler_scores,
+    "ruler_by_length": accuracy_plots.ruler_by_length,
+    "ruler_tasks": accuracy_plots.ruler_tasks,
+    "niah_grid": accuracy_plots.niah_grid,
+    "longbench": accuracy_plots.longbench,
+    "pareto_accuracy_bytes": cost_plots.pareto_accuracy_bytes,
+    "prefill_breakdown": cost_plots.prefill_breakdown,
+    "step_breakdown": cost_plots.step_breakdown,
+    "estimation_on_off": cost_plots.estimation_on_off,
+    **ablation_plots.figures(),
+    **fidelity_plots.FIGURES,
+    **speed_plots.FIGURES,
+    **throughput_plots.FIGURES,
+}
+_SHOW_OOM = ("prefill_breakdown", *speed_plots.FIGURES, *throughput_plots.FIGURES)
+
+
+def draw(
+    store: ResultStore,
+    out: Path,
+    names: Sequence[str] | None = None,
+    keys: Sequence[str] | None = None,
+) -> list[tuple[str, Path | None, str]]:
+    """Draw figures as PDF and PNG: ``(name, path of the PNG or None, reason if not drawn)``.
+
+    From all cells, or from those of ``keys``. A figure shows one model: where the rows have
+    several, each gets its own file, ``NAME_MODEL``.
+    """
+    frame = load(store, keys)
+    out.mkdir(parents=True, exist_ok=True)
+    results: list[tuple[str, Path | None, str]] = []
+    for name in names or list(FIGURES):
+        drawn, reasons = [], []
+        for model, rows in _by_model(frame):
+            try:
+                drawing = FIGURES[name](rows)
+            except NotEnoughRows as error:
+                reasons.append(str(error))
+                continue
+            path = out / (f"{name}_{model}.png" if model else f"{name}.png")
+            _save(drawing, path, name, store, rows)
+            drawn.append((path.stem, path, ""))
+        # of several models, the one that has rows says what is missing
+        reasons.sort(key=lambda reason: reason.startswith("no rows"))
+        results += drawn or [(name, None, reasons[0])]
+    return results
+
+
+def _by_model(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Rows of each model under a name that files may have; no name if there is but one model."""
+    models = [] if frame.empty else sorted(frame["model"].unique())
+    if len(models) < 2:
+        return [("", frame)]
+    return [(re.sub(r"[^\w.-]+", "-", name), frame[frame["model"] == name]) for name in models]
+
+
+def _save(drawing: Any, path: Path, name: str, store: ResultStore, frame: pd.DataFrame) -> None:
+    used = style.cells(drawing) or tuple(frame["key"].unique())
+    if not drawing.get_supxlabel():
+        style.note(drawing, _note(frame))
+    source = _source(store, frame, used)
+    drawing.savefig(path.with_suffix(".pdf"), metadata={"Title": name, "Keywords": source})
+    drawing.savefig(path, dpi=200, metadata={"Title": name, "Comment": source})
+    style.close(drawing)
+
+
+def load(store: ResultStore, keys: Sequence[str] | None = None) -> pd.DataFrame:
+    """Every column of the rows, and what fidelity measured (``fidelity``, curves included).
+
+    A cell that was refused for lack of memory counts as a row of status ``oom`` for each of its
+    tasks, at its longest length.
+    """
+    frame = _with_refused(store.columns(None, keys), store, keys)
+    if "fidelity.steps" in frame:
+        measured = frame.loc[frame["fidelity.steps"].notna(), "key"].unique()
+        rows = {key: store.read(key).rows for key in measured}
+        pairs = zip(frame["key"], frame["sample"], strict=True)
+        found = [
+            rows[key][sample].get("fidelity") if key in rows else None for key, sample in pairs
+        ]
+        frame = frame.assign(fidelity=pd.Series(found, index=frame.index, dtype=object))
+    return frame
+
+
+def _with_refused(
+    frame: pd.DataFrame, store: ResultStore, keys: Sequence[str] | None
+) -> pd.DataFrame:
+    refused = []
+    for key in store.cell_keys() if keys is None else keys:
+        status = store.status(key)
+        if (status.get("state"), status.get("reason")) != ("impossible", "oom"):
+            continue
+        about = store.cell(key)
+        task = about["cell"]["task"]
+        length = max(np.atleast_1d(task.get("length") or 0))
+        for name in task.get("tasks") or [task["name"]]:
+            row = {"sample": "refused", "status": "oom", "length": length, "task": name}
+            refused.append({**cell_columns(key, about), **row})
+    return pd.concat([frame, pd.DataFrame(refused)], ignore_index=True) if refused else frame
+
+
+def _note(frame: pd.DataFrame) -> str:
+    kind = "stand-in data" if stand_in(frame) else "real data"
+    return f"protocol: {', '.join(sorted(set(frame['protocol'])))}; {kind}"
+
+
+def figure_source(path: Path) -> str:
+    """Cell keys and commits that a drawn PDF or PNG was made from; ValueError if it holds none."""
+    match = re.search(rb"retrobench cells [^)\x00]*?\.", path.read_bytes())
+    if match is None:
+        raise ValueError(f"{path}: no retrobench source in this file")
+    return match.group().decode()
+
+
+def figure_cells(path: Path) -> dict[str, str]:
+    """Cell key to the digest of its rows, as they were when the figure was drawn."""
+    return dict(re.findall(r"\b([0-9a-f]{16}):([0-9a-f]{8})\b", figure_source(path)))
+
+
+def check(store: ResultStore, paths: Sequence[Path]) -> list[str]:
+    """What is wrong with drawn figures: a line for each missing, changed, failed or stale cell.
+
+    Stale: the code of the method or the engine has changed since the rows were made.
+    """
+    facts = ["key", "method", "sample", "status", "score", "code"]
+    frame = _with_refused(store.columns(facts), store, None)[facts]
+    now = {name: code_fingerprint(name) for name in method_names() if name in set(frame["method"])}
+    findings = []
+    for path in paths:
+        for key, mark in figure_cells(path).items():
+            where = f"{path.name}: {key}"
+            rows = frame[frame["key"] == key]
+            if rows.empty:
+                findings.append(f"{where}: its rows are missing")
+                continue
+            if _mark(rows) != mark:
+                findings.append(f"{where}: its rows have changed since the figure was drawn")
+            for status, count in rows["status"].value_counts().items():
+                shown = status == "oom" and path.stem.startswith(_SHOW_OOM)
+                if status not in {"ok", "unsupported_by_model"} and not shown:
+                    findings.append(f"{where}: {count} rows are {status}")
+            code = set(rows["code"].dropna())
+            if code - {now[rows["method"].iloc[0]]}:
+                findings.append(f"{where}: stale, made by other code than today's")
+    return findings
+
+
+def _source(store: ResultStore, frame: pd.DataFrame, keys: Sequence[str]) -> str:
+    marks = {key: _mark(rows) for key, rows in frame.groupby("key") if key in set(keys)}
+    commits = {str(store.cell(key)["provenance"]["commit"])[:12] for key in keys}
+    cells = " ".join(f"{key}:{marks[key]}" for key in keys)
+    return f"retrobench cells {cells} commits {' '.join(sorted(commits))}."
+
+
+def _mark(rows: pd.DataFrame) -> str:
+    """Digest of a cell's rows: samples, statuses and scores."""
+    facts = rows[["sample", "status", "score"]].sort_values("sample")
+    return digest(facts.to_csv(index=False), 8)

@@ -1,0 +1,1 @@
+"""What happens to a cell: plan, prompts, shared prefill, samples, rows."""

@@ -1,0 +1,278 @@
+"""What a run would take, known before any weights are read: key, missing samples, bytes, hours."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from retrobench.core.cell import Cell, digest
+from retrobench.core.registry import method_class
+from retrobench.core.shapes import Footprint
+from retrobench.core.spec import changed, to_plain
+from retrobench.core.task import Task
+from retrobench.engine import loader
+from retrobench.engine.session import kv_shape
+from retrobench.evaluate.calibrate import calibrated
+from retrobench.measure.machine import NotEnoughMemory, available_bytes, free_device_bytes
+from retrobench.run.spec import RunSpec
+from retrobench.store.history import seconds_per_sample
+from retrobench.store.results import MAX_ATTEMPTS, ResultStore
+from retrobench.tasks.prompt import PromptBuilder
+
+_ANSWER_TOKENS = 128  # room that is planned for an answer
+
+
+@dataclass(slots=True, kw_only=True)
+class Prepared:
+    """A run whose cell is known; the weights are not read yet."""
+
+    spec: RunSpec
+    described: loader.Described
+    prompt: PromptBuilder
+    task: Task
+    cell: Cell
+    labels: dict[str, Any]
+    request: str
+
+    @property
+    def label(self) -> str:
+        """Model, method, benchmark and whatever sets the cell apart, as one line."""
+        labels, batch = self.labels, self.spec.engine.batch
+        words = [labels["model"], labels["method"], labels["benchmark"], labels["changed"]]
+        words += [f"budget={labels['budget']}" if labels["budget"] else ""]
+        words += [f"batch={batch}" if batch > 1 else ""]
+        words += [labels["protocol"] if labels["protocol"] != "query_aware" else ""]
+        words += [labels["measure"] if labels["measure"] != "score" else ""]
+        return " ".join(word for word in words if word)
+
+    @property
+    def num_samples(self) -> int | None:
+        """Samples asked for, where the task's options say so (not how many turns they have)."""
+        if self.spec.protocol.name == "multi_turn":
+            return None
+        return num_samples(self.spec.task_config)
+
+
+@dataclass(slots=True, kw_only=True)
+class Planned:
+    """One line of a preflight: ``state`` is run, cached, quarantined or impossible."""
+
+    label: str
+    state: str
+    key: str = ""
+    labels: dict[str, Any] = field(default_factory=dict)
+    todo: int | None = 0
+    weight_bytes: int = 0
+    footprint: Footprint = field(default_factory=Footprint)
+    seconds: float | None = None
+    message: str = ""
+
+
+def prepare(spec: RunSpec, calibration: str | None = None) -> Prepared:
+    """Name the cell of a run from config files and tokenizer alone; ValueError for bad options.
+
+    A calibration file belongs to weights, so for a method that needs one they are read here,
+    unless the caller says what to put in its place.
+    """
+    if calibration is None and method_class(spec.method).needs.calibration:
+        calibration = calibrated(spec, loader.resident(spec.model))
+    described = loader.describe(spec.model)
+    prompt = _prompt(spec.model)
+    task = spec.make_task()
+    identity = task.model_identity() or described.identity
+    labels = {
+        "model": identity["name"],
+        "method": spec.method,
+        "changed": _changed(spec),
+        "benchmark": spec.task,  # rows carry the sub-task as `task`
+        "protocol": spec.protocol.identity,
+        "measure": ",".join(spec.measure.parts),
+        "budget": None if spec.budget is None else str(spec.budget),
+    }
+    return Prepared(
+        spec=spec,
+        described=described,
+        prompt=prompt,
+        task=task,
+        cell=make_cell(spec, identity, task.fingerprint(prompt), calibration),
+        labels=labels,
+        request=digest({"task": to_plain(spec.task_config)}),
+    )
+
+
+def _changed(spec: RunSpec) -> str:
+    """Options that set the method apart from its defaults."""
+    dense = ",".join(map(str, spec.engine.dense_layers))
+    own = changed(spec.method_config)
+    return f"{own} engine.dense_layers=[{dense}]".strip() if dense else own
+
+
+def make_cell(
+    spec: RunSpec, identity: dict[str, Any], fingerprint: str, calibration: str | None = None
+) -> Cell:
+    """The cell of a run; the number of samples asked for is left out of the key."""
+    task = {k: v for k, v in to_plain(spec.task_config).items() if k != "samples"}
+    made = {} if calibration is None else {"calibration": calibration}
+    return Cell(
+        model=identity,
+        method={"name": spec.method, **to_plain(spec.method_config), **made},
+        task={"name": spec.task, "fingerprint": fingerprint, **task},
+        engine=spec.engine.identity,
+        protocol=spec.protocol.identity,
+        measure=spec.measure.parts,
+        budget=None if spec.budget is None else str(spec.budget),
+    )
+
+
+def footprint(prepared: Prepared) -> Footprint:
+    """Bytes of the largest session; ValueError for lengths, budgets and options that cannot work.
+
+    Free memory is another question: ``check_memory``.
+    """
+    spec, described = prepared.spec, prepared.described
+    lengths = getattr(spec.task_config, "length", ())
+    limit, largest = described.context_limit, Footprint()
+    for length in lengths if isinstance(lengths, tuple) else (lengths,):
+        if limit is not None and length > limit:
+            raise ValueError(
+                f"task.length={length} is longer than the context of model "
+                f"{described.identity['name']} ({limit} tokens); use a shorter task.length or "
+                "another model"
+            )
+        turns = spec.protocol.turns if spec.protocol.name == "multi_turn" else 1
+        room = turns * _ANSWER_TOKENS
+        shape = kv_shape(described.skeleton, (0,) * spec.engine.batch, length, room)
+        shape = dataclasses.replace(shape, device=described.device)  # the skeleton has none
+        plan = spec.method_class.plan(spec.method_config, shape, spec.budget)
+        largest = max(largest, plan, key=lambda entry: entry.total)
+    return largest
+
+
+def check_memory(prepared: Prepared, need: Footprint, *, weights: bool) -> None:
+    """ValueError if the cache (and, unless they are loaded, the weights) exceed free memory."""
+    device, spec = prepared.described.device, prepared.spec
+    weight_bytes = prepared.described.weight_bytes if weights else 0
+    host, free = need.pinned + need.host, available_bytes()
+    if device == "cpu":
+        host = need.total + weight_bytes
+    elif not spec.model.device_map:  # several devices share a mapped model
+        _enough(spec, need.device + weight_bytes, free_device_bytes(device), f"of {device}")
+    _enough(spec, host, free, "of memory")
+
+
+def _enough(spec: RunSpec, need: int, free: int, where: str) -> None:
+    if free and need > free:
+        raise NotEnoughMemory(
+            f"method={spec.method} needs {need / 2**30:.1f} GiB for its KV cache and the model "
+            f"but only {free / 2**30:.1f} GiB {where} are free; use a shorter task.length or "
+            "engine.batch"
+        )
+
+
+def plan(specs: Iterable[RunSpec | tuple[str, ValueError]]) -> list[Planned]:
+    """What each run of a sweep would do. A pair is a run whose options were refused already."""
+    planned: list[Planned] = []
+    seen: set[tuple[str, str]] = set()
+    for spec in specs:
+        if isinstance(spec, tuple):
+            planned.append(Planned(label=spec[0], state="impossible", message=str(spec[1])))
+            continue
+        entry = _plan_one(spec)
+        if entry.key and entry.state == "run" and (entry.key, str(entry.todo)) in seen:
+            entry.state = "cached"  # the same cell twice in one sweep
+        seen.add((entry.key, str(entry.todo)))
+        planned.append(entry)
+    return planned
+
+
+def _plan_one(spec: RunSpec) -> Planned:
+    store = ResultStore(spec.options.results_dir)
+    uncalibrated = method_class(spec.method).needs.calibration and not loader.is_resident(
+        spec.model
+    )
+    try:
+        prepared = prepare(spec, "not read yet" if uncalibrated else None)
+    except ValueError as error:
+        label = f"{spec.model.name} {spec.method} {spec.task}"
+        return Planned(label=label, state="impossible", message=str(error))
+    entry = Planned(
+        label=prepared.label,
+        state="run",
+        key=prepared.cell.key,
+        labels=prepared.labels,
+        weight_bytes=prepared.described.weight_bytes,
+    )
+    try:
+        entry.footprint = footprint(prepared)
+        check_memory(prepared, entry.footprint, weights=True)
+    except ValueError as error:
+        entry.state, entry.message = "impossible", str(error)
+    if spec.match is not None:  # the knob, and with it the key, are known once it is solved
+        entry.key, entry.todo = "", prepared.num_samples
+        entry.label = f"{entry.label} match={spec.match} of {spec.reference}"
+        return entry
+    settled = len(store.read(entry.key).settled())
+    total = prepared.num_samples
+    entry.todo = None if total is None else max(0, total - settled)
+    if is_done(store, prepared):
+        entry.state, entry.todo, entry.message = "cached", 0, ""
+    elif entry.state == "run" and is_quarantined(store, entry.key) and not spec.options.retry:
+        entry.state = "quarantined"
+    if entry.state == "run":
+        per_sample = _seconds(spec.options.results_dir, prepared)
+        if per_sample is not None and entry.todo is not None:
+            entry.seconds = per_sample * entry.todo
+    return entry
+
+
+def is_done(store: ResultStore, prepared: Prepared) -> bool:
+    """Whether everything that this run asks for is on disk."""
+    status = store.status(prepared.cell.key)
+    return status.get("state") == "done" and prepared.request in status.get("requests", [])
+
+
+def is_quarantined(store: ResultStore, key: str) -> bool:
+    """Whether the cell as a whole failed too often to be tried again unasked."""
+    return store.status(key).get("attempts", 0) >= MAX_ATTEMPTS
+
+
+def num_samples(config: Any) -> int | None:
+    """Samples of a task, where its options say so."""
+    count = getattr(config, "samples", None)
+    if not count:
+        return None
+    for name in ("tasks", "length", "depths"):
+        values = getattr(config, name, None)
+        if isinstance(values, tuple) and values:
+            count *= len(values)
+        elif isinstance(values, int) and name == "depths":
+            count *= values
+    return count
+
+
+@lru_cache(maxsize=4)
+def _prompt(config: loader.ModelConfig) -> PromptBuilder:
+    return PromptBuilder(loader.describe(config).tokenizer, chat=config.chat)
+
+
+def _seconds(results_dir: str, prepared: Prepared) -> float | None:
+    """Mean over lengths of the median of earlier rows; None where there are none.
+
+    Rows of the same model and method count; without any, those of the same model. A length that
+    was never run is scaled from the nearest one by its number of tokens.
+    """
+    times = seconds_per_sample(ResultStore(results_dir))
+    own = times.get((prepared.labels["model"], prepared.labels["method"]))
+    own = own or times.get((prepared.labels["model"], ""))
+    if not own:
+        return None
+    lengths = getattr(prepared.spec.task_config, "length", ())
+    lengths = lengths if isinstance(lengths, tuple) else (lengths,)
+    found = []
+    for length in lengths or (max(own),):
+        nearest = min(own, key=lambda known: abs(known - length))
+        found.append(own[nearest] * (length / nearest if nearest else 1))
+    return sum(found) / len(found)

@@ -1,0 +1,86 @@
+"""What a row says of one answer: the prompt, the counts of its session, the score."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from retrobench.core.spec import to_plain
+from retrobench.core.task import Sample
+from retrobench.engine.hf import stop_ids
+from retrobench.engine.session import Generation
+from retrobench.measure.clock import utc_now
+from retrobench.measure.machine import peak_bytes
+from retrobench.run.context import CellRun
+from retrobench.store.results import OK
+from retrobench.tasks.prompt import EncodedPrompt
+
+
+def facts(result: Generation, live: dict[str, Any], batch: int, run: CellRun) -> dict[str, Any]:
+    """What a session took."""
+    return {
+        "prefill_s": result.prefill_s,
+        "seal_s": result.seal_s,
+        "decode_s": result.decode_s,
+        "decode_steps": result.decode_steps,
+        "batch": batch,
+        "live": live,
+        "footprint": to_plain(result.footprint),
+        "peak_bytes": peak_bytes(str(run.loaded.model.device)),
+        "method_stats": result.method_stats,
+    }
+
+
+def prompt_facts(encoded: EncodedPrompt) -> dict[str, Any]:
+    """What was asked."""
+    return {
+        "prompt_tokens": encoded.num_tokens,
+        "prompt_hash": encoded.text_hash,
+        "truncated": encoded.truncated,
+    }
+
+
+def scored(
+    run: CellRun, sample: Sample, result: Generation, index: int, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Row of one answer of the batch; ``facts`` of its session and prompt."""
+    ids = result.token_ids[index][: sample.max_new_tokens]
+    text = run.loaded.tokenizer.decode(ids, skip_special_tokens=True)
+    text, stopped = run.prompt.trim_answer(text, sample.stop)
+    return row(
+        run,
+        sample,
+        OK,
+        score=run.task.score(sample, text),
+        prediction=text,
+        rules=_rules(run, sample),
+        generated_tokens=len(ids),
+        stop_reason="stop_string" if stopped else result.stop_reasons[index],
+        **facts,
+    )
+
+
+def _rules(run: CellRun, sample: Sample) -> dict[str, Any]:
+    """What rendered the prompt and ended the answer, for the audit."""
+    return {
+        "template": run.prompt.template_hash,
+        "stop_ids": sorted(stop_ids(run.loaded.model, run.loaded.tokenizer)),
+        "stop": list(sample.stop),
+        "max_new_tokens": sample.max_new_tokens,
+        "truncate": sample.meta.get("truncate"),
+    }
+
+
+def row(run: CellRun, sample: Sample, status: str, **facts: Any) -> dict[str, Any]:
+    """Row of a sample, answered or not."""
+    return {
+        "sample": sample.id,
+        "task": sample.task,
+        "length": sample.length,
+        "status": status,
+        "score": None,
+        "references": list(sample.references),
+        "meta": dict(sample.meta),
+        **facts,
+        **run.stamp,
+        "time": utc_now(),
+    }

@@ -1,0 +1,108 @@
+"""Parity receipts: samples of a finished cell run again and compared with what is on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from retrobench.core.code import code_fingerprint
+from retrobench.engine import loader
+from retrobench.measure.clock import utc_now
+from retrobench.measure.machine import commit
+from retrobench.run import plan as preflight
+from retrobench.run.context import CellRun, Outcome
+from retrobench.run.progress import Progress
+from retrobench.run.samples import run_batch
+from retrobench.run.spec import parse_run
+from retrobench.store.results import OK, ResultStore, RowWriter
+from retrobench.track.base import NullTracker
+
+FILE = "verify.json"
+_COUNTED = ("attended_tokens", "estimated_tokens", "bytes_per_step")
+
+
+class _Kept(RowWriter):
+    """Keeps rows in memory."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        self.rows.append(dict(row))
+
+
+def verify(store: ResultStore, key: str, count: int) -> dict[str, Any]:
+    """Run ``count`` answered samples of a cell again, one at a time; the receipt, also on disk.
+
+    ``verdict``: ``identical`` (prompts, answers and what was attended), ``answers equal``,
+    ``scores equal`` or ``unstable``. Cells of a batch are compared with batch 1.
+    """
+    about = store.cell(key)
+    if "asked" not in about:
+        raise ValueError(f"{key} was written without its configuration; run it again first")
+    spec = parse_run({**about["asked"], "results_dir": str(store.root), "progress": False})
+    prepared = preflight.prepare(spec)
+    if prepared.cell.key != key:
+        changes = "; ".join(prepared.cell.why(about["cell"]))
+        raise ValueError(f"{key} cannot be run again as it was: {changes}")
+    answered = [s for s, row in store.read(key).rows.items() if row["status"] == OK]
+    wanted = set(answered[:: max(1, len(answered) // count)][:count])
+    if not wanted:
+        raise ValueError(f"{key} has no answered sample to verify")
+    old = {sample: store.read(key).rows[sample] for sample in wanted}
+    differences = [line for row in _again(prepared, wanted) for line in _compare(old, row)]
+    receipt = {
+        "verdict": _verdict(differences),
+        "samples": sorted(wanted),
+        "differences": [f"{sample}: {field}" for sample, field in differences],
+        "code": code_fingerprint(spec.method),
+        "same_code": {row.get("code") for row in old.values()} == {code_fingerprint(spec.method)},
+        "commit": commit()["commit"],
+        "time": utc_now(),
+    }
+    store.keep(key, FILE, json.dumps(receipt, indent=1))
+    return receipt
+
+
+def _again(prepared: preflight.Prepared, wanted: set[str]) -> list[dict[str, Any]]:
+    kept, spec = _Kept(), prepared.spec
+    with Progress(f"verify {prepared.label}", False) as progress:
+        run = CellRun(
+            spec=spec,
+            cell=prepared.cell,
+            loaded=loader.resident(spec.model),
+            prompt=prepared.prompt,
+            task=prepared.task,
+            method=spec.method_class,
+            writer=kept,
+            tracker=NullTracker(),
+            progress=progress,
+            outcome=Outcome(prepared.cell.key, prepared.labels),
+        )
+        for sample in prepared.task.samples(prepared.prompt):
+            if sample.id in wanted:
+                run_batch(run, [sample])
+            if len(kept.rows) == len(wanted):
+                break
+    return kept.rows
+
+
+def _compare(old: Mapping[str, Mapping[str, Any]], row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    before, found = old[row["sample"]], []
+    for name in ("status", "prompt_hash", "prediction", "score"):
+        if before.get(name) != row.get(name):
+            found.append((row["sample"], name))
+    for name in _COUNTED:
+        if before.get("live", {}).get(name) != row.get("live", {}).get(name):
+            found.append((row["sample"], name))
+    return found
+
+
+def _verdict(differences: list[tuple[str, str]]) -> str:
+    fields = {field for _, field in differences}
+    if not fields:
+        return "identical"
+    if not fields & {"status", "prompt_hash", "prediction", "score"}:
+        return "answers equal"
+    return "scores equal" if not fields & {"status", "prompt_hash", "score"} else "unstable"
