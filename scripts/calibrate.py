@@ -40,7 +40,9 @@ def main() -> None:
         raw.pop("hydra", None)
         spec = parse_run({str(name): value for name, value in raw.items()})
         text = options.text.read_text("utf-8") if options.text else None
-        print(calibrate(spec, load(spec.model), text, options.tokens))
+        loaded, method = load(spec.model), spec.method_class
+        file = calibrate(method, spec.method_config, spec.data_root, loaded, text, options.tokens)
+        print(file)
     except (ValueError, OSError) as error:
         cli.fail(error)
 

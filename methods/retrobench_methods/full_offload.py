@@ -13,23 +13,91 @@ import torch
 from torch import Tensor
 
 from retrobench.core.budget import Budget
-from retrobench.core.method import AttentionArgs, Method, Probe
+from retrobench.core.method import AttentionArgs, Probe
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.core.spec import option
-from retrobench.engine.attention.math import causal, dense_decode
-from retrobench.memory.placement import (
-    PlacementConfig,
-    Tiers,
-    allocate,
-    free,
-    kv_bytes,
-    placed,
-    vector_bytes,
-)
+from retrobench.engine.attention.selective import Index, SelectiveMethod
+from retrobench.memory.placement import PlacementConfig, ResolvedPlacement, allocate, kv_bytes
 from retrobench.memory.prefetch import Prefetcher
+from retrobench.memory.selection import Everything, Selection
+from retrobench.memory.store import KVStore, ResidentStore
 
 
-class FullOffload(Method):
+class StreamedStore(ResidentStore):
+    """A store in host memory whose layers pass through two buffers on the device, in order."""
+
+    def __init__(self, shape: KVShape, prefetch: bool, probe: Probe) -> None:
+        super().__init__(shape, _place(shape))
+        size = (2, shape.batch, shape.num_kv_heads, shape.max_tokens, shape.head_dim)
+        self.k_2BGSD, self.v_2BGSD = (allocate(size, shape, "gpu") for _ in "kv")
+        self.turn = 0  # which buffer the next copy fills
+        self.current: tuple[Tensor, Tensor] = self.k_2BGSD[0], self.v_2BGSD[0]
+        self.prefetcher, self.probe = Prefetcher(shape.device, prefetch), probe
+
+    @staticmethod
+    def plan(shape: KVShape, place: str = "gpu", codec: str = "none") -> Footprint:
+        """All KV on the host, two layers on the device."""
+        buffers = 2 * kv_bytes(shape, shape.max_tokens) // len(shape.layers)
+        return ResidentStore.plan(shape, _place(shape)) + Footprint(device=buffers)
+
+    def start(self, layer: int) -> None:
+        """Begin the copy of a layer into the buffer that was used longest ago."""
+        i, turn = self.index[layer], self.turn
+        self.turn = 1 - turn
+        length = self.used[i]
+
+        def copy() -> tuple[Tensor, ...]:
+            with self.probe.span("fetch"):
+                for pool, buffer in ((self.k[i][0], self.k_2BGSD), (self.v[i][0], self.v_2BGSD)):
+                    buffer[turn, :, :, :length].copy_(pool[:, :, :length], non_blocking=True)
+            return self.k_2BGSD[turn], self.v_2BGSD[turn]
+
+        with self.probe.span(self.prefetcher.submit_span):
+            self.prefetcher.submit(layer, copy)
+
+    def append(self, layer: int, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
+        """Take the layer's copy, add the token to both, and start the next layer's copy."""
+        i, layers = self.index[layer], self.shape.layers
+        with self.probe.span("fetch_wait"):
+            ready = self.prefetcher.take(layer)
+        assert ready is not None, "layers come in order"
+        super().append(layer, k_BGTD, v_BGTD)
+        self.start(layers[(i + 1) % len(layers)])
+        end = self.used[i]
+        for buffer, new in zip(ready, (k_BGTD, v_BGTD), strict=True):
+            buffer[:, :, end - 1 : end] = new
+        self.current = ready[0][:, :, :end], ready[1][:, :, :end]
+
+    def keys(self, layer: int) -> Tensor:
+        """All keys of the layer at hand, on the device."""
+        return self.current[0]
+
+    def values(self, layer: int) -> Tensor:
+        """All values of the layer at hand, on the device."""
+        return self.current[1]
+
+    def footprint(self) -> Footprint:
+        """Bytes of the host's part and of both buffers."""
+        buffers = self.k_2BGSD.nbytes + self.v_2BGSD.nbytes
+        return super().footprint() + Footprint(device=buffers)
+
+    def close(self) -> None:
+        """Wait for the copy in flight and free everything."""
+        self.prefetcher.close()
+        super().close()
+        self.k_2BGSD = self.v_2BGSD = torch.empty(0)
+        self.current = self.k_2BGSD, self.v_2BGSD
+
+
+class EverythingIndex(Index):
+    """Chooses all tokens."""
+
+    def select(self, layer: int, q_BHTD: Tensor, store: KVStore, args: AttentionArgs) -> Selection:
+        """All of them."""
+        return Everything()
+
+
+class FullOffload(SelectiveMethod):
     """Every token, exactly; two layers' worth of device memory."""
 
     name = "full_offload"
@@ -41,107 +109,32 @@ class FullOffload(Method):
 
         prefetch: bool = option(True, "copy a layer while the one before it computes")
 
-    def __init__(
-        self,
-        config: Any,
-        shape: KVShape,
-        probe: Probe | None = None,
-        budget: Budget | None = None,
-    ) -> None:
-        super().__init__(config, shape, probe, budget)
-        self.place = _place(shape)
-        head = (shape.batch, shape.num_kv_heads, shape.max_tokens, shape.head_dim)
-        pool, buffers = (len(shape.layers), *head), (2, *head)
-        self.k_LBGSD, self.v_LBGSD = (allocate(pool, shape, self.place) for _ in range(2))
-        self.k_2BGSD, self.v_2BGSD = (allocate(buffers, shape, "gpu") for _ in range(2))
-        self.slot = {layer: i for i, layer in enumerate(shape.layers)}
-        self.lengths = [0] * len(shape.layers)
-        self.turn = 0  # which buffer the next copy fills
-        self.prefetcher = Prefetcher(shape.device, config.prefetch)
+    def make_index(self) -> Index:
+        """Everything."""
+        return EverythingIndex(self.config, self.shape, self.budget)
+
+    def make_store(self) -> KVStore:
+        """Host memory, streamed."""
+        return StreamedStore(self.shape, self.config.prefetch, self.probe)
 
     @classmethod
     def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:
         """All KV on the host, two layers on the device."""
-        everything = kv_bytes(shape, shape.max_tokens)
-        return placed(everything, _place(shape)) + Footprint(
-            device=2 * everything // len(shape.layers)
-        )
+        return StreamedStore.plan(shape)
 
-    def prefill(
-        self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
-    ) -> Tensor:
-        """Exact attention over the prompt so far."""
-        self._append(layer, k_BGTD, v_BGTD)
-        i, device = self.slot[layer], q_BHTD.device
-        k, v = (t[i, :, :, : self.lengths[i]].to(device) for t in (self.k_LBGSD, self.v_LBGSD))
-        return causal(q_BHTD, k, v, args, self.shape.pad_tokens)
-
-    def seal(self) -> None:
+    def finish_build(self) -> None:
         """Start copying the first layer."""
-        self._start(self.shape.layers[0])
+        assert isinstance(self.store, StreamedStore)
+        self.store.start(self.shape.layers[0])
 
-    def decode(
-        self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
-    ) -> Tensor:
-        """Exact attention over the copy of this layer and the newest token."""
-        i = self.slot[layer]
-        with self.probe.span("fetch_wait"):
-            ready = self.prefetcher.take(layer)
-        assert ready is not None, "layers come in order"
-        k_BGSD, v_BGSD = ready
-        old, end = self.lengths[i], self.lengths[i] + 1
-        self._append(layer, k_BGTD, v_BGTD)
-        self._start(self.shape.layers[(i + 1) % len(self.shape.layers)])
-        k_BGSD[:, :, old:end], v_BGSD[:, :, old:end] = k_BGTD, v_BGTD
-        with self.probe.span("attend"):
-            out = dense_decode(
-                q_BHTD, k_BGSD[:, :, :end], v_BGSD[:, :, :end], args, self.shape.pad_tokens
-            )
-        tokens = [end - pad for pad in self.shape.pad_tokens]
-        self.probe.live(layer, attended=sum(tokens) / len(tokens))
-        unit = self.shape.num_kv_heads * vector_bytes(self.shape)
-        self.probe.moved("kv", sum(tokens) * unit)
-        self.probe.moved("h2d", self.shape.batch * old * unit)
-        self.probe.moved("d2h", self.shape.batch * unit)
-        return out
-
-    def _append(self, layer: int, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
-        i = self.slot[layer]
-        start, end = self.lengths[i], self.lengths[i] + k_BGTD.shape[2]
-        self.k_LBGSD[i, :, :, start:end] = k_BGTD.to(self.k_LBGSD.device)
-        self.v_LBGSD[i, :, :, start:end] = v_BGTD.to(self.v_LBGSD.device)
-        self.lengths[i] = end
-
-    def _start(self, layer: int) -> None:
-        """Begin the copy of a layer into the buffer that was used longest ago."""
-        i, turn = self.slot[layer], self.turn
-        self.turn = 1 - turn
-        length = self.lengths[i]
-
-        def copy() -> tuple[Tensor, ...]:
-            with self.probe.span("fetch"):
-                pairs = ((self.k_LBGSD, self.k_2BGSD), (self.v_LBGSD, self.v_2BGSD))
-                for pool, buffer in pairs:
-                    buffer[turn, :, :, :length].copy_(pool[i, :, :, :length], non_blocking=True)
-            return self.k_2BGSD[turn], self.v_2BGSD[turn]
-
-        with self.probe.span(self.prefetcher.submit_span):
-            self.prefetcher.submit(layer, copy)
-
-    def allocated(self) -> Footprint:
-        """Bytes of the pool and of both buffers."""
-        pool = self.k_LBGSD.nbytes + self.v_LBGSD.nbytes
-        device = self.k_2BGSD.nbytes + self.v_2BGSD.nbytes
-        return placed(pool, self.place) + Footprint(device=device)
-
-    def close(self) -> None:
-        """Wait for the copy in flight and free everything."""
-        self.prefetcher.close()
-        for pool in (self.k_LBGSD, self.v_LBGSD):
-            free(pool, self.shape, self.place)
-        empty = torch.empty(0)
-        self.k_LBGSD = self.v_LBGSD = self.k_2BGSD = self.v_2BGSD = empty
+    def count(
+        self, layer: int, tokens: int | Tensor, heads: int, selection: Selection, **more: Any
+    ) -> None:
+        """Also the copies: the layer came down, its newest token goes up."""
+        token_bytes = self.shape.batch * self.shape.num_kv_heads * self.store.bytes_per_token()
+        copied = (self.store.length(layer) - 1) * token_bytes
+        super().count(layer, tokens, heads, selection, h2d=copied, d2h=token_bytes, **more)
 
 
 def _place(shape: KVShape) -> str:
-    return Tiers.of(PlacementConfig(placement="auto"), shape.device).place
+    return ResolvedPlacement.of(PlacementConfig(placement="auto"), shape.device).place

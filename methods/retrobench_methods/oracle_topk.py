@@ -10,40 +10,32 @@ from torch import Tensor
 from retrobench.core.method import AttentionArgs
 from retrobench.core.spec import option
 from retrobench.engine.attention.selective import (
-    Selection,
+    ScoringIndex,
     SelectiveMethod,
-    StatelessIndex,
     StaticConfig,
-    static_mask,
-    top_tokens,
 )
-from retrobench.memory.placement import Store
+from retrobench.memory.selection import Tokens
+from retrobench.memory.store import KVStore
 
 
-class OracleIndex(StatelessIndex):
+class OracleIndex(ScoringIndex):
     """Reads every key to rank tokens exactly (its index bytes are those of all keys)."""
 
-    def select(self, layer: int, q_BHTD: Tensor, store: Store, args: AttentionArgs) -> Selection:
+    def select(self, layer: int, q_BHTD: Tensor, store: KVStore, args: AttentionArgs) -> Tokens:
         """Top tokens by softmax weight, per query head or summed over the GQA group."""
         keys = store.keys(layer)
         batch, heads, _, dim = q_BHTD.shape
         groups = keys.shape[1]
         q_BGND = q_BHTD.reshape(batch, groups, heads // groups, dim).float()
         logit = q_BGND @ keys.float().transpose(-1, -2) * args.scale
-        static, exists = static_mask(
-            self.shape.pad_tokens,
-            keys.shape[2],
-            self.config.sink_tokens,
-            self.config.local_tokens,
-            keys.device,
-        )
-        logit = logit.masked_fill(~exists[:, None, None], -torch.inf)
+        pad_B1 = torch.tensor(self.shape.pad_tokens, device=logit.device)[:, None]
+        exists_BS = torch.arange(keys.shape[2], device=logit.device) >= pad_B1
+        logit = logit.masked_fill(~exists_BS[:, None, None], -torch.inf)
         if self.config.scope == "query_head":
             score = logit.reshape(batch, heads, -1)
         else:
             score = logit.softmax(-1).sum(2)
-        token = top_tokens(score, static, exists, self.retrieved)
-        return Selection(token, index_bytes=keys.nbytes)
+        return Tokens(token_BGR=self.best(score), index_bytes=keys.nbytes)
 
 
 class OracleTopK(SelectiveMethod):

@@ -9,22 +9,17 @@ import torch
 from retrobench_kernels.page_bounds import page_extrema, upper_bound
 from retrobench_kernels.page_select import page_select
 from retrobench_kernels.page_select.naive import best_pages
-from retrobench_kernels.wave_attention import Pool, Steady, wave_attention
 from torch import Tensor
 
 from retrobench.core.budget import Budget
-from retrobench.core.method import AttentionArgs, NullProbe
+from retrobench.core.method import AttentionArgs, PromptLayer
 from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
 from retrobench.core.spec import option
-from retrobench.engine.attention.selective import Selection, SelectiveMethod
-from retrobench.memory.placement import (
-    DeviceStore,
-    PlacementConfig,
-    Store,
-    make_store,
-    plan_store,
-    vector_bytes,
-)
+from retrobench.engine.attention.selective import Index, SelectiveMethod, as_tokens
+from retrobench.memory.placement import PlacementConfig
+from retrobench.memory.pool import make_store, plan_store
+from retrobench.memory.selection import Selection, Spans, Tokens
+from retrobench.memory.store import KVStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +56,7 @@ class QuestConfig(PlacementConfig):
 
 def selected_pages(config: QuestConfig, shape: KVShape, budget: Budget | None) -> tuple[int, ...]:
     """Pages that each row attends in a sparse layer; a budget of everything takes them all."""
-    least = 2 if config.variant == "kernel" else 3
+    min_pages = 2 if config.variant == "kernel" else 3
     counts = []
     for pad in shape.pad_tokens:
         context = shape.prompt_tokens - pad
@@ -69,17 +64,20 @@ def selected_pages(config: QuestConfig, shape: KVShape, budget: Budget | None) -
         if budget is not None:
             tokens = budget.tokens(context, shape.kv_bytes_per_token)
         everything = -(-shape.max_tokens // config.page_size)
-        counts.append(everything if tokens >= context else max(least, tokens // config.page_size))
+        counts.append(
+            everything if tokens >= context else max(min_pages, tokens // config.page_size)
+        )
     return tuple(counts)
 
 
-class PageIndex:
+class PageIndex(Index):
     """Minimum and maximum of the post-RoPE keys of every page, grown token by token."""
 
     def __init__(self, config: QuestConfig, shape: KVShape, budget: Budget | None) -> None:
-        self.config, self.shape = config, shape
+        super().__init__(config, shape, budget)
         self.selected = selected_pages(config, shape, budget)
         self.slot = {layer: i for i, layer in enumerate(shape.layers)}
+        self.lengths = [0] * len(shape.layers)
         pages = -(-shape.max_tokens // config.page_size)
         size = (len(shape.layers), shape.batch, shape.num_kv_heads, pages, shape.head_dim)
         dtype = getattr(torch, shape.dtype)
@@ -99,9 +97,10 @@ class PageIndex:
         """Bytes held."""
         return Footprint(device=self.low_LBGCD.nbytes + self.high_LBGCD.nbytes)
 
-    def build(self, layer: int, store: Store) -> None:
+    def build(self, layer: int, store: KVStore, prompt: PromptLayer) -> None:
         """Extrema of all pages of the prompt; the last one may be partial."""
-        i, size, keys = self.slot[layer], self.config.page_size, store.keys(layer)
+        i, size, keys = self.slot[layer], self.config.page_size, prompt.k_BGSD
+        self.lengths[i] = keys.shape[2]
         used = -(-keys.shape[2] // size)
         # a row's pages begin at its first real token, whatever its padding
         position_BS = self.pad_B1 + torch.arange(used * size, device=keys.device)
@@ -111,11 +110,11 @@ class PageIndex:
         low, high = page_extrema(paged_BGSD.transpose(1, 2), size, valid)
         self.low_LBGCD[i, :, :, :used], self.high_LBGCD[i, :, :, :used] = low, high
 
-    def append(self, layer: int, store: Store) -> None:
+    def append(self, layer: int, k_BGTD: Tensor) -> None:
         """Grow the extrema of each row's newest page by the newest key."""
-        i, keys = self.slot[layer], store.keys(layer)
-        newest_B1 = keys.shape[2] - 1 - self.pad_B1
-        key_BGD = keys[:, :, -1].to(self.low_LBGCD.device)
+        i, key_BGD = self.slot[layer], k_BGTD[:, :, 0]
+        newest_B1 = self.lengths[i] - self.pad_B1
+        self.lengths[i] += 1
         row, page = torch.arange(self.shape.batch, device=key_BGD.device), newest_B1[:, 0]
         page = page // self.config.page_size
         low_BCGD, high_BCGD = (t[i].transpose(1, 2) for t in (self.low_LBGCD, self.high_LBGCD))
@@ -159,19 +158,21 @@ class PageIndex:
         used = -(-length // self.config.page_size)
         return 2 * self.low_LBGCD[self.slot[layer], :, :, :used].nbytes
 
-    def select(self, layer: int, q_BHTD: Tensor, store: Store, args: AttentionArgs) -> Selection:
-        """Tokens of the best-bounded pages; the newest page among them in the kernel variant."""
-        length = store.keys(layer).shape[2]
-        token = self.tokens(self.pages(layer, q_BHTD, length), length)
-        return Selection(token, index_bytes=self.index_bytes(layer, length))
+    def select(self, layer: int, q_BHTD: Tensor, store: KVStore, args: AttentionArgs) -> Selection:
+        """The best-bounded pages; the newest page among them in the kernel variant."""
+        length = store.length(layer)
+        first, tokens = self.spans(length)
+        page = self.pages(layer, q_BHTD, length)
+        index_bytes = self.index_bytes(layer, length)
+        if page.shape[1] == self.shape.num_kv_heads:
+            return Spans(first_BGC=first, size_BGC=tokens, chosen_BGN=page, index_bytes=index_bytes)
+        first, tokens = (x[:, :1].expand(-1, page.shape[1], -1) for x in (first, tokens))
+        chosen = Spans(first_BGC=first, size_BGC=tokens, chosen_BGN=page)
+        return Tokens(token_BGR=as_tokens(chosen).token_BGR, index_bytes=index_bytes)
 
-    def tokens(self, page_BGK: Tensor, length: int) -> Tensor:
-        """Positions of the tokens of pages (-1: none), ``token_BGR``."""
-        offset = torch.arange(self.config.page_size, device=page_BGK.device)
-        token = self.pad_B1[:, :, None, None] + page_BGK[..., None] * self.config.page_size
-        token = token + offset
-        absent = (page_BGK[..., None] < 0) | (token >= length)
-        return token.masked_fill(absent, -1).flatten(2)
+    def close(self) -> None:
+        """Free the extrema."""
+        self.low_LBGCD = self.high_LBGCD = torch.empty(0)
 
 
 class Quest(SelectiveMethod):
@@ -189,38 +190,9 @@ class Quest(SelectiveMethod):
         """Page extrema."""
         return PageIndex(self.config, self.shape, self.budget)
 
-    def make_store(self) -> Store:
+    def make_store(self) -> KVStore:
         """Cached pages are Quest's pages."""
         return make_store(self.config, self.shape, self.config.page_size)
-
-    def decode(
-        self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
-    ) -> Tensor:
-        """Append, select pages, attend them in place."""
-        index, store = self.index, self.store
-        assert isinstance(index, PageIndex)
-        if self.config.scope != "kv_head" or not isinstance(store, DeviceStore):
-            return super().decode(layer, q_BHTD, k_BGTD, v_BGTD, args)
-        store.append(layer, k_BGTD, v_BGTD)
-        keys, values = store.keys(layer), store.values(layer)
-        length = keys.shape[2]
-        with self.probe.span("select"):
-            index.append(layer, store)
-            page_BGK = index.pages(layer, q_BHTD, length)
-        with self.probe.span("attend"):
-            pool = Pool(keys, values, *index.spans(length))
-            none = Steady(keys[:, :, :0], values[:, :, :0], torch.zeros_like(index.pad_B1[:, 0]))
-            q_BHD, softcap = q_BHTD[:, :, 0].contiguous(), args.softcap or 0.0
-            out_BHD, _ = wave_attention(q_BHD, none, pool, page_BGK, args.scale, softcap=softcap)
-        if not isinstance(self.probe, NullProbe):
-            tokens = pool.size_BGC.gather(-1, page_BGK.clamp_min(0).long()) * (page_BGK >= 0)
-            num_tokens, heads = int(tokens.sum()), self.shape.batch * self.shape.num_kv_heads
-            self.probe.live(layer, attended=num_tokens / heads)
-            self.probe.moved("kv", num_tokens * vector_bytes(self.shape))
-            self.probe.moved("index", index.index_bytes(layer, length))
-        if self.probe.detail:
-            self.probe.selected(layer, index.tokens(page_BGK, length))
-        return out_BHD[:, :, None]
 
     @classmethod
     def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:

@@ -13,35 +13,26 @@ from retrobench.core.method import AttentionArgs
 from retrobench.core.shapes import KVShape
 from retrobench.core.spec import option
 from retrobench.engine.attention.selective import (
-    Selection,
+    ScoringIndex,
     SelectiveMethod,
-    StatelessIndex,
     StaticConfig,
-    static_mask,
-    top_tokens,
 )
-from retrobench.memory.placement import Store
+from retrobench.memory.selection import Tokens
+from retrobench.memory.store import KVStore
 
 
-class RandomIndex(StatelessIndex):
+class RandomIndex(ScoringIndex):
     """Fresh uniform scores for every layer and step, from a seeded generator."""
 
     def __init__(self, config: Any, shape: KVShape, budget: Budget | None) -> None:
         super().__init__(config, shape, budget)
         self.generator = torch.Generator().manual_seed(config.seed)
 
-    def select(self, layer: int, q_BHTD: Tensor, store: Store, args: AttentionArgs) -> Selection:
+    def select(self, layer: int, q_BHTD: Tensor, store: KVStore, args: AttentionArgs) -> Tokens:
         """A random set per KV head."""
-        keys = store.keys(layer)
-        score = torch.rand(keys.shape[:3], generator=self.generator).to(keys.device)
-        static, exists = static_mask(
-            self.shape.pad_tokens,
-            keys.shape[2],
-            self.config.sink_tokens,
-            self.config.local_tokens,
-            keys.device,
-        )
-        return Selection(top_tokens(score, static, exists, self.retrieved))
+        size = (self.shape.batch, self.shape.num_kv_heads, store.length(layer))
+        score = torch.rand(size, generator=self.generator).to(q_BHTD.device)
+        return Tokens(token_BGR=self.best(score))
 
 
 class Random(SelectiveMethod):

@@ -9,33 +9,23 @@ from torch import Tensor
 
 from retrobench.core.method import AttentionArgs
 from retrobench.engine.attention.selective import (
-    Selection,
+    ScoringIndex,
     SelectiveMethod,
-    StatelessIndex,
     StaticConfig,
-    static_mask,
-    top_tokens,
 )
-from retrobench.memory.placement import Store
+from retrobench.memory.selection import Tokens
+from retrobench.memory.store import KVStore
 
 
-class RecentIndex(StatelessIndex):
+class RecentIndex(ScoringIndex):
     """Scores a token by its position: the retrieval budget extends the recent window."""
 
-    def select(self, layer: int, q_BHTD: Tensor, store: Store, args: AttentionArgs) -> Selection:
+    def select(self, layer: int, q_BHTD: Tensor, store: KVStore, args: AttentionArgs) -> Tokens:
         """The most recent tokens and the sinks."""
-        keys = store.keys(layer)
-        static, exists = static_mask(
-            self.shape.pad_tokens,
-            keys.shape[2],
-            self.config.sink_tokens,
-            self.config.local_tokens,
-            keys.device,
-        )
-        position = torch.arange(keys.shape[2], device=keys.device, dtype=torch.float32)
-        return Selection(
-            top_tokens(position.expand(keys.shape[:3]), static, exists, self.retrieved)
-        )
+        length = store.length(layer)
+        position = torch.arange(length, device=q_BHTD.device, dtype=torch.float32)
+        score = position.expand(self.shape.batch, self.shape.num_kv_heads, length)
+        return Tokens(token_BGR=self.best(score))
 
 
 class Streaming(SelectiveMethod):

@@ -19,11 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from retrobench.core.budget import Budget
-from retrobench.core.method import AttentionArgs, Calibrator, Probe
-from retrobench.core.shapes import Footprint, KVShape
-from retrobench.engine.attention.math import causal
-from retrobench.memory.placement import DeviceStore
+from retrobench.core.method import ALL_QUERIES, Calibrator, Needs, PromptLayer
+from retrobench.core.shapes import KVShape
 from retrobench_methods.infinigen.config import InfiniGenConfig
 
 
@@ -65,62 +62,37 @@ def load(file: Path, shape: KVShape) -> dict[str, Tensor]:
 
 
 class SkewCalibration(Calibrator):
-    """Watches the prefill of the calibration text and computes each layer's basis."""
+    """Computes each layer's basis from the queries of a calibration text."""
 
-    name = "infinigen_calibration"
-    Config = InfiniGenConfig
-
-    def __init__(
-        self, config: Any, shape: KVShape, probe: Probe | None = None, budget: Budget | None = None
-    ) -> None:
-        super().__init__(config, shape, probe, budget)
-        self.store = DeviceStore(shape)
-        self.queries: dict[int, list[Tensor]] = {layer: [] for layer in shape.layers}
+    needs = Needs(prompt_queries=ALL_QUERIES)
 
     @classmethod
-    def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:
-        """The exact cache."""
-        return DeviceStore.plan(shape)
-
-    def prefill(
-        self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
-    ) -> Tensor:
-        """Exact attention; the queries are kept."""
-        self.store.append(layer, k_BGTD, v_BGTD)
-        self.queries[layer].append(q_BHTD)
-        keys, values = self.store.keys(layer), self.store.values(layer)
-        return causal(q_BHTD, keys, values, args, self.shape.pad_tokens)
-
-    def decode(
-        self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
-    ) -> Tensor:
-        """Calibration has no decode."""
-        raise AssertionError("calibration only prefills")
-
-    def save(self, weights_id: str, about: Mapping[str, str]) -> Path:
+    def save(
+        cls,
+        config: Any,
+        layers: Mapping[int, PromptLayer],
+        weights_id: str,
+        about: Mapping[str, str],
+    ) -> Path:
         """Write the file; ``about`` (text, tokens, model ...) becomes its metadata."""
-        bases, q_abs, k_abs = zip(*(self._layer(layer) for layer in self.shape.layers), strict=True)
-        file = path(self.config, weights_id)
+        bases, q_abs, k_abs = zip(*map(_basis, layers.values()), strict=True)
+        file = path(config, weights_id)
         file.parent.mkdir(parents=True, exist_ok=True)
         tensors = {"skew_LGDD": bases, "q_abs_LGD": q_abs, "k_abs_LGD": k_abs}
         temporary = file.with_suffix(".tmp")
         save_file(
             {name: torch.stack(parts).cpu().contiguous() for name, parts in tensors.items()},
             temporary,
-            metadata={"weights_id": weights_id, "layers": json.dumps(self.shape.layers), **about},
+            metadata={"weights_id": weights_id, "layers": json.dumps(list(layers)), **about},
         )
         temporary.replace(file)
         return file
 
-    def _layer(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(basis ``GDD``, channel sums of |Q| and |K| in that basis, both ``GD``)."""
-        q_HTD = torch.cat(self.queries[layer], 2)[0].float()
-        q_GND = q_HTD.unflatten(0, (self.shape.num_kv_heads, -1)).flatten(1, 2)
-        basis = torch.linalg.svd(q_GND, full_matrices=q_GND.shape[1] < q_GND.shape[2])[2].mT
-        k_GSD = self.store.keys(layer)[0].float()
-        return basis, (q_GND @ basis).abs().sum(1), (k_GSD @ basis).abs().sum(1)
 
-    def close(self) -> None:
-        """Free the cache."""
-        self.store.close()
-        self.queries.clear()
+def _basis(prompt: PromptLayer) -> tuple[Tensor, Tensor, Tensor]:
+    """(basis ``GDD``, channel sums of |Q| and |K| in that basis, both ``GD``) of one layer."""
+    assert prompt.q_BHWD is not None
+    k_GSD = prompt.k_BGSD[0].float()
+    q_GND = prompt.q_BHWD[0].float().unflatten(0, (k_GSD.shape[0], -1)).flatten(1, 2)
+    basis = torch.linalg.svd(q_GND, full_matrices=q_GND.shape[1] < q_GND.shape[2])[2].mT
+    return basis, (q_GND @ basis).abs().sum(1), (k_GSD @ basis).abs().sum(1)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from retrobench_kernels.gap_scores import gap_scores
 from torch import Tensor
 
+from retrobench.core.budget import Budget
+from retrobench.core.method import PromptLayer
 from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
+from retrobench.engine.attention.selective import Index
 from retrobench_methods.infinigen.config import InfiniGenConfig, num_channels, pool_tokens
 from retrobench_methods.infinigen.pool import put
 
+_CHUNK_TOKENS = 4096
 
-class PartialKeys:
+
+class PartialKeys(Index):
     """Skewed keys reduced to the chosen channels, for the layers that are speculated."""
 
-    def __init__(self, config: InfiniGenConfig, shape: KVShape) -> None:
-        self.config, self.shape = config, shape
+    def __init__(self, config: InfiniGenConfig, shape: KVShape, budget: Budget | None) -> None:
+        super().__init__(config, shape, budget)
         self.layers = [layer for layer in shape.layers if not config.is_dense(layer)]
         self.slot = {layer: i for i, layer in enumerate(self.layers)}
         head = (len(self.layers), shape.batch, shape.num_kv_heads)
@@ -44,18 +51,28 @@ class PartialKeys:
         held = (self.key_LBGPC, self.basis_LBGDC, self.q_abs_LBGD, self.k_abs_LBGD)
         return Footprint(device=sum(tensor.nbytes for tensor in held))
 
-    def observe(
-        self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, skew_GDD: Tensor, real_BT: Tensor
-    ) -> None:
-        """Add a chunk of the prompt to the channel sums; padding does not count."""
-        i, real = self.slot[layer], real_BT[:, None, :, None]
-        q_BGNTD = q_BHTD.float().unflatten(1, (self.shape.num_kv_heads, -1))
-        skewed = (q_BGNTD @ skew_GDD[:, None]).abs() * real[:, :, None]
-        self.q_abs_LBGD[i] += skewed.sum((2, 3))
-        self.k_abs_LBGD[i] += ((k_BGTD.float() @ skew_GDD).abs() * real).sum(2)
+    def choose_channels(self, layer: int, prompt: PromptLayer, skew: Mapping[str, Tensor]) -> None:
+        """Pick the channels; ``skew`` holds the layer's basis and the calibration text's sums."""
+        skew_GDD = skew["skew_LGDD"]
+        self._sum_channels(layer, prompt, skew_GDD)
+        self._choose(layer, skew_GDD, skew["q_abs_LGD"], skew["k_abs_LGD"])
 
-    def choose(self, layer: int, skew_GDD: Tensor, q_abs_GD: Tensor, k_abs_GD: Tensor) -> None:
-        """Pick the channels; the last two are the calibration text's sums (``accuracy``)."""
+    def _sum_channels(self, layer: int, prompt: PromptLayer, skew_GDD: Tensor) -> None:
+        """Sums of |Q| and |K| over the prompt in the skewed basis; padding does not count."""
+        queries, keys = prompt.q_BHWD, prompt.k_BGSD
+        assert queries is not None
+        i, tokens = self.slot[layer], keys.shape[2]
+        pad_B1 = torch.tensor(self.shape.pad_tokens, device=keys.device)[:, None]
+        for start in range(0, tokens, _CHUNK_TOKENS):
+            chunk = slice(start, min(tokens, start + _CHUNK_TOKENS))
+            position = torch.arange(chunk.start, chunk.stop, device=keys.device)
+            real = (position >= pad_B1)[:, None, :, None]
+            q_BGNTD = queries[:, :, chunk].float().unflatten(1, (self.shape.num_kv_heads, -1))
+            skewed = (q_BGNTD @ skew_GDD[:, None]).abs() * real[:, :, None]
+            self.q_abs_LBGD[i] += skewed.sum((2, 3))
+            self.k_abs_LBGD[i] += ((keys[:, :, chunk].float() @ skew_GDD).abs() * real).sum(2)
+
+    def _choose(self, layer: int, skew_GDD: Tensor, q_abs_GD: Tensor, k_abs_GD: Tensor) -> None:
         i, dim = self.slot[layer], self.shape.head_dim
         count = max(1, round(self.config.partial_frac * dim))
         if self.config.channels == "accuracy":
@@ -96,13 +113,13 @@ class PartialKeys:
 
 
 def choose_tokens(
-    score: Tensor, config: InfiniGenConfig, most: tuple[int, ...], fixed: bool
+    score: Tensor, config: InfiniGenConfig, max_fetched: tuple[int, ...], fixed: bool
 ) -> Tensor:
     """Slots to fetch, ``slot_BGR`` (or ``BHR``), -1 padded, by scores of tokens (``scores``).
 
-    ``fixed`` fetches ``most`` tokens, otherwise those within ``alpha``, ``most`` at most.
+    ``fixed`` fetches ``max_fetched`` tokens, otherwise those within ``alpha``, so many at most.
     """
-    limit = torch.tensor(most, device=score.device)[:, None]
+    limit = torch.tensor(max_fetched, device=score.device)[:, None]
     if not fixed:
         count = (score > -config.alpha).sum(-1)
         if config.count == "mean":

@@ -6,10 +6,10 @@ output by at most about
     p_j * (exp(k_j / 2) - 1 + sqrt(k_j)) * |v| / |o|
 
 relative to that output: ``p_j`` is the cluster's estimated share of the softmax, ``k_j`` the
-variance of the logit inside it (``estimation.Spread``), so that the bracket bounds the error of its
-weight plus how far its weighted values can stand off their mean, ``|v|`` the typical norm of a
-value and ``|o|`` that of the head's output one step ago. Where the variance is so large that one
-key may carry the cluster, the exponential makes sure it is retrieved.
+variance of the logit inside it (``estimation.KeyCovariance``), so that the bracket bounds the
+error of its weight plus how far its weighted values can stand off their mean, ``|v|`` the typical
+norm of a value and ``|o|`` that of the head's output one step ago. Where the variance is so large
+that one key may carry the cluster, the exponential makes sure it is retrieved.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from retrobench.core.shapes import KVShape
 
-_MOST_VARIANCE = 80.0  # exp(40) is certainly too much, and far from overflow
+_MAX_VARIANCE = 80.0  # exp(40) is certainly too much, and far from overflow
 
 
 class ErrorBound:
@@ -76,7 +76,7 @@ class ErrorBound:
         lse_BGN = torch.logaddexp(weight_BGNC.logsumexp(-1), steady_lse_BGN)
         share_BGNR = (weight_BGNC.gather(-1, spread_BGNR) - lse_BGN[..., None]).exp()
         variance_BGNR = variance_BHC.unflatten(1, (groups, -1)).gather(-1, spread_BGNR)
-        variance_BGNR = variance_BGNR.clamp(0, _MOST_VARIANCE)
+        variance_BGNR = variance_BGNR.clamp(0, _MAX_VARIANCE)
         norm_BG = (self.square_LBG[i] / self.tokens_LB[i].clamp_min(1)[:, None]).sqrt()
         output_BGN = self.output_norm_LBH[i].unflatten(1, (groups, -1))
         relative_BGN = norm_BG[..., None] / output_BGN.clamp_min(1e-20)

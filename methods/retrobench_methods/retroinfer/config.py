@@ -10,7 +10,7 @@ import torch
 from retrobench.core.budget import Budget
 from retrobench.core.shapes import KVShape
 from retrobench.core.spec import option
-from retrobench.memory.placement import PLACEMENTS, PlacementConfig, Tiers
+from retrobench.memory.placement import PLACEMENTS, PlacementConfig, ResolvedPlacement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class RetroInferConfig(PlacementConfig):
     )
 
     @property
-    def keeps_spread(self) -> bool:
+    def keeps_covariance(self) -> bool:
         """Whether the index measures how far keys are from their centroid."""
         return self.second_order or self.error_tolerance > 0
 
@@ -150,15 +150,15 @@ def sizes(
         frac = 1.0 if total >= context_tokens else (total - static) / covered
     retrieved = min(clusters, max(1, round(frac * clusters))) if clusters else 0
     update = update_clusters(config)
-    more = min(update, max(1, round(frac * update)))
+    per_update = min(update, max(1, round(frac * update)))
     return Sizes(
         clusters=clusters,
         segments=segments,
         retrieved=retrieved,
         estimated=min(clusters - retrieved, round(config.estimation_frac * clusters)),
         update_clusters=update,
-        retrieved_per_update=more,
-        estimated_per_update=min(update - more, round(config.estimation_frac * update)),
+        retrieved_per_update=per_update,
+        estimated_per_update=min(update - per_update, round(config.estimation_frac * update)),
     )
 
 
@@ -173,40 +173,42 @@ def capacity(config: RetroInferConfig, shape: KVShape) -> int:
     One more segment than the lengths say, because a protocol may end the prefill early and leave
     the prompt's last tokens to updates.
     """
-    most = 0
+    largest = 0
     for pad in shape.pad_tokens:
         context = shape.prompt_tokens - pad
         clusters, _ = num_clusters(config, context)
         steady = config.sink_tokens + config.local_tokens
         later = shape.max_tokens - pad - num_indexed(config, context) - steady
         updates = max(0, later // config.update_tokens)
-        most = max(most, clusters + update_clusters(config) * (updates + (clusters + updates > 0)))
-    return most
+        largest = max(
+            largest, clusters + update_clusters(config) * (updates + (clusters + updates > 0))
+        )
+    return largest
 
 
 def steady_tokens(config: RetroInferConfig, shape: KVShape) -> int:
     """Tokens that the steady zone must hold: sinks, local window and what waits for an update."""
-    most = config.sink_tokens + config.local_tokens + config.update_tokens
-    most += len(shape.layers) if config.stagger_updates else 1
-    return min(most, shape.max_tokens)
+    tokens = config.sink_tokens + config.local_tokens + config.update_tokens
+    tokens += len(shape.layers) if config.stagger_updates else 1
+    return min(tokens, shape.max_tokens)
 
 
 def pool_tokens(config: RetroInferConfig, shape: KVShape, page_tokens: int) -> int:
     """Positions of the cluster-ordered pool per row and head.
 
-    It first holds the prompt as it came, then clusters that each begin at a page. That the pages
-    fit for any cluster sizes takes ``page_tokens - 1`` spare positions per cluster.
+    Clusters each begin at a page. That the pages fit for any cluster sizes takes
+    ``page_tokens - 1`` spare positions per cluster.
     """
     steady = config.sink_tokens + config.local_tokens
     spare = capacity(config, shape) * (page_tokens - 1)
-    tokens = max(shape.prompt_tokens, shape.max_tokens - steady) + spare
+    tokens = max(page_tokens, shape.max_tokens - steady + spare)
     return -(-tokens // page_tokens) * page_tokens
 
 
-def tiers_of(config: RetroInferConfig, shape: KVShape) -> Tiers:
+def resolve_placement(config: RetroInferConfig, shape: KVShape) -> ResolvedPlacement:
     """Where things live; ValueError for options that contradict each other."""
-    tiers = Tiers.of(config, shape.device)
-    if tiers.place == "cpu" and torch.device(shape.device).type == "cuda":
+    placement = ResolvedPlacement.of(config, shape.device)
+    if placement.place == "cpu" and torch.device(shape.device).type == "cuda":
         raise ValueError(
             "method.placement=cpu: kernels on a GPU read page-locked memory only; use "
             "method.placement=pinned"
@@ -216,9 +218,9 @@ def tiers_of(config: RetroInferConfig, shape: KVShape) -> Tiers:
             "method.int4_values estimates every cluster, which leaves no tail; "
             "use method.tail=false"
         )
-    if (config.overlap or config.prefetch_frac) and not tiers.cached:
+    if (config.overlap or config.prefetch_frac) and not placement.cached:
         raise ValueError(
             "method.overlap and method.prefetch_frac fill a cache, and there is none; use "
             "method.cache=host or device"
         )
-    return tiers
+    return placement

@@ -3,10 +3,11 @@
 - ``tail``: the paper drops clusters beyond the estimation zone from numerator and denominator.
   Their logits and sizes are known, so the denominator is free; for the numerator all of them share
   one mean value, which is what the total value sum leaves after the zones that are read anyway.
-- ``Spread``: ``exp(q.c)`` times the size is a lower bound of a cluster's mass (Jensen). With keys
-  spread around the centroid, the log of the mean weight grows by half the variance of ``q.k``.
-- ``FourBit``: mean values of all clusters in 4 bits take the bytes of full values for a quarter of
-  them, so that every cluster is estimated and nothing is dropped.
+- ``KeyCovariance``: ``exp(q.c)`` times the size is a lower bound of a cluster's mass (Jensen).
+  With keys spread around the centroid, the log of the mean weight grows by half the variance of
+  ``q.k``.
+- ``Int4Values``: mean values of all clusters in 4 bits take the bytes of full values for a quarter
+  of them, so that every cluster is estimated and nothing is dropped.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from retrobench.core.shapes import KVShape
 _RIDGE = 1e-3  # of the mean variance: keeps the pooled covariance invertible
 
 
-class Spread:
+class KeyCovariance:
     """Covariance of keys around their centroid: one matrix per head, one scale per cluster.
 
     The covariance of cluster j is modelled as ``scale_j`` times the pooled one. The matrix is that
@@ -80,7 +81,7 @@ class Spread:
         return gain.clamp_min(0).flatten(1, 2)
 
 
-class FourBit:
+class Int4Values:
     """Vectors in 4 bits: two channels per byte, one half precision scale per vector."""
 
     def __init__(self, size: tuple[int, ...], dim: int, device: str) -> None:

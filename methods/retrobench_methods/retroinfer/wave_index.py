@@ -6,25 +6,48 @@ knows clusters and where they are in the pool; keys and values themselves are in
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from retrobench_kernels.cluster_layout import Layout, cluster_layout
+from retrobench_kernels.cluster_select import cluster_select
+from retrobench_kernels.dense_decode import dense_decode
 from retrobench_kernels.segmented_kmeans import segmented_kmeans
+from retrobench_kernels.wave_attention import Estimation
 from torch import Tensor
 
 from retrobench.core.budget import Budget
+from retrobench.core.method import AttentionArgs
 from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
+from retrobench.engine.attention.selective import Index
+from retrobench.memory.selection import Partial, Spans
+from retrobench_methods.retroinfer import estimation as estimate
 from retrobench_methods.retroinfer.adaptive import ErrorBound
 from retrobench_methods.retroinfer.config import RetroInferConfig, capacity, sizes
-from retrobench_methods.retroinfer.estimation import FourBit, Spread
+from retrobench_methods.retroinfer.estimation import Int4Values, KeyCovariance
+from retrobench_methods.retroinfer.wave_buffer import WaveBuffer
 
 
-class WaveIndex:
-    """Which clusters there are, and how many of them a step retrieves and estimates."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSelection(Spans):
+    """Clusters to retrieve (``chosen_BGN``) and to estimate (-1 padded, int32).
+
+    ``logit_BHC`` are the logits of the centroids, corrected if asked for.
+    """
+
+    estimated_BGE: Tensor
+    logit_BHC: Tensor
+
+
+class WaveIndex(Index):
+    """Which clusters there are, and which of them a step retrieves and estimates."""
 
     def __init__(
         self, config: RetroInferConfig, shape: KVShape, budget: Budget | None, page_tokens: int
     ) -> None:
-        self.config, self.shape, self.page_tokens = config, shape, page_tokens
+        super().__init__(config, shape, budget)
+        self.page_tokens, self.static = page_tokens, False
+        self.number = {layer: i for i, layer in enumerate(shape.layers)}
         self.sizes = [
             sizes(config, shape.prompt_tokens - pad, budget, shape.kv_bytes_per_token)
             for pad in shape.pad_tokens
@@ -43,18 +66,150 @@ class WaveIndex:
         self.used_LBG = zeros(*head, dtype=torch.int64)  # pool positions in use
         self.num_clusters_LB, self.retrieved_LB, self.estimated_LB = (zeros(*rows) for _ in "123")
         self.value_sum_LBGCD: Tensor | None = None
-        self.means: FourBit | None = None
+        self.means: Int4Values | None = None
         if config.int4_values:
-            self.means = FourBit((*head, self.capacity), shape.head_dim, device)
+            self.means = Int4Values((*head, self.capacity), shape.head_dim, device)
         else:
             self.value_sum_LBGCD = torch.zeros_like(self.centroid_LBGCD)
         self.total_LBGD = zeros(*head, shape.head_dim * config.tail, dtype=torch.float32)
-        self.spread = Spread(head, self.capacity, shape) if config.keeps_spread else None
+        self.spread: KeyCovariance | None = None
+        if config.keeps_covariance:
+            self.spread = KeyCovariance(head, self.capacity, shape)
         self.bound = ErrorBound(config.error_tolerance, shape) if config.error_tolerance else None
         # what the host must know without asking the device, per layer and row
         self.clusters = [[0] * shape.batch for _ in shape.layers]
         self.retrieved = [[0] * shape.batch for _ in shape.layers]
         self.estimated = [[0] * shape.batch for _ in shape.layers]
+
+    def select(
+        self, layer: int, q_BHTD: Tensor, store: WaveBuffer, args: AttentionArgs
+    ) -> ClusterSelection:
+        """Clusters to retrieve and to estimate, and what the options add to the estimate."""
+        i, q_BHD = self.number[layer], q_BHTD[:, :, 0].contiguous()
+        retrieved, estimated, logit = self._rank(i, q_BHD, args)
+        estimation, partials = None, ()
+        if retrieved.shape[-1]:
+            if self.spread is not None and self.config.second_order:
+                logit = logit + self.spread.correction(i, q_BHD, self.size_LBGC[i], args.scale)
+            if self.bound is not None:
+                retrieved, estimated = self._adapt(
+                    i, retrieved, estimated, logit, q_BHD, store, args
+                )
+            if estimated.shape[-1] and self.value_sum_LBGCD is not None:
+                estimation = Estimation(estimated, logit, self.value_sum_LBGCD[i])
+            partials = self._more_estimates(i, retrieved, estimated, logit)
+        return ClusterSelection(
+            first_BGC=self.first_LBGC[i],
+            size_BGC=self.size_LBGC[i],
+            chosen_BGN=retrieved,
+            estimated_BGE=estimated,
+            logit_BHC=logit,
+            estimation=estimation,
+            partials=partials,
+        )
+
+    def _rank(self, i: int, q_BHD: Tensor, args: AttentionArgs) -> tuple[Tensor, Tensor, Tensor]:
+        """Best clusters by their centroids: retrieved, estimated (-1 padded) and all logits.
+
+        Lists are as wide as this step needs, or as any step may need where widths must not change.
+        """
+        shape, whole = self.shape, self.config.int4_values
+        clusters = self.capacity if self.static else max(self.clusters[i])
+        if clusters == 0:
+            none = q_BHD.new_empty(shape.batch, shape.num_kv_heads, 0, dtype=torch.int32)
+            return none, none, q_BHD.new_empty(*q_BHD.shape[:2], 0)
+        widths = self._widths(i, clusters)
+        return cluster_select(
+            q_BHD,
+            self.centroid_LBGCD[i],
+            self.size_LBGC[i],
+            self.num_clusters_LB[i],
+            self.retrieved_LB[i],
+            torch.zeros_like(self.estimated_LB[i]) if whole else self.estimated_LB[i],
+            args.scale,
+            max_retrieved=widths[0],
+            max_estimated=0 if whole else widths[1],  # all are estimated, none is chosen for it
+            softcap=args.softcap or 0.0,
+        )
+
+    def _widths(self, i: int, clusters: int) -> tuple[int, int]:
+        """Width of the retrieved and of the estimated list."""
+        if not self.static:
+            found = max(self.retrieved[i]), max(self.estimated[i])
+        else:
+            found = self._widest("retrieved"), self._widest("estimated")
+        return min(clusters, found[0]), min(clusters, found[1])
+
+    def _widest(self, kind: str) -> int:
+        """The widest row's list after every update that may still come."""
+        widest = 0
+        for used, counts in zip(self.clusters, getattr(self, kind), strict=True):
+            for clusters, count, expected in zip(used, counts, self.sizes, strict=True):
+                updates = (self.capacity - clusters) // expected.update_clusters
+                widest = max(widest, count + updates * getattr(expected, f"{kind}_per_update"))
+        return widest
+
+    def _adapt(
+        self,
+        i: int,
+        retrieved_BGR: Tensor,
+        estimated_BGE: Tensor,
+        logit_BHC: Tensor,
+        q_BHD: Tensor,
+        buffer: WaveBuffer,
+        args: AttentionArgs,
+    ) -> tuple[Tensor, Tensor]:
+        """Estimate those retrieved clusters whose estimate is good enough for this query."""
+        assert self.bound is not None and self.spread is not None
+        keys = buffer.k_recent[i]  # of the denominator only: the keys stand in for values
+        softcap, count = args.softcap or 0.0, buffer.count_LB[i]
+        _, steady_lse = dense_decode(q_BHD, keys, keys, args.scale, end_B=count, softcap=softcap)
+        variance = self.spread.variance(i, q_BHD, args.scale)
+        ordered, stays = self.bound.keep(
+            i, retrieved_BGR, logit_BHC, self.size_LBGC[i], variance, steady_lse
+        )
+        if not self.config.int4_values:  # which estimate whatever is not retrieved
+            estimated_BGE = torch.cat([estimated_BGE, ordered.masked_fill(stays, -1)], -1)
+        return ordered.masked_fill(~stays, -1), estimated_BGE
+
+    def _more_estimates(
+        self, i: int, retrieved_BGR: Tensor, estimated_BGE: Tensor, logit_BHC: Tensor
+    ) -> tuple[Partial, ...]:
+        """The clusters that an option adds to the estimation zone, as a part of the softmax."""
+        if not (self.config.tail or self.config.int4_values):
+            return ()
+        retrieved, size = estimate.membership(retrieved_BGR, self.capacity), self.size_LBGC[i]
+        if self.means is not None:
+            return (estimate.estimate_all(logit_BHC, size, ~retrieved, self.means.read(i)),)
+        assert self.value_sum_LBGCD is not None
+        read = retrieved | estimate.membership(estimated_BGE, self.capacity)
+        sums = self.value_sum_LBGCD[i].float()
+        left_BGD = self.total_LBGD[i] - torch.einsum("bgc,bgcd->bgd", read.float(), sums)
+        return (estimate.estimate_tail(logit_BHC, size, ~read, left_BGD),)
+
+    def estimated_tokens(self, i: int, selection: ClusterSelection) -> Tensor:
+        """Tokens that estimates stand for, mean per row and KV head."""
+        heads = self.shape.batch * self.shape.num_kv_heads
+        if self.config.int4_values:
+            return (self.size_LBGC[i].sum() - selection.num_tokens) / heads
+        return replace(selection, chosen_BGN=selection.estimated_BGE).num_tokens / heads
+
+    def index_bytes(self, i: int, selection: ClusterSelection) -> Tensor:
+        """Centroids and sizes of all clusters, value sums of estimated ones; extras if asked."""
+        shape, config = self.shape, self.config
+        clusters = self.num_clusters_LB[i].sum() * shape.num_kv_heads  # of all rows and heads
+        vector = shape.head_dim * DTYPE_BYTES[shape.dtype]
+        num_bytes = clusters * (vector + 4)
+        if config.int4_values:
+            num_bytes = num_bytes + clusters * (shape.head_dim // 2 + 2)
+        else:
+            num_bytes = num_bytes + (selection.estimated_BGE >= 0).sum() * vector
+        if config.tail:
+            num_bytes = num_bytes + (selection.chosen_BGN >= 0).sum() * vector
+        if config.keeps_covariance:
+            heads = shape.batch * shape.num_kv_heads
+            num_bytes = num_bytes + 2 * clusters + heads * 4 * shape.head_dim**2
+        return num_bytes
 
     @staticmethod
     def plan(config: RetroInferConfig, shape: KVShape) -> Footprint:
@@ -62,11 +217,11 @@ class WaveIndex:
         rows = len(shape.layers) * shape.batch
         heads, clusters = rows * shape.num_kv_heads, capacity(config, shape)
         vector = shape.head_dim * DTYPE_BYTES[shape.dtype]
-        value = FourBit.bytes_per_cluster(shape.head_dim) if config.int4_values else vector
+        value = Int4Values.bytes_per_cluster(shape.head_dim) if config.int4_values else vector
         held = heads * (clusters * (vector + value + 2 * 4) + 8) + rows * 3 * 4
         held += heads * 4 * shape.head_dim * config.tail
-        if config.keeps_spread:
-            held += heads * Spread.bytes_per_head(clusters, shape)
+        if config.keeps_covariance:
+            held += heads * KeyCovariance.bytes_per_head(clusters, shape)
         if config.error_tolerance:
             held += ErrorBound.plan_bytes(shape)
         return Footprint(device=held)
@@ -91,18 +246,18 @@ class WaveIndex:
 
     def add_prompt(self, i: int, row: int, k_GSD: Tensor, v_GSD: Tensor) -> Layout:
         """Index the prompt of layer number ``i``; where each of its tokens goes in the pool."""
-        want = self.sizes[row]
-        clusters = min(want.clusters, k_GSD.shape[1])  # fewer tokens if prefill ended early
-        layout = self._add(i, row, k_GSD, v_GSD, clusters, min(want.segments, clusters))
-        self._count(i, row, clusters, want.retrieved, want.estimated)
+        expected = self.sizes[row]
+        clusters = min(expected.clusters, k_GSD.shape[1])  # fewer tokens if prefill ended early
+        layout = self._add(i, row, k_GSD, v_GSD, clusters, min(expected.segments, clusters))
+        self._count(i, row, clusters, expected.retrieved, expected.estimated)
         return layout
 
     def add_segment(self, i: int, row: int, k_GSD: Tensor, v_GSD: Tensor) -> Layout:
         """Index a segment of generated tokens."""
-        want = self.sizes[row]
-        layout = self._add(i, row, k_GSD, v_GSD, want.update_clusters, 1)
-        more = want.retrieved_per_update, want.estimated_per_update
-        self._count(i, row, want.update_clusters, *more)
+        expected = self.sizes[row]
+        layout = self._add(i, row, k_GSD, v_GSD, expected.update_clusters, 1)
+        added = expected.retrieved_per_update, expected.estimated_per_update
+        self._count(i, row, expected.update_clusters, *added)
         return layout
 
     def _add(

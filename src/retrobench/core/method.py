@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from retrobench.core.budget import Budget
 from retrobench.core.shapes import Footprint, KVShape
@@ -20,20 +20,39 @@ from retrobench.core.shapes import Footprint, KVShape
 if TYPE_CHECKING:
     from torch import Tensor
 
-Bytes = Literal["kv", "index", "weights", "h2d", "d2h"]
+ALL_QUERIES = -1  # of ``Needs.prompt_queries``
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """What a method asks of the engine beyond keys, values and decode queries.
+    """What a method asks of the engine beyond the prompt's keys and values and decode queries.
 
-    The engine reads this; nobody tests a method's type. ``layer_inputs``: call ``bind`` once and
-    ``layer_input`` before each layer's attention. ``calibration``: a file made beforehand
-    (``scripts/calibrate.py``), looked for by ``Method.calibration``.
+    The engine reads this; nobody tests a method's type.
+
+    - ``layer_inputs``: in a decode step, call ``layer_input`` before each layer's attention, and
+      ``bind`` once before the first.
+    - ``calibration``: a file made beforehand (``scripts/calibrate.py``).
+    - ``prompt_queries``: keep the queries of the last so many prompt tokens (``ALL_QUERIES``: all).
+    - ``prompt_mass``: keep the attention mass that the last so many prompt tokens give each key.
+    - ``prompt_inputs``: keep the inputs of each layer's attention over the prompt.
     """
 
     layer_inputs: bool = False
     calibration: bool = False
+    prompt_queries: int = 0
+    prompt_mass: int = 0
+    prompt_inputs: bool = False
+
+    def __or__(self, other: Needs) -> Needs:
+        """What both ask for."""
+        queries = self.prompt_queries, other.prompt_queries
+        return Needs(
+            layer_inputs=self.layer_inputs or other.layer_inputs,
+            calibration=self.calibration or other.calibration,
+            prompt_queries=ALL_QUERIES if ALL_QUERIES in queries else max(queries),
+            prompt_mass=max(self.prompt_mass, other.prompt_mass),
+            prompt_inputs=self.prompt_inputs or other.prompt_inputs,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +63,26 @@ class AttentionArgs:
     softcap: float | None = None
 
 
+@dataclass(slots=True, kw_only=True)
+class PromptLayer:
+    """One managed layer of a prefilled prompt: what a method builds its state from.
+
+    ``k_BGSD`` and ``v_BGSD`` are post-RoPE keys and values in position order, left padding
+    included. The optional parts are there if ``Needs`` asks for them: queries of the last W tokens
+    ``q_BHWD``, attention mass per key and query head ``mass_BHS``, inputs ``input_BSM``.
+    ``memory`` is the storage behind keys and values where the method may keep it instead of copying
+    (it has room for the whole session); None where other methods read the same prompt.
+    """
+
+    k_BGSD: Tensor
+    v_BGSD: Tensor
+    args: AttentionArgs
+    q_BHWD: Tensor | None = None
+    mass_BHS: Tensor | None = None
+    input_BSM: Tensor | None = None
+    memory: tuple[Tensor, Tensor] | None = None
+
+
 class ModelView(Protocol):
     """What a method with ``needs.layer_inputs`` may ask of the model."""
 
@@ -52,10 +91,10 @@ class ModelView(Protocol):
         """Stable identity of the weights (a content hash)."""
         ...
 
-    def queries(self, layer: int, hidden_BTE: Tensor) -> Tensor | None:
+    def queries(self, layer: int, hidden_BTM: Tensor) -> Tensor | None:
         """Post-RoPE queries ``q_BHTD`` that ``layer`` would compute from these hidden states.
 
-        None where they cannot be computed yet (before the first served layer of a forward).
+        None where they cannot be computed yet (before the first managed layer of a forward).
         """
         ...
 
@@ -65,30 +104,33 @@ class ModelView(Protocol):
 
 
 class Probe(Protocol):
-    """Where a method reports what it did. ``NullProbe`` costs nothing in timed runs."""
+    """Where a method reports what it did.
+
+    ``counting`` and ``detail`` say whether anybody listens: ask before building arguments, so that
+    a timed run pays nothing.
+    """
+
+    @property
+    def counting(self) -> bool:
+        """Whether ``count`` is listened to."""
+        ...
 
     @property
     def detail(self) -> bool:
-        """Whether ``selected`` is listened to: ask before building its arguments."""
+        """Whether ``selected`` is listened to."""
         ...
 
     def span(self, name: str) -> AbstractContextManager[None]:
         """Times a named part of a step."""
         ...
 
-    def moved(self, kind: Bytes, num_bytes: int) -> None:
-        """Bytes read (``kv``, ``index``, ``weights``) or copied between tiers (``h2d``, ``d2h``).
+    def count(self, layer: int, **amounts: float | Tensor) -> None:
+        """Add what one decode call of a layer cost; names are ``core.counts.COUNTS``.
 
-        ``weights`` are read beyond those of the model's own forward, once per batch.
+        ``attended`` (tokens attended exactly, mean per row and head) must be among them once per
+        call: it proves that the layer ran. Amounts are numbers, or tensors of one element that stay
+        on their device until the answer is complete.
         """
-        ...
-
-    def access(self, layer: int, hits: int, misses: int, evictions: int = 0) -> None:
-        """Fast-tier hits, misses and evictions of a layer in one step, in KV pages."""
-        ...
-
-    def live(self, layer: int, *, attended: float, estimated: float = 0.0) -> None:
-        """Tokens per row and head that layer attended exactly, and through estimates."""
         ...
 
     def selected(
@@ -101,7 +143,7 @@ class Probe(Protocol):
         """Which tokens a decode call attends (only if ``detail``).
 
         ``token_BGR``: positions attended exactly, -1 padded, per KV head or query head.
-        ``estimate``: the ``engine.attend.Estimate`` in use, if any; ``member_BGE``: positions of
+        ``estimate``: the ``engine.attention.Estimate`` in use, if any; ``member_BGE``: positions of
         the tokens that it stands for, cluster after cluster, -1 padded at the end.
         """
         ...
@@ -110,19 +152,14 @@ class Probe(Protocol):
 class NullProbe:
     """A probe that does nothing."""
 
+    counting = False
     detail = False
 
     def span(self, name: str) -> AbstractContextManager[None]:
         """No-op."""
         return contextlib.nullcontext()
 
-    def moved(self, kind: Bytes, num_bytes: int) -> None:
-        """No-op."""
-
-    def access(self, layer: int, hits: int, misses: int, evictions: int = 0) -> None:
-        """No-op."""
-
-    def live(self, layer: int, *, attended: float, estimated: float = 0.0) -> None:
+    def count(self, layer: int, **amounts: float | Tensor) -> None:
         """No-op."""
 
     def selected(
@@ -136,11 +173,16 @@ class NullProbe:
 
 
 class Method(ABC):
-    """KV state and attention of one batch, for one session.
+    """KV state and decode attention of one batch, for one session.
 
-    Life: constructor -> ``prefill`` (per layer, one or more chunks) -> ``seal`` -> ``decode`` (per
-    layer and step), ``step`` after each step -> ``close``. ``Config`` is a frozen keyword-only
-    dataclass whose fields are the options ``method.*``.
+    The engine prefills; a method never computes prefill attention. Life: constructor -> ``build``
+    (once per layer, with the prompt) -> ``finish_build`` -> per decode step ``begin_step``,
+    ``decode`` per layer, ``end_step`` -> ``close``. ``Config`` is a frozen keyword-only dataclass
+    whose fields are the options ``method.*``.
+
+    A CUDA graph can hold ``decode`` if shapes, addresses and host values do not change from step to
+    step. A method that can do that takes ``static = True`` (set by the executor before ``build``)
+    and leaves whatever the host must do to ``begin_step``.
     """
 
     name: ClassVar[str]
@@ -149,6 +191,7 @@ class Method(ABC):
     Calibrator: ClassVar[type[Calibrator] | None] = None
     memory_knob: ClassVar[str | None] = None  # the option that `match=gpu_memory` solves
     budgeted: ClassVar[bool] = True  # false: attends everything, so every budget is the same cell
+    static: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -178,13 +221,11 @@ class Method(ABC):
         """Bytes by place that a session of this shape will hold, computed before allocation."""
 
     @abstractmethod
-    def prefill(
-        self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
-    ) -> Tensor:
-        """Take a chunk of the prompt's keys and values; return its attention ``o_BHTD``."""
+    def build(self, layer: int, prompt: PromptLayer) -> None:
+        """Take one layer of the prompt: store its keys and values, build the index."""
 
-    def seal(self) -> None:
-        """The prompt is complete: build the index, offload."""
+    def finish_build(self) -> None:
+        """All layers are built; decode steps follow."""
 
     @abstractmethod
     def decode(
@@ -200,30 +241,49 @@ class Method(ABC):
         """
         raise NotImplementedError
 
-    def layer_input(self, layer: int, hidden_BTE: Tensor, phase: str) -> None:
-        """Input of a layer's attention, after its norm (only if ``needs.layer_inputs``)."""
+    def layer_input(self, layer: int, hidden_BTM: Tensor) -> None:
+        """Input of a layer's attention in a decode step (only if ``needs.layer_inputs``)."""
 
     def bind(self, model: ModelView) -> None:
-        """The model, before prefill (only if ``needs.layer_inputs``)."""
+        """The model, before ``build`` (only if ``needs.layer_inputs``)."""
 
-    def step(self) -> None:
+    def begin_step(self) -> None:
+        """The host's part of the coming decode step: lengths, index updates."""
+
+    def end_step(self) -> None:
         """After the last layer of a decode step."""
 
+    def report_counts(self) -> None:
+        """Tell the probe what was counted elsewhere (a block cache), once the answer is there."""
+
+    def no_graph(self) -> str | None:
+        """Why a CUDA graph cannot hold this method's decode step; None if it can."""
+        return f"method={self.name} needs the host in every step"
+
     def allocated(self) -> Footprint:
-        """Bytes held now, by place; after ``seal`` it must equal ``plan``."""
+        """Bytes held now, by place; after ``finish_build`` it must equal ``plan``."""
         return Footprint()
 
     def stats(self) -> Mapping[str, Any]:
-        """Facts about this session for the row (cluster counts, hit ratio ...)."""
+        """Fields about this session for the row (cluster counts, hit ratio ...)."""
         return {}
 
     def close(self) -> None:
         """Free all state."""
 
 
-class Calibrator(Method):
-    """Watches the prefill of a calibration text, then writes its file (``needs.calibration``)."""
+class Calibrator(ABC):
+    """Makes the file that a method needs beforehand, from the prefill of a calibration text."""
 
+    needs: ClassVar[Needs]
+
+    @classmethod
     @abstractmethod
-    def save(self, weights_id: str, about: Mapping[str, str]) -> Path:
+    def save(
+        cls,
+        config: Any,
+        layers: Mapping[int, PromptLayer],
+        weights_id: str,
+        about: Mapping[str, str],
+    ) -> Path:
         """Write the file of these weights; ``about`` becomes its metadata."""

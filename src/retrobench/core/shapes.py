@@ -2,15 +2,23 @@
 
 Tensors carry their axes as a suffix, e.g. ``q_BHTD``, ``k_BGSD``, ``score_BGC``:
 
-======  =====================  ======  =========================
-letter  axis                   letter  axis
-======  =====================  ======  =========================
-``B``   batch                  ``S``   context tokens
-``L``   layers                 ``T``   new tokens
-``H``   query heads            ``C``   clusters or pages
-``G``   KV heads               ``R``   retrieved tokens
-``D``   head dim
-======  =====================  ======  =========================
+======  ===================================  ======  ====================================
+letter  axis                                 letter  axis
+======  ===================================  ======  ====================================
+``B``   batch                                ``S``   context tokens (positions or slots)
+``L``   layers                               ``T``   new tokens (a chunk; 1 in a step)
+``H``   query heads                          ``W``   tokens of a window or recent zone
+``G``   KV heads                             ``R``   retrieved tokens or clusters, -1 padded
+``N``   query heads of a KV head; entries    ``C``   clusters or pages of an index
+        of a list, -1 padded (pages, runs)   ``E``   estimated clusters or their tokens
+``D``   head dim                             ``P``   pages of a page table; slots of a pool
+``M``   model width; moved pages             ``Q``   slots of a block cache
+``V``   vocabulary                           ``K``   selected pages
+``X``   splits of a context in a kernel      ``F``   points of a curve
+======  ===================================  ======  ====================================
+
+A digit is an axis of that size. Where the axes of a tensor are flattened into rows of heads
+(batch x KV heads, as page tables do), ``N`` stands for that row.
 """
 
 from __future__ import annotations
@@ -22,7 +30,7 @@ DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVShape:
-    """Shape of the KV cache of one batch, for the layers that a method serves.
+    """Shape of the KV cache of one batch, for the layers that a method manages.
 
     ``pad_tokens`` is the left padding of each row; ``layers`` are the model's layer indexes with
     full attention (sliding-window layers stay with the model). ``max_tokens`` counts left padding,
@@ -50,8 +58,13 @@ class KVShape:
         return self.num_heads // self.num_kv_heads
 
     @property
+    def value_bytes(self) -> int:
+        """Bytes of one number."""
+        return DTYPE_BYTES[self.dtype]
+
+    @property
     def kv_bytes_per_token(self) -> int:
-        """K and V bytes of one token in all served layers of one sequence."""
+        """K and V bytes of one token in all managed layers of one sequence."""
         return len(self.layers) * self.layer_token_bytes
 
     @property

@@ -7,6 +7,7 @@ because the method owns them; sliding-window layers keep the model's own cache.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -16,18 +17,33 @@ from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import flash_attention_mask
 
 from retrobench.core.method import AttentionArgs
-from retrobench.engine.attention.math import causal
+from retrobench.engine.attention.exact import causal
 
 NAME = "retrobench"
 
 
+class MethodBypassed(RuntimeError):
+    """A managed layer was not reached in a step: the model computes its attention by itself."""
+
+
 class AttentionOwner(Protocol):
-    """What the attention function asks of a session."""
+    """What computes the attention of managed layers: a prefill, or a session.
+
+    ``ids_BS`` is the whole prompt, ``length`` how many tokens went through the model before.
+    """
+
+    ids_BS: Tensor
+    length: int
+    pad_tokens: tuple[int, ...]
 
     def attend(
         self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
     ) -> Tensor:
-        """Attention of the new tokens of a served layer, ``o_BHTD``."""
+        """Attention of the new tokens of a managed layer, ``o_BHTD``."""
+        ...
+
+    def layer_input(self, layer: int, hidden_BTM: Tensor) -> None:
+        """The input of a layer's attention, where somebody asked for it."""
         ...
 
 
@@ -112,7 +128,7 @@ def attach(model: PreTrainedModel) -> None:
         raise ValueError(f"model {family} does not support attention functions: {error}") from error
     config = model.config.get_text_config()
     if getattr(config, "_attn_implementation", None) != NAME:
-        raise ValueError(f"model {family} ignores the attention interface; it cannot be served")
+        raise ValueError(f"model {family} ignores the attention interface; it cannot be managed")
 
 
 def make_cache(model: PreTrainedModel) -> tuple[DynamicCache, tuple[int, ...]]:
@@ -124,16 +140,93 @@ def make_cache(model: PreTrainedModel) -> tuple[DynamicCache, tuple[int, ...]]:
     cache = DynamicCache(config=config)
     if not cache.layers:
         cache.layers = [DynamicLayer() for _ in range(config.num_hidden_layers)]  # type: ignore
-    served = tuple(i for i, layer in enumerate(cache.layers) if type(layer) is DynamicLayer)
-    if not served:
+    managed = tuple(i for i, layer in enumerate(cache.layers) if type(layer) is DynamicLayer)
+    if not managed:
         kinds = sorted({type(layer).__name__ for layer in cache.layers})
         raise ValueError(
             f"model {type(model).__name__} has no full-attention layer to serve "
             f"(its cache layers are {', '.join(kinds)})"
         )
-    for i in served:
+    for i in managed:
         cache.layers[i] = PassThroughLayer()
-    return cache, served
+    return cache, managed
+
+
+def forward(
+    model: PreTrainedModel,
+    ids_BT: Tensor,
+    cache: DynamicCache,
+    owner: Any,
+    position_BT: Tensor | None = None,
+) -> Tensor:
+    """The model on new tokens; float32 logits ``BV`` of the last one.
+
+    Managed layers need no mask: their attention knows the padding. The others get one.
+    """
+    mask = None
+    if position_BT is None:
+        end = owner.length + ids_BT.shape[1]
+        pad_B1 = torch.tensor(owner.pad_tokens, device=ids_BT.device)[:, None]
+        position = torch.arange(end, device=ids_BT.device)
+        position_BT = (position[owner.length :] - pad_B1).clamp_min(0)
+        if any(owner.pad_tokens) and not all(map(_managed, cache.layers)):
+            mask = (position >= pad_B1).long()
+    output = model(
+        input_ids=ids_BT,
+        attention_mask=mask,
+        position_ids=position_BT,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+        session=owner,
+    )
+    return output.logits[:, -1].float()
+
+
+def _managed(layer: Any) -> bool:
+    return isinstance(layer, PassThroughLayer)
+
+
+def check_reached(model: PreTrainedModel, layers: tuple[int, ...], reached: set[int]) -> None:
+    """MethodBypassed if a managed layer did not ask for its attention."""
+    missing = set(layers) - reached
+    if missing:
+        raise MethodBypassed(
+            f"layers {sorted(missing)} of {type(model).__name__} did not reach the method: the "
+            "model computes their attention by itself"
+        )
+
+
+def hook_layer_inputs(
+    model: PreTrainedModel, listener: Callable[[int, Tensor], None], view: Any = None
+) -> list[Any]:
+    """Give ``listener`` the input of every layer's attention; handles to remove.
+
+    ``view`` (``ModelQueries``) sees the call's other arguments, and its own calls are left out.
+    """
+
+    def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if view is not None and view.computing:
+            return
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if view is not None:
+            view.observe(int(module.layer_idx), kwargs)
+        listener(int(module.layer_idx), hidden)
+
+    modules = attention_modules(model).values()
+    return [module.register_forward_pre_hook(hook, with_kwargs=True) for module in modules]
+
+
+def attention_modules(model: PreTrainedModel) -> dict[int, Any]:
+    """Attention module of every decoder layer; ValueError for a model without ``self_attn``."""
+    decoder: Any = model.get_decoder()
+    missing = [i for i, layer in enumerate(decoder.layers) if not hasattr(layer, "self_attn")]
+    if missing:
+        raise ValueError(
+            f"model {type(model).__name__}: layers {missing} have no `self_attn`; methods that "
+            "need layer inputs cannot serve it"
+        )
+    return {i: layer.self_attn for i, layer in enumerate(decoder.layers)}
 
 
 def kv_geometry(model: PreTrainedModel) -> tuple[int, int, int]:

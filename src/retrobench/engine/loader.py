@@ -62,13 +62,13 @@ class Loaded:
 
 
 @dataclass(slots=True, kw_only=True)
-class Described:
+class ModelInfo:
     """A model before its weights are read: enough for keys, shapes and bytes.
 
-    ``skeleton`` is the architecture on the meta device (or an embedded model, which is small).
+    ``meta_model`` is the architecture on the meta device (or an embedded model, which is small).
     """
 
-    skeleton: PreTrainedModel
+    meta_model: PreTrainedModel
     tokenizer: Any
     identity: dict[str, Any]
     context_limit: int | None
@@ -78,11 +78,11 @@ class Described:
     @property
     def weight_bytes(self) -> int:
         """Bytes of parameters and buffers."""
-        return self.skeleton.get_memory_footprint()
+        return self.meta_model.get_memory_footprint()
 
 
 @lru_cache(maxsize=4)
-def describe(config: ModelConfig) -> Described:
+def describe(config: ModelConfig) -> ModelInfo:
     """Architecture, tokenizer and revision; ValueError naming what is missing and how to get it."""
     device = config.device
     if device == "auto":
@@ -99,16 +99,16 @@ def describe(config: ModelConfig) -> Described:
     if config.source == "constructed":
         from retrobench.engine import embedded
 
-        skeleton, tokenizer = embedded.load_constructed(dtype)
+        meta_model, tokenizer = embedded.load_constructed(dtype)
         revision, supported = embedded.content_hash(), frozenset(embedded.SUPPORTED_TASKS)
     elif config.source == "tiny":
-        skeleton = _skeleton(AutoConfig.from_pretrained(TINY_DIR), dtype)
+        meta_model = _build_meta_model(AutoConfig.from_pretrained(TINY_DIR), dtype)
         tokenizer = AutoTokenizer.from_pretrained(TINY_DIR)
         revision = _folder_hash(TINY_DIR)
         supported = frozenset(json.loads((TINY_DIR / SUPPORTED).read_text(encoding="utf-8")))
     else:
-        skeleton, tokenizer, revision = _describe_checkpoint(config, dtype)
-    limit = hf.context_limit(skeleton)
+        meta_model, tokenizer, revision = _describe_checkpoint(config, dtype)
+    limit = hf.context_limit(meta_model)
     if config.max_context_tokens:
         limit = min(limit or config.max_context_tokens, config.max_context_tokens)
     template = {}
@@ -125,8 +125,8 @@ def describe(config: ModelConfig) -> Described:
         "max_context_tokens": config.max_context_tokens,
         **template,
     }
-    return Described(
-        skeleton=skeleton,
+    return ModelInfo(
+        meta_model=meta_model,
         tokenizer=tokenizer,
         identity=identity,
         context_limit=limit,
@@ -147,34 +147,34 @@ def _template(text: str) -> str:
 
 def load(config: ModelConfig) -> Loaded:
     """Load weights and tokenizer; ValueError naming what is missing and how to get it."""
-    described = describe(config)
+    info = describe(config)
     if config.source == "trace":
         return Loaded(
-            model=described.skeleton,
-            tokenizer=described.tokenizer,
-            identity=described.identity,
-            context_limit=described.context_limit,
+            model=info.meta_model,
+            tokenizer=info.tokenizer,
+            identity=info.identity,
+            context_limit=info.context_limit,
         )
-    dtype = described.skeleton.dtype
+    dtype = info.meta_model.dtype
     if config.source == "constructed":
-        model = described.skeleton
+        model = info.meta_model
     elif config.source == "tiny":
         model = AutoModelForCausalLM.from_pretrained(TINY_DIR, dtype=dtype)
     elif config.weights == "random":
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(described.skeleton.config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(info.meta_model.config, dtype=dtype)
     else:
         model = _load_checkpoint(config, dtype)
     if not config.device_map:
-        model = model.to(described.device)  # type: ignore[arg-type]
+        model = model.to(info.device)  # type: ignore[arg-type]
     model.eval()
     hf.attach(model)
     return Loaded(
         model=model,
-        tokenizer=described.tokenizer,
-        identity=described.identity,
-        context_limit=described.context_limit,
-        supported_tasks=described.supported_tasks,
+        tokenizer=info.tokenizer,
+        identity=info.identity,
+        context_limit=info.context_limit,
+        supported_tasks=info.supported_tasks,
     )
 
 
@@ -194,7 +194,7 @@ def is_resident(config: ModelConfig) -> bool:
     return config in _resident
 
 
-def _describe_trace(config: ModelConfig, device: str) -> Described:
+def _describe_trace(config: ModelConfig, device: str) -> ModelInfo:
     """A recorded trace in the place of a model; its identity is the manifest's."""
     if not config.path:
         raise ValueError("model=trace needs model.path=FOLDER (model=trace:FOLDER says the same)")
@@ -202,8 +202,8 @@ def _describe_trace(config: ModelConfig, device: str) -> Described:
     recorded = model.manifest["model"]
     identity = {**recorded, "source": "trace", "trace": digest(model.manifest)}
     identity["name"] = config.name or f"trace of {recorded['name']}"
-    return Described(
-        skeleton=model,  # type: ignore[arg-type]
+    return ModelInfo(
+        meta_model=model,  # type: ignore[arg-type]
         tokenizer=TraceTokenizer(model.manifest, model.end_id),
         identity=identity,
         context_limit=None,
@@ -239,7 +239,7 @@ def _describe_checkpoint(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, 
             from retrobench.engine.embedded.tokenizer import build_tokenizer
 
             tokenizer = build_tokenizer()
-    return _skeleton(model_config, dtype, config.trust_remote_code), tokenizer, revision
+    return _build_meta_model(model_config, dtype, config.trust_remote_code), tokenizer, revision
 
 
 def _load_checkpoint(config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
@@ -271,7 +271,7 @@ def _missing(config: ModelConfig) -> Iterator[None]:
         ) from error
 
 
-def _skeleton(config: Any, dtype: torch.dtype, remote: bool = False) -> PreTrainedModel:
+def _build_meta_model(config: Any, dtype: torch.dtype, remote: bool = False) -> PreTrainedModel:
     """The architecture without data: no memory, well under a second for an 8B model."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=remote)

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from retrobench.core.method import AttentionArgs
+from retrobench.engine import hf
 
 
 class _Captured(Exception):
@@ -36,16 +37,9 @@ class _Capture:
 class ModelQueries:
     """The ``ModelView`` of a loaded model; ``attention`` holds its layers' attention modules."""
 
-    def __init__(self, model: PreTrainedModel, served: tuple[int, ...]) -> None:
-        self._model, self._served = model, frozenset(served)
-        decoder: Any = model.get_decoder()
-        missing = [i for i, layer in enumerate(decoder.layers) if not hasattr(layer, "self_attn")]
-        if missing:
-            raise ValueError(
-                f"model {type(model).__name__}: layers {missing} have no `self_attn`; methods that "
-                "need layer inputs cannot serve it"
-            )
-        self.attention = {i: layer.self_attn for i, layer in enumerate(decoder.layers)}
+    def __init__(self, model: PreTrainedModel, managed: tuple[int, ...]) -> None:
+        self._model, self._managed = model, frozenset(managed)
+        self.attention = hf.attention_modules(model)
         self.computing = False
         self._context: dict[str, Any] = {}
 
@@ -55,21 +49,21 @@ class ModelQueries:
         return weights_id(self._model)
 
     def observe(self, layer: int, kwargs: dict[str, Any]) -> None:
-        """Keep the rotary embeddings of this forward's newest served layer (some mix several)."""
+        """Keep the rotary embeddings of this forward's newest managed layer (some mix several)."""
         if layer == 0:
             self._context = {}
-        if layer in self._served:
+        if layer in self._managed:
             names = ("position_embeddings", "position_ids")
             self._context = {name: kwargs[name] for name in names if name in kwargs}
 
-    def queries(self, layer: int, hidden_BTE: Tensor) -> Tensor | None:
+    def queries(self, layer: int, hidden_BTM: Tensor) -> Tensor | None:
         """Post-RoPE ``q_BHTD``. Costs the layer's q, k and v projections."""
         if not self._context:
             return None
         self.computing = True
         try:
             self.attention[layer](
-                hidden_states=hidden_BTE,
+                hidden_states=hidden_BTM,
                 attention_mask=None,
                 past_key_values=None,
                 session=_Capture(),

@@ -23,69 +23,54 @@ from transformers import LlamaConfig
 
 from retrobench.core.budget import Budget
 from retrobench.core.cell import digest
-from retrobench.core.method import AttentionArgs, Method, ModelView, Needs, Probe
-from retrobench.core.shapes import Footprint, KVShape
-from retrobench.engine.attention.math import causal, dense_decode
-from retrobench.memory.placement import DeviceStore, kv_bytes
+from retrobench.core.method import ALL_QUERIES, AttentionArgs, ModelView, Needs, Probe, PromptLayer
+from retrobench.core.shapes import KVShape
+from retrobench.engine.attention.dense import DenseMethod
+from retrobench.engine.hf import AttentionOwner
 
 MANIFEST = "manifest.json"
 
 
-class Recorder(Method):
+class TraceRecorder(DenseMethod):
     """Full attention that keeps what it sees."""
 
     name = "recorder"
-    needs = Needs(layer_inputs=True)
+    needs = Needs(layer_inputs=True, prompt_queries=ALL_QUERIES)
 
     def __init__(
         self, config: Any, shape: KVShape, probe: Probe | None = None, budget: Budget | None = None
     ) -> None:
         super().__init__(config, shape, probe, budget)
-        self.store = DeviceStore(shape)
         self.queries: dict[int, list[Tensor]] = {layer: [] for layer in shape.layers}
         self.guesses: dict[int, list[Tensor]] = {layer: [] for layer in shape.layers}
         self.args: dict[int, AttentionArgs] = {}
         self.model: ModelView | None = None
 
-    @classmethod
-    def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:
-        """The exact cache."""
-        return DeviceStore.plan(shape)
-
     def bind(self, model: ModelView) -> None:
         """The model whose queries are guessed."""
         self.model = model
 
-    def layer_input(self, layer: int, hidden_BTE: Tensor, phase: str) -> None:
+    def layer_input(self, layer: int, hidden_BTM: Tensor) -> None:
         """Keep the next layer's queries as this layer's input predicts them."""
-        if phase == "decode" and layer + 1 in self.guesses:
+        if layer + 1 in self.guesses:
             assert self.model is not None
-            guess = self.model.queries(layer + 1, hidden_BTE)
+            guess = self.model.queries(layer + 1, hidden_BTM)
             if guess is not None:
                 self.guesses[layer + 1].append(guess)
 
-    def prefill(
-        self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
-    ) -> Tensor:
-        """Exact attention over the prompt so far."""
-        self._keep(layer, q_BHTD, k_BGTD, v_BGTD, args)
-        return causal(q_BHTD, self.store.keys(layer), self.store.values(layer), args)
+    def build(self, layer: int, prompt: PromptLayer) -> None:
+        """Keep the prompt's queries too."""
+        super().build(layer, prompt)
+        assert prompt.q_BHWD is not None
+        self.queries[layer].append(prompt.q_BHWD.cpu())
+        self.args[layer] = prompt.args
 
     def decode(
         self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
     ) -> Tensor:
         """Exact attention over everything."""
-        self._keep(layer, q_BHTD, k_BGTD, v_BGTD, args)
-        self.probe.live(layer, attended=self.store.keys(layer).shape[2])
-        self.probe.moved("kv", kv_bytes(self.shape, 1) // len(self.shape.layers))
-        return dense_decode(q_BHTD, self.store.keys(layer), self.store.values(layer), args)
-
-    def _keep(
-        self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
-    ) -> None:
-        self.store.append(layer, k_BGTD, v_BGTD)
         self.queries[layer].append(q_BHTD.cpu())
-        self.args[layer] = args
+        return super().decode(layer, q_BHTD, k_BGTD, v_BGTD, args)
 
     def save(self, folder: Path, index: int) -> int:
         """Write the shards of one prompt; their bytes."""
@@ -117,13 +102,9 @@ class Recorder(Method):
             "args": {str(i): [args.scale, args.softcap] for i, args in self.args.items()},
         }
 
-    def allocated(self) -> Footprint:
-        """Bytes of the cache."""
-        return self.store.footprint()
-
     def close(self) -> None:
         """Free everything."""
-        self.store.close()
+        super().close()
         self.queries.clear()
         self.guesses.clear()
 
@@ -162,7 +143,7 @@ class TraceView:
         """Of the recorded model."""
         return self._model.recorded_weights_id
 
-    def queries(self, layer: int, hidden_BTE: Tensor) -> Tensor | None:
+    def queries(self, layer: int, hidden_BTM: Tensor) -> Tensor | None:
         """The recorded guess for the position at hand."""
         return self._model.guess(layer)
 
@@ -174,8 +155,11 @@ class TraceView:
 class TraceModel(torch.nn.Module):
     """Feeds recorded tensors to a session, layer by layer, as a model of that shape would.
 
-    Its logits put all weight on the recorded next token, then on ``end_id``.
+    Its logits put all weight on the recorded next token, then on ``end_id``. ``replays`` tells a
+    prefill that nobody reads its attention.
     """
+
+    replays = True
 
     def __init__(self, folder: Path, device: str) -> None:
         super().__init__()
@@ -196,8 +180,8 @@ class TraceModel(torch.nn.Module):
         self._sample: dict[str, Any] = {}
         self._position = 0
 
-    def forward(self, input_ids: Tensor, session: Any, **kwargs: Any) -> Any:
-        """One chunk or step of the recorded prompt that the session runs."""
+    def forward(self, input_ids: Tensor, session: AttentionOwner, **kwargs: Any) -> Any:
+        """One chunk or step of the recorded prompt that a prefill or session runs."""
         start, end = session.length, session.length + input_ids.shape[1]
         if start == 0:
             self._sample = self._find(session.ids_BS)
@@ -205,8 +189,7 @@ class TraceModel(torch.nn.Module):
             raise ValueError(f"{self._sample['id']}: the trace ends after {start} tokens")
         self._position = start
         for layer in self.manifest["layers"]:
-            if session.method.needs.layer_inputs:
-                session.method.layer_input(layer, input_ids, session.phase)
+            session.layer_input(layer, input_ids)
             with safe_open(self._shard(layer), "pt", device=str(self.device)) as stream:
                 q, k, v = (
                     stream.get_slice(name)[:, start:end][None]

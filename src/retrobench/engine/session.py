@@ -1,45 +1,59 @@
-"""Session: one batch of prompts through one model with one method.
-
-``prefill`` (chunked) -> ``seal`` -> ``decode`` loop. It owns phases, lengths and clock points.
-"""
+"""Session: one batch of prompts through one model with one method, from its prefill on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from retrobench.core.budget import Budget
-from retrobench.core.method import AttentionArgs, Method, Probe
+from retrobench.core.method import AttentionArgs, Method, NullProbe, Probe
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.engine import hf
+from retrobench.engine.attention.dense import DenseMethod
+from retrobench.engine.executor import make_executor
+from retrobench.engine.prefill import NotFinite, PrefilledPrompt, prefill
 from retrobench.engine.queries import ModelQueries
-from retrobench.engine.replay import TraceModel
-
-
-class NotLive(RuntimeError):
-    """A served layer was not reached in a step: the model silently bypassed the method."""
-
-
-class NotFinite(RuntimeError):
-    """The logits held NaN."""
-
+from retrobench.engine.shape import kv_shape, split_layers
 
 Stop = Callable[[list[int]], bool]  # whether the tokens of an answer end it
 
 
+class Comparator(Protocol):
+    """Compares each decode call of a method with exact attention on the same inputs."""
+
+    def compare(
+        self,
+        layer: int,
+        q_BHTD: Tensor,
+        k_BGSD: Tensor,
+        v_BGSD: Tensor,
+        exact_BHTD: Tensor,
+        ours_BHTD: Tensor,
+        args: AttentionArgs,
+        pad_tokens: tuple[int, ...],
+    ) -> None:
+        """One decode call: all keys and values, the exact output and the method's."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoding:
-    """How tokens are chosen. ``temperature`` 0 is greedy."""
+    """How tokens are chosen (``temperature`` 0 is greedy), and how many end an answer.
+
+    The host looks for the end of an answer every ``check_every`` steps; tokens beyond it are cut.
+    """
 
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    check_every: int = 1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,7 +63,7 @@ class Generation:
     token_ids: list[list[int]] = field(default_factory=list)
     stop_reasons: list[str] = field(default_factory=list)
     prefill_s: float | None = 0.0  # None: a later turn of a conversation
-    seal_s: float | None = 0.0
+    build_s: float | None = 0.0
     decode_s: float = 0.0
     decode_steps: int = 0
     footprint: Footprint = field(default_factory=Footprint)
@@ -61,237 +75,271 @@ class Generation:
 
 
 class Session:
-    """Runs one batch. Use once; ``close`` frees the method's memory and detaches hooks."""
+    """Decodes one batch with one method. Use once; ``close`` frees memory and removes hooks.
+
+    Layers are routed: ``dense_layers`` to full attention, the other managed layers to the method.
+    With a ``comparator`` the model goes on with exact attention in every layer (a reference run)
+    and the method answers each decode call beside it, so errors do not compound.
+    """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        method_class: Callable[..., Method],
+        method_class: type[Method],
         config: Any,
-        prompts: Sequence[Sequence[int]],
+        prompt: PrefilledPrompt,
         *,
-        probe: Probe,
-        clock: Callable[[], float],
         max_new_tokens: int,
+        clock: Callable[[], float],
+        probe: Probe | None = None,
         budget: Budget | None = None,
-        chunk_tokens: int = 4096,
-        on_prefill: Callable[[int], None] | None = None,
+        dense_layers: tuple[int, ...] = (),
+        executor: str = "eager",
+        comparator: Comparator | None = None,
+        last_use: bool = True,
     ) -> None:
-        self.model, self.clock = model, clock
-        self.chunk_tokens = chunk_tokens
-        self.on_prefill = on_prefill
-        longest = max(map(len, prompts))
-        pads = tuple(longest - len(prompt) for prompt in prompts)
-        rows = [[0] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
-        self.ids_BS = torch.tensor(rows, device=model.device)
-        self.pad_B1 = torch.tensor(pads, device=model.device)[:, None]
-        self.cache, self.layers = hf.make_cache(model)
-        self.shape = kv_shape(model, pads, longest, max_new_tokens)
-        self.method = method_class(config, self.shape, probe, budget)
-        self.phase = "prefill"
-        self.length = 0
-        self._reached: set[int] = set()
+        self.model, self.prompt, self.clock = model, prompt, clock
+        self.probe = probe if probe is not None else NullProbe()
+        self.comparator, self.last_use = comparator, last_use
+        self.ids_BS, self.length = prompt.ids_BS, prompt.num_tokens
+        self.pad_tokens = prompt.pad_tokens
+        self.pad_B1 = torch.tensor(prompt.pad_tokens, device=model.device)[:, None]
+        self.layers = tuple(sorted(prompt.layers))
+        self.shape = kv_shape(model, prompt.pad_tokens, self.ids_BS.shape[1], max_new_tokens)
+        kept, left = split_layers(self.shape, dense_layers)
+        self.method = method_class(config, left, self.probe, budget)
+        self.routes: dict[int, Method] = dict.fromkeys(left.layers, self.method)
+        if kept.layers:
+            self.routes |= dict.fromkeys(kept.layers, DenseMethod(None, kept, self.probe))
+        self.methods = tuple(dict.fromkeys(self.routes.values()))
+        self.reference = DenseMethod(None, self.shape) if comparator is not None else None
+        self.cache = prompt.fork_cache(last_use)
+        self.logits, self.build_s = prompt.logits_BV, 0.0
+        self.reached: set[int] = set()
+        self.stepped: list[Tensor] = []  # every token that was decoded
         self._hooks: list[Any] = []
+        self.executor = make_executor(self, executor)
         if self.method.needs.layer_inputs:
-            if isinstance(model, TraceModel):
-                self.method.bind(model.view)  # it calls layer_input itself
-            else:
-                self._hook_layers()
+            self._hook_layers()
+
+    @torch.inference_mode()
+    def build(self) -> None:
+        """Hand the prompt to the methods, layer by layer; decode steps follow."""
+        start = self.clock()
+        for layer in self.layers:
+            part = self.prompt.layer(layer, self.last_use)
+            if self.reference is not None:
+                self.reference.build(layer, part)
+                part = dataclasses.replace(part, memory=None)
+            self.routes[layer].build(layer, part)
+        for method in self.methods:
+            method.finish_build()
+        self.build_s = self.clock() - start
 
     def attend(
         self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
     ) -> Tensor:
-        """Called by the attention function for a served layer."""
-        self._reached.add(layer)
-        if self.phase == "prefill":
-            return self.method.prefill(layer, q_BHTD, k_BGTD, v_BGTD, args)
-        return self.method.decode(layer, q_BHTD, k_BGTD, v_BGTD, args)
+        """Called by the attention function for a managed layer of a decode step."""
+        self.reached.add(layer)
+        ours = self.routes[layer].decode(layer, q_BHTD, k_BGTD, v_BGTD, args)
+        if self.reference is None or self.comparator is None:
+            return ours
+        exact = self.reference.decode(layer, q_BHTD, k_BGTD, v_BGTD, args)
+        store = self.reference.store
+        keys, values = store.keys(layer), store.values(layer)
+        pads = self.pad_tokens
+        self.comparator.compare(layer, q_BHTD, keys, values, exact, ours, args, pads)
+        return exact
+
+    def layer_input(self, layer: int, hidden_BTM: Tensor) -> None:
+        """Called with the input of each layer's attention, if the method needs it."""
+        if self.method.needs.layer_inputs:
+            self.method.layer_input(layer, hidden_BTM)
 
     @torch.inference_mode()
-    def generate(
-        self,
-        decoding: Decoding,
-        stop_ids: frozenset[int],
-        tail_tokens: int = 0,
-        stop: Stop | None = None,
-    ) -> Generation:
-        """Prefill all but the last ``tail_tokens`` prompt tokens, seal, decode the rest and on.
+    def step(self, token_B1: Tensor) -> Tensor:
+        """One decode step; logits ``BV`` (overwritten by the next step of a graph)."""
+        self.stepped.append(token_B1)
+        for method in self.methods:
+            method.begin_step()
+        self.logits = self.executor.run(token_B1)
+        self.length += 1
+        for method in self.methods:
+            method.end_step()
+        return self.logits
 
-        Tail tokens go through the method's decode path one by one (protocols ``query_agnostic``
+    def feed(self, ids_BT: Tensor) -> None:
+        """Given tokens through the decode path, one by one."""
+        for t in range(ids_BT.shape[1]):
+            self.step(ids_BT[:, t : t + 1])
+
+    def teacher_forced(self, tokens_BT: Tensor) -> Iterator[Tensor]:
+        """Logits after each token of the rest of the prompt and of ``tokens_BT``."""
+        given_BT = torch.cat([self.ids_BS[:, self.length :], tokens_BT], 1)
+        for t in range(given_BT.shape[1]):
+            yield self.step(given_BT[:, t : t + 1])
+
+    def generate(
+        self, decoding: Decoding, stop_ids: frozenset[int], stop: Stop | None = None
+    ) -> Generation:
+        """Decode what the prefill left of the prompt, then an answer.
+
+        The rest of the prompt goes through the method's decode path (protocols ``query_agnostic``
         and ``decode_tail``).
         """
-        split = self.ids_BS.shape[1] - tail_tokens
-        if split < 1:
-            raise ValueError(f"protocol tail of {tail_tokens} tokens leaves no prompt to prefill")
-        start = self.clock()
-        logits = self.prefill(split)
-        prefill_s = self.clock() - start
-        self.seal()
-        seal_s = self.clock() - start - prefill_s
-        result = self._answer(self.ids_BS[:, split:], logits, decoding, stop_ids, stop)
-        result.prefill_s, result.seal_s = prefill_s, seal_s
+        result = self.continue_generation(self.ids_BS[:, self.length :], decoding, stop_ids, stop)
+        result.prefill_s, result.build_s = self.prompt.seconds, self.build_s
         return result
 
     @torch.inference_mode()
-    def go_on(
-        self,
-        ids: Sequence[int],
-        decoding: Decoding,
-        stop_ids: frozenset[int],
-        stop: Stop | None = None,
-    ) -> Generation:
-        """Decode more given tokens after an answer, then the next answer (batch 1)."""
-        ids_1T = torch.tensor([list(ids)], device=self.ids_BS.device)
-        result = self._answer(ids_1T, None, decoding, stop_ids, stop)
-        result.prefill_s = result.seal_s = None
-        return result
-
-    def _answer(
+    def continue_generation(
         self,
         given_BT: Tensor,
-        logits: Tensor | None,
         decoding: Decoding,
         stop_ids: frozenset[int],
         stop: Stop | None = None,
     ) -> Generation:
-        result = Generation(footprint=self.method.allocated())
+        """Decode given tokens, then the next answer."""
+        result = Generation(footprint=self.allocated(), prefill_s=None, build_s=None)
         start = self.clock()
-        for position in range(given_BT.shape[1]):
-            logits = self.step(given_BT[:, position : position + 1])
-            result.decode_steps += 1
-        assert logits is not None
-        self._loop(logits, decoding, stop_ids, result, stop)
+        self.feed(given_BT)
+        result.decode_steps = given_BT.shape[1]
+        _Answers(self, decoding, stop_ids, stop, result).run()
         result.decode_s = self.clock() - start
+        self.report_counts()
         result.method_stats = dict(self.method.stats())
         return result
 
-    def prefill(self, num_tokens: int) -> Tensor:
-        """The first prompt tokens in chunks; logits ``BV`` of the last one."""
-        logits = None
-        for start in range(0, num_tokens, self.chunk_tokens):
-            end = min(num_tokens, start + self.chunk_tokens)
-            logits = self._forward(self.ids_BS[:, start:end])
-            if self.on_prefill is not None:
-                self.on_prefill(end)
-        assert logits is not None
-        return logits
+    def allocated(self) -> Footprint:
+        """Bytes that the methods hold, by place."""
+        return sum((method.allocated() for method in self.methods), Footprint())
 
-    def seal(self) -> None:
-        """Build the index; decode steps follow."""
-        self.method.seal()
-        self.phase = "decode"
-
-    def step(self, token_B1: Tensor) -> Tensor:
-        """One decode step; logits ``BV``."""
-        logits = self._forward(token_B1)
-        self.method.step()
-        return logits
+    def report_counts(self) -> None:
+        """Bring what was counted elsewhere to the probe; a check that no logit was NaN."""
+        for method in self.methods:
+            method.report_counts()
+        if self.executor.saw_nan():
+            raise NotFinite(f"NaN in the logits after {self.length} tokens")
 
     def close(self) -> None:
-        """Free the method's state and remove hooks."""
+        """Free the methods' state and remove hooks."""
         for hook in self._hooks:
             hook.remove()
-        self.method.close()
+        for method in self.methods:
+            method.close()
+        if self.reference is not None:
+            self.reference.close()
 
-    def _forward(self, ids_BT: Tensor) -> Tensor:
-        num_new = ids_BT.shape[1]
-        end = self.length + num_new
-        position = torch.arange(self.length, end, device=ids_BT.device)[None] - self.pad_B1
-        mask = None
-        if any(self.shape.pad_tokens):
-            mask = (torch.arange(end, device=ids_BT.device)[None] >= self.pad_B1).long()
-        self._reached.clear()
-        output = self.model(
-            input_ids=ids_BT,
-            attention_mask=mask,
-            position_ids=position.clamp_min(0),
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-            session=self,
-        )
-        self.length = end
-        missing = set(self.layers) - self._reached
-        if missing:
-            raise NotLive(
-                f"layers {sorted(missing)} of {type(self.model).__name__} did not reach the "
-                "method: the model computes their attention by itself"
-            )
-        logits = output.logits[:, -1].float()
-        if not hf.is_finite(logits):
-            raise NotFinite(f"NaN in the logits after {end} tokens")
-        return logits
+    def __enter__(self) -> Session:
+        return self
 
-    def _loop(
-        self,
-        logits: Tensor,
-        decoding: Decoding,
-        stop_ids: frozenset[int],
-        result: Generation,
-        stop: Stop | None,
-    ) -> None:
-        batch = logits.shape[0]
-        result.token_ids = [[] for _ in range(batch)]
-        result.stop_reasons = ["length"] * batch
-        active = set(range(batch))
-        generator = torch.Generator(logits.device).manual_seed(decoding.seed)
-        for index in range(decoding.max_new_tokens):
-            token_B1 = choose(logits, decoding, generator)
-            for row in sorted(active):
-                token = int(token_B1[row])
-                if token in stop_ids:
-                    active.discard(row)
-                    result.stop_reasons[row] = "eos"
-                else:
-                    result.token_ids[row].append(token)
-                    if stop is not None and stop(result.token_ids[row]):
-                        active.discard(row)
-                        result.stop_reasons[row] = "stop_string"
-            if not active or index + 1 == decoding.max_new_tokens:
-                return
-            logits = self.step(token_B1)
-            result.decode_steps += 1
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _hook_layers(self) -> None:
-        """Give the method the input of each layer's attention."""
+        """Give the method the input of each layer's attention in decode steps."""
+        view = getattr(self.model, "view", None)
+        if view is not None:  # a recorded trace, which calls ``layer_input`` itself
+            self.method.bind(view)
+            return
         view = ModelQueries(self.model, self.layers)
         self.method.bind(view)
+        self._hooks = hf.hook_layer_inputs(self.model, self.layer_input, view)
 
-        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if view.computing:
+
+class _Answers:
+    """The loop of one answer per row: choose, decode, look for the end now and then."""
+
+    def __init__(
+        self,
+        session: Session,
+        decoding: Decoding,
+        stop_ids: frozenset[int],
+        stop: Stop | None,
+        result: Generation,
+    ) -> None:
+        self.session, self.decoding, self.result = session, decoding, result
+        self.stop_ids, self.stop = stop_ids, stop
+        batch = session.logits.shape[0]
+        result.token_ids = [[] for _ in range(batch)]
+        result.stop_reasons = ["length"] * batch
+        self.active = set(range(batch))
+        self.unread: list[Tensor] = []  # tokens that the host has not looked at
+
+    def run(self) -> None:
+        """Fill ``result``; steps taken beyond the end are counted, their tokens are not kept."""
+        session, decoding = self.session, self.decoding
+        generator = torch.Generator(session.logits.device).manual_seed(decoding.seed)
+        for index in range(decoding.max_new_tokens):
+            token_B1 = session.executor.choose(session.logits, decoding, generator)
+            self.unread.append(token_B1)
+            last = index + 1 == decoding.max_new_tokens
+            if last or len(self.unread) == decoding.check_every:
+                self._read()
+            if last or not self.active:
                 return
-            hidden = args[0] if args else kwargs["hidden_states"]
-            view.observe(int(module.layer_idx), kwargs)
-            self.method.layer_input(int(module.layer_idx), hidden, self.phase)
+            session.step(token_B1)
+            self.result.decode_steps += 1
 
-        for module in view.attention.values():
-            self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+    def _read(self) -> None:
+        for tokens in torch.cat(self.unread, 1).T.tolist():
+            for row in sorted(self.active):
+                self._take(row, tokens[row])
+        self.unread.clear()
+
+    def _take(self, row: int, token: int) -> None:
+        if token in self.stop_ids:
+            self.active.discard(row)
+            self.result.stop_reasons[row] = "eos"
+            return
+        self.result.token_ids[row].append(token)
+        if self.stop is not None and self.stop(self.result.token_ids[row]):
+            self.active.discard(row)
+            self.result.stop_reasons[row] = "stop_string"
 
 
-def kv_shape(
-    model: PreTrainedModel, pad_tokens: tuple[int, ...], prompt_tokens: int, new_tokens: int
-) -> KVShape:
-    """The KV cache that a session of this size needs."""
-    heads, kv_heads, head_dim = hf.kv_geometry(model)
-    return KVShape(
-        pad_tokens=pad_tokens,
-        layers=hf.make_cache(model)[1],
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        prompt_tokens=prompt_tokens,
-        max_tokens=prompt_tokens + new_tokens,
-        dtype=hf.text_dtype(model),
-        device=str(model.device),
+def open_session(
+    model: PreTrainedModel,
+    method_class: type[Method],
+    config: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    clock: Callable[[], float],
+    chunk_tokens: int = 4096,
+    tail_tokens: int = 0,
+    on_chunk: Callable[[int], None] | None = None,
+    **options: Any,
+) -> Session:
+    """Prefill prompts and build a method on them: a session that is ready to decode.
+
+    ``options`` are those of ``Session``.
+    """
+    prompt = prefill(
+        model,
+        prompts,
+        clock=clock,
+        needs=method_class.needs,
+        chunk_tokens=chunk_tokens,
+        tail_tokens=tail_tokens,
+        room=max_new_tokens,
+        on_chunk=on_chunk,
     )
+    session = Session(
+        model, method_class, config, prompt, max_new_tokens=max_new_tokens, clock=clock, **options
+    )
+    session.build()
+    return session
 
 
-def choose(logits_BV: Tensor, decoding: Decoding, generator: torch.Generator) -> Tensor:
-    """Next token ``B1``: greedy, or temperature and nucleus sampling."""
-    if decoding.temperature == 0:
-        return logits_BV.argmax(-1, keepdim=True)
-    probability, token = (logits_BV / decoding.temperature).softmax(-1).sort(-1, descending=True)
-    beyond = probability.cumsum(-1) - probability >= decoding.top_p
-    probability = probability.masked_fill(beyond, 0)
-    pick = torch.multinomial(probability, 1, generator=generator)
-    return token.gather(-1, pick)
+def plan_session(
+    method_class: type[Method],
+    config: Any,
+    shape: KVShape,
+    budget: Budget | None,
+    dense_layers: tuple[int, ...] = (),
+) -> Footprint:
+    """Bytes that the methods of a session will hold."""
+    kept, left = split_layers(shape, dense_layers)
+    planned = method_class.plan(config, left, budget)
+    return planned + DenseMethod.plan(None, kept) if kept.layers else planned

@@ -43,14 +43,14 @@ def queries(k_BGSD: Tensor, group: int, seed: int) -> Tensor:
     return q.flatten(1, 2)[:, :, None].to(k_BGSD.dtype)
 
 
-class InjectedView:
+class SyntheticView:
     """Stands where a model would (``ModelView``): a layer's guess is the query it will get."""
 
     def __init__(self, weights_id: str) -> None:
         self.weights_id = weights_id
         self.next: dict[int, Tensor] = {}
 
-    def queries(self, layer: int, hidden_BTE: Tensor) -> Tensor | None:
+    def queries(self, layer: int, hidden_BTM: Tensor) -> Tensor | None:
         """The layer's next query; None for layers that are not there."""
         return self.next.get(layer)
 

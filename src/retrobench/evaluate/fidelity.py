@@ -1,7 +1,7 @@
 """Fidelity of a method on a batch of prompts: two sessions on full attention's trajectory.
 
 In the first the model runs on exact attention while the method answers each decode call beside it
-(`engine.shadow`). The second forces the same tokens through the method alone, for its logits.
+(a reference run). The second forces the same tokens through the method alone, for its logits.
 """
 
 from __future__ import annotations
@@ -14,47 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retrobench.core.budget import Budget
-from retrobench.core.method import Method, Probe
-from retrobench.core.shapes import KVShape
 from retrobench.engine.session import Generation, Session
-from retrobench.engine.shadow import Shadow
 from retrobench.measure.fidelity import FidelityProbe, logit_gap
 from retrobench.measure.probe import CountingProbe
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """What the sessions of one batch share."""
-
-    model: Any
-    method: type[Method]
-    config: Any
-    prompts: Sequence[Sequence[int]]
-    clock: Callable[[], float]
-    budget: Budget | None
-    chunk_tokens: int
-    steps: int
-    tail_tokens: int
-    stop_ids: frozenset[int]
-    on_prefill: Callable[[int], None] | None = None
-    follow_ups: Sequence[Sequence[int]] = ()  # ids between the answers of a conversation (batch 1)
-    logits: bool = True  # false for a recorded trace: its logits are not the method's
-
-    def session(self, make: Callable[..., Method], probe: Probe) -> Session:
-        """A session of these prompts."""
-        return Session(
-            self.model,
-            make,
-            self.config,
-            self.prompts,
-            probe=probe,
-            clock=self.clock,
-            max_new_tokens=self.steps * (1 + len(self.follow_ups)) + sum(map(len, self.follow_ups)),
-            budget=self.budget,
-            chunk_tokens=self.chunk_tokens,
-            on_prefill=self.on_prefill,
-        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,89 +26,83 @@ class Fidelity:
     rows: list[dict[str, Any]] = field(default_factory=list)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     generation: Generation = field(default_factory=Generation)
-    live: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, Any] = field(default_factory=dict)
+
+
+def new_tokens(steps: int, follow_ups: Sequence[Sequence[int]]) -> int:
+    """Tokens that a session may add to the prompt."""
+    return steps * (1 + len(follow_ups)) + sum(map(len, follow_ups))
 
 
 @torch.inference_mode()
-def measure(setup: Setup) -> Fidelity:
-    """Run both sessions. Rows of a batch stop together, when all have ended."""
-    judge: FidelityProbe | None = None
+def measure(
+    open_session: Callable[..., Session],
+    clock: Callable[[], float],
+    *,
+    steps: int,
+    stop_ids: frozenset[int],
+    follow_ups: Sequence[Sequence[int]] = (),
+    logits: bool = True,
+) -> Fidelity:
+    """Run both sessions. Rows of a batch stop together, when all have ended.
 
-    def shadow(config: Any, shape: KVShape, probe: Probe, budget: Budget | None) -> Shadow:
-        nonlocal judge
-        judge = FidelityProbe(shape.pad_tokens)
-        return Shadow(setup.method(config, shape, judge, budget), judge)
-
-    dense = setup.session(shadow, CountingProbe())
-    try:
-        prompt_ids = dense.ids_BS
-        full, tokens = _greedy(dense, setup)
-    finally:
-        dense.close()
-    assert judge is not None
+    ``follow_ups``: ids between the answers of a conversation (batch 1). ``logits``: false for a
+    recorded trace, whose logits are not the method's.
+    """
+    judge, room = FidelityProbe(), new_tokens(steps, follow_ups)
+    with open_session(room, probe=judge, comparator=judge, executor="eager") as reference:
+        exact, tokens_BT = _greedy(reference, steps, stop_ids, follow_ups)
     result = Fidelity(arrays=judge.arrays())
-    forced = _forced(setup, prompt_ids, tokens, result)
-    for row in range(len(setup.prompts)):
+    forced = _forced(open_session, clock, room, tokens_BT, result)
+    for row in range(tokens_BT.shape[0]):
         found = judge.row(row)
-        if setup.logits and forced:
-            found["logits"] = logit_gap(full, forced, row)
+        if logits and forced:
+            found["logits"] = logit_gap(exact, forced, row)
         result.rows.append(found)
     return result
 
 
-def _greedy(session: Session, setup: Setup) -> tuple[list[Tensor], list[Tensor]]:
-    """(logits of each decode step, chosen tokens) of full attention, from the sealed prompt on."""
-    logits, steps = _prompt(session, session.ids_BS, setup.tail_tokens)
-    tokens: list[Tensor] = []
+def _greedy(
+    session: Session, steps: int, stop_ids: frozenset[int], follow_ups: Sequence[Sequence[int]]
+) -> tuple[list[Tensor], Tensor]:
+    """(logits of each decode step, tokens ``BT`` after the prompt) of full attention."""
+    batch, device = session.ids_BS.shape[0], session.ids_BS.device
+    tokens = [torch.empty(batch, 0, dtype=torch.int64, device=device)]
+    logits = [x.cpu() for x in session.teacher_forced(tokens[0])]
 
-    def feed(token_B1: Tensor) -> Tensor:
-        logits = session.step(token_B1)
+    def feed(token_B1: Tensor) -> None:
         tokens.append(token_B1)
-        steps.append(logits.cpu())
-        return logits
+        logits.append(session.step(token_B1).cpu())
 
-    for follow_up in ((), *setup.follow_ups):
+    for follow_up in ((), *follow_ups):
         for token in follow_up:
-            logits = feed(torch.tensor([[token]], device=session.ids_BS.device))
-        ended = torch.zeros(len(setup.prompts), dtype=torch.bool)
-        for _ in range(setup.steps - 1):
-            token_B1 = logits.argmax(-1, keepdim=True)
-            ended |= torch.tensor([int(t) in setup.stop_ids for t in token_B1])
+            feed(torch.tensor([[token]], device=device))
+        ended = torch.zeros(batch, dtype=torch.bool)
+        for _ in range(steps - 1):
+            token_B1 = session.logits.argmax(-1, keepdim=True)
+            ended |= torch.tensor([token in stop_ids for token in token_B1[:, 0].tolist()])
             if bool(ended.all()):
                 break
-            logits = feed(token_B1)
-    return steps, tokens
+            feed(token_B1)
+    return logits, torch.cat(tokens, 1)
 
 
-def _prompt(session: Session, ids_BS: Tensor, tail_tokens: int) -> tuple[Tensor, list[Tensor]]:
-    split = ids_BS.shape[1] - tail_tokens
-    logits, steps = session.prefill(split), []
-    session.seal()
-    for position in range(split, ids_BS.shape[1]):
-        logits = session.step(ids_BS[:, position : position + 1])
-        steps.append(logits.cpu())
-    return logits, steps
-
-
-def _forced(setup: Setup, ids_BS: Tensor, tokens: list[Tensor], result: Fidelity) -> list[Tensor]:
+def _forced(
+    open_session: Callable[..., Session],
+    clock: Callable[[], float],
+    room: int,
+    tokens_BT: Tensor,
+    result: Fidelity,
+) -> list[Tensor]:
     """Logits of the method alone on the given tokens; its times, bytes and counts."""
-    probe = CountingProbe()
-    session = setup.session(setup.method, probe)
-    taken = result.generation
-    try:
-        split = ids_BS.shape[1] - setup.tail_tokens
-        start = setup.clock()
-        session.prefill(split)
-        taken.prefill_s = setup.clock() - start
-        session.seal()
-        taken.seal_s = setup.clock() - start - taken.prefill_s
-        taken.footprint = session.method.allocated()
-        start = setup.clock()
-        tail = [ids_BS[:, i : i + 1] for i in range(split, ids_BS.shape[1])]
-        steps = [session.step(token).cpu() for token in (*tail, *tokens)]
-        taken.decode_s, taken.decode_steps = setup.clock() - start, len(steps)
+    probe, taken = CountingProbe(), result.generation
+    with open_session(room, probe=probe, executor="eager") as session:
+        taken.prefill_s, taken.build_s = session.prompt.seconds, session.build_s
+        taken.footprint = session.allocated()
+        start = clock()
+        steps = [logits.cpu() for logits in session.teacher_forced(tokens_BT)]
+        taken.decode_s, taken.decode_steps = clock() - start, len(steps)
+        session.report_counts()
         taken.method_stats = dict(session.method.stats())
-        result.live = probe.row()
-    finally:
-        session.close()
+        result.counts = probe.row()
     return steps

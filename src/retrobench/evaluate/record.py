@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from retrobench.core.task import Sample
-from retrobench.engine import loader
-from retrobench.engine import replay as trace
+from retrobench.engine import loader, replay
 from retrobench.engine.hf import stop_ids
 from retrobench.engine.queries import weights_id
 from retrobench.engine.session import Generation, Session
@@ -21,51 +21,37 @@ from retrobench.tasks.prompt import EncodedPrompt
 
 @torch.inference_mode()
 def record(
+    open_session: Callable[..., Session],
     loaded: loader.Loaded,
     sample: Sample,
     encoded: EncodedPrompt,
     folder: Path,
     *,
     steps: int,
-    tail_tokens: int,
-    chunk_tokens: int,
 ) -> tuple[Generation, dict[str, Any], int]:
-    """Run the prompt and write it; (times and counts, liveness, bytes written)."""
+    """Decode the prompt and write it; (times and counts, counts, bytes written).
+
+    ValueError for a model with layers that no method manages.
+    """
     probe, result = CountingProbe(), Generation()
     clock = make_clock(str(loaded.model.device))
-    session = Session(
-        loaded.model,
-        trace.Recorder,
-        None,
-        [encoded.ids],
-        probe=probe,
-        clock=clock,
-        max_new_tokens=steps,
-        chunk_tokens=chunk_tokens,
-    )
-    if len(session.layers) != loaded.model.config.get_text_config().num_hidden_layers:
-        session.close()
-        raise ValueError("traces of models with sliding-window layers are not supported")
-    try:
-        split, start = encoded.num_tokens - tail_tokens, clock()
-        logits = session.prefill(split)
-        result.prefill_s = clock() - start
-        session.seal()
-        result.footprint = session.method.allocated()
+    with open_session(steps, method_class=replay.TraceRecorder, probe=probe) as session:
+        if len(session.layers) != loaded.model.config.get_text_config().num_hidden_layers:
+            raise ValueError("traces of models with sliding-window layers are not supported")
+        split = session.prompt.num_tokens
+        result.prefill_s, result.build_s = session.prompt.seconds, session.build_s
+        result.footprint = session.allocated()
         start, ids = clock(), list(encoded.ids)
-        for position in range(split, encoded.num_tokens):
-            logits = session.step(session.ids_BS[:, position : position + 1])
+        session.feed(session.ids_BS[:, split:])
         ends = stop_ids(loaded.model, loaded.tokenizer)
         for _ in range(steps - 1):
-            token = logits.argmax(-1, keepdim=True)
+            token = session.logits.argmax(-1, keepdim=True)
             if int(token) in ends:
                 break
             ids.append(int(token))
-            logits = session.step(token)
+            session.step(token)
         result.decode_s, result.decode_steps = clock() - start, len(ids) - split
         written = _write(loaded, sample, encoded, folder, session.method, ids, split)
-    finally:
-        session.close()
     return result, probe.row(), written
 
 
@@ -80,7 +66,7 @@ def _write(
 ) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        manifest = trace.read_manifest(folder)
+        manifest = replay.read_manifest(folder)
     except ValueError:
         manifest = {"samples": []}
     about = {
@@ -107,5 +93,5 @@ def _write(
     }
     written = recorder.save(folder, index)
     others = [s for s in manifest["samples"] if s["id"] != sample.id]
-    trace.write_manifest(folder, {**about, "samples": [*others, entry]})
+    replay.write_manifest(folder, {**about, "samples": [*others, entry]})
     return written

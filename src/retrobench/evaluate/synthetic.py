@@ -1,4 +1,4 @@
-"""A method fed with made-up keys and values, one decode step at a time, timed.
+"""A method fed with synthetic keys and values, one decode step at a time, timed.
 
 Only what the method does is timed; making inputs, emptying caches and comparing the output with
 exact attention are not.
@@ -14,17 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retrobench.core.method import AttentionArgs, Calibrator, Method
+from retrobench.core.budget import Budget
+from retrobench.core.method import AttentionArgs, Calibrator, Method, PromptLayer
 from retrobench.core.shapes import KVShape
-from retrobench.engine import synthetic as injected
+from retrobench.engine import synthetic
 from retrobench.measure.ceilings import flush_data, read
 from retrobench.measure.clock import make_clock
 from retrobench.measure.machine import NotEnoughMemory, available_bytes
 from retrobench.measure.probe import CountingProbe
-from retrobench.run.spec import RunSpec
 from retrobench.tasks.speed import SHAPES, SpeedConfig
 
-_MIDDLE_LAYER = 8  # injected layers stand for middle ones: some methods keep the first dense
+_MIDDLE_LAYER = 8  # synthetic layers stand for middle ones: some methods keep the first dense
+COUNTED_STEPS = 8  # decode steps of the counting pass
 
 
 @dataclass(slots=True)
@@ -34,26 +35,31 @@ class Timed:
     step_s: list[float] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)  # per compared step and row
     prefill_s: float | None = None
-    seal_s: float = 0.0
+    build_s: float = 0.0
 
 
-class Injected:
-    """A method fed with made-up keys and values, layer by layer."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeedRun:
+    """What is timed: a method with its options, on a device."""
 
-    def __init__(
-        self,
-        spec: RunSpec,
-        method_class: type[Method],
-        context: int,
-        batch: int,
-        probe: CountingProbe,
-        device: str,
-    ) -> None:
-        self.config: SpeedConfig = spec.task_config
+    config: SpeedConfig
+    method_class: type[Method]
+    method_config: Any
+    budget: Budget | None
+    device: str
+    executor: str = "auto"
+
+
+class SyntheticRun:
+    """A method fed with synthetic keys and values, layer by layer."""
+
+    def __init__(self, run: SpeedRun, context: int, batch: int, probe: CountingProbe) -> None:
+        self.config, self.probe = run.config, probe
+        method_class, config, device = run.method_class, run.method_config, run.device
         if method_class.needs.layer_inputs and self.config.layers < 2:
             raise ValueError(
-                f"method={spec.method} foretells a layer from the one before: use task.layers=2 "
-                "or more"
+                f"method={method_class.name} predicts a layer from the one before: use "
+                "task.layers=2 or more"
             )
         heads, groups, dim = SHAPES[self.config.shape]
         self.shape = KVShape(
@@ -63,22 +69,22 @@ class Injected:
             num_kv_heads=groups,
             head_dim=dim,
             prompt_tokens=context,
-            max_tokens=context + self.config.warmup + self.config.steps,
+            max_tokens=context + self.config.warmup + self.config.steps + COUNTED_STEPS,
             dtype=self.config.dtype,
             device=device,
         )
-        plan = method_class.plan(spec.method_config, self.shape, spec.budget)
-        self._check_memory(spec.method, plan.total)
+        plan = method_class.plan(config, self.shape, run.budget)
+        self._check_memory(method_class.name, plan.total)
         self.args = AttentionArgs(scale=dim**-0.5)
         self.clock = make_clock(device)
-        self.method = method_class(spec.method_config, self.shape, probe, spec.budget)
-        # the layer whose output is compared; nothing foretells the first one, which stays dense
+        self.method = method_class(config, self.shape, probe, run.budget)
+        # the layer whose output is compared; nothing predicts the first one, which stays dense
         self.compared = self.shape.layers[-1 if method_class.needs.layer_inputs else 0]
-        self.view: injected.InjectedView | None = None
+        self.view: synthetic.SyntheticView | None = None
         if method_class.needs.layer_inputs:
-            self.view = injected.InjectedView(self._identity())
+            self.view = synthetic.SyntheticView(self._identity())
             if method_class.Calibrator is not None:
-                self._calibrate(method_class.Calibrator, spec.method_config)
+                self._calibrate(method_class.Calibrator, config)
             self.method.bind(self.view)
         self.timed = Timed()
         self.exact: tuple[Tensor, Tensor] | None = None  # K and V of the compared layer
@@ -103,17 +109,18 @@ class Injected:
         shape = dataclasses.replace(
             self.shape, pad_tokens=(0,), prompt_tokens=tokens, max_tokens=tokens
         )
-        watcher = calibrator(config, shape)
+        layers = {}
         for layer in shape.layers:
             k, v = (part[:1] for part in self._made(layer, tokens, 0))
-            asked = [injected.queries(k, shape.group, seed) for seed in range(tokens)]
-            watcher.prefill(layer, torch.cat(asked, 2), k, v, self.args)
-        watcher.save(self._identity(), {"text": "injected"})
-        watcher.close()
+            asked = [synthetic.queries(k, shape.group, seed) for seed in range(tokens)]
+            layers[layer] = PromptLayer(
+                k_BGSD=k, v_BGSD=v, q_BHWD=torch.cat(asked, 2), args=self.args
+            )
+        calibrator.save(config, layers, self._identity(), {"text": "synthetic"})
 
     def _made(self, layer: int, tokens: int, seed: int) -> tuple[Tensor, Tensor]:
         shape = self.shape
-        return injected.keys_and_values(
+        return synthetic.keys_and_values(
             shape.batch,
             shape.num_kv_heads,
             tokens,
@@ -123,29 +130,31 @@ class Injected:
             shape.device,
         )
 
-    def prepare(self, detail: Callable[[str], None]) -> Timed:
-        """Hand over the prompt of every layer, then build the index."""
+    def prepare(self, detail: Callable[[str], None]) -> None:
+        """Hand over the prompt layer by layer; the index build is timed."""
+        detail(f"{self.shape.prompt_tokens} tokens: index")
         for layer in self.shape.layers:
             k, v = self._made(layer, self.shape.prompt_tokens, 0)
-            last = injected.queries(k, self.shape.group, self.config.seed)
-            self.method.prefill(layer, last, k, v, self.args)  # nobody needs the other outputs
+            q = synthetic.queries(k, self.shape.group, self.config.seed)
+            prompt = PromptLayer(k_BGSD=k, v_BGSD=v, q_BHWD=q, args=self.args)
+            start = self.clock()
+            self.method.build(layer, prompt)
+            self.timed.build_s += self.clock() - start
             if layer == self.compared and self.config.error_steps:
                 self.exact = k, v
-        detail(f"{self.shape.prompt_tokens} tokens: index")
-        start = self.clock()
-        self.method.seal()
-        self.timed.seal_s = self.clock() - start
-        return self.timed
+        self.method.finish_build()
 
     def step(self, step: int, compare: bool) -> float:
         """Seconds of one decode step over all layers, between cold caches if asked."""
         if self.view is not None:
             return self._step_ahead(self.view, step, compare)
-        total = 0.0
+        start = self.clock()
+        self.method.begin_step()
+        total = self.clock() - start
         for layer in self.shape.layers:
             k, v = self._made(layer, 1, 31 * (step + 1))
             prompt = self.exact[0] if self.exact is not None else k
-            q = injected.queries(prompt, self.shape.group, 1000 * layer + step)
+            q = synthetic.queries(prompt, self.shape.group, 1000 * layer + step)
             if self.config.cold:
                 read(flush_data(self.shape.device))
             start = self.clock()
@@ -156,10 +165,10 @@ class Injected:
                 if compare:
                     self.timed.errors += _errors(q, out, *self.exact, self.args.scale)
         start = self.clock()
-        self.method.step()
+        self.method.end_step()
         return total + self.clock() - start
 
-    def _step_ahead(self, view: injected.InjectedView, step: int, compare: bool) -> float:
+    def _step_ahead(self, view: synthetic.SyntheticView, step: int, compare: bool) -> float:
         """Likewise where a layer works for the next: nothing untimed comes between the layers.
 
         Caches are cold before the first layer only; a model's projections and MLP, behind which
@@ -168,16 +177,17 @@ class Injected:
         made = {layer: self._made(layer, 1, 31 * (step + 1)) for layer in self.shape.layers}
         keys = self.exact[0] if self.exact is not None else made[self.compared][0]
         view.next = {
-            layer: injected.queries(keys, self.shape.group, 1000 * layer + step) for layer in made
+            layer: synthetic.queries(keys, self.shape.group, 1000 * layer + step) for layer in made
         }
         hidden, outputs = torch.empty(0), {}
         if self.config.cold:
             read(flush_data(self.shape.device))
         start = self.clock()
+        self.method.begin_step()
         for layer, (k, v) in made.items():
-            self.method.layer_input(layer, hidden, "decode")
+            self.method.layer_input(layer, hidden)
             outputs[layer] = self.method.decode(layer, view.next[layer], k, v, self.args)
-        self.method.step()
+        self.method.end_step()
         seconds = self.clock() - start
         if self.exact is not None:
             self._append(*made[self.compared])
@@ -193,6 +203,14 @@ class Injected:
         if self.exact[0].shape[2] < last:
             k, v = self.exact
             self.exact = torch.cat([k, k_BGTD], 2), torch.cat([v, v_BGTD], 2)
+
+    def counting(self, on: bool) -> None:
+        """Count, and time spans, from here on."""
+        self.probe.counting = self.probe.timing = on
+
+    def report_counts(self) -> None:
+        """What was counted elsewhere."""
+        self.method.report_counts()
 
     def close(self) -> None:
         """Free everything."""

@@ -25,11 +25,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from retrobench.cli.overrides import prepare
-from retrobench.core.registry import method_class
 from retrobench.core.spec import to_plain
 from retrobench.engine import loader
-from retrobench.engine.hf import stop_ids
-from retrobench.engine.session import Decoding, NotLive, Session
+from retrobench.engine.hf import MethodBypassed, stop_ids
+from retrobench.engine.session import Decoding, Session, open_session
 from retrobench.measure.clock import make_clock
 from retrobench.measure.machine import provenance
 from retrobench.measure.probe import CountingProbe
@@ -201,11 +200,9 @@ class RetrobenchLM(TemplateLM):
             seed=self.spec.engine.seed,
         )
         session, probe = self._session([ids], new_tokens)
-        try:
-            result = session.generate(decoding, self._stop_ids, self._tail([ids]), stop)
-        finally:
-            session.close()
-        self._observed(session, probe, result.decode_steps)
+        with session:
+            result = session.generate(decoding, self._stop_ids, stop)
+            self._observed(session, probe, result.decode_steps)
         text = decode(result.token_ids[0], skip_special_tokens=True)
         return PromptBuilder(self.tokenizer).trim_answer(text, until)[0]
 
@@ -214,44 +211,44 @@ class RetrobenchLM(TemplateLM):
         """Log-likelihood of each continuation, and whether it is what greedy decoding says."""
         longest = max(len(continuation) for _, continuation in pairs)
         contexts = [self._fit(context, len(continuation)) for context, continuation in pairs]
-        tail = self._tail(contexts)
         session, probe = self._session(contexts, longest)
         targets = [[*c, *[self.eot_token_id] * (longest - len(c))] for _, c in pairs]
         target_BT = torch.tensor(targets, device=self.model.device)
         totals, greedy = [0.0] * len(pairs), [True] * len(pairs)
-        try:
-            for position, logits_BV in enumerate(_forced(session, target_BT, tail)):
+        with session:
+            for position, logits_BV in enumerate(_predictions(session, target_BT)):
                 chosen = logits_BV.log_softmax(-1).gather(-1, target_BT[:, position, None])
                 best = logits_BV.argmax(-1)
                 for row, (_, continuation) in enumerate(pairs):
                     if position < len(continuation):
                         totals[row] += float(chosen[row])
                         greedy[row] &= int(best[row]) == continuation[position]
-        finally:
-            session.close()
-        self._observed(session, probe, tail + longest - 1)
+            session.report_counts()
+            self._observed(session, probe, len(session.stepped))
         return list(zip(totals, greedy, strict=True))
 
     def _session(
         self, prompts: Sequence[list[int]], new_tokens: int
     ) -> tuple[Session, CountingProbe]:
         spec, probe = self.spec, CountingProbe()
-        session = Session(
+        session = open_session(
             self.model,
-            method_class(spec.method),
+            spec.method_class,
             spec.method_config,
             prompts,
             probe=probe,
             clock=make_clock(str(self.model.device)),
             max_new_tokens=new_tokens,
             budget=spec.budget,
+            dense_layers=spec.engine.dense_layers,
             chunk_tokens=spec.engine.chunk_tokens,
+            tail_tokens=self._tail(prompts),
         )
         return session, probe
 
     def _observed(self, session: Session, probe: CountingProbe, steps: int) -> None:
         if silent := probe.missing(session.layers, steps):
-            raise NotLive(f"layers {silent} did not report every decode step")
+            raise MethodBypassed(f"layers {silent} did not report every decode step")
         if steps:
             self._attended.append(probe.row()["attended_tokens"])
 
@@ -269,16 +266,11 @@ class RetrobenchLM(TemplateLM):
         return ids[-room:]
 
 
-def _forced(session: Session, target_BT: Tensor, tail: int) -> Iterator[Tensor]:
+def _predictions(session: Session, target_BT: Tensor) -> Iterator[Tensor]:
     """Logits ``BV`` that predict each target, the targets themselves being fed."""
-    split = session.ids_BS.shape[1] - tail
-    logits_BV = session.prefill(split)
-    session.seal()
-    for position in range(split, split + tail):
-        logits_BV = session.step(session.ids_BS[:, position : position + 1])
-    yield logits_BV
-    for position in range(target_BT.shape[1] - 1):
-        yield session.step(target_BT[:, position : position + 1])
+    session.feed(session.ids_BS[:, session.length :])
+    yield session.logits
+    yield from session.teacher_forced(target_BT[:, :-1])
 
 
 def _batches(pairs: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retrobench.core.method import AttentionArgs, Bytes
+from retrobench.core.method import AttentionArgs
 from retrobench.measure.exact_call import CDF_FRACS, ExactCall, share
 
 TOP = 100
@@ -35,13 +35,12 @@ HIGH_IS_BAD = frozenset({"regret", "error", "error_exact", "error_estimated", "e
 class FidelityProbe:
     """Compares each decode call with the exact one; arrays are indexed (step, layer, row, head)."""
 
-    detail = True
+    counting = detail = True
 
-    def __init__(self, pad_tokens: tuple[int, ...]) -> None:
-        self.pad_tokens = pad_tokens
+    def __init__(self) -> None:
         self._calls: dict[str, dict[int, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
         self._cdf: list[Tensor] = []
-        self._pairs: list[list[tuple[float, float]]] = [[] for _ in pad_tokens]
+        self._pairs: dict[int, list[tuple[float, float]]] = defaultdict(list)
         self._selection: tuple[Tensor, Any, Tensor | None] | None = None
         self._attended = 0.0
         self._before: dict[int, tuple[Tensor, Tensor | None]] = {}
@@ -50,15 +49,10 @@ class FidelityProbe:
         """Nothing is timed here."""
         return contextlib.nullcontext()
 
-    def moved(self, kind: Bytes, num_bytes: int) -> None:
-        """Bytes belong to the ledger of an undisturbed session."""
-
-    def access(self, layer: int, hits: int, misses: int, evictions: int = 0) -> None:
-        """Likewise."""
-
-    def live(self, layer: int, *, attended: float, estimated: float = 0.0) -> None:
-        """Keep the count: a method that attends everything need not list it."""
-        self._attended = attended
+    def count(self, layer: int, **amounts: float | Tensor) -> None:
+        """Keep the tokens attended: a method that attends everything need not list it."""
+        if "attended" in amounts:
+            self._attended = float(amounts["attended"])
 
     def selected(
         self,
@@ -79,9 +73,10 @@ class FidelityProbe:
         exact_BHTD: Tensor,
         ours_BHTD: Tensor,
         args: AttentionArgs,
+        pad_tokens: tuple[int, ...],
     ) -> None:
         """Measure one decode call of one layer."""
-        view = ExactCall(q_BHTD, k_BGSD, v_BGSD, exact_BHTD, args, self.pad_tokens)
+        view = ExactCall(q_BHTD, k_BGSD, v_BGSD, exact_BHTD, args, pad_tokens)
         norm_BH = exact_BHTD[:, :, 0].float().norm(dim=-1).clamp_min(1e-12)
         gap_BHD = (exact_BHTD - ours_BHTD)[:, :, 0].float()
         found = {"error": gap_BHD.norm(dim=-1) / norm_BH}
@@ -133,7 +128,8 @@ class FidelityProbe:
         return zones
 
     def _keep_pairs(self, true_BHC: Tensor, estimated_BHC: Tensor) -> None:
-        for row, kept in enumerate(self._pairs):
+        for row in range(true_BHC.shape[0]):
+            kept = self._pairs[row]
             pairs = torch.stack([true_BHC[row].flatten(), estimated_BHC[row].flatten()], -1)
             pairs = pairs[pairs[:, 0] > 0]
             step = max(1, len(pairs) // 16)

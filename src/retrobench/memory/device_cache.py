@@ -1,4 +1,4 @@
-"""The fast tier with its bookkeeping on the model's device; see ``page_cache``."""
+"""The block cache with its bookkeeping on the model's device; see ``page_cache``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from retrobench_kernels.page_lru import copy_pages, page_admit, page_lru
 from retrobench_kernels.wave_attention import PageCache as CacheView
+from retrobench_kernels.wave_step import CacheTable
 from torch import Tensor
 
 from retrobench.core.shapes import Footprint, KVShape
@@ -27,14 +28,17 @@ class DeviceCache(PageCache):
         layers = len(shape.layers)
         self.step_L1 = torch.zeros(layers, 1, dtype=torch.int32, device=shape.device)
         self.counts_L5 = torch.zeros(layers, 5, dtype=torch.int64, device=shape.device)
-        self.asked: tuple[Tensor, Tensor] | None = None  # pages and victims of the last lookup
+        self.found: tuple[Tensor, Tensor] | None = None  # pages and victims of the last lookup
+        # page hits and misses of fused steps
+        self.tally_LBG2 = torch.zeros(*heads, 2, dtype=torch.int64, device=shape.device)
 
     @staticmethod
     def plan_table(shape: KVShape, size: CacheSize) -> Footprint:
-        """Slot of every page, page and stamp of every slot, step and counters of every layer."""
+        """Slot of every page, page and stamp of every slot, steps and counters."""
         layers = len(shape.layers)
         heads = layers * shape.batch * shape.num_kv_heads
-        return Footprint(device=heads * 4 * (size.pages + 2 * size.slots) + layers * (4 + 40))
+        per_head = 4 * (size.pages + 2 * size.slots) + 16
+        return Footprint(device=heads * per_head + layers * (4 + 40))
 
     def _lookup(self, i: int, page_BGN: Tensor, tokens_BGN: Tensor) -> None:
         slot, victim = self._find(i, page_BGN)
@@ -42,7 +46,7 @@ class DeviceCache(PageCache):
         self.counts_L5[i, 0] += (slot >= 0).sum()
         self.counts_L5[i, 1] += missed.sum()
         self.counts_L5[i, 4] += (tokens_BGN * missed).sum()
-        self.asked = page_BGN, victim
+        self.found = page_BGN, victim
 
     def _find(self, i: int, page_BGN: Tensor) -> tuple[Tensor, Tensor]:
         """Slots of a new step's pages, and the victims of those that are absent."""
@@ -58,9 +62,9 @@ class DeviceCache(PageCache):
         self, layer: int, k_pool_BGSD: Tensor, v_pool_BGSD: Tensor, *, read: bool = True
     ) -> None:
         """Copy, then enter the pages into the table."""
-        assert self.asked is not None, "admit without lookup"
+        assert self.found is not None, "admit without lookup"
         i = self.index[layer]
-        num_copied = self._copy(i, *self.asked, k_pool_BGSD, v_pool_BGSD)
+        num_copied = self._copy(i, *self.found, k_pool_BGSD, v_pool_BGSD)
         if read and k_pool_BGSD.device != self.k_LBGQD.device:
             self.counts_L5[i, 4] += num_copied * self.size.page_tokens
 
@@ -86,19 +90,34 @@ class DeviceCache(PageCache):
         page_admit(page, victim, *tables, self.step_L1[i])
         return (victim >= 0).sum()
 
+    def table(self, layer: int) -> CacheTable:
+        """Everything that a fused step reads and changes; its clock is one step further."""
+        i = self.index[layer]
+        step_1 = self.step_L1[i]
+        step_1 += 1
+        return CacheTable(
+            self.slot_LBGP[i], self.page_LBGQ[i], self.stamp_LBGQ[i], step_1, self.tally_LBG2[i],
+            self.k_LBGQD[i], self.v_LBGQD[i], self.size.page_tokens,
+        )  # fmt: skip
+
     def _drain(self) -> np.ndarray:
         counts = self.counts_L5.cpu().numpy().copy()
+        tally_L2 = self.tally_LBG2.sum((1, 2)).cpu().numpy()
+        counts[:, :2] += tally_L2
+        counts[:, 4] += tally_L2[:, 1] * self.size.page_tokens
         self.counts_L5.zero_()
+        self.tally_LBG2.zero_()
         return counts
 
     def footprint(self) -> Footprint:
         """Slots and tables."""
-        tables = (self.slot_LBGP, self.page_LBGQ, self.stamp_LBGQ, self.step_L1, self.counts_L5)
-        return super().footprint() + Footprint(device=sum(table.nbytes for table in tables))
+        tables = (self.slot_LBGP, self.page_LBGQ, self.stamp_LBGQ, self.step_L1)
+        held = (*tables, self.counts_L5, self.tally_LBG2)
+        return super().footprint() + Footprint(device=sum(table.nbytes for table in held))
 
     def close(self) -> None:
         """Free slots and tables."""
         super().close()
         empty = torch.empty(0)
         self.slot_LBGP, self.page_LBGQ, self.stamp_LBGQ = empty, empty, empty
-        self.step_L1, self.counts_L5 = empty, empty
+        self.step_L1, self.counts_L5, self.tally_LBG2 = empty, empty, empty

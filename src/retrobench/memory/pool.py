@@ -1,169 +1,361 @@
-"""Positional store over two tiers: a pool that may be on the host, and a fast copy of its pages.
+"""A pool of keys and values behind a GPU block cache, and the tokens that are not in it yet.
 
-Every token is written through to the pool; a ring of the newest tokens stays on the model's
-device, so that the local window never waits for the pool and pages are complete before anybody
-copies them. On a CPU-only machine both tiers are host memory and everything else is the same.
+``PagedPool`` is the memory: per layer a *pool* on the host or the device, a small *recent* zone on
+the model's device, and optionally a block cache of the pool's pages. Who decides the pool's order
+stands above it: ``PooledStore`` keeps positions, RetroInfer's wave buffer keeps clusters. On a
+CPU-only machine both tiers are host memory and everything else is the same.
 """
 
 from __future__ import annotations
 
 import torch
+from retrobench_kernels.wave_attention import Steady
 from torch import Tensor
 
+from retrobench.core.method import Probe, PromptLayer
 from retrobench.core.shapes import Footprint, KVShape
-from retrobench.memory.page_cache import CacheSize, PageCache, distinct, make_cache
+from retrobench.memory.caches import make_cache, plan_cache
+from retrobench.memory.page_cache import CacheSize, PageCache, distinct
 from retrobench.memory.placement import (
-    Tiers,
-    Traffic,
+    PlacementConfig,
+    ResolvedPlacement,
     allocate,
-    free,
-    head_index,
     kv_bytes,
     placed,
     vector_bytes,
 )
+from retrobench.memory.selection import Spans, SpanView
+from retrobench.memory.slots import SlotMap
+from retrobench.memory.store import KVStore, ResidentStore, head_index
 
-RECENT_TOKENS = 64  # RetroInfer's local window; at least a page
+RECENT_TOKENS = 64  # RetroInfer's local window
 
 
-class OffloadStore:
-    """Keys and values by position; ``gather`` reads newest tokens, then cached pages, then pool."""
+class PagedPool:
+    """Pool, recent zone and block cache of all layers. ``i`` is a layer's number in the shape.
 
-    def __init__(self, shape: KVShape, tiers: Tiers, page_tokens: int) -> None:
-        self.shape, self.tiers, self.page_tokens = shape, tiers, page_tokens
-        self.slot = {layer: i for i, layer in enumerate(shape.layers)}
-        heads = (len(shape.layers), shape.batch, shape.num_kv_heads)
-        self.recent = max(RECENT_TOKENS, page_tokens)
-        pool, ring = (*heads, _pool_tokens(shape, page_tokens)), (*heads, self.recent)
-        self.k_LBGSD = allocate((*pool, shape.head_dim), shape, tiers.place)
-        self.v_LBGSD = allocate((*pool, shape.head_dim), shape, tiers.place)
-        # zeros: entries that nobody wrote are read as padding
-        self.k_LBGWD = allocate((*ring, shape.head_dim), shape, "gpu").zero_()
-        self.v_LBGWD = allocate((*ring, shape.head_dim), shape, "gpu").zero_()
+    Memory of a layer is allocated when the layer is built, so that a prompt given away layer by
+    layer is never held twice.
+    """
+
+    def __init__(
+        self,
+        shape: KVShape,
+        placement: ResolvedPlacement,
+        *,
+        pool_tokens: int,
+        recent_tokens: int,
+        sink_tokens: int,
+        page_tokens: int,
+    ) -> None:
+        self.shape, self.placement, self.page_tokens = shape, placement, page_tokens
+        self.pool_tokens, self.recent_tokens = pool_tokens, recent_tokens
+        self.sink_tokens = sink_tokens  # first tokens of the recent zone, which never leave it
+        self.index = {layer: i for i, layer in enumerate(shape.layers)}
+        count, nothing = len(shape.layers), torch.empty(0)
+        self.k_pool, self.v_pool = [nothing] * count, [nothing] * count  # BGSD
+        self.k_recent, self.v_recent = [nothing] * count, [nothing] * count  # BGWD
+        self.count_LB = torch.zeros(count, shape.batch, dtype=torch.int32, device=shape.device)
+        self.row_B = torch.arange(shape.batch, device=shape.device)
+        self.count = [[0] * shape.batch for _ in shape.layers]  # the same, known to the host
+        self.lengths = [0] * count  # tokens seen, left padding included
         self.cache: PageCache | None = None
-        if tiers.cached:
-            self.cache = make_cache(tiers, shape, _cache_size(shape, tiers, page_tokens))
-        self.same_device = self.k_LBGSD.device == self.k_LBGWD.device
-        self.staged: dict[int, tuple[Tensor, Tensor]] = {}  # prompts on the device, until offload
-        self.offloaded: set[int] = set()
-        self.lengths = [0] * len(shape.layers)
-        self._reads = [[0, 0] for _ in shape.layers]  # pages, tokens read without a cache
+        if placement.cached:
+            size = CacheSize.of(placement, pool_tokens, shape.max_tokens, page_tokens)
+            self.cache = make_cache(placement, shape, size)
 
     @staticmethod
-    def plan(shape: KVShape, tiers: Tiers, page_tokens: int) -> Footprint:
+    def plan_pool(
+        shape: KVShape,
+        placement: ResolvedPlacement,
+        *,
+        pool_tokens: int,
+        recent_tokens: int,
+        page_tokens: int,
+    ) -> Footprint:
         """Bytes before allocation."""
-        held = placed(kv_bytes(shape, _pool_tokens(shape, page_tokens)), tiers.place)
-        held += Footprint(device=kv_bytes(shape, max(RECENT_TOKENS, page_tokens)))
-        if tiers.cached:
-            held += PageCache.plan(shape, _cache_size(shape, tiers, page_tokens), tiers)
+        held = placed(kv_bytes(shape, pool_tokens), placement.place)
+        held += Footprint(device=kv_bytes(shape, recent_tokens))
+        held += Footprint(device=4 * len(shape.layers) * shape.batch)
+        if placement.cached:
+            size = CacheSize.of(placement, pool_tokens, shape.max_tokens, page_tokens)
+            held += plan_cache(placement, shape, size)
         return held
 
-    def append(self, layer: int, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
-        """Add T tokens. A prompt's stay on the device until ``offload``, for its attention."""
-        i = self.slot[layer]
-        start, end = self.lengths[i], self.lengths[i] + k_BGTD.shape[2]
-        assert end <= self.shape.max_tokens, "session longer than planned"
-        self.lengths[i] = end
-        k, v = self.k_LBGSD[i], self.v_LBGSD[i]
-        if not self.same_device and layer not in self.offloaded:
-            if layer not in self.staged:
-                size = (*k.shape[:2], self.shape.prompt_tokens, k.shape[3])
-                self.staged[layer] = k_BGTD.new_empty(size), v_BGTD.new_empty(size)
-            k, v = self.staged[layer]
-        k[:, :, start:end], v[:, :, start:end] = k_BGTD.to(k.device), v_BGTD.to(v.device)
-        first = max(start, end - self.recent)
-        place = torch.arange(first, end, device=k_BGTD.device) % self.recent
-        self.k_LBGWD[i].index_copy_(2, place, k_BGTD[:, :, first - start :])
-        self.v_LBGWD[i].index_copy_(2, place, v_BGTD[:, :, first - start :])
+    def footprint(self) -> Footprint:
+        """Bytes of pool, recent zone and cache."""
+        pools = sum(part.nbytes for part in (*self.k_pool, *self.v_pool))
+        recent = sum(part.nbytes for part in (*self.k_recent, *self.v_recent))
+        held = placed(pools, self.placement.place)
+        held += Footprint(device=recent + self.count_LB.nbytes)
+        return held if self.cache is None else held + self.cache.footprint()
 
-    def offload(self, layer: int) -> None:
-        """Move a layer's prompt from the device to the pool."""
-        i = self.slot[layer]
-        self.offloaded.add(layer)
-        if layer in self.staged:
-            k, v = self.staged.pop(layer)
-            end = self.lengths[i]
-            self.k_LBGSD[i, :, :, :end] = k[:, :, :end].to(self.k_LBGSD.device)
-            self.v_LBGSD[i, :, :, :end] = v[:, :, :end].to(self.v_LBGSD.device)
+    def allocate(self, i: int, pool_tokens: int | None = None) -> None:
+        """Memory of a layer. What nobody writes may be read as padding, so recent is zeroed."""
+        head = (self.shape.batch, self.shape.num_kv_heads)
+        size = (
+            *head,
+            self.pool_tokens if pool_tokens is None else pool_tokens,
+            self.shape.head_dim,
+        )
+        self.k_pool[i], self.v_pool[i] = (
+            allocate(size, self.shape, self.placement.place) for _ in "kv"
+        )
+        size = (*head, self.recent_tokens, self.shape.head_dim)
+        self.k_recent[i], self.v_recent[i] = (
+            allocate(size, self.shape, "gpu").zero_() for _ in "kv"
+        )
 
-    def keys(self, layer: int) -> Tensor:
-        """All keys, ``k_BGSD``: on the device until ``offload``, then in the pool."""
-        i = self.slot[layer]
-        held = self.staged[layer][0] if layer in self.staged else self.k_LBGSD[i]
-        return held[:, :, : self.lengths[i]]
+    def set_recent(self, i: int, row: int, k_GSD: Tensor, v_GSD: Tensor) -> None:
+        """Put a row's tokens that are not in the pool into its recent zone."""
+        count = k_GSD.shape[1]
+        self.k_recent[i][row, :, :count] = k_GSD
+        self.v_recent[i][row, :, :count] = v_GSD
+        self._recount(i, row, count)
 
-    def values(self, layer: int) -> Tensor:
-        """All values, ``v_BGSD``: on the device until ``offload``, then in the pool."""
-        i = self.slot[layer]
-        held = self.staged[layer][1] if layer in self.staged else self.v_LBGSD[i]
-        return held[:, :, : self.lengths[i]]
+    def append_recent(self, i: int, k_BGTD: Tensor, v_BGTD: Tensor, static: bool = False) -> None:
+        """Add one token to every row's recent zone.
 
-    def gather(self, layer: int, token_BGR: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values at positions, from the fastest place that has them."""
-        i, groups = self.slot[layer], self.shape.num_kv_heads
-        index = head_index(token_BGR, groups)
-        newest = token_BGR >= self.lengths[i] - self.recent
-        page = torch.where((token_BGR >= 0) & ~newest, token_BGR // self.page_tokens, -1)
-        asked_BGN = distinct(page.reshape(page.shape[0], groups, -1))
-        hit, at = torch.zeros_like(newest), torch.zeros_like(token_BGR)
-        if self.cache is None:
-            num_pages = int((asked_BGN >= 0).sum())
-            self._reads[i][0] += num_pages
-            self._reads[i][1] += num_pages * self.page_tokens
-        else:
-            self.cache.lookup(layer, asked_BGN, torch.full_like(asked_BGN, self.page_tokens))
-            row, head, _ = index
-            slot = self.cache.view(layer).slot_BGP[row, head, page.clamp_min(0)]
-            hit = (slot >= 0) & (page >= 0)
-            at = slot.clamp_min(0).long() * self.page_tokens + token_BGR % self.page_tokens
-        found = []
-        for kind in range(2):
-            pool = (self.k_LBGSD, self.v_LBGSD)[kind][i]
-            ring = (self.k_LBGWD, self.v_LBGWD)[kind][i]
-            out = ring[index[0], index[1], index[2] % self.recent]
-            if self.cache is not None:
-                slots = (self.cache.k_LBGQD, self.cache.v_LBGQD)[kind][self.cache.index[layer]]
-                out = torch.where(hit[..., None], slots[index[0], index[1], at], out)
-            row, head, place = torch.nonzero((page >= 0) & ~hit, as_tuple=True)
-            source = (row, index[1].expand_as(page)[row, head, place], token_BGR[row, head, place])
-            read = pool[tuple(x.to(pool.device) for x in source)]
-            out[row, head, place] = read.to(out.device)
-            found.append(out)
-        if self.cache is not None:
-            self.cache.admit(layer, self.k_LBGSD[i], self.v_LBGSD[i])
+        ``static``: with nothing that a captured graph could not repeat; ``count_recent`` is then
+        the host's part.
+        """
+        count = self.count[i][0]
+        if static or any(other != count for other in self.count[i]):
+            place_B = self.count_LB[i].long()
+            self.k_recent[i][self.row_B, :, place_B] = k_BGTD[:, :, 0]
+            self.v_recent[i][self.row_B, :, place_B] = v_BGTD[:, :, 0]
+        else:  # one copy, where the host knows the place
+            self.k_recent[i][:, :, count] = k_BGTD[:, :, 0]
+            self.v_recent[i][:, :, count] = v_BGTD[:, :, 0]
+        self.count_LB[i] += 1
+        if not static:
+            self.count_recent(i)
+
+    def count_recent(self, i: int) -> None:
+        """The host's part of ``append_recent``."""
+        self.lengths[i] += 1
+        self.count[i] = [count + 1 for count in self.count[i]]
+
+    def pop_oldest(self, i: int, row: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """Remove the oldest tokens after the sinks from a row's recent zone: ``k_GSD, v_GSD``."""
+        count, sinks = self.count[i][row], self.sink_tokens
+        taken, found = slice(sinks, sinks + tokens), []
+        for recent in (self.k_recent[i][row], self.v_recent[i][row]):
+            found.append(recent[:, taken].clone())
+            rest = recent[:, taken.stop : count].clone()
+            recent[:, sinks : sinks + rest.shape[1]] = rest
+        self._recount(i, row, count - tokens)
         return found[0], found[1]
 
-    def traffic(self) -> list[Traffic]:
-        """Pages since the last call; without a cache every page is a miss."""
-        if self.cache is not None:
-            return self.cache.traffic()
-        unit, reads = vector_bytes(self.shape), self._reads
-        self._reads = [[0, 0] for _ in self.shape.layers]
-        return [
-            Traffic(layer=layer, hits=0, misses=pages, evictions=0, h2d_bytes=tokens * unit)
-            for layer, (pages, tokens) in zip(self.shape.layers, reads, strict=True)
-        ]
+    def steady(self, i: int, static: bool = False) -> Steady:
+        """The recent zone of a layer for kernels, cut to its longest row unless ``static``."""
+        longest = self.recent_tokens if static else max(self.count[i])
+        k, v = self.k_recent[i][:, :, :longest], self.v_recent[i][:, :, :longest]
+        return Steady(k, v, self.count_LB[i])
 
-    def footprint(self) -> Footprint:
-        """Bytes of pool, ring and cache."""
-        held = placed(self.k_LBGSD.nbytes + self.v_LBGSD.nbytes, self.tiers.place)
-        held += Footprint(device=self.k_LBGWD.nbytes + self.v_LBGWD.nbytes)
-        return held if self.cache is None else held + self.cache.footprint()
+    def report_counts(self, probe: Probe) -> None:
+        """Cache accesses and copies since the last call."""
+        if self.cache is not None:
+            self.cache.report_counts(probe)
+
+    def bytes_per_token(self) -> int:
+        """K and V of one token in one KV head."""
+        return vector_bytes(self.shape)
 
     def close(self) -> None:
         """Free everything."""
-        for pool in (self.k_LBGSD, self.v_LBGSD):
-            free(pool, self.shape, self.tiers.place)
-        empty = torch.empty(0)
-        self.k_LBGSD, self.v_LBGSD, self.k_LBGWD, self.v_LBGWD = empty, empty, empty, empty
-        self.staged.clear()
+        count, nothing = len(self.shape.layers), torch.empty(0)
+        self.k_pool, self.v_pool = [nothing] * count, [nothing] * count
+        self.k_recent, self.v_recent = [nothing] * count, [nothing] * count
+        self.count_LB = nothing
         if self.cache is not None:
             self.cache.close()
 
+    def _recount(self, i: int, row: int, count: int) -> None:
+        assert count <= self.recent_tokens, "recent zone smaller than planned"
+        self.count[i][row] = count
+        self.count_LB[i, row] = count
 
-def _pool_tokens(shape: KVShape, page_tokens: int) -> int:
-    return -(-shape.max_tokens // page_tokens) * page_tokens
+
+class PooledStore(PagedPool):
+    """Whole pages in the pool, the newest tokens in the recent zone, in position order.
+
+    A page enters the pool once it is complete and old enough, so that the local window never waits
+    for the pool and a cached page never changes. Slots are positions until ``evict`` or
+    ``reorder``.
+    """
+
+    def __init__(self, shape: KVShape, placement: ResolvedPlacement, page_tokens: int) -> None:
+        super().__init__(shape, placement, sink_tokens=0, **_sizes(shape, page_tokens))
+        self.map = SlotMap(shape)
+        self.in_pool = [0] * len(shape.layers)  # slots before this one are in the pool
+        self._read_pages = [0] * len(shape.layers)  # without a cache
+
+    @staticmethod
+    def plan(shape: KVShape, placement: ResolvedPlacement, page_tokens: int) -> Footprint:
+        """Bytes before allocation."""
+        return PagedPool.plan_pool(shape, placement, **_sizes(shape, page_tokens))
+
+    def load(self, layer: int, prompt: PromptLayer) -> None:
+        """Old pages to the pool, the rest to the recent zone."""
+        i = self.index[layer]
+        self.lengths[i] = prompt.k_BGSD.shape[2]
+        self._fill(i, self.pool_tokens, prompt.k_BGSD, prompt.v_BGSD)
+
+    def _fill(self, i: int, pool_tokens: int, k_BGSD: Tensor, v_BGSD: Tensor) -> None:
+        """Tokens in slot order into fresh memory."""
+        self.allocate(i, pool_tokens)
+        old = max(0, k_BGSD.shape[2] - RECENT_TOKENS) // self.page_tokens * self.page_tokens
+        self.in_pool[i] = old
+        for pool, part in ((self.k_pool[i], k_BGSD), (self.v_pool[i], v_BGSD)):
+            pool[:, :, :old] = part[:, :, :old].to(pool.device)
+        for row in range(self.shape.batch):
+            self.set_recent(i, row, k_BGSD[row, :, old:], v_BGSD[row, :, old:])
+
+    def append(self, layer: int, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
+        """Add one token; the oldest page of a full recent zone moves to the pool."""
+        i = self.index[layer]
+        assert self.lengths[i] < self.shape.max_tokens, "session longer than planned"
+        if self.count[i][0] == self.recent_tokens:
+            start, end = self.in_pool[i], self.in_pool[i] + self.page_tokens
+            for row in range(self.shape.batch):
+                k_GSD, v_GSD = self.pop_oldest(i, row, self.page_tokens)
+                self.k_pool[i][row, :, start:end] = k_GSD.to(self.k_pool[i].device)
+                self.v_pool[i][row, :, start:end] = v_GSD.to(self.v_pool[i].device)
+            self.in_pool[i] = end
+        self.map.append(i, self._used(i), self.lengths[i], 1)
+        self.append_recent(i, k_BGTD, v_BGTD)
+
+    def _used(self, i: int) -> int:
+        return self.in_pool[i] + self.count[i][0]
+
+    def length(self, layer: int) -> int:
+        """Tokens that a layer has seen."""
+        return self.lengths[self.index[layer]]
+
+    def keys(self, layer: int) -> Tensor:
+        """All keys in slot order, copied together where the pool lives."""
+        return self._whole(self.k_pool, self.k_recent, layer)
+
+    def values(self, layer: int) -> Tensor:
+        """All values in slot order, copied together where the pool lives."""
+        return self._whole(self.v_pool, self.v_recent, layer)
+
+    def _whole(self, pool: list[Tensor], recent: list[Tensor], layer: int) -> Tensor:
+        i = self.index[layer]
+        newest = recent[i][:, :, : self.count[i][0]].to(pool[i].device)
+        return torch.cat([pool[i][:, :, : self.in_pool[i]], newest], 2)
+
+    def exists(self, layer: int) -> Tensor | None:
+        """Real tokens where slots are not positions."""
+        return self.positions(layer) >= 0 if self.map.mapped(self.index[layer]) else None
+
+    def positions(self, layer: int) -> Tensor:
+        """Positions of the slots in use, -1 for padding and empty slots."""
+        i = self.index[layer]
+        return self.map.positions(i, self._used(i))
+
+    def gather(self, layer: int, token_BGR: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values at positions, from the fastest place that has them."""
+        i = self.index[layer]
+        slot_BGR = self.map.slots(i, self._used(i), token_BGR)
+        row, head, _ = head_index(slot_BGR, self.shape.num_kv_heads)
+        pooled = (slot_BGR >= 0) & (slot_BGR < self.in_pool[i])
+        page = torch.where(pooled, slot_BGR // self.page_tokens, -1)
+        hit, at = self._lookup(layer, page, row, head)
+        at = at * self.page_tokens + slot_BGR % self.page_tokens
+        b, h, r = torch.nonzero(pooled & ~hit, as_tuple=True)
+        missed = (b, head.expand_as(page)[b, h, r], slot_BGR[b, h, r])
+        found = []
+        for kind in range(2):
+            pool = (self.k_pool, self.v_pool)[kind][i]
+            recent = (self.k_recent, self.v_recent)[kind][i]
+            newest = (slot_BGR - self.in_pool[i]).clamp(0, self.recent_tokens - 1)
+            out = recent[row, head, newest]
+            if self.cache is not None:
+                cached = (self.cache.k_LBGQD, self.cache.v_LBGQD)[kind][i]
+                out = torch.where(hit[..., None], cached[row, head, at], out)
+            out[b, h, r] = pool[tuple(x.to(pool.device) for x in missed)].to(out.device)
+            found.append(out)
+        if self.cache is not None:
+            self.cache.admit(layer, self.k_pool[i], self.v_pool[i])
+        return found[0], found[1]
+
+    def _lookup(self, layer: int, page: Tensor, row: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether each token's page is cached, and in which slot of the cache."""
+        pages_BGN = distinct(page.reshape(page.shape[0], self.shape.num_kv_heads, -1))
+        if self.cache is None:
+            self._read_pages[self.index[layer]] += int((pages_BGN >= 0).sum())
+            return torch.zeros_like(page, dtype=torch.bool), torch.zeros_like(page)
+        self.cache.lookup(layer, pages_BGN, torch.full_like(pages_BGN, self.page_tokens))
+        slot = self.cache.view(layer).slot_BGP[row, head, page.clamp_min(0)]
+        return (slot >= 0) & (page >= 0), slot.clamp_min(0).long()
+
+    def spans(self, layer: int, spans: Spans) -> SpanView | None:
+        """Runs may cross from the pool into the recent zone: they are gathered."""
+        return None
+
+    def evict(self, layer: int, keep_BGR: Tensor) -> None:
+        """Keep these positions; the pool shrinks to them and what is still to come."""
+        i, kept = self.index[layer], keep_BGR.shape[-1]
+        room = self.shape.max_tokens - self.lengths[i]
+        k_BGRD, v_BGRD = self.gather(layer, keep_BGR)
+        self._fill(i, _whole_pages(kept + room, self.page_tokens), k_BGRD, v_BGRD)
+        self.map.place(i, keep_BGR, room)
+
+    def reorder(self, layer: int, position_BGS: Tensor) -> None:
+        """Another order of the prompt; later tokens follow it."""
+        self.evict(layer, position_BGS)
+
+    def report_counts(self, probe: Probe) -> None:
+        """Pages since the last call; without a cache every page is a miss."""
+        if self.cache is not None:
+            return super().report_counts(probe)
+        page_bytes = self.page_tokens * vector_bytes(self.shape)
+        for layer, i in self.index.items():
+            pages, self._read_pages[i] = self._read_pages[i], 0
+            probe.count(layer, misses=pages, h2d=pages * page_bytes)
+
+    def footprint(self) -> Footprint:
+        """Bytes of pool, recent zone, cache and maps."""
+        return super().footprint() + Footprint(device=self.map.num_bytes())
+
+    def close(self) -> None:
+        """Free everything."""
+        super().close()
+        self.map.close()
 
 
-def _cache_size(shape: KVShape, tiers: Tiers, page_tokens: int) -> CacheSize:
-    return CacheSize.of(tiers, _pool_tokens(shape, page_tokens), shape.max_tokens, page_tokens)
+def _whole_pages(tokens: int, page_tokens: int) -> int:
+    return -(-tokens // page_tokens) * page_tokens
+
+
+def _sizes(shape: KVShape, page_tokens: int) -> dict[str, int]:
+    return {
+        "pool_tokens": _whole_pages(shape.max_tokens, page_tokens),
+        "recent_tokens": RECENT_TOKENS + 2 * page_tokens,
+        "page_tokens": page_tokens,
+    }
+
+
+def make_store(config: PlacementConfig, shape: KVShape, page_tokens: int | None = None) -> KVStore:
+    """The store that the options ask for (a method's own page size wins)."""
+    placement = ResolvedPlacement.of(config, shape.device)
+    if _one_tier(placement, shape):
+        return ResidentStore(shape, placement.place)
+    return PooledStore(shape, placement, page_tokens or placement.page_tokens)
+
+
+def plan_store(
+    config: PlacementConfig, shape: KVShape, page_tokens: int | None = None
+) -> Footprint:
+    """Bytes of ``make_store`` before allocation."""
+    placement = ResolvedPlacement.of(config, shape.device)
+    if _one_tier(placement, shape):
+        return ResidentStore.plan(shape, placement.place)
+    return PooledStore.plan(shape, placement, page_tokens or placement.page_tokens)
+
+
+def _one_tier(placement: ResolvedPlacement, shape: KVShape) -> bool:
+    on_host = torch.device(shape.device).type == "cpu"
+    return not placement.cached and (placement.place == "gpu" or on_host)

@@ -1,25 +1,25 @@
-"""Runs one cell: plan -> skip what is done -> run -> rows -> status."""
+"""One cell between its lock and its status: what is done, what runs, how it ended."""
 
 from __future__ import annotations
 
 import traceback
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from retrobench.core.code import code_fingerprint
+from retrobench.core.task import Sample
 from retrobench.engine import loader
 from retrobench.measure.clock import utc_now
 from retrobench.measure.machine import provenance
-from retrobench.run import plan as preflight
-from retrobench.run.context import CellRun, Outcome
+from retrobench.run import plan
+from retrobench.run.context import CellResult, RunContext
 from retrobench.run.failures import failure, redact
-from retrobench.run.plan import Prepared
+from retrobench.run.plan import PreparedRun
 from retrobench.run.progress import Progress
-from retrobench.run.samples import run_batch, turns
-from retrobench.run.spec import RunSpec
 from retrobench.store.history import summarise
-from retrobench.store.results import FINAL, MAX_ATTEMPTS, Locked, ResultStore, RowWriter
-from retrobench.track.base import Tracker, make_tracker
+from retrobench.store.results import FINAL, MAX_ATTEMPTS, Locked, ResultStore
+from retrobench.track.base import NullTracker, Tracker, make_tracker
 
 
 class Refused(ValueError):
@@ -30,103 +30,145 @@ class Refused(ValueError):
         self.key = key
 
 
-def run_cell(spec: RunSpec) -> Outcome:
-    """Run what is missing of a cell. ValueError for what the user must change.
-
-    Failures of single samples become rows and the cell goes on; a failure of the cell as a whole
-    becomes its status.
-    """
-    store = ResultStore(spec.options.results_dir)
-    store.prepare()
-    prepared = preflight.prepare(spec)
+def settled_already(store: ResultStore, prepared: PreparedRun) -> CellResult | None:
+    """The result of a cell that needs no run: done, or quarantined."""
     key = prepared.cell.key
-    outcome = Outcome(key, prepared.labels, notes=prepared.task.notes())
-    if preflight.is_done(store, prepared):
-        outcome.cached = len(store.read(key).rows)
-        return outcome
-    if preflight.is_quarantined(store, key) and not spec.options.retry:
-        outcome.failed = {"quarantined": 1}
+    result = CellResult(key, prepared.labels, notes=prepared.task.notes())
+    if plan.is_done(store, prepared):
+        result.cached = len(store.read(key).rows)
+        return result
+    if plan.is_quarantined(store, key) and not prepared.spec.options.retry:
+        result.failed = {"quarantined": 1}
         message = store.status(key).get("message", "")
-        outcome.message = f"failed {MAX_ATTEMPTS} times, retry=true tries again: {message}"
-        return outcome
-    _check(store, prepared)
-    tracker = make_tracker(spec.tracker)
-    try:
-        with store.writer(prepared.cell, _facts(prepared)) as writer:
-            _run(prepared, store, writer, tracker, outcome)
-    except Locked as error:
-        outcome.failed, outcome.message = {"busy": 1}, str(error)
-    return outcome
+        result.message = f"failed {MAX_ATTEMPTS} times, retry=true tries again: {message}"
+        return result
+    return None
 
 
-def _check(store: ResultStore, prepared: Prepared) -> None:
-    """Refused for what cannot run here; the cell's status keeps the reason."""
-    try:
-        need = preflight.footprint(prepared)
-        preflight.check_memory(prepared, need, weights=not loader.is_resident(prepared.spec.model))
-    except ValueError as error:
-        if not store.read(prepared.cell.key).rows:
-            store.refuse(prepared.cell, _facts(prepared), *failure(error))
-        raise Refused(prepared.cell.key, str(error)) from error
+class OpenCell:
+    """A cell that is being run. Enter takes its lock, leaving writes its status.
+
+    ``Refused`` for what cannot run here; the cell's status keeps the reason. A cell that another
+    process runs is ``busy`` and stays closed.
+    """
+
+    def __init__(self, store: ResultStore, prepared: PreparedRun, progress: Progress) -> None:
+        self.store, self.prepared, self.progress = store, prepared, progress
+        self.result = CellResult(prepared.cell.key, prepared.labels, notes=prepared.task.notes())
+        self.error: Exception | None = None  # what the user must change
+        self.run: RunContext | None = None
+        self.tracker: Tracker = NullTracker()
+        self._stack = ExitStack()
+        self._known = store.read(prepared.cell.key)
+        self._status = store.status(prepared.cell.key)
+        self._settled = self._known.settled()
+        if prepared.spec.options.retry:
+            known = self._known.rows.items()
+            self._settled = {sample for sample, row in known if row["status"] in FINAL}
+
+    def open(self) -> None:
+        """Check, lock, load the model, start the tracker."""
+        prepared, spec, key = self.prepared, self.prepared.spec, self.prepared.cell.key
+        try:
+            self._check()
+            tracker = make_tracker(spec.tracker)
+            writer = self._stack.enter_context(self.store.writer(prepared.cell, _about(prepared)))
+        except Locked as error:
+            self.result.failed, self.result.message = {"busy": 1}, str(error)
+            return
+        if self._known.recovered:
+            lines = f"{self._known.recovered} unreadable line(s) skipped and kept aside"
+            self.progress.say(f"{key}: {lines}")
+        self.tracker = tracker
+        group = spec.sweep or spec.task
+        tracker.start(key, prepared.label, prepared.cell.plain(), group, self._known.lines)
+        try:
+            self.run = RunContext(
+                spec=spec,
+                cell=prepared.cell,
+                loaded=loader.resident(spec.model),
+                prompt=prepared.prompt,
+                task=prepared.task,
+                writer=writer,
+                tracker=tracker,
+                progress=self.progress,
+                result=self.result,
+                stamp={"code": code_fingerprint(spec.method), "commit": provenance()["commit"]},
+            )
+        except Exception as error:
+            self.fail(error)
+
+    def _check(self) -> None:
+        prepared = self.prepared
+        try:
+            need = plan.footprint(prepared)
+            resident = loader.is_resident(prepared.spec.model)
+            plan.check_memory(prepared, need, weights=not resident)
+        except ValueError as error:
+            if not self._known.rows:
+                self.store.refuse(prepared.cell, _about(prepared), *failure(error))
+            raise Refused(prepared.cell.key, str(error)) from error
+
+    def wants(self, sample: Sample) -> bool:
+        """Whether the sample must still run; counts it if not."""
+        if self.run is None:
+            return False
+        turns = self.run.turns(sample)
+        if not self._settled.issuperset(turn.id for turn in turns):
+            return True
+        self.result.cached += len(turns)
+        self.progress.advance(len(turns))
+        return False
+
+    def fail(self, error: Exception) -> None:
+        """The cell as a whole failed: no more samples run."""
+        self.run = None
+        if isinstance(error, ValueError):
+            self.error = error
+            self.tracker.finish({"state": "refused"}, [], None)
+            self._stack.close()
+            return
+        kind, self.result.message = failure(error)
+        self.result.failed[kind] = self.result.failed.get(kind, 0) + 1
+        attempts = self._status.get("attempts", 0) + 1
+        trace = "".join(traceback.format_exception(error))
+        self.store.keep(self.prepared.cell.key, "error.txt", redact(trace))
+        self._end({"attempts": attempts, "message": self.result.message})
+
+    def finish(self) -> None:
+        """All samples ran: write the status."""
+        if self.run is None:
+            return
+        requests = {*self._status.get("requests", []), self.prepared.request}
+        self._end({"requests": sorted(requests)})
+
+    def _end(self, ended: dict[str, Any]) -> None:
+        result, key = self.result, self.prepared.cell.key
+        state = {"state": result.state, "failed": result.failed, "time": utc_now()}
+        recovered = {"recovered_lines": self._known.recovered}
+        self.store.set_status(key, {**state, **recovered, **ended})
+        self._stack.close()
+        followed = self.prepared.spec.tracker.get("name", "none") != "none"
+        figures = _figures(self.store, key) if followed else []
+        failed = sum(result.failed.values())
+        summary = {"state": result.state, "failed": failed, **summarise(self.store, key)}
+        self.tracker.finish(summary, figures, self.store.root / key / "rows.jsonl")
+        self.run = None
+
+    def release(self) -> None:
+        """Give the lock back, whatever happened."""
+        self._stack.close()
 
 
-def _facts(prepared: Prepared) -> dict[str, Any]:
+def _about(prepared: PreparedRun) -> dict[str, Any]:
     spec = prepared.spec
     return {
         "labels": prepared.labels,
         "provenance": {**provenance(), "time": utc_now()},
         "notes": list(prepared.task.notes()),
-        "weight_bytes": prepared.described.weight_bytes,
-        "asked": spec.asked,
+        "weight_bytes": prepared.model.weight_bytes,
+        "asked": spec.requested_config,
     }
-
-
-def _run(
-    prepared: Prepared, store: ResultStore, writer: RowWriter, tracker: Tracker, outcome: Outcome
-) -> None:
-    spec, cell = prepared.spec, prepared.cell
-    known, status = store.read(cell.key), store.status(cell.key)
-    settled = known.settled()
-    if spec.options.retry:
-        settled = {s for s, r in known.rows.items() if r["status"] in FINAL}
-    ended = {"requests": sorted({*status.get("requests", []), prepared.request})}
-    with Progress(f"{spec.method} {spec.task}", spec.options.progress) as progress:
-        if known.recovered:
-            progress.say(f"{cell.key}: {known.recovered} unreadable line(s) skipped and kept aside")
-        group = spec.sweep or spec.task
-        tracker.start(cell.key, prepared.label, cell.plain(), group, known.lines)
-        try:
-            loaded = loader.resident(spec.model)
-            stamp = {"code": code_fingerprint(spec.method), "commit": provenance()["commit"]}
-            run = CellRun(
-                spec=spec,
-                cell=cell,
-                loaded=loaded,
-                prompt=prepared.prompt,
-                task=prepared.task,
-                method=spec.method_class,
-                writer=writer,
-                tracker=tracker,
-                progress=progress,
-                outcome=outcome,
-                stamp=stamp,
-            )
-            _run_samples(run, settled, prepared.num_samples)
-        except ValueError:
-            tracker.finish({"state": "refused"}, [], None)
-            raise
-        except Exception as error:
-            kind, outcome.message = failure(error)
-            outcome.failed[kind] = outcome.failed.get(kind, 0) + 1
-            ended = {"attempts": status.get("attempts", 0) + 1, "message": outcome.message}
-            store.keep(cell.key, "error.txt", redact(traceback.format_exc()))
-        state = {"state": outcome.state, "failed": outcome.failed, "time": utc_now()}
-        store.set_status(cell.key, {**state, "recovered_lines": known.recovered, **ended})
-    followed = spec.tracker.get("name", "none") != "none"
-    figures = _figures(store, cell.key) if followed else []
-    failed = sum(outcome.failed.values())
-    summary = {"state": outcome.state, "failed": failed, **summarise(store, cell.key)}
-    tracker.finish(summary, figures, store.root / cell.key / "rows.jsonl")
 
 
 def _figures(store: ResultStore, key: str) -> list[Path]:
@@ -138,22 +180,3 @@ def _figures(store: ResultStore, key: str) -> list[Path]:
     except ImportError:
         return []
     return [path for _, path, _ in drawn if path is not None]
-
-
-def _run_samples(run: CellRun, settled: set[str], total: int | None) -> None:
-    run.progress.total(total)
-    pending = []
-    run.progress.detail("building prompts")
-    for sample in run.task.samples(run.prompt):
-        ids = [turn.id for turn in turns(run.spec, sample)]
-        if settled.issuperset(ids):
-            run.outcome.cached += len(ids)
-            run.progress.advance(len(ids))
-        else:
-            pending.append(sample)
-        if len(pending) == run.spec.engine.batch:
-            run_batch(run, pending)
-            pending = []
-            run.progress.detail("building prompts")
-    if pending:
-        run_batch(run, pending)

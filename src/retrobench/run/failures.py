@@ -7,7 +7,8 @@ import traceback
 
 import torch
 
-from retrobench.engine.session import NotFinite, NotLive
+from retrobench.engine.hf import MethodBypassed
+from retrobench.engine.prefill import NotFinite
 from retrobench.measure.machine import NotEnoughMemory
 
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
@@ -20,7 +21,7 @@ def failure(error: BaseException) -> tuple[str, str]:
         status = "oom"
     elif isinstance(error, NotFinite):
         status = "nan"
-    elif isinstance(error, NotLive):
+    elif isinstance(error, MethodBypassed):
         status = "not_live"
     message = f"{type(error).__name__}: {error}"
     if status == "error" and not isinstance(error, ValueError):

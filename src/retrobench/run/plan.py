@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 from retrobench.core.cell import Cell, digest
+from retrobench.core.method import Needs
 from retrobench.core.registry import method_class
-from retrobench.core.shapes import Footprint
+from retrobench.core.shapes import Footprint, KVShape
 from retrobench.core.spec import changed, to_plain
 from retrobench.core.task import Task
 from retrobench.engine import loader
-from retrobench.engine.session import kv_shape
+from retrobench.engine.prefill import prompt_bytes
+from retrobench.engine.session import plan_session
+from retrobench.engine.shape import kv_shape
 from retrobench.evaluate.calibrate import calibrated
 from retrobench.measure.machine import NotEnoughMemory, available_bytes, free_device_bytes
 from retrobench.run.spec import RunSpec
@@ -26,11 +30,11 @@ _ANSWER_TOKENS = 128  # room that is planned for an answer
 
 
 @dataclass(slots=True, kw_only=True)
-class Prepared:
+class PreparedRun:
     """A run whose cell is known; the weights are not read yet."""
 
     spec: RunSpec
-    described: loader.Described
+    model: loader.ModelInfo
     prompt: PromptBuilder
     task: Task
     cell: Cell
@@ -57,7 +61,7 @@ class Prepared:
 
 
 @dataclass(slots=True, kw_only=True)
-class Planned:
+class PlannedRun:
     """One line of a preflight: ``state`` is run, cached, quarantined or impossible."""
 
     label: str
@@ -69,20 +73,23 @@ class Planned:
     footprint: Footprint = field(default_factory=Footprint)
     seconds: float | None = None
     message: str = ""
+    group: str = ""  # equal for runs that can share a prefill; empty: with nobody
 
 
-def prepare(spec: RunSpec, calibration: str | None = None) -> Prepared:
+def prepare(spec: RunSpec, calibration: str | None = None) -> PreparedRun:
     """Name the cell of a run from config files and tokenizer alone; ValueError for bad options.
 
     A calibration file belongs to weights, so for a method that needs one they are read here,
     unless the caller says what to put in its place.
     """
     if calibration is None and method_class(spec.method).needs.calibration:
-        calibration = calibrated(spec, loader.resident(spec.model))
-    described = loader.describe(spec.model)
+        loaded = loader.resident(spec.model)
+        method = method_class(spec.method)
+        calibration = calibrated(method, spec.method_config, spec.data_root, loaded)
+    model = loader.describe(spec.model)
     prompt = _prompt(spec.model)
     task = spec.make_task()
-    identity = task.model_identity() or described.identity
+    identity = task.model_identity() or model.identity
     labels = {
         "model": identity["name"],
         "method": spec.method,
@@ -92,9 +99,9 @@ def prepare(spec: RunSpec, calibration: str | None = None) -> Prepared:
         "measure": ",".join(spec.measure.parts),
         "budget": None if spec.budget is None else str(spec.budget),
     }
-    return Prepared(
+    return PreparedRun(
         spec=spec,
-        described=described,
+        model=model,
         prompt=prompt,
         task=task,
         cell=make_cell(spec, identity, task.fingerprint(prompt), calibration),
@@ -127,34 +134,81 @@ def make_cell(
     )
 
 
-def footprint(prepared: Prepared) -> Footprint:
+def footprint(prepared: PreparedRun) -> Footprint:
     """Bytes of the largest session; ValueError for lengths, budgets and options that cannot work.
 
     Free memory is another question: ``check_memory``.
     """
-    spec, described = prepared.spec, prepared.described
-    lengths = getattr(spec.task_config, "length", ())
-    limit, largest = described.context_limit, Footprint()
-    for length in lengths if isinstance(lengths, tuple) else (lengths,):
+    spec, model = prepared.spec, prepared.model
+    limit, largest = model.context_limit, Footprint()
+    for length in _lengths(prepared):
         if limit is not None and length > limit:
             raise ValueError(
                 f"task.length={length} is longer than the context of model "
-                f"{described.identity['name']} ({limit} tokens); use a shorter task.length or "
+                f"{model.identity['name']} ({limit} tokens); use a shorter task.length or "
                 "another model"
             )
-        turns = spec.protocol.turns if spec.protocol.name == "multi_turn" else 1
-        room = turns * _ANSWER_TOKENS
-        shape = kv_shape(described.skeleton, (0,) * spec.engine.batch, length, room)
-        shape = dataclasses.replace(shape, device=described.device)  # the skeleton has none
-        plan = spec.method_class.plan(spec.method_config, shape, spec.budget)
+        shape = _shape(prepared, length)
+        dense = spec.engine.dense_layers
+        plan = plan_session(spec.method_class, spec.method_config, shape, spec.budget, dense)
         largest = max(largest, plan, key=lambda entry: entry.total)
     return largest
 
 
-def check_memory(prepared: Prepared, need: Footprint, *, weights: bool) -> None:
+def _shape(prepared: PreparedRun, length: int) -> KVShape:
+    """The KV cache of a session at a prompt length."""
+    spec = prepared.spec
+    turns = spec.protocol.turns if spec.protocol.name == "multi_turn" else 1
+    rows = (0,) * spec.engine.batch
+    shape = kv_shape(prepared.model.meta_model, rows, length, turns * _ANSWER_TOKENS)
+    return dataclasses.replace(shape, device=prepared.model.device)  # the meta model has none
+
+
+def prefill_group(prepared: PreparedRun) -> str:
+    """Equal for cells whose samples start from the same prefilled prompts."""
+    spec, engine = prepared.spec, prepared.spec.engine
+    if engine.prefill_share == "off":
+        return prepared.cell.key
+    cell = prepared.cell.plain()
+    same = {
+        "model": cell["model"],
+        "task": {**cell["task"], "request": prepared.request},
+        "protocol": spec.protocol.identity,
+        "prefill": to_plain(spec.prefill),
+        "engine": [engine.batch, engine.chunk_tokens, engine.prefill_cache_gib],
+        "place": [spec.model.device, spec.model.device_map, spec.options.results_dir],
+        "records": spec.task == "trace" and spec.measure.name != "fidelity",
+    }
+    return digest(same)
+
+
+def can_share(runs: Sequence[PreparedRun]) -> bool:
+    """Whether one prefill of the longest prompt fits beside the largest method and the weights."""
+    if len(runs) < 2 or not (lengths := _lengths(runs[0])):
+        return True
+    needs = reduce(Needs.__or__, (run.spec.method_class.needs for run in runs))
+    shared = prompt_bytes(_shape(runs[0], max(lengths)), needs)
+    largest = Footprint()
+    for run in runs:
+        with contextlib.suppress(ValueError):  # refused on its own later
+            largest = max(largest, footprint(run), key=lambda entry: entry.total)
+    try:
+        weights = not loader.is_resident(runs[0].spec.model)
+        check_memory(runs[0], largest + Footprint(device=shared), weights=weights)
+    except NotEnoughMemory:
+        return False
+    return True
+
+
+def _lengths(prepared: PreparedRun) -> tuple[int, ...]:
+    lengths = getattr(prepared.spec.task_config, "length", ())
+    return lengths if isinstance(lengths, tuple) else (lengths,)
+
+
+def check_memory(prepared: PreparedRun, need: Footprint, *, weights: bool) -> None:
     """ValueError if the cache (and, unless they are loaded, the weights) exceed free memory."""
-    device, spec = prepared.described.device, prepared.spec
-    weight_bytes = prepared.described.weight_bytes if weights else 0
+    device, spec = prepared.model.device, prepared.spec
+    weight_bytes = prepared.model.weight_bytes if weights else 0
     host, free = need.pinned + need.host, available_bytes()
     if device == "cpu":
         host = need.total + weight_bytes
@@ -172,13 +226,13 @@ def _enough(spec: RunSpec, need: int, free: int, where: str) -> None:
         )
 
 
-def plan(specs: Iterable[RunSpec | tuple[str, ValueError]]) -> list[Planned]:
+def plan(specs: Iterable[RunSpec | tuple[str, ValueError]]) -> list[PlannedRun]:
     """What each run of a sweep would do. A pair is a run whose options were refused already."""
-    planned: list[Planned] = []
+    planned: list[PlannedRun] = []
     seen: set[tuple[str, str]] = set()
     for spec in specs:
         if isinstance(spec, tuple):
-            planned.append(Planned(label=spec[0], state="impossible", message=str(spec[1])))
+            planned.append(PlannedRun(label=spec[0], state="impossible", message=str(spec[1])))
             continue
         entry = _plan_one(spec)
         if entry.key and entry.state == "run" and (entry.key, str(entry.todo)) in seen:
@@ -188,7 +242,7 @@ def plan(specs: Iterable[RunSpec | tuple[str, ValueError]]) -> list[Planned]:
     return planned
 
 
-def _plan_one(spec: RunSpec) -> Planned:
+def _plan_one(spec: RunSpec) -> PlannedRun:
     store = ResultStore(spec.options.results_dir)
     uncalibrated = method_class(spec.method).needs.calibration and not loader.is_resident(
         spec.model
@@ -197,13 +251,14 @@ def _plan_one(spec: RunSpec) -> Planned:
         prepared = prepare(spec, "not read yet" if uncalibrated else None)
     except ValueError as error:
         label = f"{spec.model.name} {spec.method} {spec.task}"
-        return Planned(label=label, state="impossible", message=str(error))
-    entry = Planned(
+        return PlannedRun(label=label, state="impossible", message=str(error))
+    entry = PlannedRun(
         label=prepared.label,
         state="run",
+        group=prefill_group(prepared),
         key=prepared.cell.key,
         labels=prepared.labels,
-        weight_bytes=prepared.described.weight_bytes,
+        weight_bytes=prepared.model.weight_bytes,
     )
     try:
         entry.footprint = footprint(prepared)
@@ -228,7 +283,7 @@ def _plan_one(spec: RunSpec) -> Planned:
     return entry
 
 
-def is_done(store: ResultStore, prepared: Prepared) -> bool:
+def is_done(store: ResultStore, prepared: PreparedRun) -> bool:
     """Whether everything that this run asks for is on disk."""
     status = store.status(prepared.cell.key)
     return status.get("state") == "done" and prepared.request in status.get("requests", [])
@@ -258,7 +313,7 @@ def _prompt(config: loader.ModelConfig) -> PromptBuilder:
     return PromptBuilder(loader.describe(config).tokenizer, chat=config.chat)
 
 
-def _seconds(results_dir: str, prepared: Prepared) -> float | None:
+def _seconds(results_dir: str, prepared: PreparedRun) -> float | None:
     """Mean over lengths of the median of earlier rows; None where there are none.
 
     Rows of the same model and method count; without any, those of the same model. A length that
@@ -269,10 +324,8 @@ def _seconds(results_dir: str, prepared: Prepared) -> float | None:
     own = own or times.get((prepared.labels["model"], ""))
     if not own:
         return None
-    lengths = getattr(prepared.spec.task_config, "length", ())
-    lengths = lengths if isinstance(lengths, tuple) else (lengths,)
     found = []
-    for length in lengths or (max(own),):
+    for length in _lengths(prepared) or (max(own),):
         nearest = min(own, key=lambda known: abs(known - length))
         found.append(own[nearest] * (length / nearest if nearest else 1))
     return sum(found) / len(found)

@@ -10,27 +10,29 @@ from retrobench.engine.hf import stop_ids
 from retrobench.engine.session import Generation
 from retrobench.measure.clock import utc_now
 from retrobench.measure.machine import peak_bytes
-from retrobench.run.context import CellRun
+from retrobench.run.context import RunContext
 from retrobench.store.results import OK
 from retrobench.tasks.prompt import EncodedPrompt
 
 
-def facts(result: Generation, live: dict[str, Any], batch: int, run: CellRun) -> dict[str, Any]:
-    """What a session took."""
+def session_fields(
+    result: Generation, counts: dict[str, Any], batch: int, run: RunContext
+) -> dict[str, Any]:
+    """What a session took. ``seal_s`` is the time of the index build."""
     return {
         "prefill_s": result.prefill_s,
-        "seal_s": result.seal_s,
+        "seal_s": result.build_s,
         "decode_s": result.decode_s,
         "decode_steps": result.decode_steps,
         "batch": batch,
-        "live": live,
+        "live": counts,
         "footprint": to_plain(result.footprint),
         "peak_bytes": peak_bytes(str(run.loaded.model.device)),
         "method_stats": result.method_stats,
     }
 
 
-def prompt_facts(encoded: EncodedPrompt) -> dict[str, Any]:
+def prompt_fields(encoded: EncodedPrompt) -> dict[str, Any]:
     """What was asked."""
     return {
         "prompt_tokens": encoded.num_tokens,
@@ -40,9 +42,9 @@ def prompt_facts(encoded: EncodedPrompt) -> dict[str, Any]:
 
 
 def scored(
-    run: CellRun, sample: Sample, result: Generation, index: int, facts: dict[str, Any]
+    run: RunContext, sample: Sample, result: Generation, index: int, fields: dict[str, Any]
 ) -> dict[str, Any]:
-    """Row of one answer of the batch; ``facts`` of its session and prompt."""
+    """Row of one answer of the batch; ``fields`` of its session and prompt."""
     ids = result.token_ids[index][: sample.max_new_tokens]
     text = run.loaded.tokenizer.decode(ids, skip_special_tokens=True)
     text, stopped = run.prompt.trim_answer(text, sample.stop)
@@ -55,11 +57,11 @@ def scored(
         rules=_rules(run, sample),
         generated_tokens=len(ids),
         stop_reason="stop_string" if stopped else result.stop_reasons[index],
-        **facts,
+        **fields,
     )
 
 
-def _rules(run: CellRun, sample: Sample) -> dict[str, Any]:
+def _rules(run: RunContext, sample: Sample) -> dict[str, Any]:
     """What rendered the prompt and ended the answer, for the audit."""
     return {
         "template": run.prompt.template_hash,
@@ -70,7 +72,7 @@ def _rules(run: CellRun, sample: Sample) -> dict[str, Any]:
     }
 
 
-def row(run: CellRun, sample: Sample, status: str, **facts: Any) -> dict[str, Any]:
+def row(run: RunContext, sample: Sample, status: str, **fields: Any) -> dict[str, Any]:
     """Row of a sample, answered or not."""
     return {
         "sample": sample.id,
@@ -80,7 +82,7 @@ def row(run: CellRun, sample: Sample, status: str, **facts: Any) -> dict[str, An
         "score": None,
         "references": list(sample.references),
         "meta": dict(sample.meta),
-        **facts,
+        **fields,
         **run.stamp,
         "time": utc_now(),
     }

@@ -11,7 +11,6 @@ from retrobench.core.method import Method
 from retrobench.core.registry import method_class, method_names
 from retrobench.core.spec import nearest, option, parse, to_plain
 from retrobench.core.task import Task
-from retrobench.engine.dense_layers import with_dense_layers
 from retrobench.engine.loader import ModelConfig
 from retrobench.tasks import task_class
 
@@ -25,11 +24,20 @@ class EngineConfig:
     temperature: float = option(0.0, "0: greedy", low=0)
     top_p: float = option(1.0, "nucleus sampling", above=0, high=1)
     seed: int = option(0, "seed of sampling", low=0)
-    reuse_prefill_gib: float = option(
-        0.0,
-        "host memory for exact prefill attention that cells of a sweep share (on a CPU, same "
-        "results); rows then have no prefill time",
-        low=0,
+    prefill_share: str = option(
+        "auto",
+        "auto: cells of a sweep that start from the same prompts share one prefill, if memory "
+        "allows; off: each cell prefills for itself",
+        choices=("auto", "off"),
+    )
+    prefill_cache_gib: float = option(
+        0.0, "keep prefilled prompts on disk, up to this size; 0: none", low=0
+    )
+    executor: str = option(
+        "auto",
+        "who runs a decode step: eager, the model's forward; graph, one CUDA graph of it (greedy); "
+        "auto: a graph on a GPU where the method allows it",
+        choices=("auto", "eager", "graph"),
     )
     dense_layers: tuple[int, ...] = option(
         (), "layers left to full attention with any method, e.g. [0,1]", low=0
@@ -37,9 +45,18 @@ class EngineConfig:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """For the cell key, which has no word of dense layers where there are none."""
-        dropped = ("reuse_prefill_gib", *(() if self.dense_layers else ("dense_layers",)))
+        """For the cell key. Dense layers and executor enter it only if they are set."""
+        dropped = {"prefill_share", "prefill_cache_gib"}
+        dropped |= set() if self.dense_layers else {"dense_layers"}
+        dropped |= {"executor"} if self.executor in ("auto", "eager") else set()
         return {name: v for name, v in to_plain(self).items() if name not in dropped}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefillConfig:
+    """Options of ``prefill.*``: how the engine reads the prompt."""
+
+    name: str = option("exact", "exact: full attention over the whole prompt", choices=("exact",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +127,7 @@ class RunSpec:
     protocol: ProtocolConfig
     measure: MeasureConfig
     engine: EngineConfig
+    prefill: PrefillConfig
     budget: Budget | None
     tracker: dict[str, Any]
     options: RunOptions
@@ -117,19 +135,19 @@ class RunSpec:
     match: str | None = None  # tokens | pcie | hbm | gpu_memory
     reference: str | None = None  # a cell's key, or METHOD@BUDGET
     method_options: dict[str, dict[str, Any]] = field(default_factory=dict)  # by method
-    asked: dict[str, Any] = field(default_factory=dict)  # the composed values of the cell
+    requested_config: dict[str, Any] = field(default_factory=dict)  # composed, of the cell
 
     @property
     def method_class(self) -> type[Method]:
-        """The method, with ``engine.dense_layers`` left to full attention."""
-        return with_dense_layers(method_class(self.method), self.engine.dense_layers)
+        """The method's class."""
+        return method_class(self.method)
 
     def make_task(self) -> Task:
         """The benchmark."""
         return task_class(self.task)(self.task_config, self.data_root)
 
 
-_KNOWN = {"model", "method", "task", "protocol", "measure", "engine", "tracker", "data"}
+_KNOWN = {"model", "method", "task", "protocol", "measure", "engine", "prefill", "tracker", "data"}
 _KNOWN |= {"budget", "results_dir", "dry_run", "retry", "progress", "experiment", "sweep"}
 _KNOWN |= {"match", "reference", "method_options"}
 AXES = ("tokens", "pcie", "hbm", "gpu_memory")
@@ -152,7 +170,7 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
         measure["name"] = only
     budget, protocol = raw.get("budget"), parse(ProtocolConfig, raw.get("protocol", {}), "protocol")
     budget = None if budget is None else Budget.parse(budget)
-    engine = parse(EngineConfig, raw.get("engine", {}), "engine")
+    engine = parse(EngineConfig, _engine_values(raw), "engine")
     if protocol.name == "multi_turn" and (only or task == "trace"):
         raise ValueError(f"protocol=multi_turn: task={task} has no questions to go on with")
     if protocol.name in ("query_agnostic", "multi_turn") and engine.batch > 1:
@@ -169,14 +187,22 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
         protocol=protocol,
         measure=parse(MeasureConfig, measure, "measure"),
         engine=engine,
+        prefill=parse(PrefillConfig, raw.get("prefill", {}), "prefill"),
         budget=budget if method_class(method).budgeted else None,
         tracker=dict(raw.get("tracker", {"name": "none"})),
         options=parse(RunOptions, {k: raw[k] for k in flags if k in raw}, "options"),
         sweep=raw.get("sweep"),
         **_matching(raw),
         method_options=by_method,
-        asked={name: value for name, value in raw.items() if name not in apart},
+        requested_config={name: value for name, value in raw.items() if name not in apart},
     )
+
+
+def _engine_values(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """``engine.*``, where the former ``reuse_prefill_gib`` asks for what ``auto`` does now."""
+    values = dict(raw.get("engine") or {})
+    values.pop("reuse_prefill_gib", None)
+    return values
 
 
 def _matching(raw: Mapping[str, Any]) -> dict[str, str | None]:

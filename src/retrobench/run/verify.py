@@ -10,10 +10,10 @@ from retrobench.core.code import code_fingerprint
 from retrobench.engine import loader
 from retrobench.measure.clock import utc_now
 from retrobench.measure.machine import commit
-from retrobench.run import plan as preflight
-from retrobench.run.context import CellRun, Outcome
+from retrobench.run import plan
+from retrobench.run.batch import run_batch
+from retrobench.run.context import CellResult, RunContext
 from retrobench.run.progress import Progress
-from retrobench.run.samples import run_batch
 from retrobench.run.spec import parse_run
 from retrobench.store.results import OK, ResultStore, RowWriter
 from retrobench.track.base import NullTracker
@@ -42,7 +42,7 @@ def verify(store: ResultStore, key: str, count: int) -> dict[str, Any]:
     if "asked" not in about:
         raise ValueError(f"{key} was written without its configuration; run it again first")
     spec = parse_run({**about["asked"], "results_dir": str(store.root), "progress": False})
-    prepared = preflight.prepare(spec)
+    prepared = plan.prepare(spec)
     if prepared.cell.key != key:
         changes = "; ".join(prepared.cell.why(about["cell"]))
         raise ValueError(f"{key} cannot be run again as it was: {changes}")
@@ -65,24 +65,23 @@ def verify(store: ResultStore, key: str, count: int) -> dict[str, Any]:
     return receipt
 
 
-def _again(prepared: preflight.Prepared, wanted: set[str]) -> list[dict[str, Any]]:
+def _again(prepared: plan.PreparedRun, wanted: set[str]) -> list[dict[str, Any]]:
     kept, spec = _Kept(), prepared.spec
     with Progress(f"verify {prepared.label}", False) as progress:
-        run = CellRun(
+        run = RunContext(
             spec=spec,
             cell=prepared.cell,
             loaded=loader.resident(spec.model),
             prompt=prepared.prompt,
             task=prepared.task,
-            method=spec.method_class,
             writer=kept,
             tracker=NullTracker(),
             progress=progress,
-            outcome=Outcome(prepared.cell.key, prepared.labels),
+            result=CellResult(prepared.cell.key, prepared.labels),
         )
         for sample in prepared.task.samples(prepared.prompt):
             if sample.id in wanted:
-                run_batch(run, [sample])
+                run_batch([run], [sample])
             if len(kept.rows) == len(wanted):
                 break
     return kept.rows

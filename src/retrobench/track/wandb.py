@@ -66,6 +66,7 @@ class WandbTracker:
                 dir=str(folder),
                 mode=mode,
                 resume="allow" if mode == "online" else None,
+                reinit="create_new",  # cells of a group are followed side by side
                 settings=self._wandb.Settings(silent=True),
             )
 

@@ -1,1 +1,4 @@
-"""Attention of one step or chunk: exact, estimated, selective."""
+"""Attention: exact, over part of the context, and the templates of methods.
+
+What a method may import of the engine is here.
+"""

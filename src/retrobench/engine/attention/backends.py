@@ -18,7 +18,7 @@ from retrobench_kernels.native import unsupported as unsupported_by_cpu
 from torch import Tensor
 
 from retrobench.core.method import AttentionArgs
-from retrobench.engine.attention.math import dense_decode
+from retrobench.engine.attention.exact import dense_decode
 from retrobench.measure.clock import make_clock
 
 Run = Callable[[Tensor, Tensor, Tensor, AttentionArgs, tuple[int, ...]], Tensor]
@@ -137,7 +137,7 @@ def check(name: str, device: str, dtype: torch.dtype, head_dim: int) -> str | No
     return None
 
 
-class Chooser:
+class BackendChooser:
     """Picks a backend per shape: the one asked for, or the fastest of three timed calls."""
 
     _chosen: dict[tuple[object, ...], tuple[str, dict[str, float]]] = {}  # of this process

@@ -1,30 +1,29 @@
 """SelectiveMethod: the template of methods that attend a chosen part of the cache.
 
 An *index* says WHICH tokens, a *store* says WHERE they live; both are made by overridable factory
-methods, so that any index runs on any placement. ``docs/add_a_method.md`` fills this template.
+methods, so that any index runs on any store. ``docs/add_a_method.md`` fills this template.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
+from retrobench_kernels.wave_attention import wave_attention
 from torch import Tensor
 
 from retrobench.core.budget import Budget
-from retrobench.core.method import AttentionArgs, Method, Probe
-from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
+from retrobench.core.method import AttentionArgs, Method, Probe, PromptLayer
+from retrobench.core.shapes import Footprint, KVShape
 from retrobench.core.spec import option
-from retrobench.engine.attention.math import Estimate, attend, causal
-from retrobench.memory.placement import (
-    DeviceStore,
-    PlacementConfig,
-    Store,
-    make_store,
-    plan_store,
-)
+from retrobench.engine.attention.exact import dense_decode
+from retrobench.engine.attention.parts import attend, merge_all
+from retrobench.memory.placement import PlacementConfig
+from retrobench.memory.pool import make_store, plan_store
+from retrobench.memory.selection import Everything, Selection, Spans, SpanView, Tokens
+from retrobench.memory.store import KVStore, ResidentStore
 
 SINK_TOKENS, LOCAL_TOKENS = 4, 64  # RetroInfer's static zone (paper 5.1), shared by all controls
 
@@ -44,45 +43,51 @@ class StaticConfig:
     local_tokens: int = option(LOCAL_TOKENS, "last tokens, always attended", low=1)
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Tokens to attend exactly, and optionally clusters to attend through estimates.
+class Index:
+    """Chooses tokens. State is kept per layer; this base keeps none."""
 
-    ``token_BGR`` holds positions, -1 for padding; its second axis is KV heads, or query heads for
-    selectors that choose per query head. ``estimated_tokens`` counts the tokens (mean per row and
-    KV head) that ``estimate`` stands for; ``members`` gives their positions to a probe that asks
-    (``Probe.selected``).
-    """
+    def __init__(self, config: Any, shape: KVShape, budget: Budget | None) -> None:
+        self.config, self.shape, self.budget = config, shape, budget
 
-    token_BGR: Tensor
-    estimate: Estimate | None = None
-    estimated_tokens: float = 0.0
-    index_bytes: int = 0
-    members: Callable[[], Tensor] | None = None
+    def build(self, layer: int, store: KVStore, prompt: PromptLayer) -> None:
+        """A layer of the prompt is in the store. ``prompt`` also has what ``needs`` asked for."""
 
-
-class Index(Protocol):
-    """Chooses tokens. State is kept per layer."""
-
-    def build(self, layer: int, store: Store) -> None:
-        """The prompt of a layer is complete."""
-        ...
-
-    def append(self, layer: int, store: Store) -> None:
+    def append(self, layer: int, k_BGTD: Tensor) -> None:
         """One token was added to the store."""
-        ...
 
-    def select(self, layer: int, q_BHTD: Tensor, store: Store, args: AttentionArgs) -> Selection:
-        """Tokens for the query of one decode step."""
-        ...
+    def select(self, layer: int, q_BHTD: Tensor, store: KVStore, args: AttentionArgs) -> Selection:
+        """What the query of one decode step attends."""
+        raise NotImplementedError
 
     def footprint(self) -> Footprint:
         """Bytes held."""
-        ...
+        return Footprint()
+
+    def close(self) -> None:
+        """Free the state."""
+
+
+class ScoringIndex(Index):
+    """Base of indexes that score every token: the best ones beside the static zone win."""
+
+    def __init__(self, config: Any, shape: KVShape, budget: Budget | None) -> None:
+        super().__init__(config, shape, budget)
+        self.retrieved = retrieved_tokens(config, shape, budget)
+
+    def best(self, score_BGS: Tensor) -> Tensor:
+        """``token_BGR``: the static zone and the best-scored rest (axis 1: KV or query heads)."""
+        static, exists = static_mask(
+            self.shape.pad_tokens,
+            score_BGS.shape[-1],
+            self.config.sink_tokens,
+            self.config.local_tokens,
+            score_BGS.device,
+        )
+        return top_tokens(score_BGS, static, exists, self.retrieved)
 
 
 class SelectiveMethod(Method):
-    """Exact prefill; each decode step attends ``index.select(...)`` gathered from ``store``."""
+    """Each decode step attends what ``index.select`` chooses, read from ``store``."""
 
     Config: ClassVar[type] = StaticConfig
 
@@ -95,17 +100,17 @@ class SelectiveMethod(Method):
     ) -> None:
         super().__init__(config, shape, probe, budget)
         self.index: Index = self.make_index()
-        self.store: Store = self.make_store()
+        self.store: KVStore = self.make_store()
 
     def make_index(self) -> Index:
         """The index of this method; the only thing that a simple method must override."""
         raise NotImplementedError
 
-    def make_store(self) -> Store:
+    def make_store(self) -> KVStore:
         """The store of this method: what its options ask for, if they are ``PlacementConfig``."""
         if isinstance(self.config, PlacementConfig):
             return make_store(self.config, self.shape)
-        return DeviceStore(self.shape)
+        return ResidentStore(self.shape)
 
     @classmethod
     def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:
@@ -113,51 +118,134 @@ class SelectiveMethod(Method):
         retrieved_tokens(config, shape, budget)
         if isinstance(config, PlacementConfig):
             return plan_store(config, shape)
-        return DeviceStore.plan(shape)
+        return ResidentStore.plan(shape)
 
-    def prefill(
-        self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
-    ) -> Tensor:
-        """Exact attention over the prompt so far."""
-        self.store.append(layer, k_BGTD, v_BGTD)
-        keys, values = self.store.keys(layer), self.store.values(layer)
-        return causal(q_BHTD, keys, values, args, self.shape.pad_tokens)
-
-    def seal(self) -> None:
-        """Build the index of every layer, then move its keys and values where they shall live."""
-        for layer in self.shape.layers:
-            self.index.build(layer, self.store)
-            self.store.offload(layer)
+    def build(self, layer: int, prompt: PromptLayer) -> None:
+        """Fill the store, then the index."""
+        self.store.load(layer, prompt)
+        self.index.build(layer, self.store, prompt)
 
     def decode(
         self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
     ) -> Tensor:
-        """select -> gather -> attend, reported to the probe."""
+        """Append, select, attend."""
         self.store.append(layer, k_BGTD, v_BGTD)
         with self.probe.span("select"):
-            self.index.append(layer, self.store)
+            self.index.append(layer, k_BGTD)
             selection = self.index.select(layer, q_BHTD, self.store, args)
+        return self.attend(layer, q_BHTD, selection, args)
+
+    def attend(
+        self, layer: int, q_BHTD: Tensor, selection: Selection, args: AttentionArgs
+    ) -> Tensor:
+        """``o_BHTD`` of a selection: in place where the store can, else gathered."""
+        if isinstance(selection, Everything):
+            return self._attend_everything(layer, q_BHTD, selection, args)
+        if isinstance(selection, Spans):
+            view = self.store.spans(layer, selection)
+            if view is not None:
+                return self._attend_spans(layer, q_BHTD, selection, view, args)
+            selection = as_tokens(selection)
+        assert isinstance(selection, Tokens)
         with self.probe.span("gather"):
             k_BGRD, v_BGRD = self.store.gather(layer, selection.token_BGR)
+        return self.attend_tokens(layer, q_BHTD, k_BGRD, v_BGRD, selection, args)
+
+    def attend_tokens(
+        self,
+        layer: int,
+        q_BHTD: Tensor,
+        k_BGRD: Tensor,
+        v_BGRD: Tensor,
+        selection: Tokens,
+        args: AttentionArgs,
+    ) -> Tensor:
+        """Attention over gathered tokens, counted."""
+        valid = selection.token_BGR >= 0
         with self.probe.span("attend"):
-            valid = selection.token_BGR >= 0
-            out = attend(q_BHTD, k_BGRD, v_BGRD, valid, args, selection.estimate)
+            out = self.gathered(q_BHTD, k_BGRD, v_BGRD, valid, selection, args)
+        if self.probe.counting:
+            self.count(layer, valid.sum(), valid.shape[0] * valid.shape[1], selection)
         if self.probe.detail:
             members = selection.members() if selection.members is not None else None
             self.probe.selected(layer, selection.token_BGR, selection.estimate, members)
-        num_valid = int(valid.sum())
-        heads = valid.shape[0] * valid.shape[1]
-        self.probe.live(layer, attended=num_valid / heads, estimated=selection.estimated_tokens)
-        token_bytes = 2 * self.shape.head_dim * DTYPE_BYTES[self.shape.dtype]
-        self.probe.moved("kv", num_valid * token_bytes)
-        self.probe.moved("index", selection.index_bytes)
         return out
 
-    def step(self) -> None:
-        """Report what moved between tiers in this step."""
-        for moved in self.store.traffic():
-            self.probe.access(moved.layer, moved.hits, moved.misses, moved.evictions)
-            self.probe.moved("h2d", moved.h2d_bytes)
+    def gathered(
+        self,
+        q_BHTD: Tensor,
+        k_BGRD: Tensor,
+        v_BGRD: Tensor,
+        valid_BGR: Tensor,
+        selection: Tokens,
+        args: AttentionArgs,
+    ) -> Tensor:
+        """Attention over gathered tokens and whatever else the selection carries."""
+        return attend(
+            q_BHTD, k_BGRD, v_BGRD, valid_BGR, args,
+            selection.estimate, selection.log_weight_BGR, selection.partials,
+        )  # fmt: skip
+
+    def _attend_spans(
+        self, layer: int, q_BHTD: Tensor, spans: Spans, view: SpanView, args: AttentionArgs
+    ) -> Tensor:
+        with self.probe.span("attend"):
+            q_BHD, softcap = q_BHTD[:, :, 0].contiguous(), args.softcap or 0.0
+            part = wave_attention(
+                q_BHD, view.steady, view.pool, spans.chosen_BGN, args.scale,
+                estimation=spans.estimation, cache=view.cache, softcap=softcap,
+            )  # fmt: skip
+            out_BHD = merge_all(part, spans.partials).to(q_BHTD.dtype)
+        if self.probe.counting:
+            tokens = spans.num_tokens + view.steady.count_B.sum() * self.shape.num_kv_heads
+            self.count(layer, tokens, self.shape.batch * self.shape.num_kv_heads, spans)
+        if self.probe.detail:
+            self.probe.selected(layer, as_tokens(spans).token_BGR)
+        return out_BHD[:, :, None]
+
+    def _attend_everything(
+        self, layer: int, q_BHTD: Tensor, selection: Everything, args: AttentionArgs
+    ) -> Tensor:
+        keys, values = (
+            x.to(q_BHTD.device) for x in (self.store.keys(layer), self.store.values(layer))
+        )
+        exists, heads = self.store.exists(layer), self.shape.batch * self.shape.num_kv_heads
+        with self.probe.span("attend"):
+            if exists is None and not selection.partials:
+                out = self.dense(q_BHTD, keys, values, args)
+            else:
+                exists = self.store.positions(layer) >= 0
+                out = attend(q_BHTD, keys, values, exists, args, partials=selection.partials)
+        if self.probe.counting:
+            if exists is None:
+                tokens = sum(keys.shape[2] - pad for pad in self.shape.pad_tokens)
+                self.count(layer, tokens * self.shape.num_kv_heads, heads, selection)
+            else:
+                self.count(layer, exists.sum(), heads, selection)
+        if self.probe.detail and exists is not None:
+            self.probe.selected(layer, self.store.positions(layer))
+        return out
+
+    def dense(self, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, args: AttentionArgs) -> Tensor:
+        """Exact attention over all tokens of a store that nothing was dropped from."""
+        return dense_decode(q_BHTD, k_BGSD, v_BGSD, args, self.shape.pad_tokens)
+
+    def count(
+        self, layer: int, tokens: int | Tensor, heads: int, selection: Selection, **more: Any
+    ) -> None:
+        """Tell the probe what a step attended: ``tokens`` of all rows and ``heads`` together."""
+        self.probe.count(
+            layer,
+            attended=tokens / heads,
+            estimated=selection.estimated_tokens,
+            kv=tokens * self.store.bytes_per_token(),
+            index=selection.index_bytes,
+            **more,
+        )
+
+    def report_counts(self) -> None:
+        """What moved between tiers."""
+        self.store.report_counts(self.probe)
 
     def allocated(self) -> Footprint:
         """Bytes of index and store."""
@@ -166,33 +254,25 @@ class SelectiveMethod(Method):
     def close(self) -> None:
         """Free index and store."""
         self.store.close()
-        self.index = _Closed()  # type: ignore[assignment]
+        self.index.close()
+        self.index = Index(self.config, self.shape, self.budget)
 
 
-class _Closed:
-    """Index of a closed method: holds nothing."""
-
-    def footprint(self) -> Footprint:
-        return Footprint()
-
-
-class StatelessIndex:
-    """Base of indexes that keep nothing between steps."""
-
-    def __init__(self, config: Any, shape: KVShape, budget: Budget | None) -> None:
-        self.config = config
-        self.shape = shape
-        self.retrieved = retrieved_tokens(config, shape, budget)
-
-    def build(self, layer: int, store: Store) -> None:
-        """Nothing to build."""
-
-    def append(self, layer: int, store: Store) -> None:
-        """Nothing to add."""
-
-    def footprint(self) -> Footprint:
-        """No bytes."""
-        return Footprint()
+def as_tokens(spans: Spans) -> Tokens:
+    """Runs of positions as positions (where slots are positions)."""
+    size = spans.size_BGC.gather(-1, spans.chosen_BGN.clamp_min(0).long())
+    first = spans.first_BGC.gather(-1, spans.chosen_BGN.clamp_min(0).long())
+    offset = torch.arange(int(spans.size_BGC.max()), device=size.device)
+    absent = (spans.chosen_BGN < 0)[..., None] | (offset >= size[..., None])
+    token = (first[..., None] + offset).masked_fill(absent, -1).flatten(2).long()
+    return Tokens(
+        token_BGR=token,
+        estimate=spans.estimate,
+        estimated_tokens=spans.estimated_tokens,
+        members=spans.members,
+        partials=spans.partials,
+        index_bytes=spans.index_bytes,
+    )
 
 
 def retrieved_tokens(config: Any, shape: KVShape, budget: Budget | None) -> tuple[int, ...]:
@@ -230,15 +310,22 @@ def static_mask(
 
 
 def top_tokens(
-    score_BGS: Tensor, static_BS: Tensor, exists_BS: Tensor, retrieved: tuple[int, ...]
+    score_BGS: Tensor,
+    static_BS: Tensor,
+    exists_BS: Tensor,
+    retrieved: Sequence[int] | Tensor,
 ) -> Tensor:
-    """Positions of the static zone and of the best-scored rest, ``token_BGR``, -1 padded."""
+    """Positions of the static zone and of the best-scored rest, ``token_BGR``, -1 padded.
+
+    ``retrieved`` is a count per row, or ``retrieved_BG`` with a count for every head.
+    """
     free = exists_BS & ~static_BS
     score = score_BGS.masked_fill(~free[:, None], -torch.inf)
-    most = min(max(retrieved), int(free.sum(-1).max()))
-    value, token = score.topk(most, -1)
-    rank = torch.arange(most, device=score.device)
-    limit = torch.tensor(retrieved, device=score.device)[:, None, None]
+    limit = torch.as_tensor(retrieved, device=score.device)
+    limit = limit.reshape(*limit.shape, *[1] * (3 - limit.dim()))
+    max_count = min(int(limit.max()), int(free.sum(-1).max()))
+    value, token = score.topk(max_count, -1)
+    rank = torch.arange(max_count, device=score.device)
     token = token.masked_fill((rank >= limit) | (value == -torch.inf), -1)
     num_static = int(static_BS.sum(-1).max())
     order = static_BS.int().sort(dim=-1, descending=True, stable=True)

@@ -9,14 +9,14 @@ import torch
 from retrobench_kernels.wave_attention import Estimation, Pool, Steady, wave_attention
 from torch import Tensor
 
-from retrobench.engine.attention.math import merge
+from retrobench.engine.attention.parts import merge
 from retrobench.memory.page_cache import PageCache
 from retrobench.memory.prefetch import Prefetcher
 from retrobench_methods.retroinfer.wave_buffer import cluster_pages
-from retrobench_methods.retroinfer.zones import Zones
+from retrobench_methods.retroinfer.wave_index import ClusterSelection
 
 
-class CacheWorker:
+class CacheFiller:
     """Fills the cache on a thread of its own (on a GPU: a side stream too).
 
     One job per layer; ``finish`` must be called before a layer's cache is used again.
@@ -68,14 +68,14 @@ class CacheWorker:
         out, lse = merge(merge(_float(part), _float(hits)), _float(late))
         return out.to(q_BHD.dtype), lse
 
-    def prefetch(self, layer: int, zones: Zones, pool: Pool, count: int) -> None:
+    def prefetch(self, layer: int, selection: ClusterSelection, pool: Pool, count: int) -> None:
         """Start to copy the pages of the ``count`` clusters that rank next."""
 
         def job() -> tuple[Tensor, ...]:
-            following = next_ranked(zones, pool.size_BGC, count)
+            following = next_ranked(selection, pool.size_BGC, count)
             page_BGN, _ = cluster_pages(pool, following, self.cache.size.page_tokens)
             self.cache.prefetch(layer, page_BGN, pool.k_BGSD, pool.v_BGSD)
-            return zones.retrieved_BGR, zones.logit_BHC  # alive until the device is done
+            return selection.chosen_BGN, selection.logit_BHC  # alive until the device is done
 
         self.worker.submit(layer, job)
 
@@ -88,18 +88,18 @@ class CacheWorker:
         self.worker.close()
 
 
-def next_ranked(zones: Zones, size_BGC: Tensor, count: int) -> Tensor:
+def next_ranked(selection: ClusterSelection, size_BGC: Tensor, count: int) -> Tensor:
     """The ``count`` best clusters that are not retrieved, int32, -1 padded.
 
     By ``cluster_select``'s rank; where ``second_order`` is on, by the corrected logits.
     """
     batch, groups, clusters = size_BGC.shape
     absent = (size_BGC == 0)[:, :, None]
-    logit = zones.logit_BHC.unflatten(1, (groups, -1)).masked_fill(absent, -torch.inf)
+    logit = selection.logit_BHC.unflatten(1, (groups, -1)).masked_fill(absent, -torch.inf)
     score_BGC = logit.softmax(-1).sum(2).masked_fill(absent[:, :, 0], -1)
     beyond = score_BGC.new_full((batch, groups, 1), -1)  # where the padding of the list points
     score_BGC = torch.cat([score_BGC, beyond], -1)
-    taken = torch.where(zones.retrieved_BGR < 0, clusters, zones.retrieved_BGR).long()
+    taken = torch.where(selection.chosen_BGN < 0, clusters, selection.chosen_BGN).long()
     value, cluster = score_BGC.scatter(-1, taken, -1.0).topk(min(count, clusters), -1)
     return cluster.masked_fill(value < 0, -1).int()
 

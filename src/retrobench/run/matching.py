@@ -1,8 +1,8 @@
 """Matched budgets: a method's own knob, solved so that its measured cost equals a reference's.
 
 The cost is measured, not computed: the task's first prompt is prefilled and decoded for as many
-steps as the reference took, and the ledger is read. Methods that choose whole pages or clusters
-reach a cost only approximately; the table says how near they came.
+steps as the reference took, and the byte counters are read. Methods that choose whole pages or
+clusters reach a cost only approximately; the table says how near they came.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from retrobench.core.budget import Budget
 from retrobench.core.registry import method_class
 from retrobench.core.spec import parse, to_plain
 from retrobench.engine import loader
-from retrobench.engine.session import Session, kv_shape
+from retrobench.engine.prefill import PrefilledPrompt, prefill
+from retrobench.engine.session import Session
+from retrobench.engine.shape import kv_shape
 from retrobench.measure.clock import monotonic_s
 from retrobench.measure.probe import CountingProbe
+from retrobench.run.group import run_cell
 from retrobench.run.spec import RunSpec
 from retrobench.store.results import OK, ResultStore
 from retrobench.tasks.prompt import PromptBuilder
@@ -53,6 +56,17 @@ class Matched:
         )
 
 
+def resolve(spec: RunSpec) -> tuple[RunSpec, str]:
+    """The run with its knob solved, and the line of the knob table. Runs the reference first."""
+    reference = reference_spec(spec)
+    if reference is None:
+        key = ResultStore(spec.options.results_dir).find(str(spec.reference))
+    else:
+        key = run_cell(reference).key
+    solved, found = solve(spec, key)
+    return solved, found.line
+
+
 def reference_spec(spec: RunSpec) -> RunSpec | None:
     """The run that ``reference=METHOD@BUDGET`` names, of the same task; None for a cell key."""
     name, at, budget = (spec.reference or "").partition("@")
@@ -68,8 +82,10 @@ def reference_spec(spec: RunSpec) -> RunSpec | None:
     placed = {**spec.method_options.get(name, {}), **placed}
     config = parse(method_class(name).Config, placed, "method")
     changes = {"method": name, "method_config": config, "budget": Budget.parse(budget)}
-    asked = {**_unmatched(spec), "method": {"name": name, **placed}, "budget": budget}
-    return dataclasses.replace(spec, match=None, reference=None, asked=asked, **changes)
+    requested = {**_unmatched(spec), "method": {"name": name, **placed}, "budget": budget}
+    return dataclasses.replace(
+        spec, match=None, reference=None, requested_config=requested, **changes
+    )
 
 
 def solve(spec: RunSpec, key: str) -> tuple[RunSpec, Matched]:
@@ -88,15 +104,24 @@ def solve(spec: RunSpec, key: str) -> tuple[RunSpec, Matched]:
     if spec.match == "gpu_memory":
         return _solve_memory(spec, key, loaded, len(ids), target)
     steps = min(STEPS, row["decode_steps"])
+    prefilled = prefill(
+        loaded.model,
+        [ids],
+        clock=monotonic_s,
+        needs=spec.method_class.needs,
+        chunk_tokens=spec.engine.chunk_tokens,
+    )
 
     def measured(tokens: int) -> float:
         share = Budget.parse(_percent(tokens, len(ids)))
-        return _measure(dataclasses.replace(spec, budget=share), loaded, ids, steps)
+        return _measure(dataclasses.replace(spec, budget=share), loaded, prefilled, steps)
 
     tokens, found = search(measured, target, 1, len(ids))
     budget = Budget.parse(_percent(tokens, len(ids)))
-    asked = {**_unmatched(spec), "budget": str(budget)}
-    solved = dataclasses.replace(spec, budget=budget, match=None, reference=None, asked=asked)
+    requested = {**_unmatched(spec), "budget": str(budget)}
+    solved = dataclasses.replace(
+        spec, budget=budget, match=None, reference=None, requested_config=requested
+    )
     return solved, _matched(spec, key, "budget", str(budget), target, found)
 
 
@@ -154,7 +179,11 @@ def _on_the_line(known: dict[int, float], target: float) -> int:
 
 
 def _unmatched(spec: RunSpec) -> dict[str, Any]:
-    return {name: value for name, value in spec.asked.items() if name not in {"match", "reference"}}
+    return {
+        name: value
+        for name, value in spec.requested_config.items()
+        if name not in {"match", "reference"}
+    }
 
 
 def _percent(tokens: int, context: int) -> str:
@@ -171,28 +200,26 @@ def _matched(
 
 
 @torch.inference_mode()
-def _measure(spec: RunSpec, loaded: loader.Loaded, ids: list[int], steps: int) -> float:
+def _measure(spec: RunSpec, loaded: loader.Loaded, prompt: PrefilledPrompt, steps: int) -> float:
     probe = CountingProbe()
     session = Session(
         loaded.model,
         spec.method_class,
         spec.method_config,
-        [ids],
+        prompt,
         probe=probe,
         clock=monotonic_s,
         max_new_tokens=steps + 1,
         budget=spec.budget,
-        chunk_tokens=spec.engine.chunk_tokens,
+        dense_layers=spec.engine.dense_layers,
+        last_use=False,
     )
-    try:
-        logits = session.prefill(len(ids))
-        session.seal()
+    with session:
+        session.build()
         for _ in range(steps):
-            logits = session.step(logits.argmax(-1, keepdim=True))
-        held = {"device": session.method.allocated().device}
-        return cost(spec.match or "tokens", probe.row(), held)
-    finally:
-        session.close()
+            session.step(session.logits.argmax(-1, keepdim=True))
+        session.report_counts()
+        return cost(spec.match or "tokens", probe.row(), {"device": session.allocated().device})
 
 
 def _solve_memory(
@@ -214,8 +241,8 @@ def _solve_memory(
 
     value, found = search(held, target, 1, 1000)
     config = configured(value)
-    asked = {**_unmatched(spec), "method": {"name": spec.method, **to_plain(config)}}
+    requested = {**_unmatched(spec), "method": {"name": spec.method, **to_plain(config)}}
     solved = dataclasses.replace(
-        spec, method_config=config, match=None, reference=None, asked=asked
+        spec, method_config=config, match=None, reference=None, requested_config=requested
     )
     return solved, _matched(spec, key, f"method.{knob}", f"{value / 1000:g}", target, found)

@@ -1,31 +1,16 @@
-"""Exact attention, estimated attention, and their merge by log-sum-exp, in plain torch.
+"""Exact attention in plain torch: of a chunk of the prompt, and of one decode step.
 
 Every function takes post-RoPE queries and keys. Softmax statistics are float32.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from retrobench.core.method import AttentionArgs
-from retrobench.engine import prefill_memo
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """Clusters attended through their centroid (RetroInfer's estimation zone, paper Eq. 2 and 4).
-
-    A cluster of ``size`` tokens adds ``size * exp(q.c)`` to the softmax's denominator and
-    ``exp(q.c) * value_sum`` to its numerator; size 0 means absent.
-    """
-
-    centroid_BGCD: Tensor
-    value_sum_BGCD: Tensor
-    size_BGC: Tensor
+from retrobench.engine.attention.parts import logits
 
 
 def causal(
@@ -42,27 +27,6 @@ def causal(
     Never builds a mask over more than ``block`` queries. ``pad_tokens`` is the left padding of
     each row (or a boolean mask ``valid_BS``); ``window`` limits how far a token looks back.
     """
-    memo = prefill_memo.active(q_BHTD)
-    if memo is None:
-        return _causal(q_BHTD, k_BGSD, v_BGSD, args, pad_tokens, window, block)
-    masks = (pad_tokens,) if isinstance(pad_tokens, Tensor) else ()
-    rest = (args, window, block, None if masks else pad_tokens)
-    return memo.find(
-        (q_BHTD, k_BGSD, v_BGSD, *masks),
-        rest,
-        lambda: _causal(q_BHTD, k_BGSD, v_BGSD, args, pad_tokens, window, block),
-    )
-
-
-def _causal(
-    q_BHTD: Tensor,
-    k_BGSD: Tensor,
-    v_BGSD: Tensor,
-    args: AttentionArgs,
-    pad_tokens: tuple[int, ...] | Tensor | None,
-    window: int | None,
-    block: int,
-) -> Tensor:
     num_q, num_k = q_BHTD.shape[2], k_BGSD.shape[2]
     valid_BS = _valid(pad_tokens, num_k, q_BHTD.device)
     windowed = window is not None and num_k > window
@@ -119,63 +83,6 @@ def dense_decode(
     return out.reshape(batch, heads, 1, v_BGSD.shape[-1])
 
 
-def attend(
-    q_BHTD: Tensor,
-    k_BGRD: Tensor,
-    v_BGRD: Tensor,
-    valid_BGR: Tensor,
-    args: AttentionArgs,
-    estimate: Estimate | None = None,
-) -> Tensor:
-    """One token over a selected set of tokens plus, optionally, estimated clusters.
-
-    The second axis of K and V may be KV heads (one set per group) or query heads. The exact and
-    the estimated part share one softmax (merged by log-sum-exp).
-    """
-    groups = k_BGRD.shape[1]
-    q_BGND = _fold(q_BHTD, groups)
-    logit_BGNR = _logits(q_BGND, k_BGRD, args).masked_fill(~valid_BGR[:, :, None], -torch.inf)
-    out, lse = partial(logit_BGNR, v_BGRD)
-    if estimate is not None:
-        out, lse = merge((out, lse), estimated(q_BGND, estimate, args))
-    return out.to(q_BHTD.dtype).reshape(*q_BHTD.shape[:3], v_BGRD.shape[-1])
-
-
-def partial(logit_BGNR: Tensor, v_BGRD: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax over a part of the context: float32 ``(o_BGND, lse_BGN)``; empty parts give -inf."""
-    lse = torch.logsumexp(logit_BGNR, -1)
-    weight = torch.exp(logit_BGNR - lse.clamp_min(torch.finfo(torch.float32).min)[..., None])
-    return weight.to(v_BGRD.dtype).matmul(v_BGRD).float(), lse
-
-
-def estimated(q_BGND: Tensor, estimate: Estimate, args: AttentionArgs) -> tuple[Tensor, Tensor]:
-    """The estimation zone as a part ``(o_BGND, lse_BGN)`` to be merged."""
-    logit = _logits(q_BGND, estimate.centroid_BGCD, args)
-    size = estimate.size_BGC[:, :, None].float()
-    lse = torch.logsumexp(logit + size.log(), -1)
-    logit = logit.masked_fill(size == 0, -torch.inf)
-    weight = torch.exp(logit - lse.clamp_min(torch.finfo(torch.float32).min)[..., None])
-    return weight.matmul(estimate.value_sum_BGCD.float()), lse
-
-
-def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Two parts ``(o, lse)`` over disjoint sets as one."""
-    lse = torch.logaddexp(first[1], second[1])
-    safe = lse.clamp_min(torch.finfo(torch.float32).min)
-    out = first[0] * torch.exp(first[1] - safe)[..., None]
-    return out + second[0] * torch.exp(second[1] - safe)[..., None], lse
-
-
-def _fold(q_BHTD: Tensor, groups: int) -> Tensor:
-    batch, heads, _, dim = q_BHTD.shape
-    return q_BHTD.reshape(batch, groups, heads // groups, dim)
-
-
-def _logits(q_BGND: Tensor, k_BGRD: Tensor, args: AttentionArgs) -> Tensor:
-    logit = (q_BGND.float() @ k_BGRD.float().transpose(-1, -2)) * args.scale
-    return logit if args.softcap is None else torch.tanh(logit / args.softcap) * args.softcap
-
-
 def _masked(
     q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, args: AttentionArgs, mask: Tensor | None
 ) -> Tensor:
@@ -186,7 +93,7 @@ def _masked(
             q_BHTD, k_BHSD, v_BHSD, attn_mask=mask, scale=args.scale
         )
         return out if mask is None else out.nan_to_num(0.0)
-    logit = _logits(q_BHTD, k_BHSD, args)
+    logit = logits(q_BHTD, k_BHSD, args)
     if mask is not None:
         logit = logit.masked_fill(~mask, torch.finfo(torch.float32).min)
     return logit.softmax(-1).to(v_BHSD.dtype) @ v_BHSD

@@ -1,0 +1,86 @@
+"""A sweep's beginning and end: the plan before the first job, one table after the last."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from retrobench.cli import app, units
+from retrobench.store.sweeps import CELLS_FILE
+
+TASK_FIGURES = {"speed": "throughput"}  # of sweeps that no experiment describes
+
+
+class SweepTable(Callback):
+    """Plan before a sweep, one table after it; exit code 1 if any cell failed."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print the preflight; ``dry_run`` stops here, before a launcher starts anything."""
+        overrides = jobs(config)
+        raws = [_compose(job) for job in overrides]
+        planned = app.plan_runs(raws)
+        code = app.show_plan(planned)
+        if config.dry_run:
+            sys.exit(code)
+        groups = [entry.group for entry in planned]
+        names = [" ".join(job) for job in overrides]
+        folder, workers = Path(config.hydra.sweep.dir), units.parallel_jobs(config)
+        units.write(folder, groups, names, [_plain(raw) for raw in raws], workers)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Read what the jobs noted, wherever they ran."""
+        path = Path(config.hydra.sweep.dir) / CELLS_FILE
+        lines = path.read_text().splitlines() if path.exists() else []
+        outcomes = app.without_duplicates([json.loads(line) for line in lines])
+        silent = len(jobs(config)) - len(lines)
+        app.show(outcomes, config.results_dir)
+        choices = config.hydra.runtime.choices
+        if figure := choices.get("experiment") or TASK_FIGURES.get(choices.get("task")):
+            _draw(figure, outcomes, Path(config.results_dir))
+        if silent > 0:
+            text = f"FAILED: {silent} job(s) ended without a word; the same command goes on"
+            app.console().print(text, markup=False, highlight=False, soft_wrap=True)
+        if silent > 0 or any(app.failure_line(outcome) for outcome in outcomes):
+            sys.exit(1)
+
+
+def _draw(figure: str, outcomes: list[app.Outcome], results_dir: Path) -> None:
+    """A figure from the sweep's own cells, or why there is none."""
+    console = app.console()
+    try:
+        from retrobench.report.figures.draw import FIGURES, draw
+        from retrobench.store.results import ResultStore
+
+        if figure not in FIGURES:
+            return
+        keys = list(dict.fromkeys(outcome["key"] for outcome in outcomes if "key" in outcome))
+        out = results_dir.parent / "figures"
+        for name, drawn, reason in draw(ResultStore(results_dir), out, [figure], keys):
+            line = f"figure {name}: {drawn if drawn else 'not drawn, ' + reason}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    except ImportError:
+        console.print("no figure: pip install 'retrobench[plots]'")
+
+
+def jobs(config: DictConfig) -> list[list[str]]:
+    """Overrides of every job of a sweep, as the basic sweeper will expand them."""
+    swept = [f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()]
+    overrides = OverridesParser.create().parse_overrides(swept + list(config.hydra.overrides.task))
+    return BasicSweeper.split_arguments(overrides, None)[0]
+
+
+def _compose(overrides: list[str]) -> Any:
+    config = compose("config", overrides)
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def _plain(raw: Any) -> Any:
+    return {name: value for name, value in raw.items() if name != "hydra"}

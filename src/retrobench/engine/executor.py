@@ -1,0 +1,167 @@
+"""Who runs a decode step: the model's forward as it is, or one CUDA graph of it.
+
+The graph executor captures the Hugging Face forward with the greedy choice once and replays it, so
+that a step costs one launch. It needs static shapes and addresses: every layer managed, methods
+that keep what varies in device memory (``Method.static``), and nothing asked of the host. On other
+devices it runs the same static step eagerly, which is how it is tested.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from retrobench.engine import hf
+
+if TYPE_CHECKING:
+    from retrobench.engine.session import Decoding, Session
+
+EXECUTORS = ("auto", "eager", "graph")
+
+
+class EagerExecutor:
+    """The model's forward, step by step."""
+
+    name = "eager"
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._nan: Tensor | None = None
+
+    def run(self, token_B1: Tensor) -> Tensor:
+        """Logits ``BV`` after the newest token of each row."""
+        session = self.session
+        session.reached.clear()
+        logits = hf.forward(session.model, token_B1, session.cache, session)
+        hf.check_reached(session.model, session.layers, session.reached)
+        self._note_nan(logits)
+        return logits
+
+    def choose(self, logits_BV: Tensor, decoding: Decoding, generator: torch.Generator) -> Tensor:
+        """Next token ``B1``: greedy, or temperature and nucleus sampling."""
+        if decoding.temperature == 0:
+            return logits_BV.argmax(-1, keepdim=True)
+        scaled = (logits_BV / decoding.temperature).softmax(-1)
+        probability, token = scaled.sort(-1, descending=True)
+        beyond = probability.cumsum(-1) - probability >= decoding.top_p
+        probability = probability.masked_fill(beyond, 0)
+        pick = torch.multinomial(probability, 1, generator=generator)
+        return token.gather(-1, pick)
+
+    def _note_nan(self, logits_BV: Tensor) -> None:
+        """Remember on the device whether any logits were NaN: looking would wait for it."""
+        nan = torch.isnan(logits_BV).any()
+        if self._nan is None:
+            self._nan = torch.zeros_like(nan)
+        self._nan |= nan
+
+    def restart(self) -> None:
+        """Nothing was captured."""
+
+    def saw_nan(self) -> bool:
+        """Whether any step's logits held NaN (waits for the device)."""
+        return self._nan is not None and bool(self._nan)
+
+
+class GraphExecutor(EagerExecutor):
+    """Greedy steps: the first runs eagerly (it compiles kernels), then one graph replays."""
+
+    name = "graph"
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        for method in session.methods:
+            method.static = True
+        device = session.model.device
+        batch = session.ids_BS.shape[0]
+        self.token_B1 = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+        self.position_B1 = session.length - session.pad_B1
+        self.logits_BV: Tensor | None = None
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def run(self, token_B1: Tensor) -> Tensor:
+        """Logits ``BV``, in memory that the next step overwrites."""
+        if token_B1 is not self.token_B1:
+            self.token_B1.copy_(token_B1)
+        if not self.token_B1.is_cuda:
+            self._forward()
+        elif self.logits_BV is None:
+            self._warm_up()
+        else:
+            if self.graph is None:
+                self._capture()
+            assert self.graph is not None
+            self.graph.replay()
+            _each_probe(self.session, "replayed")
+        assert self.logits_BV is not None
+        return self.logits_BV
+
+    def choose(self, logits_BV: Tensor, decoding: Decoding, generator: torch.Generator) -> Tensor:
+        """The greedy token, which the last step has chosen already."""
+        assert decoding.temperature == 0, "a graph decodes greedily"
+        if logits_BV is not self.logits_BV:  # of the prefill
+            return logits_BV.argmax(-1, keepdim=True)
+        return self.token_B1.clone()
+
+    def restart(self) -> None:
+        """Capture anew: the step does something else now (it counts, or no longer does)."""
+        self.graph, self.logits_BV = None, None
+
+    def _warm_up(self) -> None:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self._forward()
+        torch.cuda.current_stream().wait_stream(side)
+
+    def _capture(self) -> None:
+        _each_probe(self.session, "capture")
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self._forward()
+
+    def _forward(self) -> None:
+        session = self.session
+        session.reached.clear()
+        logits = hf.forward(session.model, self.token_B1, session.cache, session, self.position_B1)
+        hf.check_reached(session.model, session.layers, session.reached)
+        held = torch.empty_like(logits) if self.logits_BV is None else self.logits_BV
+        self.logits_BV = held.copy_(logits)
+        self._note_nan(logits)
+        self.token_B1.copy_(logits.argmax(-1, keepdim=True))
+        self.position_B1.add_(1)
+
+
+def make_executor(session: Session, name: str) -> EagerExecutor:
+    """The executor that was asked for; ``auto`` takes a graph on a GPU where one is possible.
+
+    ValueError with the reason if a graph was asked for and cannot be.
+    """
+    assert name in EXECUTORS, name
+    reason = no_graph(session)
+    if name == "graph" and reason is not None:
+        raise ValueError(f"engine.executor=graph: {reason}; use engine.executor=eager")
+    wanted = name == "graph" or (name == "auto" and session.ids_BS.is_cuda and reason is None)
+    return GraphExecutor(session) if wanted else EagerExecutor(session)
+
+
+def no_graph(session: Session) -> str | None:
+    """Why a graph cannot hold the session's step; None if it can."""
+    unmanaged = len(session.cache.layers) - len(session.layers)
+    if unmanaged:
+        return (
+            f"{type(session.model).__name__} keeps {unmanaged} sliding-window layers in its own "
+            "growing cache, which a CUDA graph cannot hold"
+        )
+    if session.comparator is not None:
+        return "a comparison with exact attention reads every step on the host"
+    reasons = [method.no_graph() for method in session.methods]
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def _each_probe(session: Session, call: str) -> None:
+    probe: Any = session.probe
+    if hasattr(probe, call):
+        getattr(probe, call)()

@@ -1,0 +1,226 @@
+"""Prefill: the prompt once through the model, with exact attention, for any number of methods.
+
+The engine computes prefill attention; methods build their state from its result. So a sweep of N
+methods pays for one prefill, and a method cannot change what the model reads.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from retrobench.core.method import ALL_QUERIES, AttentionArgs, Needs, PromptLayer
+from retrobench.core.shapes import KVShape
+from retrobench.engine import hf
+from retrobench.engine.attention.exact import causal
+from retrobench.engine.attention.parts import logits as attention_logits
+
+
+class NotFinite(RuntimeError):
+    """The logits held NaN."""
+
+
+@dataclass(slots=True, kw_only=True)
+class PrefilledPrompt:
+    """What a prefill leaves: everything that sessions of any method start from.
+
+    ``ids_BS`` is the whole prompt, left-padded; its first ``num_tokens`` were prefilled.
+    ``layers`` holds the managed layers, ``cache`` the state of the others (sliding windows),
+    ``logits_BV`` those of the last prefilled token. ``seconds`` is what it took.
+    """
+
+    ids_BS: Tensor
+    pad_tokens: tuple[int, ...]
+    num_tokens: int
+    layers: dict[int, PromptLayer]
+    cache: DynamicCache
+    logits_BV: Tensor
+    seconds: float = 0.0
+    origin: str = "computed"  # computed | disk
+
+    def layer(self, layer: int, last_use: bool) -> PromptLayer:
+        """A layer for one method; the last one to ask gets the memory itself."""
+        if last_use:
+            return self.layers.pop(layer)
+        return dataclasses.replace(self.layers[layer], memory=None)
+
+    def fork_cache(self, last_use: bool) -> DynamicCache:
+        """The unmanaged layers' state for one session, which changes it."""
+        return self.cache if last_use else copy.deepcopy(self.cache)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of everything held for the managed layers."""
+        return sum(map(_layer_bytes, self.layers.values()))
+
+
+def _layer_bytes(layer: PromptLayer) -> int:
+    k, v = layer.memory if layer.memory is not None else (layer.k_BGSD, layer.v_BGSD)
+    parts = (k, v, layer.q_BHWD, layer.mass_BHS, layer.input_BSM)
+    return sum(part.nbytes for part in parts if part is not None)
+
+
+def prompt_bytes(shape: KVShape, needs: Needs) -> int:
+    """Bytes of a prefilled prompt of this shape, before it is there."""
+    tokens, layers = shape.prompt_tokens, len(shape.layers) * shape.batch
+    kept = tokens if needs.prompt_queries == ALL_QUERIES else needs.prompt_queries
+    queries = kept * shape.num_heads * shape.head_dim * shape.value_bytes
+    mass = 4 * tokens * shape.num_heads * (needs.prompt_mass > 0)
+    return shape.kv_bytes_per_token * shape.batch * shape.max_tokens + layers * (queries + mass)
+
+
+class _Recorder:
+    """The attention owner of a prefill: exact attention, and the parts that ``Needs`` asks for."""
+
+    def __init__(
+        self, ids_BS: Tensor, pad_tokens: tuple[int, ...], needs: Needs, room: int, replays: bool
+    ) -> None:
+        self.ids_BS, self.pad_tokens, self.needs = ids_BS, pad_tokens, needs
+        self.memory_tokens, self.replays = ids_BS.shape[1] + room, replays
+        self.length = 0
+        self.reached: set[int] = set()
+        self.memory: dict[int, tuple[Tensor, Tensor]] = {}
+        self.queries: dict[int, list[Tensor]] = {}
+        self.inputs: dict[int, list[Tensor]] = {}
+        self.args: dict[int, AttentionArgs] = {}
+
+    def attend(
+        self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
+    ) -> Tensor:
+        """Attention of a chunk over the prompt so far."""
+        self.reached.add(layer)
+        self.args[layer] = args
+        end = self.length + k_BGTD.shape[2]
+        if layer not in self.memory:
+            self.memory[layer] = self._room(k_BGTD), self._room(v_BGTD)
+        keys, values = self.memory[layer]
+        keys[:, :, self.length : end] = k_BGTD
+        values[:, :, self.length : end] = v_BGTD
+        self._keep_queries(layer, q_BHTD)
+        if self.replays:  # a recorded trace goes on by itself
+            return q_BHTD
+        return causal(q_BHTD, keys[:, :, :end], values[:, :, :end], args, self.pad_tokens)
+
+    def layer_input(self, layer: int, hidden_BTM: Tensor) -> None:
+        """Keep a chunk of a layer's input, if somebody needs it."""
+        if self.needs.prompt_inputs:
+            self.inputs.setdefault(layer, []).append(hidden_BTM)
+
+    def _room(self, part: Tensor) -> Tensor:
+        batch, groups, _, dim = part.shape
+        return part.new_empty(batch, groups, self.memory_tokens, dim)
+
+    def _keep_queries(self, layer: int, q_BHTD: Tensor) -> None:
+        kept = max(self.needs.prompt_queries, self.needs.prompt_mass)
+        if self.needs.prompt_queries == ALL_QUERIES:
+            self.queries.setdefault(layer, []).append(q_BHTD)
+        elif kept:
+            recent = torch.cat([*self.queries.get(layer, ()), q_BHTD], 2)
+            self.queries[layer] = [recent[:, :, -kept:].clone()]
+
+    def layer(self, layer: int, end: int) -> PromptLayer:
+        """What was kept of a layer."""
+        keys, values = self.memory.pop(layer)
+        queries = torch.cat(self.queries.pop(layer), 2) if layer in self.queries else None
+        inputs = torch.cat(self.inputs.pop(layer), 1) if layer in self.inputs else None
+        mass, window = None, self.needs.prompt_mass
+        if window:
+            assert queries is not None
+            mass = attention_mass(
+                queries[:, :, -window:], keys[:, :, :end], self.args[layer], self.pad_tokens
+            )
+        if not self.needs.prompt_queries:
+            queries = None
+        return PromptLayer(
+            k_BGSD=keys[:, :, :end],
+            v_BGSD=values[:, :, :end],
+            args=self.args[layer],
+            q_BHWD=queries,
+            mass_BHS=mass,
+            input_BSM=inputs,
+            memory=(keys, values),
+        )
+
+
+@torch.inference_mode()
+def prefill(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    clock: Callable[[], float],
+    needs: Needs | None = None,
+    chunk_tokens: int = 4096,
+    tail_tokens: int = 0,
+    room: int = 0,
+    on_chunk: Callable[[int], None] | None = None,
+) -> PrefilledPrompt:
+    """Prefill all but the last ``tail_tokens`` of left-padded prompts, in chunks.
+
+    ``room`` tokens of memory follow the prompt for the method that may keep it. NotFinite for NaN
+    in the logits; hf.MethodBypassed if a layer computes its attention by itself.
+    """
+    ids_BS, pads = pad_left(prompts, model.device)
+    split = ids_BS.shape[1] - tail_tokens
+    if split < 1:
+        raise ValueError(f"protocol tail of {tail_tokens} tokens leaves no prompt to prefill")
+    cache, managed = hf.make_cache(model)
+    owner = _Recorder(ids_BS, pads, needs or Needs(), room, getattr(model, "replays", False))
+    hooks = hf.hook_layer_inputs(model, owner.layer_input) if owner.needs.prompt_inputs else []
+    start, output = clock(), None
+    try:
+        for begin in range(0, split, chunk_tokens):
+            chunk = ids_BS[:, begin : min(split, begin + chunk_tokens)]
+            owner.reached.clear()
+            output = hf.forward(model, chunk, cache, owner)
+            owner.length = begin + chunk.shape[1]
+            hf.check_reached(model, managed, owner.reached)
+            if on_chunk is not None:
+                on_chunk(owner.length)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert output is not None
+    seconds = clock() - start
+    if not hf.is_finite(output):
+        raise NotFinite(f"NaN in the logits after {split} tokens")
+    return PrefilledPrompt(
+        ids_BS=ids_BS,
+        pad_tokens=pads,
+        num_tokens=split,
+        layers={layer: owner.layer(layer, split) for layer in managed},
+        cache=cache,
+        logits_BV=output,
+        seconds=seconds,
+    )
+
+
+def pad_left(prompts: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, tuple[int, ...]]:
+    """``ids_BS`` padded on the left with id 0, and the padding of each row."""
+    longest = max(map(len, prompts))
+    pads = tuple(longest - len(prompt) for prompt in prompts)
+    rows = [[0] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
+    return torch.tensor(rows, device=device), pads
+
+
+def attention_mass(
+    q_BHWD: Tensor, k_BGSD: Tensor, args: AttentionArgs, pad_tokens: tuple[int, ...]
+) -> Tensor:
+    """Softmax weight that the last W tokens of the context give each key, summed: ``mass_BHS``."""
+    (batch, groups, tokens, _), window = k_BGSD.shape, q_BHWD.shape[2]
+    pad_B1 = torch.tensor(pad_tokens, device=k_BGSD.device)[:, None]
+    position = torch.arange(tokens, device=k_BGSD.device)
+    mass = torch.zeros(batch, q_BHWD.shape[1], tokens, device=k_BGSD.device)
+    for w in range(window):
+        q_BGND = q_BHWD[:, :, w].unflatten(1, (groups, -1))
+        seen_BS = (position <= tokens - window + w) & (position >= pad_B1)
+        logit = attention_logits(q_BGND, k_BGSD, args)
+        logit = logit.masked_fill(~seen_BS[:, None, None], -torch.inf)
+        mass += logit.softmax(-1).nan_to_num(0.0).flatten(1, 2)
+    return mass

@@ -1,0 +1,91 @@
+"""How a store writes keys and values down: as they are, or in 8 or 4 bits with scales.
+
+A vector (one token of one KV head) is quantised symmetrically with one float16 scale, or one scale
+per group of 32 channels in 4 bits.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from retrobench.core.shapes import DTYPE_BYTES
+
+CODECS = ("none", "int8", "int4")
+_GROUP = 32  # channels that share a scale in 4 bits
+
+
+class Codec(Protocol):
+    """Vectors ``...D`` to tensors of the same leading axes, and back."""
+
+    def encode(self, vectors: Tensor) -> tuple[Tensor, ...]:
+        """What is stored."""
+        ...
+
+    def decode(self, stored: tuple[Tensor, ...]) -> Tensor:
+        """The vectors, in the shape's dtype."""
+        ...
+
+    def bytes_per_vector(self) -> int:
+        """Stored bytes."""
+        ...
+
+
+class Plain:
+    """Vectors as they are."""
+
+    def __init__(self, head_dim: int, dtype: str) -> None:
+        self.head_dim, self.dtype = head_dim, dtype
+
+    def encode(self, vectors: Tensor) -> tuple[Tensor, ...]:
+        """The vectors."""
+        return (vectors.to(getattr(torch, self.dtype)),)
+
+    def decode(self, stored: tuple[Tensor, ...]) -> Tensor:
+        """The vectors."""
+        return stored[0]
+
+    def bytes_per_vector(self) -> int:
+        """The dtype's."""
+        return self.head_dim * DTYPE_BYTES[self.dtype]
+
+
+class Quantised:
+    """Signed integers of ``bits`` bits with scales; two 4-bit numbers share a byte."""
+
+    def __init__(self, head_dim: int, dtype: str, bits: int) -> None:
+        self.head_dim, self.dtype, self.bits = head_dim, getattr(torch, dtype), bits
+        self.group = head_dim if bits == 8 or head_dim % _GROUP else _GROUP
+        self.top = 2 ** (bits - 1) - 1
+        assert bits == 8 or head_dim % 2 == 0, "4-bit vectors need an even head dim"
+
+    def encode(self, vectors: Tensor) -> tuple[Tensor, ...]:
+        """``(code, scale)``."""
+        grouped = vectors.float().unflatten(-1, (-1, self.group))
+        scale = (grouped.abs().amax(-1, keepdim=True) / self.top).clamp_min(1e-7).half()
+        code = (grouped / scale.float()).round().clamp(-self.top, self.top).to(torch.int8)
+        code = code.flatten(-2)
+        if self.bits == 4:
+            code = ((code[..., ::2] & 15) | (code[..., 1::2] << 4)).to(torch.int8)
+        return code, scale[..., 0]
+
+    def decode(self, stored: tuple[Tensor, ...]) -> Tensor:
+        """The vectors, rounded."""
+        code, scale = stored
+        if self.bits == 4:  # shifts of signed bytes keep the sign
+            code = torch.stack([(code << 4) >> 4, code >> 4], -1).flatten(-2)
+        grouped = code.float().unflatten(-1, (-1, self.group)) * scale.float()[..., None]
+        return grouped.flatten(-2).to(self.dtype)
+
+    def bytes_per_vector(self) -> int:
+        """Codes and scales."""
+        return self.head_dim * self.bits // 8 + 2 * (self.head_dim // self.group)
+
+
+def make_codec(name: str, head_dim: int, dtype: str) -> Codec:
+    """The codec of a name in ``CODECS``."""
+    if name == "none":
+        return Plain(head_dim, dtype)
+    return Quantised(head_dim, dtype, {"int8": 8, "int4": 4}[name])

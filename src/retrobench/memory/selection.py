@@ -1,0 +1,92 @@
+"""What an index chooses in a decode step, and what a store hands to attention for it.
+
+A selection is ``Everything``, ``Tokens`` (positions) or ``Spans`` (runs of storage slots: pages,
+clusters). Each may come with clusters to attend through estimates, and with parts of the softmax
+that were computed elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from retrobench_kernels.wave_attention import Estimation, PageCache, Pool, Steady
+from torch import Tensor
+
+Partial = tuple[Tensor, Tensor]  # float32 ``(o_BHD, lse_BH)`` over a set that nobody else attends
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Clusters attended through their centroid (RetroInfer's estimation zone, paper Eq. 2 and 4).
+
+    A cluster of ``size`` tokens adds ``size * exp(q.c)`` to the softmax's denominator and
+    ``exp(q.c) * value_sum`` to its numerator; size 0 means absent.
+    """
+
+    centroid_BGCD: Tensor
+    value_sum_BGCD: Tensor
+    size_BGC: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """What every kind of selection may carry.
+
+    ``estimate`` or ``estimation`` (the same by cluster number, for kernels) are attended beside the
+    chosen tokens; ``estimated_tokens`` counts what they stand for, mean per row and KV head;
+    ``members`` gives those positions to a probe that asks. ``partials`` are ready parts of the
+    softmax. ``index_bytes`` is what choosing has read.
+    """
+
+    estimate: Estimate | None = None
+    estimation: Estimation | None = None
+    estimated_tokens: float | Tensor = 0.0
+    members: Callable[[], Tensor] | None = None
+    partials: tuple[Partial, ...] = ()
+    index_bytes: float | Tensor = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Everything(Selection):
+    """All tokens that the store holds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens(Selection):
+    """Positions ``token_BGR``, -1 padded, so that heads may differ in number.
+
+    The second axis is KV heads, or query heads where each chooses for itself. ``log_weight_BGR`` is
+    added to the logits (sampling estimators weigh a token by its inverse probability).
+    """
+
+    token_BGR: Tensor
+    log_weight_BGR: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spans(Selection):
+    """Chosen runs of storage slots, such as pages or clusters of a KV head.
+
+    ``first_BGC`` and ``size_BGC`` (int32) say where every run begins and how long it is;
+    ``chosen_BGN`` (int32, -1 padded) numbers the chosen ones.
+    """
+
+    first_BGC: Tensor
+    size_BGC: Tensor
+    chosen_BGN: Tensor
+
+    @property
+    def num_tokens(self) -> Tensor:
+        """Tokens of all chosen runs, a tensor of one element."""
+        size = self.size_BGC.gather(-1, self.chosen_BGN.clamp_min(0).long())
+        return (size * (self.chosen_BGN >= 0)).sum()
+
+
+@dataclass(frozen=True, slots=True)
+class SpanView:
+    """Where attention finds spans: a pool, tokens that are always attended, and a block cache."""
+
+    pool: Pool
+    steady: Steady
+    cache: PageCache | None = None

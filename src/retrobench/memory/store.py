@@ -1,0 +1,248 @@
+"""Stores: where the keys and values of the managed layers of one batch live.
+
+A store knows tokens by position, never by importance. ``ResidentStore`` keeps them in one place;
+``pool.PooledStore`` in a pool behind a block cache.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from retrobench_kernels.wave_attention import Pool, Steady
+from torch import Tensor
+
+from retrobench.core.method import Probe, PromptLayer
+from retrobench.core.shapes import Footprint, KVShape
+from retrobench.memory.codec import make_codec
+from retrobench.memory.placement import allocate, placed
+from retrobench.memory.selection import Spans, SpanView
+from retrobench.memory.slots import SlotMap
+
+
+class KVStore(Protocol):
+    """Keys and values of the managed layers of one batch."""
+
+    def load(self, layer: int, prompt: PromptLayer) -> None:
+        """Take a layer of the prompt."""
+        ...
+
+    def append(self, layer: int, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
+        """Add T tokens to a layer."""
+        ...
+
+    def length(self, layer: int) -> int:
+        """Tokens that a layer has seen, left padding included."""
+        ...
+
+    def keys(self, layer: int) -> Tensor:
+        """All stored keys of a layer, ``k_BGSD``, where they live."""
+        ...
+
+    def values(self, layer: int) -> Tensor:
+        """All stored values of a layer, ``v_BGSD``, where they live."""
+        ...
+
+    def exists(self, layer: int) -> Tensor | None:
+        """Which stored tokens are real, ``BGS``; None if all are but left padding."""
+        ...
+
+    def positions(self, layer: int) -> Tensor:
+        """Position of every stored token, ``BGS``, -1 where there is none."""
+        ...
+
+    def gather(self, layer: int, token_BGR: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of chosen positions, on the model's device.
+
+        -1 marks padding (any row may come back). The second axis is KV heads or query heads.
+        """
+        ...
+
+    def spans(self, layer: int, spans: Spans) -> SpanView | None:
+        """Where attention reads spans in place; None if they must be gathered."""
+        ...
+
+    def evict(self, layer: int, keep_BGR: Tensor) -> None:
+        """Keep only these positions (-1 padded: heads may keep different numbers), free the rest.
+
+        Tokens appended later are kept.
+        """
+        ...
+
+    def reorder(self, layer: int, position_BGS: Tensor) -> None:
+        """Store the prompt in this order: slot s takes position ``position_BGS[..., s]``."""
+        ...
+
+    def report_counts(self, probe: Probe) -> None:
+        """Tell the probe what moved between tiers since the last call."""
+        ...
+
+    def bytes_per_token(self) -> int:
+        """K and V bytes of one token in one KV head, as stored."""
+        ...
+
+    def footprint(self) -> Footprint:
+        """Bytes held, by place."""
+        ...
+
+    def close(self) -> None:
+        """Free the memory."""
+        ...
+
+
+class ResidentStore:
+    """Keys and values in one place, one tensor per kind and layer.
+
+    Slots are positions until ``evict`` or ``reorder``. On a CPU-only machine ``place`` may be host
+    memory, which is the same memory.
+    """
+
+    def __init__(self, shape: KVShape, place: str = "gpu", codec: str = "none") -> None:
+        self.shape, self.place = shape, place
+        self.codec = make_codec(codec, shape.head_dim, shape.dtype)
+        self.index = {layer: i for i, layer in enumerate(shape.layers)}
+        count = len(shape.layers)
+        self.k: list[tuple[Tensor, ...]] = [()] * count
+        self.v: list[tuple[Tensor, ...]] = [()] * count
+        self.lengths, self.used = [0] * count, [0] * count  # tokens seen, slots in use
+        self.map = SlotMap(shape)
+
+    @staticmethod
+    def plan(shape: KVShape, place: str = "gpu", codec: str = "none") -> Footprint:
+        """Bytes before allocation."""
+        vector = make_codec(codec, shape.head_dim, shape.dtype).bytes_per_vector()
+        rows = len(shape.layers) * shape.batch * shape.num_kv_heads * shape.max_tokens
+        return placed(2 * rows * vector, place)
+
+    def load(self, layer: int, prompt: PromptLayer) -> None:
+        """Take a layer: its own memory if the prompt gives that away, else a copy."""
+        i, tokens = self.index[layer], prompt.k_BGSD.shape[2]
+        given = prompt.memory
+        self.lengths[i] = self.used[i] = tokens
+        if given is not None and self._fits(given[0]):
+            self.k[i], self.v[i] = (given[0],), (given[1],)
+            return
+        for held, part in ((self.k, prompt.k_BGSD), (self.v, prompt.v_BGSD)):
+            held[i] = self._allocate(self.codec.encode(part), self._slots_per_layer())
+            self._write(held[i], slice(0, tokens), part)
+
+    def _slots_per_layer(self) -> int:
+        return self.shape.max_tokens
+
+    def _fits(self, memory: Tensor) -> bool:
+        shape = self.shape
+        size = (shape.batch, shape.num_kv_heads, self._slots_per_layer(), shape.head_dim)
+        dtype = getattr(torch, shape.dtype)
+        plain = self.place == "gpu" and len(self.codec.encode(memory[:, :, :0])) == 1
+        return plain and memory.shape == size and memory.dtype == dtype
+
+    def _allocate(self, like: tuple[Tensor, ...], slots: int) -> tuple[Tensor, ...]:
+        """Memory for ``slots`` tokens of one kind and layer."""
+        sizes = [(*part.shape[:2], slots, *part.shape[3:]) for part in like]
+        return tuple(
+            allocate(size, self.shape, self.place, part.dtype)
+            for size, part in zip(sizes, like, strict=True)
+        )
+
+    def _write(self, held: tuple[Tensor, ...], slots: slice, vectors: Tensor) -> None:
+        for memory, part in zip(held, self.codec.encode(vectors), strict=True):
+            memory[:, :, slots] = part.to(memory.device)
+
+    def append(self, layer: int, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
+        """Add T tokens to a layer, in place."""
+        i, tokens = self.index[layer], k_BGTD.shape[2]
+        start, end = self.used[i], self.used[i] + tokens
+        assert end <= self.k[i][0].shape[2], "session longer than planned"
+        self._write(self.k[i], slice(start, end), k_BGTD)
+        self._write(self.v[i], slice(start, end), v_BGTD)
+        self.map.append(i, start, self.lengths[i], tokens)
+        self.used[i], self.lengths[i] = end, self.lengths[i] + tokens
+
+    def length(self, layer: int) -> int:
+        """Tokens that a layer has seen."""
+        return self.lengths[self.index[layer]]
+
+    def keys(self, layer: int) -> Tensor:
+        """All keys of a layer, ``k_BGSD``; a view where nothing is quantised."""
+        return self._read(self.k, layer)
+
+    def values(self, layer: int) -> Tensor:
+        """All values of a layer, ``v_BGSD``; a view where nothing is quantised."""
+        return self._read(self.v, layer)
+
+    def _read(self, held: list[tuple[Tensor, ...]], layer: int) -> Tensor:
+        i = self.index[layer]
+        return self.codec.decode(tuple(part[:, :, : self.used[i]] for part in held[i]))
+
+    def exists(self, layer: int) -> Tensor | None:
+        """Real tokens where slots are not positions."""
+        return self.positions(layer) >= 0 if self.map.mapped(self.index[layer]) else None
+
+    def positions(self, layer: int) -> Tensor:
+        """Positions of the slots in use, -1 for padding and empty slots."""
+        i = self.index[layer]
+        return self.map.positions(i, self.used[i])
+
+    def gather(self, layer: int, token_BGR: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values at positions (second axis: KV heads, or query heads)."""
+        i = self.index[layer]
+        slot_BGR = self.map.slots(i, self.used[i], token_BGR)
+        place = self.k[i][0].device
+        index = tuple(x.to(place) for x in head_index(slot_BGR, self.shape.num_kv_heads))
+        found = []
+        for held in (self.k[i], self.v[i]):
+            part = self.codec.decode(tuple(memory[index] for memory in held))
+            found.append(part.to(token_BGR.device, non_blocking=True))
+        return found[0], found[1]
+
+    def spans(self, layer: int, spans: Spans) -> SpanView | None:
+        """In place, where slots are in the model's memory and as they came."""
+        i = self.index[layer]
+        if len(self.k[i]) > 1 or self.k[i][0].device != spans.chosen_BGN.device:
+            return None
+        keys, values = self.keys(layer), self.values(layer)
+        none = torch.zeros(self.shape.batch, dtype=torch.int32, device=keys.device)
+        steady = Steady(keys[:, :, :0], values[:, :, :0], none)
+        return SpanView(Pool(keys, values, spans.first_BGC, spans.size_BGC), steady)
+
+    def evict(self, layer: int, keep_BGR: Tensor) -> None:
+        """Keep these positions; the memory shrinks to them and what is still to come."""
+        i, kept = self.index[layer], keep_BGR.shape[-1]
+        room = self.shape.max_tokens - self.lengths[i]
+        keys, values = self.gather(layer, keep_BGR)
+        for held, part in ((self.k, keys), (self.v, values)):
+            held[i] = self._allocate(held[i], kept + room)
+            self._write(held[i], slice(0, kept), part)
+        self.map.place(i, keep_BGR, room)
+        self.used[i] = kept
+
+    def reorder(self, layer: int, position_BGS: Tensor) -> None:
+        """Another order of the prompt; later tokens follow it."""
+        self.evict(layer, position_BGS)
+
+    def report_counts(self, probe: Probe) -> None:
+        """One tier: nothing moves."""
+
+    def bytes_per_token(self) -> int:
+        """K and V of one token in one KV head."""
+        return 2 * self.codec.bytes_per_vector()
+
+    def footprint(self) -> Footprint:
+        """Bytes held."""
+        held = [memory for layer in (*self.k, *self.v) for memory in layer]
+        stored = placed(sum(memory.nbytes for memory in held), self.place)
+        return stored + Footprint(device=self.map.num_bytes())
+
+    def close(self) -> None:
+        """Free everything."""
+        count = len(self.shape.layers)
+        self.k, self.v = [()] * count, [()] * count
+        self.map.close()
+
+
+def head_index(token_BGR: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Index of (row, KV head, token) for ``token_BGR`` of KV heads or query heads."""
+    batch, heads, _ = token_BGR.shape
+    row = torch.arange(batch, device=token_BGR.device)[:, None, None]
+    head = torch.arange(heads, device=token_BGR.device)[None, :, None] // (heads // groups)
+    return row, head, token_BGR.clamp_min(0)

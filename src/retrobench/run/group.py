@@ -1,0 +1,115 @@
+"""Runs cells prompt by prompt: one prefill serves every cell that starts from the same prompts.
+
+Cells that share model, task, protocol and prefill form a group. Each keeps its own lock, rows,
+status and tracker; one that fails never stops the others.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from retrobench.core.task import Sample
+from retrobench.run import plan
+from retrobench.run.batch import run_batch
+from retrobench.run.cell import OpenCell, settled_already
+from retrobench.run.context import CellResult
+from retrobench.run.plan import PreparedRun
+from retrobench.run.progress import Progress
+from retrobench.run.spec import RunSpec
+from retrobench.store.results import ResultStore
+
+
+def run_cell(spec: RunSpec) -> CellResult:
+    """Run what is missing of a cell. ValueError for what the user must change.
+
+    Failures of single samples become rows and the cell goes on; a failure of the cell as a whole
+    becomes its status.
+    """
+    (result,) = run_cells([spec])
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def run_cells(specs: Sequence[RunSpec]) -> list[CellResult | Exception]:
+    """Run cells, in groups that share a prefill; a result or an error for each, in order."""
+    results: dict[int, CellResult | Exception] = {}
+    groups: dict[str, list[tuple[int, PreparedRun]]] = defaultdict(list)
+    for number, spec in enumerate(specs):
+        try:
+            store = ResultStore(spec.options.results_dir)
+            store.prepare()
+            prepared = plan.prepare(spec)
+            found = settled_already(store, prepared)
+        except Exception as error:
+            results[number] = error
+            continue
+        if found is not None:
+            results[number] = found
+        else:
+            groups[plan.prefill_group(prepared)].append((number, prepared))
+    for members in groups.values():
+        runs = [prepared for _, prepared in members]
+        whole = [runs] if plan.can_share(runs) else [[run] for run in runs]
+        found = [result for group in whole for result in _run_group(group)]
+        results |= {number: result for (number, _), result in zip(members, found, strict=True)}
+    return [results[number] for number in range(len(specs))]
+
+
+def _run_group(runs: list[PreparedRun]) -> list[CellResult | Exception]:
+    store, first = ResultStore(runs[0].spec.options.results_dir), runs[0]
+    title = f"{first.spec.method} {first.spec.task}"
+    title += f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+    with Progress(title, first.spec.options.progress) as progress:
+        cells: list[OpenCell | Exception] = []
+        for prepared in runs:
+            cell = OpenCell(store, prepared, progress)
+            try:
+                cell.open()
+                cells.append(cell)
+            except Exception as error:
+                cell.release()
+                cells.append(error)
+        running = [cell for cell in cells if isinstance(cell, OpenCell)]
+        try:
+            if any(cell.run for cell in running):
+                _run_samples(first, running, progress)
+        finally:
+            for cell in running:
+                cell.release()
+    return [cell if isinstance(cell, Exception) else (cell.error or cell.result) for cell in cells]
+
+
+def _run_samples(first: PreparedRun, cells: list[OpenCell], progress: Progress) -> None:
+    """All samples in order; a batch runs as soon as it is full for some cell."""
+    total, size = first.num_samples, first.spec.engine.batch
+    progress.total(None if total is None else total * len(cells))
+    pending: dict[OpenCell, list[Sample]] = {cell: [] for cell in cells}
+    progress.detail("building prompts")
+    try:
+        for sample in first.task.samples(first.prompt):
+            for cell in cells:
+                if cell.wants(sample):
+                    pending[cell].append(sample)
+            _run_ready(pending, size)
+        _run_ready(pending, 1)
+    except Exception as error:  # building prompts, or what no row can hold
+        for cell in cells:
+            if cell.run is not None:
+                cell.fail(error)
+    for cell in cells:
+        cell.finish()
+
+
+def _run_ready(pending: dict[OpenCell, list[Sample]], size: int) -> None:
+    """Run the batches of at least ``size`` samples, those with the same samples together."""
+    together: dict[tuple[str, ...], list[OpenCell]] = defaultdict(list)
+    for cell, samples in pending.items():
+        if len(samples) >= size:
+            together[tuple(sample.id for sample in samples)].append(cell)
+    for cells in together.values():
+        samples = pending[cells[0]]
+        run_batch([cell.run for cell in cells if cell.run is not None], samples)
+        for cell in cells:
+            pending[cell] = []

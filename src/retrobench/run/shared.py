@@ -1,0 +1,40 @@
+"""One prefill for everything that starts from the same prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from retrobench.engine.prefill import PrefilledPrompt
+
+
+class SharedPrefill:
+    """Prefills when somebody first asks, and hands the result to ``uses`` sessions in all.
+
+    The last session may keep the memory. A failure is everybody's: each session that asks gets it.
+    """
+
+    def __init__(self, make: Callable[[], PrefilledPrompt], uses: int, cells: int = 1) -> None:
+        self._make, self._left, self.cells = make, uses, cells
+        self._prompt: PrefilledPrompt | None = None
+        self._error: BaseException | None = None
+
+    def take(self) -> tuple[PrefilledPrompt, bool]:
+        """The prompt, and whether nobody else will ask."""
+        if self._error is not None:
+            raise self._error
+        if self._prompt is None:
+            try:
+                self._prompt = self._make()
+            except Exception as error:
+                self._error = error
+                raise
+        prompt = self._prompt
+        self._left -= 1
+        if self._left <= 0:
+            self._prompt = None
+        return prompt, self._left <= 0
+
+    def fields(self) -> dict[str, Any]:
+        """Of a row: how many cells used the prefill whose time it tells."""
+        return {"prefill_shared_by": self.cells} if self.cells > 1 else {}
