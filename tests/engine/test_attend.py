@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from retrobench.core.method import AttentionArgs
-from retrobench.engine.attention.math import Estimate, attend, causal, dense_decode
+from retrobench.engine.attention.exact import causal, dense_decode
+from retrobench.engine.attention.parts import attend
+from retrobench.memory.selection import Estimate
 
 
 def reference(q, k, v, scale, softcap=None, bias=None):

@@ -7,38 +7,27 @@ import itertools
 import pytest
 import torch
 
-from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs
-from retrobench.core.registry import method_class
-from retrobench.core.spec import parse
-from retrobench.engine import hf
-from retrobench.engine.attention.math import Estimate, attend
+from retrobench.engine.attention.parts import attend
 from retrobench.evaluate import fidelity
 from retrobench.measure.fidelity import FidelityProbe, write_arrays
+from retrobench.memory.selection import Estimate
+from tests.support import open_on, random_ids, ticks
 
 ARGS = AttentionArgs(scale=0.3)
 
 
-def compared(model, name, options=None, budget=None, prompts=None, **changes):
+def compared(model, name, options=None, budget=None, prompts=None, tail_tokens=0):
     """The fidelity of a method on random prompts."""
-    hf.attach(model)
-    method = method_class(name)
-    generator = torch.Generator().manual_seed(0)
-    prompts = prompts or [torch.randint(3, 101, (700,), generator=generator).tolist()]
-    ticks = itertools.count()
-    setup = fidelity.Setup(
-        model=model,
-        method=method,
-        config=parse(method.Config, options or {}, "method"),
-        prompts=prompts,
-        clock=lambda: float(next(ticks)),
-        budget=Budget.parse(budget) if budget else None,
-        chunk_tokens=300,
-        steps=5,
-        stop_ids=frozenset(),
-        **{"tail_tokens": 0, **changes},
-    )
-    return fidelity.measure(setup)
+    prompts = prompts or [random_ids(700)]
+
+    def open_one(new_tokens, **settings):
+        return open_on(
+            model, name, prompts, options or {}, new_tokens=new_tokens, budget=budget,
+            chunk_tokens=300, tail_tokens=tail_tokens, **settings,
+        )  # fmt: skip
+
+    return fidelity.measure(open_one, ticks(), steps=5, stop_ids=frozenset())
 
 
 @pytest.mark.parametrize("per_query_head", [False, True])
@@ -73,9 +62,9 @@ def test_one_call_equals_brute_force(per_query_head):
     p = logit.softmax(-1)
     exact = p[:, :, None] @ wide_v
 
-    probe = FidelityProbe(pads)
+    probe = FidelityProbe()
     probe.selected(0, token, estimate, member)
-    probe.compare(0, q, k, v, exact, ours, ARGS)
+    probe.compare(0, q, k, v, exact, ours, ARGS, pads)
     found = {name: values[0, 0] for name, values in probe.arrays().items()}
     for b, h in itertools.product(range(batch), range(heads)):
         mine = token[b, h // repeat][:12]
@@ -105,7 +94,7 @@ def test_full_attention_is_faithful_to_itself(tiny_llama):
     assert row["mean"]["error"] < 1e-6 and row["mean"]["recall"] == pytest.approx(1, abs=1e-5)
     assert row["logits"]["kl"] < 1e-9 and row["logits"]["agreement"] == 1
     assert row["sparse_layers"] == [] and row["layers"] == [0, 1, 2] and row["steps"] == 4
-    assert result.generation.decode_steps == 4 and result.live["attended_tokens"] > 700
+    assert result.generation.decode_steps == 4 and result.counts["attended_tokens"] > 700
     assert row["cdf"]["mass"][-1] == pytest.approx(1, abs=1e-4)
 
 
@@ -133,8 +122,7 @@ def test_estimates_are_measured_and_dense_layers_named(tiny_llama):
 
 def test_tails_batches_and_arrays(tiny_llama, tmp_path):
     pandas = pytest.importorskip("pandas")
-    generator = torch.Generator().manual_seed(1)
-    prompts = [torch.randint(3, 101, (n,), generator=generator).tolist() for n in (400, 380)]
+    prompts = [random_ids(n, n) for n in (400, 380)]
     result = compared(tiny_llama, "random", budget="30%", prompts=prompts, tail_tokens=3)
     assert [row["steps"] for row in result.rows] == [7, 7]
     write_arrays(tmp_path, ["a/0", "a/1"], result.arrays, [0, 1, 2])

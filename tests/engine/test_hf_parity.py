@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 
 import pytest
@@ -21,11 +20,10 @@ from transformers import (
     Qwen3Config,
 )
 
-from retrobench.core.registry import method_class
-from retrobench.core.spec import parse
-from retrobench.engine import hf
-from retrobench.engine.session import Decoding, NotFinite, NotLive, Session
-from retrobench.measure.probe import CountingProbe
+from retrobench.engine.hf import MethodBypassed
+from retrobench.engine.prefill import NotFinite
+from retrobench.engine.session import Decoding
+from tests.support import greedy_logits, open_on, random_ids
 
 SLIDING = {"sliding_window": 16}
 FAMILIES = {
@@ -44,21 +42,8 @@ FAMILIES = {
 }
 
 
-def open_session(model, prompts, name="full", chunk=64, new_tokens=8, budget=None):
-    hf.attach(model)
-    method = method_class(name)
-    ticks = itertools.count()
-    return Session(
-        model,
-        method,
-        parse(method.Config, {}, "method"),
-        prompts,
-        probe=CountingProbe(),
-        clock=lambda: float(next(ticks)),
-        max_new_tokens=new_tokens,
-        chunk_tokens=chunk,
-        budget=budget,
-    )
+def open_full(model, prompts, chunk=64, **settings):
+    return open_on(model, "full", prompts, chunk_tokens=chunk, **settings)
 
 
 def own_logits(model, prompts, steps):
@@ -76,14 +61,6 @@ def own_logits(model, prompts, steps):
     return torch.stack(logits)
 
 
-def session_logits(session, steps):
-    logits = [session.prefill(session.ids_BS.shape[1])]
-    session.seal()
-    for _ in range(steps - 1):
-        logits.append(session.step(logits[-1].argmax(-1, keepdim=True)))
-    return torch.stack(logits)
-
-
 @pytest.mark.parametrize("chunk", [64, 13])  # 40 = 3 x 13 + 1: a last chunk of one token
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
@@ -97,8 +74,8 @@ def test_full_equals_the_models_own_attention(family, chunk, model_factory):
     expected = own_logits(model, prompts, 6)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        session = open_session(model, prompts, chunk=chunk)
-    torch.testing.assert_close(session_logits(session, 6), expected, atol=2e-5, rtol=1e-4)
+        session = open_full(model, prompts, chunk=chunk)
+    torch.testing.assert_close(greedy_logits(session, 6), expected, atol=2e-5, rtol=1e-4)
     session.close()
 
 
@@ -107,7 +84,7 @@ def test_bf16_is_close(model_factory):
     model = model_factory().to(torch.bfloat16)
     prompts = [list(range(3, 60)), list(range(5, 40))]
     expected = own_logits(model, prompts, 1)
-    got = session_logits(open_session(model, prompts), 1)
+    got = greedy_logits(open_full(model, prompts), 1)
     assert (got - expected).abs().max() < 0.05 * expected.abs().max()
 
 
@@ -117,37 +94,36 @@ def test_a_model_that_ignores_the_interface_is_refused():
         vocab_size=101, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, alibi=False
     )
     model = FalconForCausalLM(config).eval()
-    with pytest.raises((ValueError, NotLive)), torch.inference_mode():
-        open_session(model, [[5, 6, 7]]).prefill(3)
+    with pytest.raises((ValueError, MethodBypassed)), torch.inference_mode():
+        open_full(model, [[5, 6, 7]])
 
 
 def test_attention_sinks_are_refused_by_name(model_factory):
     model = model_factory(GptOssConfig, num_local_experts=2, num_experts_per_tok=1)
-    session = open_session(model, [[5, 6, 7]])
-    with pytest.raises(ValueError, match="attention sinks"), torch.inference_mode():
-        session.prefill(3)
+    with pytest.raises(ValueError, match="attention sinks"):
+        open_full(model, [[5, 6, 7]])
 
 
 def test_a_model_without_full_attention_is_refused(model_factory):
     with pytest.raises(ValueError, match="no full-attention layer"):
-        open_session(model_factory(MistralConfig, **SLIDING), [[5, 6, 7]])
+        open_full(model_factory(MistralConfig, **SLIDING), [[5, 6, 7]])
 
 
 def test_nan_in_the_logits_is_an_error(tiny_llama):
     tiny_llama.lm_head.weight.data[3, 3] = torch.nan
     with pytest.raises(NotFinite), torch.inference_mode():
-        open_session(tiny_llama, [[5, 6, 7]]).prefill(3)
+        open_full(tiny_llama, [[5, 6, 7]])
 
 
 def test_generation_is_seeded_and_stops(tiny_llama):
     def run(seed):
-        session = open_session(tiny_llama, [list(range(3, 30))], new_tokens=12)
+        session = open_full(tiny_llama, [list(range(3, 30))], new_tokens=12)
         decoding = Decoding(max_new_tokens=12, temperature=1.0, top_p=0.9, seed=seed)
         return session.generate(decoding, frozenset()).token_ids[0]
 
     assert run(1) == run(1) != run(2)
     first = run(1)[4]
-    session = open_session(tiny_llama, [list(range(3, 30))], new_tokens=12)
+    session = open_full(tiny_llama, [list(range(3, 30))], new_tokens=12)
     stopped = session.generate(
         Decoding(max_new_tokens=12, temperature=1.0, top_p=0.9, seed=1), frozenset({first})
     )
@@ -155,9 +131,9 @@ def test_generation_is_seeded_and_stops(tiny_llama):
 
 
 def test_tail_through_decode_equals_prefill_for_full(tiny_llama):
-    prompt = torch.randint(3, 101, (60,), generator=torch.Generator().manual_seed(0)).tolist()
+    prompt = random_ids(60)
     decoding = Decoding(max_new_tokens=6)
-    whole = open_session(tiny_llama, [prompt]).generate(decoding, frozenset())
-    tail = open_session(tiny_llama, [prompt]).generate(decoding, frozenset(), tail_tokens=20)
+    whole = open_full(tiny_llama, [prompt]).generate(decoding, frozenset())
+    tail = open_full(tiny_llama, [prompt], tail_tokens=20).generate(decoding, frozenset())
     assert whole.token_ids == tail.token_ids
     assert tail.decode_steps == whole.decode_steps + 20

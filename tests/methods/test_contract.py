@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 
-from retrobench.core.budget import Budget
-from retrobench.core.method import NullProbe
-from retrobench.core.registry import method_class, method_names
-from retrobench.core.spec import parse
-from retrobench.engine import hf
-from retrobench.engine.queries import weights_id
-from retrobench.engine.session import Decoding, Session
-from retrobench.measure.probe import CountingProbe
+from retrobench.core.registry import method_names
+from retrobench.engine.session import Decoding
+from tests.support import greedy_logits, make_calibrations, open_on, random_ids
 
 METHODS = method_names()
 LENGTH, STEPS = 1200, 6
@@ -29,55 +22,17 @@ def calibrated(tiny_llama, tmp_path, monkeypatch):
     make_calibrations(tiny_llama)
 
 
-def make_calibrations(model):
-    """What ``scripts/calibrate.py`` does, on random tokens."""
-    hf.attach(model)
-    for name in METHODS:
-        method = method_class(name)
-        if not method.needs.calibration:
-            continue
-        session = Session(
-            model,
-            method.Calibrator,
-            parse(method.Config, {}, "method"),
-            [prompt(300, seed=9)],
-            probe=NullProbe(),
-            clock=lambda: 0.0,
-            max_new_tokens=1,
-        )
-        with torch.inference_mode():
-            session.prefill(300)
-            session.method.save(weights_id(model), {})
-        session.close()
-
-
 def prompt(length, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(3, 101, (length,), generator=generator).tolist()
+    return random_ids(length, seed)
 
 
 def run(model, name, prompts, budget=None):
     """Greedy logits of every step, and the session."""
-    hf.attach(model)
-    method = method_class(name)
-    ticks = itertools.count()
-    session = Session(
-        model,
-        method,
-        parse(method.Config, OPTIONS.get(name, {}), "method"),
-        prompts,
-        probe=CountingProbe(),
-        clock=lambda: float(next(ticks)),
-        max_new_tokens=STEPS,
-        chunk_tokens=500,
-        budget=Budget.parse(budget) if budget else None,
+    options = OPTIONS.get(name, {})
+    session = open_on(
+        model, name, prompts, options, new_tokens=STEPS, chunk_tokens=500, budget=budget
     )
-    with torch.inference_mode():
-        logits = [session.prefill(session.ids_BS.shape[1])]
-        session.seal()
-        for _ in range(STEPS - 1):
-            logits.append(session.step(logits[-1].argmax(-1, keepdim=True)))
-    return torch.stack(logits), session
+    return greedy_logits(session, STEPS), session
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -97,7 +52,7 @@ def test_plan_equals_what_is_allocated(name, tiny_llama):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_live_in_every_layer_and_step(name, tiny_llama):
+def test_every_layer_counts_every_step(name, tiny_llama):
     _, session = run(tiny_llama, name, [prompt(LENGTH)])
     probe = session.method.probe
     assert probe.missing(session.layers, STEPS - 1) == []
@@ -125,7 +80,6 @@ def test_rows_of_a_padded_batch_answer_as_if_alone(name, tiny_llama):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_model_is_left_as_it_was(name, tiny_llama):
-    hf.attach(tiny_llama)
     before = {key: value.clone() for key, value in tiny_llama.state_dict().items()}
     _, session = run(tiny_llama, name, [prompt(LENGTH)])
     session.close()
@@ -148,29 +102,20 @@ def test_a_small_budget_attends_what_it_says(name, tiny_llama):
     assert not torch.allclose(got[1:], expected[1:], atol=1e-4)
     probe, dense = session.method.probe, OPTIONS.get(name, {}).get("dense_layers", [])
     for layer in set(session.layers) - set(dense):
-        attended = probe.attended[layer] / probe.calls[layer]
+        attended = probe.by_layer("attended")[layer] / (STEPS - 1)
         assert attended == pytest.approx(0.2 * LENGTH, rel=0.25)
 
 
 def test_generation_end_to_end(tiny_llama):
-    hf.attach(tiny_llama)
-    method = method_class("retroinfer")
-    session = Session(
-        tiny_llama,
-        method,
-        parse(method.Config, {"update_tokens": 32, "tokens_per_cluster": 8}, "method"),
-        [prompt(300)],
-        probe=CountingProbe(),
-        clock=lambda: 0.0,
-        max_new_tokens=150,
-    )
+    options = {"update_tokens": 32, "tokens_per_cluster": 8}
+    session = open_on(tiny_llama, "retroinfer", [prompt(300)], options, new_tokens=150)
     result = session.generate(Decoding(max_new_tokens=150), frozenset())
     assert len(result.token_ids[0]) == 150
     assert result.method_stats["index_updates"] >= 3
 
 
 @pytest.mark.parametrize("name", ["full", "full_offload", "quest", "oracle_topk", "random"])
-def test_ledger_equals_the_formula(name, tiny_llama):
+def test_byte_counters_equal_the_formula(name, tiny_llama):
     """Bytes of K and V that a step reads, and of what the selection reads (docs/methods.md)."""
     _, session = run(tiny_llama, name, [prompt(LENGTH)], "20%")
     found = session.method.probe.row()["bytes_per_step"]

@@ -11,6 +11,7 @@ from retrobench.core.method import AttentionArgs
 from retrobench.core.shapes import KVShape
 from retrobench.core.spec import parse
 from retrobench.engine.attention import backends
+from tests.support import build
 
 
 def shape(**more):
@@ -25,7 +26,7 @@ def decode(backend, tokens=40, softcap=None):
     method = Full(config, shape(prompt_tokens=tokens, max_tokens=tokens + 1))
     args = AttentionArgs(scale=0.125, softcap=softcap)
     q, k, v = torch.randn(2, 4, 1, 64), torch.randn(2, 2, tokens, 64), torch.randn(2, 2, tokens, 64)
-    method.prefill(0, q, k, v, args)
+    build(method, {0: (q, k, v)}, args)
     new = torch.randn(2, 2, 1, 64)
     return method.decode(0, q, new, new, args), method.stats()
 

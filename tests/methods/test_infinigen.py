@@ -13,55 +13,37 @@ from retrobench_methods.infinigen.pool import KVPool
 from retrobench_methods.infinigen.speculation import PartialKeys, choose_tokens
 from transformers import Phi3Config, Qwen2Config, Qwen3Config
 
-from retrobench.core.budget import Budget
-from retrobench.core.method import AttentionArgs, NullProbe
-from retrobench.core.shapes import KVShape
+from retrobench.core.method import AttentionArgs, Needs, NullProbe
 from retrobench.engine import hf
+from retrobench.engine.attention.dense import DenseMethod
+from retrobench.engine.prefill import prefill
 from retrobench.engine.queries import weights_id
-from retrobench.engine.session import Session
 from retrobench.measure.probe import CountingProbe
+from tests.support import build, kv_shape, open_on, prompt_layer, random_ids, ticks
 
 
 def make_shape(**changes):
-    values = {"pad_tokens": (0,), "layers": (0, 1, 2), "num_heads": 4, "num_kv_heads": 2}
-    values |= {"head_dim": 8, "prompt_tokens": 40, "max_tokens": 60, "dtype": "float32"}
-    return KVShape(**{**values, **changes})
+    return kv_shape(**{"layers": (0, 1, 2), "prompt_tokens": 40, "max_tokens": 60, **changes})
 
 
 def calibrated(model, tmp_path, ids, **options):
     """A config and the calibration file made of a prompt."""
     hf.attach(model)
     config = InfiniGenConfig(calibration_dir=str(tmp_path), **options)
-    clock = {"probe": NullProbe(), "clock": lambda: 0.0, "max_new_tokens": 1}
-    session = Session(model, InfiniGen.Calibrator, config, [ids], **clock)
-    with torch.inference_mode():
-        session.prefill(len(ids))
-        file = session.method.save(weights_id(model), {"text": "random"})
-    session.close()
-    return config, file
+    made = prefill(model, [ids], clock=ticks(), needs=InfiniGen.Calibrator.needs)
+    text = {"text": "random"}
+    return config, InfiniGen.Calibrator.save(config, made.layers, weights_id(model), text)
 
 
 def decode(model, config, ids, steps=5, budget="20%", probe=None):
     """Logits of some forced steps."""
-    session = Session(
-        model,
-        InfiniGen,
-        config,
-        [ids],
-        probe=probe or NullProbe(),
-        clock=lambda: 0.0,
-        max_new_tokens=steps + 1,
-        budget=Budget.parse(budget) if budget else None,
+    probe = probe or NullProbe()
+    session = open_on(
+        model, InfiniGen, [ids], config, new_tokens=steps + 1, budget=budget, probe=probe
     )
     with torch.inference_mode():
-        session.prefill(len(ids))
-        session.seal()
         logits = [session.step(torch.tensor([[7 + i]])) for i in range(steps)]
     return torch.stack(logits), session
-
-
-def random_ids(length, seed=0):
-    return torch.randint(3, 101, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 @pytest.mark.parametrize("family", [None, Qwen2Config, Qwen3Config, Phi3Config])
@@ -71,24 +53,21 @@ def test_queries_are_those_of_the_layer_itself(model_factory, family):
     hf.attach(model)
     seen, guessed = {}, {}
 
-    class Watch(InfiniGen.Calibrator):
-        needs = InfiniGen.needs
+    class Watch(DenseMethod):
+        name, needs = "watch", Needs(layer_inputs=True)
 
         def bind(self, view):
             self.view = view
 
-        def layer_input(self, layer, hidden_BTE, phase):
-            guessed[layer] = self.view.queries(layer, hidden_BTE)
+        def layer_input(self, layer, hidden_BTM):
+            guessed[layer] = self.view.queries(layer, hidden_BTM)
 
-        def prefill(self, layer, q_BHTD, *rest):
+        def decode(self, layer, q_BHTD, *rest):
             seen[layer] = q_BHTD
-            return super().prefill(layer, q_BHTD, *rest)
+            return super().decode(layer, q_BHTD, *rest)
 
-    config = InfiniGenConfig()
-    clock = {"probe": NullProbe(), "clock": lambda: 0.0, "max_new_tokens": 1}
-    session = Session(model, Watch, config, [random_ids(50)], **clock)
-    with torch.inference_mode():
-        session.prefill(50)
+    session = open_on(model, Watch, [random_ids(50)], InfiniGenConfig())
+    session.step(torch.tensor([[7]]))
     session.close()
     assert sorted(seen) == [0, 1, 2]
     for layer, q_BHTD in seen.items():
@@ -149,13 +128,12 @@ def test_channel_variants():
     skew = torch.eye(8).expand(2, 8, 8)
     q = torch.ones(1, 4, 10, 8) * torch.tensor([1, 2, 3, 4, 5, 0, 0, 0.0])
     k = torch.ones(1, 2, 10, 8) * torch.tensor([9, 0, 0, 0, 0, 0, 0, 30.0])
-    real = torch.ones(1, 10, dtype=torch.bool)
     used = {}
     for variant in ("paper", "speed", "accuracy"):
         config = InfiniGenConfig(channels=variant, partial_frac=0.25, dense_layers=())
-        partial = PartialKeys(config, shape)
-        partial.observe(1, q, k, skew, real)
-        partial.choose(1, skew, q[0, ::2].sum(1), k[0].sum(1))
+        partial = PartialKeys(config, shape, None)
+        sums = {"skew_LGDD": skew, "q_abs_LGD": q[0, ::2].sum(1), "k_abs_LGD": k[0].sum(1)}
+        partial.choose_channels(1, prompt_layer(q, k, k), sums)
         basis = partial.basis_LBGDC[partial.slot[1], 0, 0]
         used[variant] = set(basis.abs().sum(1).nonzero()[:, 0].tolist())
         assert partial.footprint() == PartialKeys.plan(config, shape)
@@ -170,8 +148,8 @@ def test_eviction_follows_its_policy(policy):
     config = InfiniGenConfig(pool_frac=0.4, pool_policy=policy, placement="gpu")
     pool = KVPool(config, shape)
     keys = torch.arange(60.0).reshape(1, 1, 60, 1).expand(1, 2, 60, 8)
-    pool.extend(0, keys[:, :, :20], keys[:, :, :20])
-    pool.seal(None)
+    pool.load(0, prompt_layer(None, keys[:, :, :20], keys[:, :, :20]))
+    pool.start_eviction(0)
     model = [{"position": p, "use": 0} for p in range(20)]
     generator = torch.Generator().manual_seed(0)
     for position in range(20, 60):
@@ -188,10 +166,10 @@ def test_eviction_follows_its_policy(policy):
             key = (lambda e: e["position"]) if policy == "fifo" else _rank
             model[model.index(min(old, key=key))] = new
         expected = [entry["position"] for entry in model]
-        assert pool.position_LBGP[0, 0, 0, : len(model)].tolist() == expected
+        assert pool.positions(0)[0, 0, : len(model)].tolist() == expected
         got, _ = pool.fetch(0, torch.arange(len(model)).expand(1, 2, -1))
         assert got[0, 1, :, 0].tolist() == expected
-    assert pool.footprint() == KVPool.plan(config, shape)
+    assert pool.footprint() == KVPool.plan_pool(config, shape)
 
 
 def _rank(entry):
@@ -204,8 +182,8 @@ def test_a_pool_smaller_than_the_prompt_keeps_what_is_used(tiny_llama, tmp_path)
         config, _ = calibrated(tiny_llama, tmp_path, ids, pool_frac=0.5, pool_policy=policy)
         logits, session = decode(tiny_llama, config, ids)
         assert torch.isfinite(logits).all()
-        positions = session.method.pool.position_LBGP
-        assert positions.shape[-1] == 153 and len(set(positions[1, 0, 0].tolist())) == 153
+        positions = session.method.store.positions(1)
+        assert positions.shape[-1] == 153 and len(set(positions[0, 0].tolist())) == 153
         assert session.method.allocated() == InfiniGen.plan(config, session.shape)
         session.close()
 
@@ -247,13 +225,11 @@ def test_dense_layers_attend_to_every_token_of_the_pool(pads, pool_frac):
     method = InfiniGen(InfiniGenConfig(pool_frac=pool_frac), shape)
     args = AttentionArgs(scale=0.3)
     k, v = torch.randn(2, 2, 2, 60, 32)
-    method.prefill(0, torch.randn(2, 4, 40, 32), k[:, :, :40], v[:, :, :40], args)
-    method.seal()
+    build(method, {0: (torch.randn(2, 4, 40, 32), k[:, :, :40], v[:, :, :40])}, args)
     for t in range(40, 60):
         q = torch.randn(2, 4, 1, 32)
         out = method.decode(0, q, k[:, :, t : t + 1], v[:, :, t : t + 1], args)
-        slots = torch.arange(method.pool.used[0]).expand(2, 2, -1)
-        position = method.pool.positions(0, slots)
+        position = method.store.positions(0)
         for row in range(2):
             for head in range(4):
                 held = position[row, head // 2]

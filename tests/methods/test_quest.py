@@ -10,18 +10,26 @@ from retrobench_kernels.page_bounds import upper_bound
 from retrobench_methods.quest import Quest, QuestConfig
 
 from retrobench.core.budget import Budget
-from retrobench.core.method import AttentionArgs, NullProbe
-from retrobench.core.shapes import KVShape
+from retrobench.core.method import AttentionArgs
 from retrobench.core.spec import parse
 from retrobench.engine import loader
-from retrobench.engine.attention.math import attend
+from retrobench.engine.attention.parts import attend
+from retrobench.engine.attention.selective import as_tokens
 from retrobench.engine.loader import ModelConfig
-from retrobench.engine.session import Decoding, Session
+from retrobench.engine.session import Decoding
+from retrobench.memory.selection import Spans
 from retrobench.tasks.prompt import PromptBuilder
 from retrobench.tasks.ruler import RulerConfig, RulerTask
+from tests.support import build, kv_shape, open_on
 
 ARGS = AttentionArgs(scale=0.25)
 PAGE = 4
+
+
+def selected(method, layer, query, args):
+    """Positions that a step would attend."""
+    chosen = method.index.select(layer, query, method.store, args)
+    return (as_tokens(chosen) if isinstance(chosen, Spans) else chosen).token_BGR
 
 
 def make_keys(kind, length, generator):
@@ -69,7 +77,7 @@ def test_selected_pages_equal_the_reference(seed, length, new, kind, variant):
     generator = torch.Generator().manual_seed(seed)
     keys = make_keys(kind, length + new, generator)
     query = torch.randn(1, 4, 1, 8, generator=generator).round()
-    shape = KVShape(
+    shape = kv_shape(
         pad_tokens=(0,),
         layers=(0,),
         num_heads=4,
@@ -81,13 +89,11 @@ def test_selected_pages_equal_the_reference(seed, length, new, kind, variant):
     )
     config = QuestConfig(page_size=PAGE, dense_layers=(), retrieval_frac=0.3, variant=variant)
     method = Quest(config, shape)
-    method.prefill(
-        0, query.expand(-1, -1, length, -1), keys[:, :, :length], keys[:, :, :length], ARGS
-    )
-    method.seal()
+    prompt = keys[:, :, :length]
+    build(method, {0: (query.expand(-1, -1, length, -1), prompt, prompt)})
     for i in range(length, length + new):
         method.decode(0, query, keys[:, :, i : i + 1], keys[:, :, i : i + 1], ARGS)
-    tokens = method.index.select(0, query, method.store, ARGS).token_BGR[0]
+    tokens = selected(method, 0, query, ARGS)[0]
     expected = reference_pages(query[0, :, 0], keys[0], round(0.3 * length) // PAGE, variant)
     for head in range(2):
         got = tokens[head][tokens[head] >= 0]
@@ -108,7 +114,7 @@ def test_the_bound_holds_for_every_key_of_the_page(seed, scale):
 
 
 def test_query_heads_choose_for_themselves():
-    shape = KVShape(
+    shape = kv_shape(
         pad_tokens=(0, 5),
         layers=(0,),
         num_heads=4,
@@ -122,17 +128,16 @@ def test_query_heads_choose_for_themselves():
     config = QuestConfig(page_size=PAGE, dense_layers=(), scope="query_head")
     method = Quest(config, shape, budget=Budget.parse("40%"))
     keys = torch.randn(2, 2, 64, 8, generator=generator)
-    method.prefill(0, torch.randn(2, 4, 64, 8), keys, keys, ARGS)
-    method.seal()
+    build(method, {0: (torch.randn(2, 4, 64, 8), keys, keys)})
     query = torch.randn(2, 4, 1, 8, generator=generator)
-    tokens = method.index.select(0, query, method.store, ARGS).token_BGR
+    tokens = selected(method, 0, query, ARGS)
     assert tokens.shape[1] == 4
     assert not torch.equal(tokens[:, 0].sort(-1).values, tokens[:, 1].sort(-1).values)
     assert int(tokens[1][tokens[1] >= 0].min()) >= 5
 
 
 def test_dense_layers_attend_everything():
-    shape = KVShape(
+    shape = kv_shape(
         pad_tokens=(0,),
         layers=(0, 2),
         num_heads=4,
@@ -144,19 +149,17 @@ def test_dense_layers_attend_everything():
     )
     method = Quest(QuestConfig(), shape)
     keys = torch.randn(1, 2, 64, 8)
-    for layer in (0, 2):
-        method.prefill(layer, torch.randn(1, 4, 64, 8), keys, keys, ARGS)
-    method.seal()
+    build(method, dict.fromkeys((0, 2), (torch.randn(1, 4, 64, 8), keys, keys)))
     query = torch.randn(1, 4, 1, 8)
-    dense = method.index.select(0, query, method.store, ARGS).token_BGR
-    sparse = method.index.select(2, query, method.store, ARGS).token_BGR
+    dense = selected(method, 0, query, ARGS)
+    sparse = selected(method, 2, query, ARGS)
     assert (dense >= 0).sum() == 2 * 64 and (sparse >= 0).sum() == pytest.approx(64, abs=32)
 
 
 @pytest.mark.parametrize("cache", ["none", "host"])
 def test_offloaded_pages_give_the_same_answer(cache):
     generator = torch.Generator().manual_seed(0)
-    shape = KVShape(
+    shape = kv_shape(
         pad_tokens=(0, 5),
         layers=(0,),
         num_heads=4,
@@ -172,8 +175,7 @@ def test_offloaded_pages_give_the_same_answer(cache):
     for options in ({}, {"placement": "cpu", "cache": cache, "cache_frac": 0.2}):
         config = QuestConfig(page_size=PAGE, dense_layers=(), retrieval_frac=0.1, **options)
         method = Quest(config, shape)
-        method.prefill(0, queries[:, :, :200], keys[:, :, :200], values[:, :, :200], ARGS)
-        method.seal()
+        build(method, {0: tuple(t[:, :, :200] for t in (queries, keys, values))})
         assert method.allocated() == Quest.plan(config, shape)
         steps = [
             method.decode(0, *(t[:, :, i : i + 1] for t in (queries, keys, values)), ARGS)
@@ -194,7 +196,7 @@ def test_pages_on_the_embedded_models_own_keys():
     class Checked(Quest):
         def decode(self, layer, q_BHTD, k_BGTD, v_BGTD, args):
             out = super().decode(layer, q_BHTD, k_BGTD, v_BGTD, args)
-            tokens = self.index.select(layer, q_BHTD, self.store, args).token_BGR[0]
+            tokens = selected(self, layer, q_BHTD, args)[0]
             keys = self.store.keys(layer)[0].double()
             want = reference_pages(q_BHTD[0, :, 0], keys, len(ids) // 10 // 16, "kernel", 16)
             checked.extend(
@@ -203,10 +205,7 @@ def test_pages_on_the_embedded_models_own_keys():
             return out
 
     options = QuestConfig(dense_layers=())
-    session = Session(
-        loaded.model, Checked, options, [ids], probe=NullProbe(), clock=lambda: 0.0,
-        max_new_tokens=4, budget=Budget.parse("10%"),
-    )  # fmt: skip
+    session = open_on(loaded.model, Checked, [ids], options, new_tokens=4, budget="10%")
     session.generate(Decoding(max_new_tokens=4), frozenset())
     session.close()
     assert len(checked) == 5 * 2 * 3 and all(checked)
@@ -216,7 +215,7 @@ def test_pages_on_the_embedded_models_own_keys():
 def test_pages_attended_in_place_equal_their_gathered_tokens(dtype, softcap, monkeypatch):
     """The fast path, with the machine's kernels and in plain torch, against select and attend."""
     generator = torch.Generator().manual_seed(3)
-    shape = KVShape(
+    shape = kv_shape(
         pad_tokens=(0, 9),
         layers=(0, 1),
         num_heads=4,
@@ -231,17 +230,15 @@ def test_pages_attended_in_place_equal_their_gathered_tokens(dtype, softcap, mon
     args = AttentionArgs(scale=0.125, softcap=softcap)
     config = QuestConfig(page_size=PAGE, dense_layers=(0,), retrieval_frac=0.2)
     method = Quest(config, shape)
-    for layer in (0, 1):
-        prompt = (t[:, :, :150] for t in (query, keys, values))
-        method.prefill(layer, *prompt, args)
-    method.seal()
+    prompt = tuple(t[:, :, :150] for t in (query, keys, values))
+    build(method, dict.fromkeys((0, 1), prompt), args)
     tolerance = 1e-5 if dtype == "float32" else 2e-2
     for n in range(150, 170):
         monkeypatch.setenv("RETROBENCH_KERNELS", ("auto", "naive")[n % 2])
         for layer in (0, 1):
             q, k, v = (t[:, :, n : n + 1] for t in (query, keys, values))
             got = method.decode(layer, q, k, v, args)
-            token = method.index.select(layer, q, method.store, args).token_BGR
+            token = selected(method, layer, q, args)
             gathered = method.store.gather(layer, token)
             expected = attend(q, *gathered, token >= 0, args)
             torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)

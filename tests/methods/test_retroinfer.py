@@ -10,15 +10,16 @@ import pytest
 import torch
 from retrobench_methods.retroinfer import RetroInfer, RetroInferConfig
 from retrobench_methods.retroinfer.adaptive import keep_within
-from retrobench_methods.retroinfer.ahead import next_ranked
+from retrobench_methods.retroinfer.async_cache import next_ranked
 from retrobench_methods.retroinfer.config import sizes
-from retrobench_methods.retroinfer.estimation import FourBit
+from retrobench_methods.retroinfer.estimation import Int4Values
 
 from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs
 from retrobench.core.shapes import KVShape
-from retrobench.engine.attention.math import dense_decode
+from retrobench.engine.attention.exact import dense_decode
 from retrobench.measure.probe import CountingProbe
+from tests.support import build
 
 SMALL = {"update_tokens": 32, "tokens_per_cluster": 8, "retrieval_frac": 0.1}
 TIERS = list(itertools.product(("gpu", "pinned", "cpu"), ("none", "host", "device")))
@@ -52,19 +53,30 @@ class Run:
         self.kv = topic.repeat_interleave(8, 4)[:, :, :, :, : prompt + new]
         self.kv = self.kv + 0.3 * torch.randn(size)
         self.q = topic[0, 0].repeat_interleave(2, 1) + 0.1
-        for i, layer in enumerate(self.shape.layers):
-            q = torch.randn(self.shape.batch, 4, prompt, 16)
-            self.method.prefill(layer, q, *self.kv[i][..., :prompt, :], self.args)
-        self.method.seal()
+        layers = {
+            layer: (None, *self.kv[i][..., :prompt, :]) for i, layer in enumerate(self.shape.layers)
+        }
+        build(self.method, layers, self.args)
 
     def step(self, n, query=None):
         """Outputs of both layers for token ``n``, stacked."""
         outputs = []
+        self.method.begin_step()
         for i, layer in enumerate(self.shape.layers):
             q = self.q[:, :, (n // 4) % 9, None] if query is None else query
             outputs.append(self.method.decode(layer, q, *self.kv[i][..., n : n + 1, :], self.args))
-        self.method.step()
+        self.method.end_step()
         return torch.stack(outputs)
+
+    def row(self):
+        """What was counted, the cache's part included."""
+        self.method.report_counts()
+        return self.probe.row()
+
+    def select(self, i, query):
+        """The clusters that a step of layer number ``i`` would attend."""
+        layer = self.shape.layers[i]
+        return self.method.index.select(layer, query, self.method.store, self.args)
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
@@ -77,7 +89,7 @@ def test_every_tier_gives_the_same_output(softcap):
         got = torch.stack([run.step(n) for n in steps])
         expected = got if expected is None else expected
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
-        row = run.probe.row()
+        row = run.row()
         assert (row["hit_ratio"] is None) == (cache == "none")
         if cache != "none":
             assert 0.2 < row["hit_ratio"] < 1 and row["bytes_per_step"]["h2d"] > 0
@@ -93,7 +105,7 @@ def test_host_and_device_managers_count_the_same():
         run = Run(new=40, cache=cache, cache_frac=0.08, page_tokens=4, cache_bound=True)
         for n in range(300, 340):
             run.step(n)
-        rows.append(run.probe.row())
+        rows.append(run.row())
         stats = run.method.stats()
         assert stats["hit_ratio"] < stats["best_hit_ratio"] <= 1
     assert rows[0] == rows[1]
@@ -111,10 +123,10 @@ def test_overlap_and_prefetch_change_no_output(softcap):
             expected = plain[cache].step(n)
             for run in others:
                 torch.testing.assert_close(run.step(n), expected, atol=1e-5, rtol=1e-4)
-    rows = {cache: [run.probe.row() for run in found] for cache, found in runs.items()}
+    rows = {cache: [run.row() for run in found] for cache, found in runs.items()}
     assert rows["host"] == rows["device"]
     overlapped, ahead, both = rows["host"]
-    asked = plain["host"].probe.row()
+    asked = plain["host"].row()
     assert overlapped == asked and both == ahead
     pages = [
         sum(row["pages_per_step"][kind] for kind in ("hits", "misses")) for row in (asked, ahead)
@@ -132,18 +144,17 @@ def test_overlap_and_prefetch_change_no_output(softcap):
 def test_prefetch_takes_the_clusters_ranked_next():
     run = Run(new=1, cache="host", retrieval_frac=0.2, page_tokens=4, estimation_frac=0.3)
     query, index = torch.randn(1, 4, 1, 16), run.method.index
-    pool = run.method.buffer.pool(0, index.first_LBGC[0], index.size_LBGC[0])
-    zones = run.method.select(0, query[:, :, 0], pool, run.args)
+    zones, size_BGC = run.select(0, query), index.size_LBGC[0]
     wider = replace(run.method.config, retrieval_frac=0.3)
     more = sizes(wider, 300, None, 1).retrieved - index.retrieved[0][0]
-    found = next_ranked(zones, pool.size_BGC, more)
+    found = next_ranked(zones, size_BGC, more)
     index.retrieved_LB += more
     index.retrieved[0][0] += more
-    both = torch.cat([zones.retrieved_BGR, found], -1).sort(-1).values
-    wide = run.method.select(0, query[:, :, 0], pool, run.args).retrieved_BGR
+    both = torch.cat([zones.chosen_BGN, found], -1).sort(-1).values
+    wide = run.select(0, query).chosen_BGN
     assert torch.equal(both, wide.sort(-1).values)
-    everything = next_ranked(zones, pool.size_BGC, 10**6)
-    assert (everything >= 0).sum() == (pool.size_BGC > 0).sum() - (zones.retrieved_BGR >= 0).sum()
+    everything = next_ranked(zones, size_BGC, 10**6)
+    assert (everything >= 0).sum() == (size_BGC > 0).sum() - (zones.chosen_BGN >= 0).sum()
 
 
 @pytest.mark.parametrize("extra", [{}, {"overlap": True, "prefetch_frac": 0.5}])
@@ -152,7 +163,7 @@ def test_a_cache_smaller_than_one_retrieval_is_harmless(cache, extra):
     options = {"new": 20, "retrieval_frac": 0.5, "page_tokens": 8}
     plain = Run(**options)
     tiny = Run(cache=cache, cache_frac=0.001, **options, **extra)
-    assert tiny.method.buffer.cache.size.slots == 1
+    assert tiny.method.store.cache.size.slots == 1
     for n in range(300, 320):
         torch.testing.assert_close(tiny.step(n), plain.step(n), atol=1e-5, rtol=1e-4)
 
@@ -161,7 +172,7 @@ def test_moved_bytes_are_those_of_the_missed_tokens():
     run = Run(new=1, cache="host", page_tokens=4)
     run.step(300)
     index = run.method.index
-    row = run.probe.row()
+    row = run.row()
     attended = sum(row["bytes_per_step"][kind] for kind in ("kv",))
     steady = 2 * 2 * 69 * 2 * 16 * 4
     assert row["bytes_per_step"]["h2d"] == attended - steady  # the first step misses everything
@@ -214,13 +225,13 @@ def test_clusters_of_one_and_empty_clusters():
 def reference(run, i, query, tail=False, second=False, int4=False):
     """Numerator and denominator token by token, cluster by cluster, from the sets of the method."""
     method, q = run.method, query[0, :, 0].double()
-    index, buffer = method.index, method.buffer
-    pool = buffer.pool(i, index.first_LBGC[i], index.size_LBGC[i])
-    zones = method.select(i, query[:, :, 0], pool, run.args)
+    index, buffer = method.index, method.store
+    zones = run.select(i, query)
+    pool = buffer.spans(run.shape.layers[i], zones).pool
     out = torch.zeros(4, 16, dtype=torch.float64)
     for head in range(4):
         g = head // 2
-        retrieved = set(zones.retrieved_BGR[0, g].tolist())
+        retrieved = set(zones.chosen_BGN[0, g].tolist())
         estimated = set(zones.estimated_BGE[0, g].tolist()) - {-1}
         terms = []
         steady = buffer.steady(i)
@@ -321,8 +332,8 @@ def test_adaptive_budget_keeps_its_bound_and_retrieves_less():
             assert gap.max() < max(tolerance, 1e-4)
             if n == 1200:  # no output to compare with yet: nothing is left out
                 torch.testing.assert_close(got, expected)
-    attended = [fixed.probe.row()["attended_tokens"]]
-    attended += [run.probe.row()["attended_tokens"] for run in runs.values()]
+    attended = [fixed.row()["attended_tokens"]]
+    attended += [run.row()["attended_tokens"] for run in runs.values()]
     assert attended == sorted(attended, reverse=True) and attended[-1] < 0.8 * attended[0]
     run = runs[1.0]
     assert run.method.allocated() == RetroInfer.plan(run.method.config, run.shape)
@@ -350,7 +361,7 @@ def test_what_is_left_out_stays_within_the_tolerance_of_every_head():
 
 def test_four_bits_round_to_the_nearest_of_fifteen_levels():
     torch.manual_seed(0)
-    store, values = FourBit((1, 1, 2, 9), 16, "cpu"), torch.randn(2, 9, 16)
+    store, values = Int4Values((1, 1, 2, 9), 16, "cpu"), torch.randn(2, 9, 16)
     values[0, 3] = 0
     store.store((0, 0), values)
     step = values.abs().amax(-1, keepdim=True) / 7

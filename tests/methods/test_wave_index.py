@@ -13,6 +13,7 @@ from retrobench_methods.retroinfer.wave_buffer import cluster_pages
 
 from retrobench.core.method import AttentionArgs
 from retrobench.core.shapes import KVShape
+from tests.support import build
 
 ARGS = AttentionArgs(scale=0.25)
 
@@ -30,17 +31,13 @@ def make_shape(length, new=0, pads=(0,), layers=(0,), heads=4, dim=16):
     )
 
 
-def sealed(length, new=0, pads=(0,), seed=0, **options):
+def built(length, new=0, pads=(0,), seed=0, **options):
     """A method after its prompt, with the prompt's keys and values."""
     torch.manual_seed(seed)
     shape = make_shape(length, new, pads)
     method = RetroInfer(RetroInferConfig(update_tokens=32, **options), shape)
     k, v = torch.randn(2, shape.batch, 2, length, 16).unbind(0)
-    half = length // 2
-    for part in (slice(0, half), slice(half, length)):
-        q = torch.randn(shape.batch, 4, part.stop - part.start, 16)
-        method.prefill(0, q, k[:, :, part], v[:, :, part], ARGS)
-    method.seal()
+    build(method, {0: (None, k, v)}, ARGS)
     return method, k, v
 
 
@@ -87,7 +84,7 @@ def test_short_contexts_stay_dense():
 )
 def test_clusters_partition_the_indexed_tokens(length, per_cluster, segment, final, pad, page):
     cache = {} if page is None else {"cache": "host", "page_tokens": page}
-    method, k, v = sealed(
+    method, k, v = built(
         length,
         pads=(0, pad),
         tokens_per_cluster=per_cluster,
@@ -95,12 +92,12 @@ def test_clusters_partition_the_indexed_tokens(length, per_cluster, segment, fin
         final_assign=final,
         **cache,
     )
-    pool_k, pool_v = method.buffer.k_LBGSD[0], method.buffer.v_LBGSD[0]
+    pool_k, pool_v = method.store.k_pool[0], method.store.v_pool[0]
     for row, padding in enumerate((0, pad)):
         start, end = padding + 4, length - 64
-        steady = method.buffer.steady(0)
+        steady = method.store.steady(0)
         count = int(steady.count_B[row])
-        assert count == method.buffer.count[0][row] == 68
+        assert count == method.store.count[0][row] == 68
         expected = torch.cat([k[row, :, padding:start], k[row, :, end:]], 1)
         assert torch.equal(steady.k_BGWD[row, :, :count], expected)
         for head in range(2):
@@ -122,10 +119,10 @@ def test_clusters_partition_the_indexed_tokens(length, per_cluster, segment, fin
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6), sharpness=st.floats(0.1, 30))
 def test_jensen_estimated_mass_never_exceeds_the_true_one(seed, sharpness):
-    method, _, _ = sealed(200, seed=seed)
+    method, _, _ = built(200, seed=seed)
     query = sharpness * torch.randn(16)
     for c, span in clusters_of(method, 0, 0):
-        logit = (method.buffer.k_LBGSD[0, 0, 0, span] @ query).double()
+        logit = (method.store.k_pool[0][0, 0, span] @ query).double()
         estimate = (method.index.centroid_LBGCD[0, 0, 0, c] @ query).double()
         true = torch.logsumexp(logit, 0)
         size = torch.tensor(span.stop - span.start).double()
@@ -133,24 +130,24 @@ def test_jensen_estimated_mass_never_exceeds_the_true_one(seed, sharpness):
 
 
 def test_the_best_clusters_are_retrieved():
-    method, _, _ = sealed(400, tokens_per_cluster=8, retrieval_frac=0.2)
+    method, _, _ = built(400, tokens_per_cluster=8, retrieval_frac=0.2)
     query, index = torch.randn(1, 4, 16), method.index
-    pool = method.buffer.pool(0, index.first_LBGC[0], index.size_LBGC[0])
-    zones = method.select(0, query, pool, ARGS)
+    chosen = index.select(0, query[:, :, None], method.store, ARGS)
     for head in range(2):
         logit = query[0, 2 * head : 2 * head + 2] @ index.centroid_LBGCD[0, 0, head].T * 0.25
         logit = logit.masked_fill(index.size_LBGC[0, 0, head] == 0, -torch.inf)
         order = logit.softmax(-1).sum(0).argsort(descending=True).tolist()
         count = index.sizes[0].retrieved
-        assert set(zones.retrieved_BGR[0, head].tolist()) == set(order[:count])
+        assert set(chosen.chosen_BGN[0, head].tolist()) == set(order[:count])
         rest = order[count : count + index.sizes[0].estimated]
-        assert set(zones.estimated_BGE[0, head].tolist()) - {-1} == set(rest)
+        assert set(chosen.estimated_BGE[0, head].tolist()) - {-1} == set(rest)
 
 
 def test_pages_of_clusters_are_distinct_and_cover_their_tokens():
-    method, _, _ = sealed(400, pads=(0, 7), tokens_per_cluster=5, cache="host", page_tokens=4)
+    method, _, _ = built(400, pads=(0, 7), tokens_per_cluster=5, cache="host", page_tokens=4)
     index = method.index
-    pool = method.buffer.pool(0, index.first_LBGC[0], index.size_LBGC[0])
+    selection = index.select(0, torch.randn(2, 4, 1, 16), method.store, ARGS)
+    pool = method.store.spans(0, selection).pool
     chosen = torch.rand(2, 2, index.sizes[0].clusters).argsort(-1)[..., :20].int()
     chosen[0, 1, 3:] = -1
     page_BGN, tokens_BGN = cluster_pages(pool, chosen, 4)
@@ -179,18 +176,17 @@ def test_updates_index_generated_tokens_once(stagger, options):
     shape = make_shape(200, new=110, pads=(0, 5), layers=(0, 1, 5))
     method = RetroInfer(config, shape)
     tokens = {layer: torch.randn(2, 2, 2, 310, 16) for layer in shape.layers}
-    for layer, (k, v) in tokens.items():
-        prompt = slice(0, 200)
-        method.prefill(layer, torch.randn(2, 4, 200, 16), k[:, :, prompt], v[:, :, prompt], ARGS)
-    method.seal()
+    layers = {layer: (None, k[:, :, :200], v[:, :, :200]) for layer, (k, v) in tokens.items()}
+    build(method, layers, ARGS)
     when = {layer: [] for layer in shape.layers}
     for step in range(200, 310):
+        before = [row[0] for row in method.index.clusters]
+        method.begin_step()
         for i, (layer, (k, v)) in enumerate(tokens.items()):
-            before = method.updates
             method.decode(
                 layer, torch.randn(2, 4, 1, 16), *(x[:, :, step, None] for x in (k, v)), ARGS
             )
-            when[layer] += [step - i * stagger] * (method.updates > before)
+            when[layer] += [step - i * stagger] * (method.index.clusters[i][0] > before[i])
     assert when[0] == when[1] == when[5] == [231, 263, 295]
     assert method.stats()["index_updates"] == 3 and method.allocated() == RetroInfer.plan(
         config, shape
@@ -198,12 +194,12 @@ def test_updates_index_generated_tokens_once(stagger, options):
     for i, (k, v) in enumerate(tokens.values()):
         both = torch.cat([k, v], -1)
         for row, pad in enumerate(shape.pad_tokens):
-            steady, count = method.buffer.steady(i), method.buffer.count[i][row]
+            steady, count = method.store.steady(i), method.store.count[i][row]
             for head in range(2):
                 spans = [span for _, span in clusters_of(method, row, head, i)]
                 pool = [
-                    torch.cat([x[i, row, head, s] for s in spans])
-                    for x in (method.buffer.k_LBGSD, method.buffer.v_LBGSD)
+                    torch.cat([x[i][row, head, s] for s in spans])
+                    for x in (method.store.k_pool, method.store.v_pool)
                 ]
                 near = [x[row, head, :count] for x in steady[:2]]
                 held = torch.cat([torch.cat(pool, -1), torch.cat(near, -1)])

@@ -83,7 +83,8 @@ class ScoringIndex(Index):
             self.config.local_tokens,
             score_BGS.device,
         )
-        return top_tokens(score_BGS, static, exists, self.retrieved)
+        num_static = self.config.sink_tokens + self.config.local_tokens
+        return top_tokens(score_BGS, static, exists, self.retrieved, num_static)
 
 
 class SelectiveMethod(Method):
@@ -314,21 +315,25 @@ def top_tokens(
     static_BS: Tensor,
     exists_BS: Tensor,
     retrieved: Sequence[int] | Tensor,
+    num_static: int,
 ) -> Tensor:
     """Positions of the static zone and of the best-scored rest, ``token_BGR``, -1 padded.
 
-    ``retrieved`` is a count per row, or ``retrieved_BG`` with a count for every head.
+    ``retrieved`` is a count per row, or ``retrieved_BG`` with a count for every head;
+    ``num_static`` bounds the static tokens of a row. Nothing waits for the device.
     """
+    tokens = score_BGS.shape[-1]
     free = exists_BS & ~static_BS
     score = score_BGS.masked_fill(~free[:, None], -torch.inf)
     limit = torch.as_tensor(retrieved, device=score.device)
+    known = None if isinstance(retrieved, Tensor) else max(retrieved)
+    width = min(tokens, int(limit.max()) if known is None else known)
     limit = limit.reshape(*limit.shape, *[1] * (3 - limit.dim()))
-    max_count = min(int(limit.max()), int(free.sum(-1).max()))
-    value, token = score.topk(max_count, -1)
-    rank = torch.arange(max_count, device=score.device)
+    value, token = score.topk(width, -1)
+    rank = torch.arange(width, device=score.device)
     token = token.masked_fill((rank >= limit) | (value == -torch.inf), -1)
-    num_static = int(static_BS.sum(-1).max())
     order = static_BS.int().sort(dim=-1, descending=True, stable=True)
+    num_static = min(tokens, num_static)
     fixed = order.indices[:, :num_static].masked_fill(order.values[:, :num_static] == 0, -1)
     fixed = fixed[:, None].expand(-1, score.shape[1], -1)
     return torch.cat([fixed, token], -1)
