@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from retrobench.engine import loader
 from retrobench.engine.embedded import build_tokenizer
-from retrobench.tasks import standin
+from retrobench.tasks import substitute
 from retrobench.tasks.prompt import PromptBuilder, PromptTooLong
 from retrobench.tasks.ruler import RulerConfig, RulerTask, spec
 from retrobench.tasks.ruler.words import all_words, word_pool
@@ -39,7 +39,7 @@ def prompt(kind):
     backend.decoder = decoders.ByteLevel()
     if kind == "bpe":
         trainer = trainers.BpeTrainer(vocab_size=6000, initial_alphabet=letters)
-        texts = [" ".join(standin.essay_words(20_000)), " ".join(all_words())]
+        texts = [" ".join(substitute.essay_words(20_000)), " ".join(all_words())]
         backend.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
     if kind == "bytes":

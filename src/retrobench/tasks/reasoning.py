@@ -12,7 +12,7 @@ from typing import Any
 from retrobench.core.cell import digest
 from retrobench.core.spec import option
 from retrobench.core.task import Prompt, Sample, Task
-from retrobench.tasks.haystack import read_json
+from retrobench.tasks.local_files import fetch_command, read_json
 
 BUILDER = 1
 _RULE = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
@@ -57,11 +57,10 @@ class ReasoningTask(Task):
         path = Path(self.data_root or "data") / "reasoning" / f"{task}.json"
         if not path.exists():
             raise ValueError(
-                f"{path.name} not found in {path.parent}: fetch it with "
-                f"`python scripts/fetch_data.py {task}`, or write a JSON list of objects with "
-                "`question`, `answer` and, for letters, `choices`"
+                f"{path.name} not found in {path.parent}: fetch it with {fetch_command(task)}, or "
+                "write a JSON list of objects with `question`, `answer` and, for letters, `choices`"
             )
-        rows = read_json(path)
+        rows = read_json(path, task)
         if not isinstance(rows, list):
             raise ValueError(f"{path}: not a JSON list")
         return rows

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from retrobench.core.spec import nearest
+from retrobench.tasks.local_files import is_text_list
 from retrobench.tasks.ruler.spec import TASKS as RULER_TASKS
 
 Scorer = Callable[..., float]
@@ -52,17 +53,13 @@ def score_case(raw: Any) -> float:
         if not isinstance(case.get(name), str):
             raise ValueError(f"{name!r} is missing or not a string")
     references, classes = case.get("references"), case.get("all_classes")
-    if not _strings(references) or not references:
+    if not is_text_list(references) or not references:
         raise ValueError("'references' must be a list with at least one string, and strings only")
-    if classes is not None and not _strings(classes):
+    if classes is not None and not is_text_list(classes):
         raise ValueError("'all_classes' must be a list of strings or null")
     return _scorer(case["benchmark"], case["task"])(
         case["task"], case["prediction"], references, classes
     )
-
-
-def _strings(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def score_file(cases: Path, out: Path | None = None) -> ScoreReport:

@@ -109,7 +109,7 @@ LCC = "Please complete the code given below. \n{context}Next line of code:\n"
 REPOBENCH_P = "Please complete the code given below. \n{context}{input}Next line of code:\n"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Dataset:
     """One data set: everything about it that is not in its records."""
 
@@ -118,12 +118,18 @@ class Dataset:
     metric: str
     category: str
     language: str = "en"
-    chat: bool = True
-    """Few-shot and code prompts are given to the model bare, even to a chat model."""
-    first_line: bool = False
-    """Only the answer's first non-empty line is scored."""
     in_e: bool = False
     """Part of LongBench-E."""
+
+    @property
+    def chat(self) -> bool:
+        """Few-shot and code prompts are given to the model bare, even to a chat model."""
+        return self.category not in ("FSL", "CC")
+
+    @property
+    def first_line(self) -> bool:
+        """Only the first non-empty line of a few-shot answer is scored."""
+        return self.category == "FSL"
 
     def split(self, context: str, question: str) -> tuple[str, str]:
         """The filled prompt in two parts, cut right after the context slot."""
@@ -133,109 +139,27 @@ class Dataset:
 
 
 DATASETS: dict[str, Dataset] = {
-    "narrativeqa": Dataset(prompt=NARRATIVEQA, max_new_tokens=128, metric="qa_f1", category="SQA"),
-    "qasper": Dataset(prompt=QASPER, max_new_tokens=128, metric="qa_f1", category="SQA", in_e=True),
-    "multifieldqa_en": Dataset(
-        prompt=MULTIFIELDQA_EN, max_new_tokens=64, metric="qa_f1", category="SQA", in_e=True
-    ),
-    "multifieldqa_zh": Dataset(
-        prompt=MULTIFIELDQA_ZH,
-        max_new_tokens=64,
-        metric="qa_f1_zh",
-        category="SQA",
-        language="zh",
-    ),
-    "hotpotqa": Dataset(
-        prompt=PASSAGES, max_new_tokens=32, metric="qa_f1", category="MQA", in_e=True
-    ),
-    "2wikimqa": Dataset(
-        prompt=PASSAGES, max_new_tokens=32, metric="qa_f1", category="MQA", in_e=True
-    ),
-    "musique": Dataset(prompt=PASSAGES, max_new_tokens=32, metric="qa_f1", category="MQA"),
-    "dureader": Dataset(
-        prompt=DUREADER, max_new_tokens=128, metric="rouge_zh", category="MQA", language="zh"
-    ),
-    "gov_report": Dataset(
-        prompt=GOV_REPORT, max_new_tokens=512, metric="rouge", category="SUM", in_e=True
-    ),
-    "qmsum": Dataset(prompt=QMSUM, max_new_tokens=512, metric="rouge", category="SUM"),
-    "multi_news": Dataset(
-        prompt=MULTI_NEWS, max_new_tokens=512, metric="rouge", category="SUM", in_e=True
-    ),
-    "vcsum": Dataset(
-        prompt=VCSUM, max_new_tokens=512, metric="rouge_zh", category="SUM", language="zh"
-    ),
-    "trec": Dataset(
-        prompt=TREC,
-        max_new_tokens=64,
-        metric="classification",
-        category="FSL",
-        chat=False,
-        first_line=True,
-        in_e=True,
-    ),
-    "triviaqa": Dataset(
-        prompt=TRIVIAQA,
-        max_new_tokens=32,
-        metric="qa_f1",
-        category="FSL",
-        chat=False,
-        first_line=True,
-        in_e=True,
-    ),
-    "samsum": Dataset(
-        prompt=SAMSUM,
-        max_new_tokens=128,
-        metric="rouge",
-        category="FSL",
-        chat=False,
-        first_line=True,
-        in_e=True,
-    ),
-    "lsht": Dataset(
-        prompt=LSHT,
-        max_new_tokens=64,
-        metric="classification",
-        category="FSL",
-        language="zh",
-        chat=False,
-        first_line=True,
-    ),
-    "passage_count": Dataset(
-        prompt=PASSAGE_COUNT, max_new_tokens=32, metric="count", category="ST", in_e=True
-    ),
-    "passage_retrieval_en": Dataset(
-        prompt=PASSAGE_RETRIEVAL_EN,
-        max_new_tokens=32,
-        metric="retrieval",
-        category="ST",
-        in_e=True,
-    ),
-    "passage_retrieval_zh": Dataset(
-        prompt=PASSAGE_RETRIEVAL_ZH,
-        max_new_tokens=32,
-        metric="retrieval_zh",
-        category="ST",
-        language="zh",
-    ),
-    "lcc": Dataset(
-        prompt=LCC,
-        max_new_tokens=64,
-        metric="code_sim",
-        category="CC",
-        language="code",
-        chat=False,
-        in_e=True,
-    ),
-    "repobench-p": Dataset(
-        prompt=REPOBENCH_P,
-        max_new_tokens=64,
-        metric="code_sim",
-        category="CC",
-        language="code",
-        chat=False,
-        in_e=True,
-    ),
+    "narrativeqa": Dataset(NARRATIVEQA, 128, "qa_f1", "SQA"),
+    "qasper": Dataset(QASPER, 128, "qa_f1", "SQA", in_e=True),
+    "multifieldqa_en": Dataset(MULTIFIELDQA_EN, 64, "qa_f1", "SQA", in_e=True),
+    "multifieldqa_zh": Dataset(MULTIFIELDQA_ZH, 64, "qa_f1_zh", "SQA", "zh"),
+    "hotpotqa": Dataset(PASSAGES, 32, "qa_f1", "MQA", in_e=True),
+    "2wikimqa": Dataset(PASSAGES, 32, "qa_f1", "MQA", in_e=True),
+    "musique": Dataset(PASSAGES, 32, "qa_f1", "MQA"),
+    "dureader": Dataset(DUREADER, 128, "rouge_zh", "MQA", "zh"),
+    "gov_report": Dataset(GOV_REPORT, 512, "rouge", "SUM", in_e=True),
+    "qmsum": Dataset(QMSUM, 512, "rouge", "SUM"),
+    "multi_news": Dataset(MULTI_NEWS, 512, "rouge", "SUM", in_e=True),
+    "vcsum": Dataset(VCSUM, 512, "rouge_zh", "SUM", "zh"),
+    "trec": Dataset(TREC, 64, "classification", "FSL", in_e=True),
+    "triviaqa": Dataset(TRIVIAQA, 32, "qa_f1", "FSL", in_e=True),
+    "samsum": Dataset(SAMSUM, 128, "rouge", "FSL", in_e=True),
+    "lsht": Dataset(LSHT, 64, "classification", "FSL", "zh"),
+    "passage_count": Dataset(PASSAGE_COUNT, 32, "count", "ST", in_e=True),
+    "passage_retrieval_en": Dataset(PASSAGE_RETRIEVAL_EN, 32, "retrieval", "ST", in_e=True),
+    "passage_retrieval_zh": Dataset(PASSAGE_RETRIEVAL_ZH, 32, "retrieval_zh", "ST", "zh"),
+    "lcc": Dataset(LCC, 64, "code_sim", "CC", "code", in_e=True),
+    "repobench-p": Dataset(REPOBENCH_P, 64, "code_sim", "CC", "code", in_e=True),
 }
 
 E_DATASETS: tuple[str, ...] = tuple(name for name, dataset in DATASETS.items() if dataset.in_e)

@@ -13,9 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retrobench.tasks.local_files import (
+    check_content,
+    fetch_command,
+    is_text_list,
+    text_field,
+)
 from retrobench.tasks.longbench.prompts import DATASETS, Dataset
 
-_HINT = "fetch it with `python scripts/fetch_data.py longbench` or put data.zip or its files there"
+_HINT = f"fetch it with {fetch_command('longbench')} or put data.zip or its files there"
 _GOLD = {"retrieval": r"Paragraph \d+", "retrieval_zh": r"段落\d+"}
 
 
@@ -73,25 +79,17 @@ def read(root: str | None, name: str) -> list[Record | BadRecord]:
     return found
 
 
-def lines(path: Path, member: str | None = None) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines that are not blank; ValueError for pointers and half-downloaded archives."""
+def lines(path: Path, member: str | None = None, hint: str = _HINT) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines that are not blank; ValueError for pointers and damaged archives."""
     if member is None:
         data = path.read_bytes()
     else:
         with _open(path, member) as (archive, info):
             data = archive.read(info)
-    if data.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a git-lfs pointer, not the data: {_HINT}")
+    check_content(path, data, hint)
     for number, line in enumerate(data.split(b"\n"), 1):
         if line.strip():
             yield number, line
-
-
-def text_field(raw: dict[str, Any], name: str) -> str:
-    """A field that must hold text."""
-    if not isinstance(raw.get(name), str):
-        raise ValueError(f"{name!r} is missing or not a string")
-    return raw[name]
 
 
 def parse(line: bytes) -> dict[str, Any]:
@@ -121,9 +119,9 @@ def _record(line: bytes, task: str) -> Record:
     dataset, raw = DATASETS[task], parse(line)
     context, question, name = (text_field(raw, field) for field in ("context", "input", "_id"))
     answers, classes = raw.get("answers"), raw.get("all_classes") or []
-    if not _strings(answers) or not answers:
+    if not is_text_list(answers) or not answers:
         raise ValueError("'answers' must be a list of at least one string")
-    if not _strings(classes) or (dataset.metric == "classification" and not classes):
+    if not is_text_list(classes) or (dataset.metric == "classification" and not classes):
         raise ValueError("'all_classes' must be a list of strings")
     if (form := _GOLD.get(dataset.metric)) and not all(re.search(form, a) for a in answers):
         raise ValueError(f"'answers' must name a paragraph, got {answers[0][:40]!r}")
@@ -136,10 +134,6 @@ def _record(line: bytes, task: str) -> Record:
         all_classes=tuple(classes),
         words=int(raw.get("length") or 0),
     )
-
-
-def _strings(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _check_origin(raw: dict[str, Any], task: str, dataset: Dataset) -> None:

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, cycle, islice
 
 from retrobench.core.task import FollowUp
-from retrobench.tasks.haystack import Corpus
+from retrobench.tasks.corpus import Corpus
+from retrobench.tasks.fitting.parts import MAX_FOLLOW_UPS, PromptFactory, PromptParts
 from retrobench.tasks.ruler import spec
-from retrobench.tasks.ruler.draft import MAX_FOLLOW_UPS, Draft, Maker
 
 _MISSES = 50  # documents in a row that are too long: the room left is too small for any
 
 
-def maker(rng: random.Random, corpus: Corpus, index: int) -> Maker:
+def factory(rng: random.Random, corpus: Corpus, index: int) -> PromptFactory:
     """Units: characters of documents.
 
     Sample ``index`` asks question ``index``. Its gold documents are always there; then come, as far
@@ -32,15 +32,15 @@ def maker(rng: random.Random, corpus: Corpus, index: int) -> Maker:
     rng.shuffle(others)
     seed = rng.getrandbits(64)
 
-    def make(units: int) -> Draft:
+    def make(units: int) -> PromptParts:
         room = units - sum(map(len, question.gold))
         chosen = [*question.gold, *_filling(chain(related, cycle(others)), room)]
         random.Random(seed).shuffle(chosen)
         listed = (f"Document {i}:\n{text}" for i, text in enumerate(chosen, 1))
-        return Draft(
+        return PromptParts(
             context=spec.QA_HEAD + "\n\n".join(listed),
             question=spec.QA_QUESTION.format(query=question.text),
-            prefix=spec.QA_PREFIX,
+            answer_prefix=spec.QA_PREFIX,
             references=question.answers,
             meta={"haystack": corpus.name},
             follow_ups=tuple(islice(_follow_ups(corpus, index, set(chosen)), MAX_FOLLOW_UPS)),

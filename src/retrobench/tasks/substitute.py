@@ -1,6 +1,6 @@
-"""Stand-in essays: a seeded grammar over a closed vocabulary, for runs without the real essays.
+"""Substitute essays for runs without the real ones: a seeded grammar over a closed vocabulary.
 
-Scores on them are not RULER scores (grammar text is easier to search): every result says so.
+Scores on them are not RULER scores, because grammar text is easier to search. Every result says so.
 """
 
 from __future__ import annotations
@@ -9,30 +9,10 @@ import random
 from collections.abc import Iterator
 from itertools import islice
 
-from retrobench.tasks import standin_words as words
+from retrobench.tasks.substitute_words import POOLS
 
-NAME = "stand-in prose"
+NAME = "stand-in prose"  # as rows on disk and cell keys have it
 ESSAY_SEED = 0
-
-_POOLS: dict[str, tuple[str, ...]] = {
-    "OPEN": words.OPENERS,
-    "DET": words.DETERMINERS,
-    "WHO": words.PEOPLE,
-    "WHAT": words.THINGS,
-    "WHERE": words.PLACES,
-    "IDEA": words.IDEAS,
-    "MANY": words.GROUPS,
-    "ADJ": words.ADJECTIVES,
-    "DID": words.DID,
-    "WENT": words.HAPPENED,
-    "DO": words.DO,
-    "MODAL": words.MODALS,
-    "ADV": words.ADVERBS,
-    "PREP": words.PREPOSITIONS,
-    "TIME": words.TIMES,
-    "LINK": words.LINKERS,
-    "LEAD": words.LEADS,
-}
 
 _SENTENCES = (
     "OPEN ADJ WHO DID DET ADJ WHAT PREP DET WHERE.",
@@ -58,23 +38,16 @@ _SENTENCES = (
 )
 
 
-def _slot(item: str) -> tuple[str, ...]:
+def _fillers(item: str) -> tuple[str, ...]:
     """The words that may fill one place of a sentence, punctuation attached."""
-    name = item.rstrip(".,?")
-    mark = item[len(name) :]
-    if name == "IDEA_CAP":
-        return tuple(word.capitalize() + mark for word in words.IDEAS)
-    return tuple(word + mark for word in _POOLS.get(name, (name,)))
+    slot = item.rstrip(".,?")
+    mark = item[len(slot) :]
+    return tuple(word + mark for word in POOLS.get(slot, (slot,)))
 
 
 _PLANS = tuple(
-    tuple((pool, len(pool)) for pool in map(_slot, sentence.split())) for sentence in _SENTENCES
+    tuple((pool, len(pool)) for pool in map(_fillers, sentence.split())) for sentence in _SENTENCES
 )
-
-VOCABULARY: tuple[str, ...] = tuple(
-    sorted({word.rstrip(".,?") for plan in _PLANS for pool, _ in plan for word in pool})
-)
-"""Every word the essays can hold, with its capitalisation and without punctuation."""
 
 
 def essay_sentences(seed: int = ESSAY_SEED) -> Iterator[list[str]]:
