@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import cache
+from importlib import resources
 from itertools import islice
-
-from retrobench.tasks.substitute_words import POOLS
 
 NAME = "stand-in prose"  # as rows on disk and cell keys have it
 ESSAY_SEED = 0
@@ -38,25 +38,36 @@ _SENTENCES = (
 )
 
 
-def _fillers(item: str) -> tuple[str, ...]:
+def _read_pools() -> dict[str, list[str]]:
+    """Slot of a sentence -> words that may fill it. RULER's own words are not among them."""
+    text = (resources.files(__package__) / "substitute_words.txt").read_text("utf-8")
+    pools = {slot: words for slot, *words in map(str.split, text.splitlines())}
+    for first, slot in (("OPEN", "DET"), ("IDEA_CAP", "IDEA")):  # at the start of a sentence
+        pools[first] = [word.capitalize() for word in pools[slot]]
+    return pools
+
+
+def _fillers(item: str, pools: dict[str, list[str]]) -> tuple[str, ...]:
     """The words that may fill one place of a sentence, punctuation attached."""
     slot = item.rstrip(".,?")
     mark = item[len(slot) :]
-    return tuple(word + mark for word in POOLS.get(slot, (slot,)))
+    return tuple(word + mark for word in pools.get(slot, [slot]))
 
 
-_PLANS = tuple(
-    tuple((pool, len(pool)) for pool in map(_fillers, sentence.split())) for sentence in _SENTENCES
-)
+@cache
+def _plans() -> list[list[tuple[str, ...]]]:
+    """For every sentence, the words that may fill each of its places."""
+    pools = _read_pools()
+    return [[_fillers(item, pools) for item in sentence.split()] for sentence in _SENTENCES]
 
 
 def essay_sentences(seed: int = ESSAY_SEED) -> Iterator[list[str]]:
     """Endless sentences as lists of words, punctuation attached to the word before it."""
     draw = random.Random(seed).random
-    num_plans = len(_PLANS)
+    plans = _plans()
     while True:
-        plan = _PLANS[int(draw() * num_plans)]
-        yield [pool[int(draw() * size)] for pool, size in plan]
+        plan = plans[int(draw() * len(plans))]
+        yield [pool[int(draw() * len(pool))] for pool in plan]
 
 
 def essay_words(num_words: int, seed: int = ESSAY_SEED) -> list[str]:
