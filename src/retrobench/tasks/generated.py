@@ -26,7 +26,7 @@ class SamplingConfig:
     samples: int = option(1, "samples per length and task, or depth", low=1)
     seed: int = option(42, "seed of the generator", low=0)
     stand_in: bool = option(
-        True, "use labelled stand-ins where data files are missing; false: an error instead"
+        True, "use labelled substitute data where files are missing; false: an error instead"
     )
 
 

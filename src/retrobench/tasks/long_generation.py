@@ -1,9 +1,8 @@
-"""Long answers whose every step needs early context: what index updates during decoding are for.
+"""Long answers whose every step needs early context. They test index updates during decoding.
 
-A retrieval method that seals its index after the prefill is tested by benchmarks with short answers
-only as far as the prompt goes. Here the answer is long (by default over 1024 tokens, a segment of
-RetroInfer's incremental update) and each of its items depends on text far before it and on what was
-generated last.
+Benchmarks with short answers test an index only as it was built from the prompt. Here the answer is
+long: by default over 1024 tokens, which is a segment of RetroInfer's incremental update. Each item
+of the answer depends on text far before it and on the item generated last.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reasoning questions with long answers, AIME 2024 and GPQA, scored by their boxed answer."""
+"""AIME 2024 and GPQA: reasoning questions with long answers, scored by the boxed answer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ReasoningTask(Task):
     config: ReasoningConfig
 
     def fingerprint(self, prompt: Prompt) -> str:
-        """Builder version, tokenizer, answer room and questions."""
+        """Hash of builder version, tokenizer, answer length and questions."""
         parts = [self._read(task) for task in self.config.tasks]
         return digest([BUILDER, prompt.tokenizer_id, self.config.max_new_tokens, parts])
 
@@ -66,8 +66,7 @@ class ReasoningTask(Task):
         return rows
 
     def _sample(self, task: str, index: int, raw: Any) -> Sample:
-        what = f"{task}/{index}"
-        common: dict[str, Any] = {"id": what, "task": task, "context": ""}
+        common: dict[str, Any] = {"id": f"{task}/{index}", "task": task, "context": ""}
         common["max_new_tokens"] = self.config.max_new_tokens
         try:
             question, answer = _checked(raw)
@@ -78,7 +77,7 @@ class ReasoningTask(Task):
 
 
 def boxed(text: str) -> str | None:
-    r"""Content of the last ``\boxed{...}``, braces within it included; None without one."""
+    r"""Content of the last ``\boxed{...}``, with the braces inside it; None without a box."""
     start = text.rfind("\\boxed{")
     if start < 0:
         return None
@@ -98,7 +97,7 @@ def _normal(answer: str) -> str:
 
 
 def _checked(raw: Any) -> tuple[str, str]:
-    """(prompt, reference) of a record."""
+    """(prompt, reference) of a record; ValueError if it is not a question with an answer."""
     if not isinstance(raw, dict) or not isinstance(raw.get("question"), str):
         raise ValueError("'question' is missing or not a string")
     answer, choices = str(raw.get("answer", "")).strip(), raw.get("choices")

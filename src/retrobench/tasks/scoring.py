@@ -1,4 +1,4 @@
-"""Scores anybody's predictions with the benchmarks' own scorers, line by line."""
+"""Scores predictions from any source with the benchmarks' own scorers, line by line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SCORERS = {
 
 @dataclass(slots=True)
 class ScoreReport:
-    """What came of a file: bad lines, (count, mean) by benchmark and task, and differences."""
+    """Result of a file: bad lines, (count, mean) by benchmark and task, largest difference."""
 
     errors: list[tuple[int, str]] = field(default_factory=list)
     means: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class ScoreReport:
 
 
 def as_case(raw: Any) -> dict[str, Any]:
-    """One line as a case; lines of LongBench v2's own output (response, answer) are understood."""
+    """One line as a case. Lines of LongBench v2's own output (response, answer) are converted."""
     if not isinstance(raw, dict):
         raise ValueError("not a JSON object")
     case = dict(raw)
@@ -47,7 +47,7 @@ def as_case(raw: Any) -> dict[str, Any]:
 
 
 def score_case(raw: Any) -> float:
-    """Score in [0, 1] of one case; ValueError says what is wrong with it."""
+    """Score in [0, 1] of one case; ValueError if a field is missing or wrong."""
     case = as_case(raw)
     for name in ("benchmark", "task", "prediction"):
         if not isinstance(case.get(name), str):
@@ -57,15 +57,16 @@ def score_case(raw: Any) -> float:
         raise ValueError("'references' must be a list with at least one string, and strings only")
     if classes is not None and not is_text_list(classes):
         raise ValueError("'all_classes' must be a list of strings or null")
-    return _scorer(case["benchmark"], case["task"])(
-        case["task"], case["prediction"], references, classes
-    )
+    scorer = _scorer(case["benchmark"], case["task"])
+    options = {"all_classes": classes} if case["benchmark"] == "longbench" else {}
+    return scorer(case["task"], case["prediction"], references, **options)
 
 
 def score_file(cases: Path, out: Path | None = None) -> ScoreReport:
-    """Score every line of a jsonl file; bad lines are reported and the others scored.
+    """Scores every line of a jsonl file. Bad lines are reported and the others scored.
 
-    With ``out``, every good line is written back with ``ours``; the file appears when it is whole.
+    With ``out``, every good line is written there with its score ``ours``. The file appears when it
+    is complete.
     """
     if not cases.exists():
         raise FileNotFoundError(f"{cases}: no such file")

@@ -8,8 +8,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from functools import cache
-from importlib import resources
 from itertools import islice
+from pathlib import Path
 
 NAME = "stand-in prose"  # as rows on disk and cell keys have it
 ESSAY_SEED = 0
@@ -40,7 +40,7 @@ _SENTENCES = (
 
 def _read_pools() -> dict[str, list[str]]:
     """Slot of a sentence -> words that may fill it. RULER's own words are not among them."""
-    text = (resources.files(__package__) / "substitute_words.txt").read_text("utf-8")
+    text = Path(__file__).with_name("substitute_words.txt").read_text("utf-8")
     pools = {slot: words for slot, *words in map(str.split, text.splitlines())}
     for first, slot in (("OPEN", "DET"), ("IDEA_CAP", "IDEA")):  # at the start of a sentence
         pools[first] = [word.capitalize() for word in pools[slot]]

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 
 
 def _read(name: str) -> dict[str, str]:
-    return json.loads((resources.files(__package__) / name).read_text("utf-8"))
+    return json.loads(Path(__file__).with_name(name).read_text("utf-8"))
 
 
 _PROMPTS, _NEW_TOKENS = _read("dataset2prompt.json"), _read("dataset2maxlen.json")

@@ -1,4 +1,4 @@
-"""Reads LongBench's records from local files; a bad record is kept as such, with file and line."""
+"""Reads LongBench's records from local files. A bad record is kept, with its file and line."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from retrobench.tasks.local_files import (
     text_field,
 )
 from retrobench.tasks.longbench.prompts import DATASETS, Dataset
+from retrobench.tasks.scorers.longbench import PARAGRAPHS
 
 _HINT = f"fetch it with {fetch_command('longbench')} or put data.zip or its files there"
-_GOLD = {"retrieval": r"Paragraph \d+", "retrieval_zh": r"段落\d+"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def source(root: str | None, name: str) -> tuple[Path, str | None]:
 
 
 def content_hash(path: Path, member: str | None) -> str:
-    """Identity of a file's content; for a member of an archive, its recorded checksum."""
+    """Hash of a file's content. For a member of an archive: its recorded checksum and size."""
     if member is None:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
@@ -123,7 +123,7 @@ def _record(line: bytes, task: str) -> Record:
         raise ValueError("'answers' must be a list of at least one string")
     if not is_text_list(classes) or (dataset.metric == "classification" and not classes):
         raise ValueError("'all_classes' must be a list of strings")
-    if (form := _GOLD.get(dataset.metric)) and not all(re.search(form, a) for a in answers):
+    if (form := PARAGRAPHS.get(dataset.metric)) and not all(re.search(form, a) for a in answers):
         raise ValueError(f"'answers' must name a paragraph, got {answers[0][:40]!r}")
     _check_origin(raw, task, dataset)
     return Record(
@@ -137,7 +137,7 @@ def _record(line: bytes, task: str) -> Record:
 
 
 def _check_origin(raw: dict[str, Any], task: str, dataset: Dataset) -> None:
-    """A record says which data set and language it is of; a swapped file must not be scored."""
+    """ValueError for a record of another data set or language: its file was swapped."""
     named = str(raw.get("dataset") or task)
     if named.removesuffix("_e") != task:
         raise ValueError(f"a record of {named!r} in the file of {task!r}")

@@ -11,15 +11,15 @@ from retrobench.tasks.corpus import Corpus
 from retrobench.tasks.fitting.parts import MAX_FOLLOW_UPS, PromptFactory, PromptParts
 from retrobench.tasks.ruler import spec
 
-_MISSES = 50  # documents in a row that are too long: the room left is too small for any
+_MAX_MISSES = 50  # documents in a row that are too long: then the room is too small for any
 
 
 def factory(rng: random.Random, corpus: Corpus, index: int) -> PromptFactory:
     """Units: characters of documents.
 
-    Sample ``index`` asks question ``index``. Its gold documents are always there; then come, as far
-    as there is room, those of the same article and others, in random order, the others again when
-    all are used up. All are shuffled afresh for every sample.
+    Sample ``index`` asks question ``index``. Its gold documents are always in the prompt. The room
+    left is filled with documents of the same article, then with others, in random order; the others
+    repeat when all are used. All documents are shuffled for every sample.
     """
     if index >= len(corpus.questions):
         raise ValueError(
@@ -50,7 +50,7 @@ def factory(rng: random.Random, corpus: Corpus, index: int) -> PromptFactory:
 
 
 def _follow_ups(corpus: Corpus, index: int, chosen: set[str]) -> Iterator[FollowUp]:
-    """The next questions whose gold documents happen to be in the prompt too."""
+    """The next questions whose gold documents are in the prompt too."""
     first = corpus.questions[index]
     for question in (*corpus.questions[index + 1 :], *corpus.questions[:index]):
         if question.text != first.text and chosen.issuperset(question.gold):
@@ -62,16 +62,16 @@ def _follow_ups(corpus: Corpus, index: int, chosen: set[str]) -> Iterator[Follow
 
 
 def _filling(documents: Iterable[str], room: int) -> list[str]:
-    """Documents in order that together take at most ``room`` characters, too long ones skipped."""
+    """Documents in order, at most ``room`` characters together. Too long ones are skipped."""
     chosen: list[str] = []
-    missed = 0
+    misses = 0
     for document in documents:
         if len(document) <= room:
             chosen.append(document)
             room -= len(document)
-            missed = 0
+            misses = 0
         else:
-            missed += 1
-        if missed > _MISSES:
+            misses += 1
+        if misses > _MAX_MISSES:
             break
     return chosen

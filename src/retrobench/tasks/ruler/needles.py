@@ -55,11 +55,8 @@ def factory(task: str, rng: random.Random, haystack: Haystack | None) -> PromptF
     niah = spec.NIAH[task]
     keys = [draw(niah.key, rng) for _ in range(max(niah.num_keys, niah.num_queries))]
     values = [[draw(niah.value, rng) for _ in range(niah.num_values)] for _ in keys]
-    needles = [
-        sentence(niah.value, key, value)
-        for key, its in zip(keys, values, strict=True)
-        for value in its
-    ]
+    pairs = [(keys[i], value) for i in range(len(keys)) for value in values[i]]
+    needles = [sentence(niah.value, *pair) for pair in pairs]
     rng.shuffle(needles)
     queried = rng.sample(range(len(keys)), niah.num_queries)
     answers = tuple(value for i in queried for value in values[i])
@@ -99,14 +96,14 @@ def _follow_ups(
     distractors: list[tuple[str, str]],
     seed: int,
 ) -> tuple[FollowUp, ...]:
-    """Questions for the needles that the first one leaves out; each names a key of its own."""
+    """Questions for needles that the first question leaves out, if their key stands only once."""
     count = Counter(keys) + Counter(key for key, _ in distractors)
     others = [*others, *((key, (value,)) for key, value in distractors)]
     unique = [(key, answers) for key, answers in others if count[key] == 1]
     found = []
     for key, answers in random.Random(seed).sample(unique, min(MAX_FOLLOW_UPS, len(unique))):
-        _, question, prefix = wording(kind, [key], len(answers))
-        found.append(FollowUp(question=question, answer_prefix=prefix, references=answers))
+        _, question, answer_prefix = wording(kind, [key], len(answers))
+        found.append(FollowUp(question=question, answer_prefix=answer_prefix, references=answers))
     return tuple(found)
 
 
@@ -116,17 +113,17 @@ def sentence(kind: str, key: str, value: str) -> str:
 
 
 def wording(kind: str, queries: list[str], num_answers: int) -> tuple[str, str, str]:
-    """(head, question, answer prefix); singular forms where there is one answer."""
+    """(head, question, answer prefix), in the singular if there is one answer."""
     query = queries[0] if len(queries) == 1 else ", ".join(queries[:-1]) + f", and {queries[-1]}"
     if num_answers > 1:
         parts = (spec.NIAH_HEAD, spec.NIAH_QUESTION, spec.NIAH_PREFIX)
-        head, question, prefix = (part.format(kind=kind, query=query) for part in parts)
-        return head, question, prefix
+        head, question, answer_prefix = (part.format(kind=kind, query=query) for part in parts)
+        return head, question, answer_prefix
     single = kind.removesuffix("s")
     head = spec.NIAH_HEAD.replace("Some", "A").replace("are", "is").format(kind=single)
     question = spec.NIAH_QUESTION.replace("are all", "is").format(kind=single, query=query)
-    prefix = spec.NIAH_PREFIX.replace(" are", " is").format(kind=single, query=query)
-    return head, question, prefix
+    answer_prefix = spec.NIAH_PREFIX.replace(" are", " is").format(kind=single, query=query)
+    return head, question, answer_prefix
 
 
 def insert(words: Sequence[str], needles: Sequence[str], depths: Sequence[float]) -> str:
@@ -152,5 +149,5 @@ def _between(lines: list[str], needles: list[str], rng: random.Random) -> str:
 
 
 def _depth(text: str, answers: tuple[str, ...]) -> dict[str, float]:
-    """Where the first answer stands, in percent of the characters."""
+    """Position of the first answer, in percent of the characters."""
     return {"depth": round(100 * max(0, text.find(answers[0])) / max(1, len(text)), 1)}

@@ -14,7 +14,7 @@ from retrobench.tasks.ruler.words import letters
 def factory(rng: random.Random, prompt: Prompt) -> PromptFactory:
     """Units: noise lines.
 
-    The example is fitted to 500 tokens, or as short as it can be for tokenizers of single letters.
+    The worked example fills 500 tokens. If a tokenizer needs more, it is the smallest possible one.
     """
     example = _example(rng, prompt)
     names = _names(rng, 5)
