@@ -1,9 +1,9 @@
 """Fetch, convert and verify benchmark data: ``python scripts/fetch_data.py ruler longbench``.
 
-Writes the files that the tasks look for under ``--root`` (``data.root`` of run.py) and a manifest
-of sources, revisions and SHA-256. Whole files are kept, so a stopped fetch goes on where it was.
-``--from FOLDER`` takes downloaded originals (dev-v2.0.json, data.zip ...) instead of the network;
-``--verify`` only checks. GPQA needs ``hf auth login``, everything ``retrobench[data]``.
+Writes the files that the tasks look for under ``--root`` (``data.root`` of run.py), and a manifest
+of sources, revisions and SHA-256. Complete files are kept, so a stopped fetch continues.
+``--from FOLDER`` takes downloaded originals (dev-v2.0.json, data.zip ...) instead of the network.
+``--verify`` only checks. All need ``retrobench[data]``; GPQA also needs ``hf auth login``.
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ class Source:
     """One file: where it comes from, what it becomes.
 
     ``file`` is downloaded as it is; without it the data set's ``split`` is loaded and converted.
-    ``originals`` are names under which ``--from`` may hold it; they need no conversion.
+    ``originals`` are further names that the file may have in ``--from``. They need no conversion.
     """
 
     repo: str
-    originals: tuple[str, ...]
+    originals: tuple[str, ...] = ()
     file: str = ""
     config: str = ""
     split: str = ""
@@ -89,60 +89,42 @@ class Source:
 SOURCES: dict[str, dict[str, Source]] = {
     "ruler": {
         "ruler/PaulGrahamEssays.json": Source(
-            repo="baber/paul_graham_essays",
-            split="train",
-            convert=essays,
-            originals=("PaulGrahamEssays.json",),
+            repo="baber/paul_graham_essays", split="train", convert=essays
         ),
         "ruler/squad.json": Source(
             repo="rajpurkar/squad_v2",
             split="validation",
             convert=squad,
-            originals=("squad.json", "dev-v2.0.json"),
+            originals=("dev-v2.0.json",),
         ),
         "ruler/hotpotqa.json": Source(
             repo="hotpotqa/hotpot_qa",
             config="distractor",
             split="validation",
             convert=hotpot,
-            originals=("hotpotqa.json", "hotpot_dev_distractor_v1.json"),
+            originals=("hotpot_dev_distractor_v1.json",),
         ),
     },
-    "longbench": {
-        # The repository's loading script is no longer supported: the tasks read the archive.
-        "longbench/data.zip": Source(
-            repo="zai-org/LongBench", file="data.zip", originals=("data.zip", "longbench/data.zip")
-        ),
-    },
+    # The repository's loading script is no longer supported: the tasks read the archive.
+    "longbench": {"longbench/data.zip": Source(repo="zai-org/LongBench", file="data.zip")},
     "longbench_v2": {
-        "longbench_v2/data.json": Source(
-            repo="zai-org/LongBench-v2",
-            file="data.json",
-            originals=("longbench_v2/data.json", "data.json"),
-        ),
+        "longbench_v2/data.json": Source(repo="zai-org/LongBench-v2", file="data.json")
     },
     "aime24": {
         "reasoning/aime24.json": Source(
-            repo="HuggingFaceH4/aime_2024",
-            split="train",
-            convert=aime,
-            originals=("aime24.json",),
+            repo="HuggingFaceH4/aime_2024", split="train", convert=aime
         ),
     },
     "gpqa": {
         "reasoning/gpqa.json": Source(
-            repo="Idavidrein/gpqa",
-            config="gpqa_diamond",
-            split="train",
-            convert=gpqa,
-            originals=("gpqa.json",),
+            repo="Idavidrein/gpqa", config="gpqa_diamond", split="train", convert=gpqa
         ),
     },
 }
 
 
 class Hub:
-    """The Hugging Face Hub; imported when something is downloaded."""
+    """The Hugging Face Hub. Its libraries are imported when something is downloaded."""
 
     def revision(self, source: Source) -> str:
         """Commit that the data set's main branch is at."""
@@ -158,17 +140,19 @@ class Hub:
         return load_dataset(source.repo, name, split=source.split, revision=revision)
 
     def file(self, source: Source, revision: str) -> Path:
-        """A file as it is; an interrupted download goes on."""
+        """A file as it is. An interrupted download continues."""
         from huggingface_hub import hf_hub_download
 
-        kind = {"repo_type": "dataset", "revision": revision}
-        return Path(hf_hub_download(source.repo, source.file, **kind))
+        return Path(
+            hf_hub_download(source.repo, source.file, repo_type="dataset", revision=revision)
+        )
 
 
 def fetch(root: Path, names: Iterable[str], hub: Any, given: Path | None = None) -> list[str]:
-    """Write every file of the benchmarks that is missing or differs from the manifest.
+    """Writes every file of the benchmarks that is missing or differs from the manifest.
 
-    The messages to print. The manifest is written after each file.
+    ``given`` is a folder of downloaded originals. Returns the messages to print. The manifest is
+    written after each file. ValueError if a file is damaged or not in ``given``.
     """
     manifest = read_manifest(root)
     messages = []
@@ -183,7 +167,7 @@ def fetch(root: Path, names: Iterable[str], hub: Any, given: Path | None = None)
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(path.name + ".part")
-            entry = _write(temporary, source, hub, given)
+            entry = _write(temporary, name, source, hub, given)
             if (broken := damage(temporary, path.name)) is not None:
                 temporary.unlink()
                 raise ValueError(f"{name} from {entry['source']} is {broken}; not kept")
@@ -195,13 +179,13 @@ def fetch(root: Path, names: Iterable[str], hub: Any, given: Path | None = None)
     return messages
 
 
-def _write(path: Path, source: Source, hub: Any, given: Path | None) -> dict[str, str]:
-    """Write one file; where it came from."""
+def _write(path: Path, name: str, source: Source, hub: Any, given: Path | None) -> dict[str, str]:
+    """Writes one file and says where it came from."""
     if given is not None:
-        found = next((given / name for name in source.originals if (given / name).exists()), None)
+        names = (name, Path(name).name, *source.originals)
+        found = next((given / each for each in names if (given / each).exists()), None)
         if found is None:
-            listed = " or ".join(source.originals)
-            raise ValueError(f"{listed} not found in {given}")
+            raise ValueError(f"{' or '.join(names)} not found in {given}")
         shutil.copyfile(found, path)
         return {"source": found.name, "revision": "given"}
     revision = hub.revision(source)
@@ -223,7 +207,7 @@ def problem(path: Path, entry: Mapping[str, Any] | None) -> str | None:
 
 
 def damage(path: Path, name: str) -> str | None:
-    """What is wrong with a file's content, or None: a git-lfs pointer, half a zip, no JSON."""
+    """What is wrong with a file's content (a git-lfs pointer, half a zip, no JSON), or None."""
     with path.open("rb") as stream:
         if stream.read(23) == b"version https://git-lfs":
             return "a git-lfs pointer, not the data"

@@ -1,7 +1,8 @@
 """Write a small data set of our own in LongBench's layout: ``python scripts/small_data.py``.
 
-Every data set of LongBench v1, E and v2 with its schema, Chinese and code included: invented texts,
-nothing copied. It exercises the pipeline offline; its scores mean nothing beside published ones.
+It holds every data set of LongBench v1, E and v2 with its schema, Chinese and code included. The
+texts are invented. It exercises the pipeline offline. Its scores are not comparable with published
+ones.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from retrobench.tasks.longbench.prompts import DATASETS
+from retrobench.tasks.longbench.prompts import DATASETS, E_DATASETS
 
 PLACES = ("Tarn", "Ovel", "Brisk", "Mora", "Quill", "Senna", "Luth", "Pell")
 GOODS = ("salt", "glass", "rope", "paper", "copper", "cheese")
@@ -53,14 +54,10 @@ def code(rng: random.Random, count: int) -> tuple[str, str]:
 def question(rng: random.Random, size: int) -> Parts:
     """Single- and multi-document questions."""
     lines = english(rng, size)
-    asked = rng.choice(lines).split()
+    words = rng.choice(lines).split()
+    town, good = words[3], words[5]
     passages = "\n".join(f"Passage {i}:\n{line}" for i, line in enumerate(lines, 1))
-    return (
-        passages,
-        f"What does the town of {asked[3]} trade?",
-        [asked[5], f"It trades {asked[5]}."],
-        None,
-    )
+    return passages, f"What does the town of {town} trade?", [good, f"It trades {good}."], None
 
 
 def question_zh(rng: random.Random, size: int) -> Parts:
@@ -91,12 +88,8 @@ def few_shot(rng: random.Random, size: int) -> Parts:
 def few_shot_zh(rng: random.Random, size: int) -> Parts:
     """Solved examples of Chinese news classes."""
     shots = [f"新闻内容：{line}\n类别：{rng.choice(CLASSES_ZH)}" for line in chinese(rng, size)]
-    return (
-        "\n".join(shots),
-        "新闻内容：昨晚的比赛踢成平局。\n类别：",
-        [CLASSES_ZH[0]],
-        list(CLASSES_ZH),
-    )
+    query = "新闻内容：昨晚的比赛踢成平局。\n类别："
+    return "\n".join(shots), query, [CLASSES_ZH[0]], list(CLASSES_ZH)
 
 
 def paragraphs(rng: random.Random, size: int) -> Parts:
@@ -157,10 +150,10 @@ def records(name: str, count: int, size: int) -> list[dict[str, Any]]:
     made = []
     for index in range(count):
         rng = random.Random(f"{name}/{index}")
-        context, asked, answers, classes = MAKERS[task](rng, size)
+        context, query, answers, classes = MAKERS[task](rng, size)
         made.append(
             {
-                "input": asked,
+                "input": query,
                 "context": context,
                 "answers": answers,
                 "length": len(context) if language == "zh" else len(context.split()),
@@ -178,7 +171,7 @@ def records_v2(count: int, size: int) -> list[dict[str, Any]]:
     made = []
     for index in range(count):
         rng = random.Random(f"v2/{index}")
-        context, asked, answers, _ = question(rng, size)
+        context, query, answers, _ = question(rng, size)
         wrong = rng.sample([good for good in GOODS if good != answers[0]], 3)
         choices = rng.sample([answers[0], *wrong], 4)
         made.append(
@@ -188,7 +181,7 @@ def records_v2(count: int, size: int) -> list[dict[str, Any]]:
                 "sub_domain": "Towns",
                 "difficulty": ("easy", "hard")[index % 2],
                 "length": ("short", "medium", "long")[index % 3],
-                "question": asked,
+                "question": query,
                 **{f"choice_{k}": text for k, text in zip("ABCD", choices, strict=True)},
                 "answer": "ABCD"[choices.index(answers[0])],
                 "context": context,
@@ -199,7 +192,7 @@ def records_v2(count: int, size: int) -> list[dict[str, Any]]:
 
 def write(root: Path, count: int = 3, size: int = 40) -> list[Path]:
     """All files under ``root``; the paths."""
-    names = [*DATASETS, *(f"{name}_e" for name, dataset in DATASETS.items() if dataset.in_e)]
+    names = [*DATASETS, *(f"{name}_e" for name in E_DATASETS)]
     files = {root / "longbench" / f"{name}.jsonl": records(name, count, size) for name in names}
     files[root / "longbench_v2" / "data.jsonl"] = records_v2(2 * count, size)
     for path, rows in files.items():

@@ -114,7 +114,7 @@ def test_downloaded_originals_need_no_network(tmp_path):
     given = tmp_path / "given"
     given.mkdir()
     root = tmp_path / "data"
-    with pytest.raises(ValueError, match=r"data.zip or longbench/data.zip not found in .*given"):
+    with pytest.raises(ValueError, match=r"longbench/data.zip or data.zip not found in .*given"):
         fetch_data.fetch(root, ["longbench"], None, given)
     with zipfile.ZipFile(given / "data.zip", "w") as archive:
         archive.writestr("data/qasper.jsonl", "{}")

@@ -36,6 +36,11 @@ def test_the_grid_and_the_depths(needle):
     assert all(re.search(r"[.!?\n] ?(One|The) \w+", s.context) for s in samples)
 
 
+def test_needles_that_do_not_fit_are_an_error_of_their_sample_alone():
+    _, (bad, good) = make(depths=1, num_needles=60, length=(512, 4096))
+    assert "does not fit 384 tokens" in bad.error and good.error == "" and good.references
+
+
 def test_several_needles_are_spread_below_the_depth():
     task, (sample,) = make(depths=1, num_needles=4)
     places = [100 * sample.context.index(r) / len(sample.context) for r in sample.references]

@@ -43,5 +43,12 @@ def test_questions_and_scores(tmp_path):
     assert task.score(letter, "It is \\boxed{(B)}") == 1 and task.score(letter, "\\boxed{A}") == 0
 
 
+def test_a_broken_file_names_the_command_that_fetches_it(tmp_path):
+    (tmp_path / "reasoning").mkdir()
+    (tmp_path / "reasoning" / "gpqa.json").write_text("{")
+    with pytest.raises(ValueError, match=r"gpqa.json is not JSON .*fetch_data.py gpqa"):
+        make(tmp_path, ("gpqa",))
+
+
 def test_braces_within_a_box():
     assert boxed("\\boxed{\\frac{1}{2}} and more }") == "\\frac{1}{2}"

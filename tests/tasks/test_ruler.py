@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from retrobench.engine import loader
 from retrobench.engine.embedded import build_tokenizer
-from retrobench.tasks import standin
+from retrobench.tasks import substitute
 from retrobench.tasks.prompt import PromptBuilder, PromptTooLong
 from retrobench.tasks.ruler import RulerConfig, RulerTask, spec
 from retrobench.tasks.ruler.words import all_words, word_pool
@@ -39,7 +39,7 @@ def prompt(kind):
     backend.decoder = decoders.ByteLevel()
     if kind == "bpe":
         trainer = trainers.BpeTrainer(vocab_size=6000, initial_alphabet=letters)
-        texts = [" ".join(standin.essay_words(20_000)), " ".join(all_words())]
+        texts = [" ".join(substitute.essay_words(20_000)), " ".join(all_words())]
         backend.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
     if kind == "bytes":
@@ -68,10 +68,10 @@ def check(task, length, kind):
     encoded = prompt(kind).encode(sample)
     specials = int(prompt(kind).tokenizer.bos_token_id is not None)
     used = encoded.num_tokens - specials + sample.max_new_tokens
-    least = 0.95 * length
+    min_tokens = 0.95 * length
     if kind == "bytes":
-        least = min(least, length - UNIT.get(task, 0))
-    assert least <= used <= length
+        min_tokens = min(min_tokens, length - UNIT.get(task, 0))
+    assert min_tokens <= used <= length
     assert sample.max_new_tokens == spec.NEW_TOKENS[task]
     assert sample.references and all(reference in sample.context for reference in sample.references)
     if not task.startswith("qa"):
@@ -242,7 +242,7 @@ def test_the_long_word_list(tmp_path):
     assert word_pool(count, str(tmp_path)).name == "english words"
 
 
-def test_local_essays_replace_the_stand_in(tmp_path):
+def test_local_essays_replace_the_substitute(tmp_path):
     words = " ".join(f"Word{i} sits here." for i in range(4000))
     (tmp_path / "PaulGrahamEssays.json").write_text(json.dumps({"text": words}))
     task = RulerTask(RulerConfig(tasks=("niah_single_2",), samples=1), str(tmp_path))

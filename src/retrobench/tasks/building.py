@@ -1,4 +1,4 @@
-"""Building many samples: in parallel ahead of their use, and remembering how long each one is."""
+"""Builds many samples in parallel, and remembers the size of each one."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-A = TypeVar("A")
-B = TypeVar("B")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-def ahead(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+def map_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """``map`` in threads, in order, a few items ahead of the consumer.
 
-    Tokenizers release the interpreter lock, so counting runs on all cores and beside the model.
+    Tokenizers release the interpreter lock, so counting runs on all cores while the model runs.
     """
     workers = min(8, os.cpu_count() or 1)
-    waiting: deque[Future[B]] = deque()
+    pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="samples") as pool:
         try:
             for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(pool.submit(function, item))
+                if len(pending) > workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            for future in waiting:
+            for future in pending:
                 future.cancel()
 
 
@@ -41,10 +41,10 @@ def cache_dir() -> Path:
     return Path(os.environ.get("RETROBENCH_CACHE") or Path(base) / "retrobench")
 
 
-class Units:
-    """Haystack units of each sample, on disk: with them a prompt is rebuilt without counting.
+class UnitCache:
+    """Haystack units of each sample, on disk. With them a prompt is rebuilt without counting.
 
-    One file per (task, tokenizer, length, seed, data). A folder that cannot be written is no error.
+    There is one file for each group of samples. A folder that cannot be written is no error.
     """
 
     def __init__(self, name: str) -> None:

@@ -5,32 +5,33 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from itertools import product
 
 from retrobench.core.cell import digest
 from retrobench.core.spec import option
-from retrobench.core.task import Prompt, Sample, Task
-from retrobench.tasks.building import ahead
-from retrobench.tasks.haystack import Haystack
-from retrobench.tasks.ruler import needles, spec
-from retrobench.tasks.ruler.draft import Draft, Maker
-from retrobench.tasks.ruler.fitter import Fitter, Group
+from retrobench.core.task import Prompt, Sample
+from retrobench.tasks.fitting.parts import PromptFactory, SampleGroup
+from retrobench.tasks.generated import GeneratedTask, SamplingConfig
+from retrobench.tasks.ruler import needles
+from retrobench.tasks.ruler.needles import HiddenTexts
 from retrobench.tasks.ruler.words import draw
-from retrobench.tasks.sampling import SamplingConfig
 from retrobench.tasks.scorers.ruler import score
 
-BUILDER = 2
+BUILDER = 2  # raise when the samples change
 
 # gkamradt/LLMTest_NeedleInAHaystack; scored by its key phrase, without a judge model.
-_SANDWICH = (
-    "The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny "
-    "day."
-)
-_SANDWICH_ANSWER = "eat a sandwich and sit in Dolores Park"
-_SANDWICH_QUESTION = (
-    "\n\nWhat is the best thing to do in San Francisco? Don't give information outside the "
-    "document or repeat your findings"
+_SANDWICH = HiddenTexts(
+    needles=(
+        "The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a "
+        "sunny day.",
+    ),
+    question=(
+        "\n\nWhat is the best thing to do in San Francisco? Don't give information outside the "
+        "document or repeat your findings"
+    ),
+    answers=("eat a sandwich and sit in Dolores Park",),
+    like="niah_sandwich",
 )
 # MInference's format, used by RetroInfer's throughput prompts.
 _CITY_HEAD = (
@@ -42,18 +43,6 @@ _CITY_QUESTION = (
     "document or repeat your findings. Keep your response short and direct. Answer: "
 )
 _CITIES = ("Chicago", "Yangon", "Antananarivo", "Colombo", "Almaty", "Sydney", "Mexico City")
-
-
-@dataclass(frozen=True, slots=True)
-class _Texts:
-    """One draw: what is hidden and asked, and the RULER task of the same skill."""
-
-    needles: tuple[str, ...]
-    question: str
-    answers: tuple[str, ...]
-    like: str
-    head: str = ""
-    prefix: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,97 +64,65 @@ class NiahConfig(SamplingConfig):
             raise ValueError(f"num_needles={self.num_needles} needs needle=ruler")
 
 
-class NiahTask(Task):
+class NiahTask(GeneratedTask):
     """Needles at chosen depths among essay sentences; substring score."""
 
     name = "niah"
     Config = NiahConfig
     config: NiahConfig
 
-    @cached_property
-    def _haystack(self) -> Haystack:
-        return Haystack(self.data_root, self.config.stand_in)
-
-    @property
-    def _kind(self) -> tuple[str, int]:
-        return self.config.needle, self.config.num_needles
-
     def fingerprint(self, prompt: Prompt) -> str:
-        """Builder version, tokenizer and essays."""
+        """Hash of builder version, tokenizer and essays."""
         essays = self._haystack.fingerprint
         return digest({"builder": BUILDER, "tokenizer": prompt.tokenizer_id, "essays": essays})
 
-    def notes(self) -> tuple[str, ...]:
-        """Stand-ins in use."""
-        if not self._haystack.stand_in:
-            return ()
-        return (f"haystack: {self._haystack.name}, not the essays",)
-
-    def samples(self, prompt: Prompt) -> Iterator[Sample]:
+    def groups(self, prompt: Prompt) -> Iterator[SampleGroup]:
         """Length by length, depth by depth."""
-        count = self.config.depths
+        needle, seed, count = self.config.needle, self.config.seed, self.config.depths
         depths = [50.0] if count == 1 else [round(100 * i / (count - 1), 1) for i in range(count)]
-        wanted = product(self.config.length, depths, range(self.config.samples))
-        fitter = Fitter(prompt)
-        return ahead(lambda at: self._build(prompt, fitter, at), wanted)
+        for length, depth in product(self.config.length, depths):
+            options = [needle, self.config.num_needles, seed, length]
+            yield SampleGroup(
+                name=f"niah/{length}/{depth:g}",
+                task="niah",
+                length=length,
+                max_new_tokens=128 if needle == "ruler" else 64,
+                key=digest([self.fingerprint(prompt), *options]),
+                factory=partial(self._factory, depth),
+                example=partial(self._factory, 50.0, f"{seed}/{length}", 0),
+                salt=f"/{needle}",
+            )
 
     def score(self, sample: Sample, text: str) -> float:
         """Share of references in the answer (case-insensitive substrings)."""
         return score("niah", text, sample.references)
 
-    def _build(self, prompt: Prompt, fitter: Fitter, at: tuple[int, float, int]) -> Sample:
-        length, depth, index = at
-        what = f"niah/{length}/{depth:g}/{index}"
-        new_tokens = 128 if self.config.needle == "ruler" else 64
-        group = Group(
-            key=digest([self.fingerprint(prompt), *self._kind, self.config.seed, length]),
-            limit_tokens=length - new_tokens,
-            example=lambda: self._maker(random.Random(f"{self.config.seed}/{length}"), 50.0),
-        )
-        rng = random.Random(f"{self.config.seed}/{what}/{self.config.needle}")
-        draft = fitter.draft(what, group, self._maker(rng, depth))
-        return Sample(
-            id=what,
-            task="niah",
-            context=draft.context,
-            question=draft.question,
-            answer_prefix=draft.prefix,
-            references=draft.references,
-            max_new_tokens=new_tokens,
-            length=length,
-            meta={**draft.meta, "depth": depth, "stand_in": self._haystack.stand_in},
-        )
-
-    def _maker(self, rng: random.Random, depth: float) -> Maker:
-        texts, count = self._texts(rng), self.config.num_needles
+    def _factory(self, depth: float, seed: str, index: int) -> PromptFactory:
+        hidden, count = self._hidden(random.Random(seed)), self.config.num_needles
         depths = [depth + i * (100 - depth) / count for i in range(count)]
+        return needles.essay_factory(self._haystack, hidden, depths, depth=depth)
 
-        def make(units: int) -> Draft:
-            text = needles.insert(self._haystack.words(units), texts.needles, depths)
-            return Draft(
-                context=texts.head + text,
-                question=texts.question,
-                prefix=texts.prefix,
-                references=texts.answers,
-                meta={"haystack": self._haystack.name, "like": texts.like},
-            )
-
-        return make
-
-    def _texts(self, rng: random.Random) -> _Texts:
+    def _hidden(self, rng: random.Random) -> HiddenTexts:
         if self.config.needle == "sandwich":
-            return _Texts((_SANDWICH,), _SANDWICH_QUESTION, (_SANDWICH_ANSWER,), "niah_sandwich")
+            return _SANDWICH
         count = self.config.num_needles
         numbers = tuple(draw("numbers", rng) for _ in range(count))
         if self.config.needle == "city":
             city = rng.choice(_CITIES)
-            sentence = f"The special magic {city} number is: {numbers[0]}."
-            question = _CITY_QUESTION.format(city=city)
-            return _Texts((sentence,), question, numbers, "niah_city", head=_CITY_HEAD)
+            return HiddenTexts(
+                needles=(f"The special magic {city} number is: {numbers[0]}.",),
+                head=_CITY_HEAD,
+                question=_CITY_QUESTION.format(city=city),
+                answers=numbers,
+                like="niah_city",
+            )
         key = draw("words", rng)
-        sentences = tuple(
-            spec.NEEDLE.format(kind="numbers", key=key, value=number) for number in numbers
+        head, question, answer_prefix = needles.wording("numbers", [key], count)
+        return HiddenTexts(
+            needles=tuple(needles.sentence("numbers", key, number) for number in numbers),
+            head=head,
+            question=question,
+            answer_prefix=answer_prefix,
+            answers=numbers,
+            like="niah_single_2" if count == 1 else "niah_multivalue",
         )
-        head, question, prefix = needles.texts("numbers", [key], count)
-        like = "niah_single_2" if count == 1 else "niah_multivalue"
-        return _Texts(sentences, question, numbers, like, head=head, prefix=prefix)

@@ -78,10 +78,10 @@ class PromptBuilder:
     def encode(self, sample: Sample, *, max_prompt_tokens: int | None = None) -> EncodedPrompt:
         """Ids of a sample's prompt: BOS once, template, answer prefix.
 
-        Samples of benchmarks that truncate say so (``meta["truncate"] = {"side": "middle",
-        "tokens": n}``); any other prompt over ``max_prompt_tokens`` raises ``PromptTooLong``.
-        ``meta["chat"] = False`` switches the chat template off for one sample;
-        ``meta["preamble"]`` is text before the wrapped user turn (cwe's one-shot example).
+        ``meta["truncate"] = {"side": "middle", "tokens": n}`` cuts the prompt. Without it a prompt
+        over ``max_prompt_tokens`` raises ``PromptTooLong``. ``meta["chat"] = False`` switches the
+        chat template off. ``meta["preamble"]`` is text before the wrapped user turn (cwe's one-shot
+        example).
         """
         user, truncated = self._truncate(sample)
         use_chat = sample.meta.get("chat", True)
@@ -97,13 +97,13 @@ class PromptBuilder:
             )
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         tail = sample.question + sample.answer_prefix
-        if sample.question in text:  # truncation may have re-spelt it
+        if sample.question in text:  # truncation decodes ids, which may change the spelling
             tail = text[text.rindex(sample.question) :]
         context = max(1, len(ids) - self.count(tail))
         return EncodedPrompt(ids=ids, context_tokens=context, text_hash=digest, truncated=truncated)
 
     def follow_up(self, sample: Sample) -> list[int]:
-        """Ids of a further question after an answer: the turn's end, the question, the prefix."""
+        """Ids of a further question after an answer: end of turn, question, answer prefix."""
         text = sample.question
         if self.chat and sample.meta.get("chat", True):
             text = self._next_turn(text)
@@ -120,28 +120,28 @@ class PromptBuilder:
         return text.partition(mark)[2]
 
     def trim_answer(self, text: str, stop: tuple[str, ...]) -> tuple[str, bool]:
-        """``text`` up to the first stop string, and whether there was one."""
+        """(``text`` up to the first stop string, whether there was one)."""
         ends = [text.index(mark) for mark in stop if mark in text]
         return (text[: min(ends)], True) if ends else (text, False)
 
     def stopper(self, stop: tuple[str, ...]) -> Callable[[list[int]], bool] | None:
-        """Whether the ids of an answer hold a stop string; None where there is none to look for."""
+        """A test whether the ids of an answer hold a stop string; None without stop strings."""
         if not stop:
             return None
         return lambda ids: any(mark in self.tokenizer.decode(ids) for mark in stop)
 
     @cached_property
     def _adds_bos(self) -> bool:
-        """Whether the tokenizer puts BOS first by itself, as its model was trained."""
+        """Whether the tokenizer itself puts BOS first, as in the model's training."""
         return self.tokenizer("a").input_ids[:1] == [self.tokenizer.bos_token_id]
 
     def _tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def _truncate(self, sample: Sample) -> tuple[str, bool]:
-        """Middle truncation of the raw prompt (LongBench): the first and the last ids, decoded.
+        """Middle truncation of the raw prompt (LongBench): keeps the first and the last ids.
 
-        The halves are decoded each on its own, or as one (``joint``, LongBench v2).
+        The halves are decoded apart, or together (``joint``, LongBench v2).
         """
         rule = sample.meta.get("truncate")
         if not rule:

@@ -1,4 +1,4 @@
-"""Reasoning questions with long answers, AIME 2024 and GPQA, scored by their boxed answer."""
+"""AIME 2024 and GPQA: reasoning questions with long answers, scored by the boxed answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from retrobench.core.cell import digest
 from retrobench.core.spec import option
 from retrobench.core.task import Prompt, Sample, Task
-from retrobench.tasks.haystack import read_json
+from retrobench.tasks.local_files import fetch_command, read_json
 
 BUILDER = 1
 _RULE = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
@@ -39,7 +39,7 @@ class ReasoningTask(Task):
     config: ReasoningConfig
 
     def fingerprint(self, prompt: Prompt) -> str:
-        """Builder version, tokenizer, answer room and questions."""
+        """Hash of builder version, tokenizer, answer length and questions."""
         parts = [self._read(task) for task in self.config.tasks]
         return digest([BUILDER, prompt.tokenizer_id, self.config.max_new_tokens, parts])
 
@@ -57,18 +57,16 @@ class ReasoningTask(Task):
         path = Path(self.data_root or "data") / "reasoning" / f"{task}.json"
         if not path.exists():
             raise ValueError(
-                f"{path.name} not found in {path.parent}: fetch it with "
-                f"`python scripts/fetch_data.py {task}`, or write a JSON list of objects with "
-                "`question`, `answer` and, for letters, `choices`"
+                f"{path.name} not found in {path.parent}: fetch it with {fetch_command(task)}, or "
+                "write a JSON list of objects with `question`, `answer` and, for letters, `choices`"
             )
-        rows = read_json(path)
+        rows = read_json(path, task)
         if not isinstance(rows, list):
             raise ValueError(f"{path}: not a JSON list")
         return rows
 
     def _sample(self, task: str, index: int, raw: Any) -> Sample:
-        what = f"{task}/{index}"
-        common: dict[str, Any] = {"id": what, "task": task, "context": ""}
+        common: dict[str, Any] = {"id": f"{task}/{index}", "task": task, "context": ""}
         common["max_new_tokens"] = self.config.max_new_tokens
         try:
             question, answer = _checked(raw)
@@ -79,7 +77,7 @@ class ReasoningTask(Task):
 
 
 def boxed(text: str) -> str | None:
-    r"""Content of the last ``\boxed{...}``, braces within it included; None without one."""
+    r"""Content of the last ``\boxed{...}``, with the braces inside it; None without a box."""
     start = text.rfind("\\boxed{")
     if start < 0:
         return None
@@ -99,7 +97,7 @@ def _normal(answer: str) -> str:
 
 
 def _checked(raw: Any) -> tuple[str, str]:
-    """(prompt, reference) of a record."""
+    """(prompt, reference) of a record; ValueError if it is not a question with an answer."""
     if not isinstance(raw, dict) or not isinstance(raw.get("question"), str):
         raise ValueError("'question' is missing or not a string")
     answer, choices = str(raw.get("answer", "")).strip(), raw.get("choices")

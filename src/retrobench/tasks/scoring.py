@@ -1,4 +1,4 @@
-"""Scores anybody's predictions with the benchmarks' own scorers, line by line."""
+"""Scores predictions from any source with the benchmarks' own scorers, line by line."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from retrobench.core.spec import nearest
+from retrobench.tasks.local_files import is_text_list
 from retrobench.tasks.ruler.spec import TASKS as RULER_TASKS
 
 Scorer = Callable[..., float]
@@ -24,7 +25,7 @@ _SCORERS = {
 
 @dataclass(slots=True)
 class ScoreReport:
-    """What came of a file: bad lines, (count, mean) by benchmark and task, and differences."""
+    """Result of a file: bad lines, (count, mean) by benchmark and task, largest difference."""
 
     errors: list[tuple[int, str]] = field(default_factory=list)
     means: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
@@ -32,7 +33,7 @@ class ScoreReport:
 
 
 def as_case(raw: Any) -> dict[str, Any]:
-    """One line as a case; lines of LongBench v2's own output (response, answer) are understood."""
+    """One line as a case. Lines of LongBench v2's own output (response, answer) are converted."""
     if not isinstance(raw, dict):
         raise ValueError("not a JSON object")
     case = dict(raw)
@@ -46,29 +47,26 @@ def as_case(raw: Any) -> dict[str, Any]:
 
 
 def score_case(raw: Any) -> float:
-    """Score in [0, 1] of one case; ValueError says what is wrong with it."""
+    """Score in [0, 1] of one case; ValueError if a field is missing or wrong."""
     case = as_case(raw)
     for name in ("benchmark", "task", "prediction"):
         if not isinstance(case.get(name), str):
             raise ValueError(f"{name!r} is missing or not a string")
     references, classes = case.get("references"), case.get("all_classes")
-    if not _strings(references) or not references:
+    if not is_text_list(references) or not references:
         raise ValueError("'references' must be a list with at least one string, and strings only")
-    if classes is not None and not _strings(classes):
+    if classes is not None and not is_text_list(classes):
         raise ValueError("'all_classes' must be a list of strings or null")
-    return _scorer(case["benchmark"], case["task"])(
-        case["task"], case["prediction"], references, classes
-    )
-
-
-def _strings(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    scorer = _scorer(case["benchmark"], case["task"])
+    options = {"all_classes": classes} if case["benchmark"] == "longbench" else {}
+    return scorer(case["task"], case["prediction"], references, **options)
 
 
 def score_file(cases: Path, out: Path | None = None) -> ScoreReport:
-    """Score every line of a jsonl file; bad lines are reported and the others scored.
+    """Scores every line of a jsonl file. Bad lines are reported and the others scored.
 
-    With ``out``, every good line is written back with ``ours``; the file appears when it is whole.
+    With ``out``, every good line is written there with its score ``ours``. The file appears when it
+    is complete.
     """
     if not cases.exists():
         raise FileNotFoundError(f"{cases}: no such file")

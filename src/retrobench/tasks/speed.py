@@ -1,7 +1,7 @@
-"""Speed: one sample per context length and batch size; nothing is answered or scored.
+"""Speed: one sample per context length and batch size. Nothing is answered or scored.
 
-What is timed is up to ``retrobench.evaluate.speed``: this task says at which model shape,
-context and batch. A named shape needs no weights: its keys and values are made, not computed.
+This task says which model shape, context and batch are timed; ``retrobench.evaluate.speed`` times
+them. A named shape needs no weights, because its keys and values are synthetic.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class SpeedTask(Task):
         return f"speed-{DATA_VERSION}"
 
     def samples(self, prompt: Prompt) -> Iterator[Sample]:
-        """Every context with every batch size."""
+        """One sample for every context and batch size."""
         for context in self.config.context:
             for batch in self.config.batch:
                 yield Sample(
@@ -78,7 +78,7 @@ class SpeedTask(Task):
                 )
 
     def score(self, sample: Sample, text: str) -> float:
-        """Never called: there is no answer."""
+        """Raises NotImplementedError: there is no answer."""
         raise NotImplementedError("task=speed is not scored")
 
     def model_identity(self) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Prompts of a trace: RULER's while recording, those of the folder's manifest in a replay."""
+"""Prompts of a trace: RULER's while it is recorded, those of its manifest in a replay."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TraceConfig:
 
 
 class TraceTask(Task):
-    """Nothing is scored: recording writes shards, a replay measures fidelity."""
+    """Recording writes shards, a replay measures fidelity. Nothing is scored."""
 
     name = "trace"
     Config = TraceConfig
@@ -46,11 +46,11 @@ class TraceTask(Task):
         return RulerTask(options, self.data_root)
 
     def fingerprint(self, prompt: Prompt) -> str:
-        """RULER's, or that of the recorded prompts."""
+        """RULER's fingerprint; in a replay, that of the recorded prompts."""
         return prompt.tokenizer_id if self.config.replay else self._ruler().fingerprint(prompt)
 
     def notes(self) -> tuple[str, ...]:
-        """RULER's stand-ins."""
+        """RULER's notes."""
         return () if self.config.replay else self._ruler().notes()
 
     def samples(self, prompt: Prompt) -> Iterator[Sample]:
@@ -72,5 +72,5 @@ class TraceTask(Task):
             )
 
     def score(self, sample: Sample, text: str) -> float:
-        """A trace has no answers."""
+        """Raises ValueError: a trace has no answers."""
         raise ValueError("a trace has no answers to score: use measure=fidelity")

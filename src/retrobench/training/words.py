@@ -9,7 +9,7 @@ from functools import cache
 from itertools import islice
 
 from retrobench.engine.embedded import vocabulary
-from retrobench.tasks import standin
+from retrobench.tasks import substitute
 
 Rng = random.Random
 _OPENINGS = ("The", "This", "That", "Each", "Some", "In", "When", "There")
@@ -117,10 +117,10 @@ def sentence(rng: Rng) -> str:
 
 
 def filler(rng: Rng) -> list[str]:
-    """About 40 sentences of one kind: stand-in prose, word salad or a few repeated lines."""
+    """About 40 sentences of one kind: substitute prose, word salad or a few repeated lines."""
     kind = rng.random()
     if kind < 0.45:
-        prose = standin.essay_sentences(rng.randint(1000, 10**9))
+        prose = substitute.essay_sentences(rng.randint(1000, 10**9))
         return [" ".join(words) for words in islice(prose, 40)]
     if kind < 0.6:
         return [sentence(rng) for _ in range(40)]

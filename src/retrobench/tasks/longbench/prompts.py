@@ -1,129 +1,57 @@
 """The 21 data sets of LongBench v1: prompt, answer length, metric, category, chat wrapping.
 
-Source: THUDM/LongBench at 2e00731f (``config/dataset2prompt.json``, ``config/dataset2maxlen.json``,
-``eval.py``, ``pred.py``). The texts are the benchmark's definition, misprints and stray spaces
-included: "asconcisely", the space after a line break in qasper, trailing spaces.
+Source: THUDM/LongBench at 2e00731f. ``dataset2prompt.json`` and ``dataset2maxlen.json`` are its
+files (MIT license), misprints and stray spaces included. The table follows ``eval.py`` and
+``pred.py``.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-
-CATEGORIES = ("SQA", "MQA", "SUM", "FSL", "ST", "CC")
-"""Single- and multi-document QA, summarisation, few-shot, synthetic, code completion."""
-
-_QASPER_RULE = (
-    "Answer the question {}as concisely as you can, using a single phrase or sentence if possible."
-    " If the question cannot be answered based on the information in the article, write"
-    ' "unanswerable". If the question is a yes/no question, answer "yes", "no", or "unanswerable".'
-    " Do not provide any explanation."
-)
-_PASSAGES_RULE = (
-    "Answer the question based on the given passages. Only give me the answer and do not output"
-    " any other words.\n\n"
-)
-
-NARRATIVEQA = (
-    "You are given a story, which can be either a novel or a movie script, and a question. Answer"
-    " the question asconcisely as you can, using a single phrase if possible. Do not provide any"
-    " explanation.\n\nStory: {context}\n\nNow, answer the question based on the story asconcisely"
-    " as you can, using a single phrase if possible. Do not provide any explanation.\n\nQuestion:"
-    " {input}\n\nAnswer:"
-)
-QASPER = (
-    "You are given a scientific article and a question. "
-    + _QASPER_RULE.format("")
-    + "\n\nArticle: {context}\n\n "
-    + _QASPER_RULE.format("based on the above article ")
-    + "\n\nQuestion: {input}\n\nAnswer:"
-)
-MULTIFIELDQA_EN = (
-    "Read the following text and answer briefly.\n\n{context}\n\nNow, answer the following"
-    " question based on the above text, only give me the answer and do not output any other"
-    " words.\n\nQuestion: {input}\nAnswer:"
-)
-MULTIFIELDQA_ZH = (
-    "阅读以下文字并用中文简短回答：\n\n{context}\n\n现在请基于上面的文章回答下面的问题，"
-    "只告诉我答案，不要输出任何其他字词。\n\n问题：{input}\n回答："
-)
-PASSAGES = (
-    _PASSAGES_RULE
-    + "The following are given passages.\n{context}\n\n"
-    + _PASSAGES_RULE
-    + "Question: {input}\nAnswer:"
-)
-DUREADER = (
-    "请基于给定的文章回答下述问题。\n\n文章：{context}\n\n请基于上述文章回答下面的问题。\n\n"
-    "问题：{input}\n回答："
-)
-GOV_REPORT = (
-    "You are given a report by a government agency. Write a one-page summary of the report.\n\n"
-    "Report:\n{context}\n\nNow, write a one-page summary of the report.\n\nSummary:"
-)
-QMSUM = (
-    "You are given a meeting transcript and a query containing a question or instruction. Answer"
-    " the query in one or more sentences.\n\nTranscript:\n{context}\n\nNow, answer the query based"
-    " on the above meeting transcript in one or more sentences.\n\nQuery: {input}\nAnswer:"
-)
-MULTI_NEWS = (
-    "You are given several news passages. Write a one-page summary of all news. \n\n"
-    "News:\n{context}\n\nNow, write a one-page summary of all the news.\n\nSummary:"
-)
-VCSUM = (
-    "下面有一段会议记录，请你阅读后，写一段总结，总结会议的内容。\n会议记录：\n{context}\n\n"
-    "会议总结："
-)
-TREC = (
-    "Please determine the type of the question below. Here are some examples of questions.\n\n"
-    "{context}\n{input}"
-)
-TRIVIAQA = (
-    "Answer the question based on the given passage. Only give me the answer and do not output any"
-    " other words. The following are some examples.\n\n{context}\n\n{input}"
-)
-SAMSUM = (
-    "Summarize the dialogue into a few short sentences. The following are some examples.\n\n"
-    "{context}\n\n{input}"
-)
-LSHT = "请判断给定新闻的类别，下面是一些例子。\n\n{context}\n{input}"
-PASSAGE_COUNT = (
-    "There are some paragraphs below sourced from Wikipedia. Some of them may be duplicates."
-    " Please carefully read these paragraphs and determine how many unique paragraphs there are"
-    " after removing duplicates. In other words, how many non-repeating paragraphs are there in"
-    " total?\n\n{context}\n\nPlease enter the final count of unique paragraphs after removing"
-    " duplicates. The output format should only contain the number, such as 1, 2, 3, and so"
-    " on.\n\nThe final answer is: "
-)
-PASSAGE_RETRIEVAL_EN = (
-    "Here are 30 paragraphs from Wikipedia, along with an abstract. Please determine which"
-    " paragraph the abstract is from.\n\n{context}\n\nThe following is an abstract.\n\n{input}\n\n"
-    "Please enter the number of the paragraph that the abstract is from. The answer format must be"
-    ' like "Paragraph 1", "Paragraph 2", etc.\n\nThe answer is: '
-)
-PASSAGE_RETRIEVAL_ZH = (
-    "以下是若干段落文字，以及其中一个段落的摘要。请确定给定的摘要出自哪一段。\n\n{context}\n\n"
-    "下面是一个摘要\n\n{input}\n\n请输入摘要所属段落的编号。"
-    '答案格式必须是"段落1"，"段落2"等格式\n\n答案是：'
-)
-LCC = "Please complete the code given below. \n{context}Next line of code:\n"
-REPOBENCH_P = "Please complete the code given below. \n{context}{input}Next line of code:\n"
+from pathlib import Path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+def _read(name: str) -> dict[str, str]:
+    return json.loads(Path(__file__).with_name(name).read_text("utf-8"))
+
+
+_PROMPTS, _NEW_TOKENS = _read("dataset2prompt.json"), _read("dataset2maxlen.json")
+
+
+@dataclass(frozen=True, slots=True)
 class Dataset:
     """One data set: everything about it that is not in its records."""
 
-    prompt: str
-    max_new_tokens: int
+    name: str
     metric: str
     category: str
+    """SQA, MQA (single-, multi-document QA), SUM (summaries), FSL (few-shot), ST (synthetic), CC
+    (code completion).
+    """
     language: str = "en"
-    chat: bool = True
-    """Few-shot and code prompts are given to the model bare, even to a chat model."""
-    first_line: bool = False
-    """Only the answer's first non-empty line is scored."""
     in_e: bool = False
     """Part of LongBench-E."""
+
+    @property
+    def prompt(self) -> str:
+        """Template with a slot ``{context}`` and, in most, ``{input}``."""
+        return _PROMPTS[self.name]
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Room for the answer."""
+        return int(_NEW_TOKENS[self.name])
+
+    @property
+    def chat(self) -> bool:
+        """Few-shot and code prompts are given to the model bare, even to a chat model."""
+        return self.category not in ("FSL", "CC")
+
+    @property
+    def first_line(self) -> bool:
+        """Only the first non-empty line of a few-shot answer is scored."""
+        return self.category == "FSL"
 
     def split(self, context: str, question: str) -> tuple[str, str]:
         """The filled prompt in two parts, cut right after the context slot."""
@@ -132,110 +60,28 @@ class Dataset:
         return head + context, before + (question if slot else "") + after
 
 
-DATASETS: dict[str, Dataset] = {
-    "narrativeqa": Dataset(prompt=NARRATIVEQA, max_new_tokens=128, metric="qa_f1", category="SQA"),
-    "qasper": Dataset(prompt=QASPER, max_new_tokens=128, metric="qa_f1", category="SQA", in_e=True),
-    "multifieldqa_en": Dataset(
-        prompt=MULTIFIELDQA_EN, max_new_tokens=64, metric="qa_f1", category="SQA", in_e=True
-    ),
-    "multifieldqa_zh": Dataset(
-        prompt=MULTIFIELDQA_ZH,
-        max_new_tokens=64,
-        metric="qa_f1_zh",
-        category="SQA",
-        language="zh",
-    ),
-    "hotpotqa": Dataset(
-        prompt=PASSAGES, max_new_tokens=32, metric="qa_f1", category="MQA", in_e=True
-    ),
-    "2wikimqa": Dataset(
-        prompt=PASSAGES, max_new_tokens=32, metric="qa_f1", category="MQA", in_e=True
-    ),
-    "musique": Dataset(prompt=PASSAGES, max_new_tokens=32, metric="qa_f1", category="MQA"),
-    "dureader": Dataset(
-        prompt=DUREADER, max_new_tokens=128, metric="rouge_zh", category="MQA", language="zh"
-    ),
-    "gov_report": Dataset(
-        prompt=GOV_REPORT, max_new_tokens=512, metric="rouge", category="SUM", in_e=True
-    ),
-    "qmsum": Dataset(prompt=QMSUM, max_new_tokens=512, metric="rouge", category="SUM"),
-    "multi_news": Dataset(
-        prompt=MULTI_NEWS, max_new_tokens=512, metric="rouge", category="SUM", in_e=True
-    ),
-    "vcsum": Dataset(
-        prompt=VCSUM, max_new_tokens=512, metric="rouge_zh", category="SUM", language="zh"
-    ),
-    "trec": Dataset(
-        prompt=TREC,
-        max_new_tokens=64,
-        metric="classification",
-        category="FSL",
-        chat=False,
-        first_line=True,
-        in_e=True,
-    ),
-    "triviaqa": Dataset(
-        prompt=TRIVIAQA,
-        max_new_tokens=32,
-        metric="qa_f1",
-        category="FSL",
-        chat=False,
-        first_line=True,
-        in_e=True,
-    ),
-    "samsum": Dataset(
-        prompt=SAMSUM,
-        max_new_tokens=128,
-        metric="rouge",
-        category="FSL",
-        chat=False,
-        first_line=True,
-        in_e=True,
-    ),
-    "lsht": Dataset(
-        prompt=LSHT,
-        max_new_tokens=64,
-        metric="classification",
-        category="FSL",
-        language="zh",
-        chat=False,
-        first_line=True,
-    ),
-    "passage_count": Dataset(
-        prompt=PASSAGE_COUNT, max_new_tokens=32, metric="count", category="ST", in_e=True
-    ),
-    "passage_retrieval_en": Dataset(
-        prompt=PASSAGE_RETRIEVAL_EN,
-        max_new_tokens=32,
-        metric="retrieval",
-        category="ST",
-        in_e=True,
-    ),
-    "passage_retrieval_zh": Dataset(
-        prompt=PASSAGE_RETRIEVAL_ZH,
-        max_new_tokens=32,
-        metric="retrieval_zh",
-        category="ST",
-        language="zh",
-    ),
-    "lcc": Dataset(
-        prompt=LCC,
-        max_new_tokens=64,
-        metric="code_sim",
-        category="CC",
-        language="code",
-        chat=False,
-        in_e=True,
-    ),
-    "repobench-p": Dataset(
-        prompt=REPOBENCH_P,
-        max_new_tokens=64,
-        metric="code_sim",
-        category="CC",
-        language="code",
-        chat=False,
-        in_e=True,
-    ),
-}
-
+_TABLE = (
+    Dataset("narrativeqa", "qa_f1", "SQA"),
+    Dataset("qasper", "qa_f1", "SQA", in_e=True),
+    Dataset("multifieldqa_en", "qa_f1", "SQA", in_e=True),
+    Dataset("multifieldqa_zh", "qa_f1_zh", "SQA", "zh"),
+    Dataset("hotpotqa", "qa_f1", "MQA", in_e=True),
+    Dataset("2wikimqa", "qa_f1", "MQA", in_e=True),
+    Dataset("musique", "qa_f1", "MQA"),
+    Dataset("dureader", "rouge_zh", "MQA", "zh"),
+    Dataset("gov_report", "rouge", "SUM", in_e=True),
+    Dataset("qmsum", "rouge", "SUM"),
+    Dataset("multi_news", "rouge", "SUM", in_e=True),
+    Dataset("vcsum", "rouge_zh", "SUM", "zh"),
+    Dataset("trec", "classification", "FSL", in_e=True),
+    Dataset("triviaqa", "qa_f1", "FSL", in_e=True),
+    Dataset("samsum", "rouge", "FSL", in_e=True),
+    Dataset("lsht", "classification", "FSL", "zh"),
+    Dataset("passage_count", "count", "ST", in_e=True),
+    Dataset("passage_retrieval_en", "retrieval", "ST", in_e=True),
+    Dataset("passage_retrieval_zh", "retrieval_zh", "ST", "zh"),
+    Dataset("lcc", "code_sim", "CC", "code", in_e=True),
+    Dataset("repobench-p", "code_sim", "CC", "code", in_e=True),
+)
+DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in _TABLE}
 E_DATASETS: tuple[str, ...] = tuple(name for name, dataset in DATASETS.items() if dataset.in_e)

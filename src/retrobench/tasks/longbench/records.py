@@ -1,4 +1,4 @@
-"""Reads LongBench's records from local files; a bad record is kept as such, with file and line."""
+"""Reads LongBench's records from local files. A bad record is kept, with its file and line."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retrobench.tasks.local_files import (
+    check_content,
+    fetch_command,
+    is_text_list,
+    text_field,
+)
 from retrobench.tasks.longbench.prompts import DATASETS, Dataset
+from retrobench.tasks.scorers.longbench import PARAGRAPHS
 
-_HINT = "fetch it with `python scripts/fetch_data.py longbench` or put data.zip or its files there"
-_GOLD = {"retrieval": r"Paragraph \d+", "retrieval_zh": r"段落\d+"}
+_HINT = f"fetch it with {fetch_command('longbench')} or put data.zip or its files there"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +57,7 @@ def source(root: str | None, name: str) -> tuple[Path, str | None]:
 
 
 def content_hash(path: Path, member: str | None) -> str:
-    """Identity of a file's content; for a member of an archive, its recorded checksum."""
+    """Hash of a file's content. For a member of an archive: its recorded checksum and size."""
     if member is None:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
@@ -73,25 +79,17 @@ def read(root: str | None, name: str) -> list[Record | BadRecord]:
     return found
 
 
-def lines(path: Path, member: str | None = None) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines that are not blank; ValueError for pointers and half-downloaded archives."""
+def lines(path: Path, member: str | None = None, hint: str = _HINT) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines that are not blank; ValueError for pointers and damaged archives."""
     if member is None:
         data = path.read_bytes()
     else:
         with _open(path, member) as (archive, info):
             data = archive.read(info)
-    if data.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a git-lfs pointer, not the data: {_HINT}")
+    check_content(path, data, hint)
     for number, line in enumerate(data.split(b"\n"), 1):
         if line.strip():
             yield number, line
-
-
-def text_field(raw: dict[str, Any], name: str) -> str:
-    """A field that must hold text."""
-    if not isinstance(raw.get(name), str):
-        raise ValueError(f"{name!r} is missing or not a string")
-    return raw[name]
 
 
 def parse(line: bytes) -> dict[str, Any]:
@@ -121,11 +119,11 @@ def _record(line: bytes, task: str) -> Record:
     dataset, raw = DATASETS[task], parse(line)
     context, question, name = (text_field(raw, field) for field in ("context", "input", "_id"))
     answers, classes = raw.get("answers"), raw.get("all_classes") or []
-    if not _strings(answers) or not answers:
+    if not is_text_list(answers) or not answers:
         raise ValueError("'answers' must be a list of at least one string")
-    if not _strings(classes) or (dataset.metric == "classification" and not classes):
+    if not is_text_list(classes) or (dataset.metric == "classification" and not classes):
         raise ValueError("'all_classes' must be a list of strings")
-    if (form := _GOLD.get(dataset.metric)) and not all(re.search(form, a) for a in answers):
+    if (form := PARAGRAPHS.get(dataset.metric)) and not all(re.search(form, a) for a in answers):
         raise ValueError(f"'answers' must name a paragraph, got {answers[0][:40]!r}")
     _check_origin(raw, task, dataset)
     return Record(
@@ -138,12 +136,8 @@ def _record(line: bytes, task: str) -> Record:
     )
 
 
-def _strings(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
 def _check_origin(raw: dict[str, Any], task: str, dataset: Dataset) -> None:
-    """A record says which data set and language it is of; a swapped file must not be scored."""
+    """ValueError for a record of another data set or language: its file was swapped."""
     named = str(raw.get("dataset") or task)
     if named.removesuffix("_e") != task:
         raise ValueError(f"a record of {named!r} in the file of {task!r}")

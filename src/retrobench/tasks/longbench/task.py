@@ -15,7 +15,7 @@ from retrobench.tasks.scorers.longbench import score
 BUILDER = 1
 
 
-def unusable(task: str, record: records.BadRecord) -> Sample:
+def error_sample(task: str, record: records.BadRecord) -> Sample:
     """The sample of a bad line: it becomes a row of status ``error``."""
     return Sample(
         id=f"{task}/line-{record.line}",
@@ -48,7 +48,7 @@ class LongBenchTask(Task):
     config: LongBenchConfig
 
     def fingerprint(self, prompt: Prompt) -> str:
-        """Builder version, tokenizer and the files' content."""
+        """Hash of builder version, tokenizer and the files' content."""
         files = {}
         for task in self.config.tasks:
             path, member = records.source(self.data_root, self._file(task))
@@ -72,7 +72,7 @@ class LongBenchTask(Task):
     def _sample(self, task: str, index: int, record: records.Record | records.BadRecord) -> Sample:
         dataset = DATASETS[task]
         if isinstance(record, records.BadRecord):
-            return unusable(task, record)
+            return error_sample(task, record)
         context, question = dataset.split(record.context, record.input)
         return Sample(
             id=f"{task}/{index}/{record.id}",

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from retrobench.core.cell import digest
 from retrobench.core.spec import option
 from retrobench.core.task import Prompt, Sample, Task
+from retrobench.tasks.local_files import fetch_command, text_field
 from retrobench.tasks.longbench import records
 from retrobench.tasks.longbench.records import BadRecord
-from retrobench.tasks.longbench.task import unusable
+from retrobench.tasks.longbench.task import error_sample
 from retrobench.tasks.scorers.longbench_v2 import score
 
 BUILDER = 1
@@ -26,7 +28,7 @@ _QUESTION = (
 )
 _SLOTS = {"$Q$": "question", **{f"$C_{letter}$": f"choice_{letter}" for letter in "ABCD"}}
 _DIFFICULTIES, _LENGTHS = ("easy", "hard"), ("short", "medium", "long")
-_HINT = "fetch it with `python scripts/fetch_data.py longbench_v2`"
+_HINT = f"fetch it with {fetch_command('longbench_v2')}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,28 +48,22 @@ class LongBenchV2Config:
 
 
 class LongBenchV2Task(Task):
-    """Zero-shot prompts, answered directly; the official script samples at temperature 0.1."""
+    """Zero-shot prompts with direct answers. The official script samples at temperature 0.1."""
 
     name = "longbench_v2"
     Config = LongBenchV2Config
     config: LongBenchV2Config
 
     def fingerprint(self, prompt: Prompt) -> str:
-        """Builder version, tokenizer and the file's content."""
+        """Hash of builder version, tokenizer and the file's content."""
         content = records.content_hash(self._path(), None)
         return digest({"builder": BUILDER, "tokenizer": prompt.tokenizer_id, "file": content})
 
     def samples(self, prompt: Prompt) -> Iterator[Sample]:
         """In file order."""
-        left = self.config.samples or None
-        for index, (number, raw) in enumerate(self._read()):
-            sample = self._sample(index, number, raw)
-            if sample is None:
-                continue
-            if left == 0:
-                return
-            left = left - 1 if left else left
-            yield sample
+        found = (self._sample(index, *record) for index, record in enumerate(self._read()))
+        kept = (sample for sample in found if sample is not None)
+        return islice(kept, self.config.samples or None)
 
     def score(self, sample: Sample, text: str) -> float:
         """1 for the right letter."""
@@ -80,14 +76,14 @@ class LongBenchV2Task(Task):
                 return folder / name
         raise ValueError(f"LongBench v2's data.jsonl or data.json not found in {folder}: {_HINT}")
 
-    def _read(self) -> Iterator[tuple[int, Any]]:
+    def _read(self) -> Iterator[tuple[int, bytes]]:
         """Numbered records: lines of a jsonl file, or items of the official JSON array."""
         path = self._path()
         if path.suffix == ".jsonl":
-            yield from records.lines(path)
+            yield from records.lines(path, hint=_HINT)
             return
         try:
-            items = json.loads(b"\n".join(line for _, line in records.lines(path)))
+            items = json.loads(b"\n".join(line for _, line in records.lines(path, hint=_HINT)))
         except ValueError as error:
             raise ValueError(f"{path} is not JSON ({error}): {_HINT}") from error
         for number, item in enumerate(items, 1):
@@ -99,9 +95,9 @@ class LongBenchV2Task(Task):
             raw = _checked(records.parse(line))
         except ValueError as error:
             message = f"{self._path()} line {number}: {error}"
-            return unusable(self.name, BadRecord(number, message))
-        kept = raw["difficulty"] in self.config.difficulty and raw["length"] in self.config.lengths
-        if not kept:
+            return error_sample(self.name, BadRecord(number, message))
+        config = self.config
+        if raw["difficulty"] not in config.difficulty or raw["length"] not in config.lengths:
             return None
         return Sample(
             id=f"{self.name}/{index}/{raw['_id']}",
@@ -111,11 +107,7 @@ class LongBenchV2Task(Task):
             references=(raw["answer"],),
             max_new_tokens=NEW_TOKENS,
             meta={
-                "truncate": {
-                    "side": "middle",
-                    "tokens": self.config.max_prompt_tokens,
-                    "joint": True,
-                },
+                "truncate": {"side": "middle", "tokens": config.max_prompt_tokens, "joint": True},
                 "difficulty": raw["difficulty"],
                 "length_class": raw["length"],
                 "domain": raw.get("domain"),
@@ -124,15 +116,16 @@ class LongBenchV2Task(Task):
 
 
 def _fill(text: str, raw: dict[str, Any]) -> str:
-    """Slot by slot, as the official script: a document that holds ``$Q$`` is filled as well."""
+    """Fills slot by slot, as the official script: ``$Q$`` within a document is filled as well."""
     for slot, name in _SLOTS.items():
         text = text.replace(slot, raw[name].strip())
     return text
 
 
 def _checked(raw: dict[str, Any]) -> dict[str, Any]:
+    """The record itself; ValueError for a missing field or an unknown value."""
     for name in ("_id", "context", "answer", "difficulty", "length", *_SLOTS.values()):
-        records.text_field(raw, name)
+        text_field(raw, name)
     for name, allowed in (("answer", "ABCD"), ("difficulty", _DIFFICULTIES), ("length", _LENGTHS)):
         if raw[name] not in tuple(allowed):
             raise ValueError(f"{name!r} is {raw[name]!r}, not one of {', '.join(allowed)}")

@@ -7,19 +7,19 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, cycle, islice
 
 from retrobench.core.task import FollowUp
-from retrobench.tasks.haystack import Corpus
+from retrobench.tasks.corpus import Corpus
+from retrobench.tasks.fitting.parts import MAX_FOLLOW_UPS, PromptFactory, PromptParts
 from retrobench.tasks.ruler import spec
-from retrobench.tasks.ruler.draft import MAX_FOLLOW_UPS, Draft, Maker
 
-_MISSES = 50  # documents in a row that are too long: the room left is too small for any
+_MAX_MISSES = 50  # documents in a row that are too long: then the room is too small for any
 
 
-def maker(rng: random.Random, corpus: Corpus, index: int) -> Maker:
+def factory(rng: random.Random, corpus: Corpus, index: int) -> PromptFactory:
     """Units: characters of documents.
 
-    Sample ``index`` asks question ``index``. Its gold documents are always there; then come, as far
-    as there is room, those of the same article and others, in random order, the others again when
-    all are used up. All are shuffled afresh for every sample.
+    Sample ``index`` asks question ``index``. Its gold documents are always in the prompt. The room
+    left is filled with documents of the same article, then with others, in random order; the others
+    repeat when all are used. All documents are shuffled for every sample.
     """
     if index >= len(corpus.questions):
         raise ValueError(
@@ -32,15 +32,15 @@ def maker(rng: random.Random, corpus: Corpus, index: int) -> Maker:
     rng.shuffle(others)
     seed = rng.getrandbits(64)
 
-    def make(units: int) -> Draft:
+    def make(units: int) -> PromptParts:
         room = units - sum(map(len, question.gold))
         chosen = [*question.gold, *_filling(chain(related, cycle(others)), room)]
         random.Random(seed).shuffle(chosen)
         listed = (f"Document {i}:\n{text}" for i, text in enumerate(chosen, 1))
-        return Draft(
+        return PromptParts(
             context=spec.QA_HEAD + "\n\n".join(listed),
             question=spec.QA_QUESTION.format(query=question.text),
-            prefix=spec.QA_PREFIX,
+            answer_prefix=spec.QA_PREFIX,
             references=question.answers,
             meta={"haystack": corpus.name},
             follow_ups=tuple(islice(_follow_ups(corpus, index, set(chosen)), MAX_FOLLOW_UPS)),
@@ -50,7 +50,7 @@ def maker(rng: random.Random, corpus: Corpus, index: int) -> Maker:
 
 
 def _follow_ups(corpus: Corpus, index: int, chosen: set[str]) -> Iterator[FollowUp]:
-    """The next questions whose gold documents happen to be in the prompt too."""
+    """The next questions whose gold documents are in the prompt too."""
     first = corpus.questions[index]
     for question in (*corpus.questions[index + 1 :], *corpus.questions[:index]):
         if question.text != first.text and chosen.issuperset(question.gold):
@@ -62,16 +62,16 @@ def _follow_ups(corpus: Corpus, index: int, chosen: set[str]) -> Iterator[Follow
 
 
 def _filling(documents: Iterable[str], room: int) -> list[str]:
-    """Documents in order that together take at most ``room`` characters, too long ones skipped."""
+    """Documents in order, at most ``room`` characters together. Too long ones are skipped."""
     chosen: list[str] = []
-    missed = 0
+    misses = 0
     for document in documents:
         if len(document) <= room:
             chosen.append(document)
             room -= len(document)
-            missed = 0
+            misses = 0
         else:
-            missed += 1
-        if missed > _MISSES:
+            misses += 1
+        if misses > _MAX_MISSES:
             break
     return chosen

@@ -8,8 +8,8 @@ import string
 from collections.abc import Sequence
 
 from retrobench.core.task import Prompt
+from retrobench.tasks.fitting.parts import PromptFactory, PromptParts
 from retrobench.tasks.ruler import spec
-from retrobench.tasks.ruler.draft import Draft, Maker
 from retrobench.tasks.ruler.words import all_words, letters, word_pool
 
 _NUM_COMMON = 10
@@ -18,7 +18,9 @@ _ZETA = math.pi**2 / 6  # zeta(2)
 _WORD_SHARE = 50  # of the length: one distinct coded word per 50 tokens
 
 
-def cwe_maker(rng: random.Random, length: int, prompt: Prompt, root: str | None = None) -> Maker:
+def cwe_factory(
+    rng: random.Random, length: int, prompt: Prompt, root: str | None = None
+) -> PromptFactory:
     """Units: distinct words; more than wonderwords has come from the official word list.
 
     Below 4096 tokens the official code uses lighter frequencies."""
@@ -30,14 +32,14 @@ def cwe_maker(rng: random.Random, length: int, prompt: Prompt, root: str | None 
     preamble = f"{prompt.wrap(shot_text)}{spec.CWE_PREFIX} {answers}\n"
     seed = rng.getrandbits(64)
 
-    def make(units: int) -> Draft:
+    def make(units: int) -> PromptParts:
         count = max(units, _NUM_COMMON)
         pool = word_pool(count, root)
         text, top = _listing(random.Random(seed), count, common, rare, pool.words)
-        return Draft(
+        return PromptParts(
             context=spec.CWE_HEAD + text,
             question=spec.CWE_QUESTION,
-            prefix=spec.CWE_PREFIX,
+            answer_prefix=spec.CWE_PREFIX,
             references=tuple(top),
             preamble=preamble,
             meta={"haystack": pool.name},
@@ -56,7 +58,7 @@ def _listing(
     return " ".join(f"{i}. {word}" for i, word in enumerate(repeated, 1)), top
 
 
-def fwe_maker(rng: random.Random, length: int, prompt: Prompt) -> Maker:
+def fwe_factory(rng: random.Random, length: int, prompt: Prompt) -> PromptFactory:
     """Units: words of the coded text, Zipf-like with exponent 2; rank 1 is dots."""
     template = prompt.count(prompt.wrap(spec.FWE_HEAD + spec.FWE_QUESTION) + spec.FWE_PREFIX)
     num_words = max(4, (length - template - spec.NEW_TOKENS["fwe"]) // _WORD_SHARE)
@@ -67,16 +69,16 @@ def fwe_maker(rng: random.Random, length: int, prompt: Prompt) -> Maker:
     vocabulary[0] = "..."
     seed = rng.getrandbits(64)
 
-    def make(units: int) -> Draft:
+    def make(units: int) -> PromptParts:
         text: list[str] = []
         total = max(units, 60)
         for rank, word in enumerate(vocabulary, 1):
             text += [word] * int(total * rank**-_ALPHA / _ZETA)
         random.Random(seed).shuffle(text)
-        return Draft(
+        return PromptParts(
             context=spec.FWE_HEAD + " ".join(text),
             question=spec.FWE_QUESTION,
-            prefix=spec.FWE_PREFIX,
+            answer_prefix=spec.FWE_PREFIX,
             references=tuple(vocabulary[1:4]),
             meta={"haystack": "coded words"},
         )

@@ -1,4 +1,4 @@
-"""The eight needle tasks."""
+"""The eight needle tasks, and needles among essays for other tasks."""
 
 from __future__ import annotations
 
@@ -6,57 +6,84 @@ import random
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from retrobench.core.task import FollowUp
+from retrobench.tasks.fitting.parts import MAX_FOLLOW_UPS, PromptFactory, PromptParts
 from retrobench.tasks.haystack import Haystack
 from retrobench.tasks.ruler import spec
-from retrobench.tasks.ruler.draft import MAX_FOLLOW_UPS, Draft, Maker
 from retrobench.tasks.ruler.words import draw
 
 _DEPTHS = tuple(round(i * 100 / 39) for i in range(40))
 
 
-def maker(task: str, rng: random.Random, haystack: Haystack | None) -> Maker:
-    """Draws keys, values and the question once; the returned function sets the haystack's size.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HiddenTexts:
+    """Needles, and the question that they answer. ``like``: the RULER task of the same skill."""
+
+    needles: tuple[str, ...]
+    question: str
+    answers: tuple[str, ...]
+    like: str
+    head: str = ""
+    answer_prefix: str = ""
+
+
+def essay_factory(
+    haystack: Haystack, hidden: HiddenTexts, depths: Sequence[float], **meta: Any
+) -> PromptFactory:
+    """Hides the needles at fixed depths. Units: words of the essays."""
+
+    def make(units: int) -> PromptParts:
+        return PromptParts(
+            context=hidden.head + insert(haystack.words(units), hidden.needles, depths),
+            question=hidden.question,
+            answer_prefix=hidden.answer_prefix,
+            references=hidden.answers,
+            meta={"haystack": haystack.name, "like": hidden.like, **meta},
+        )
+
+    return make
+
+
+def factory(task: str, rng: random.Random, haystack: Haystack | None) -> PromptFactory:
+    """Draws keys, values and the question once; the factory sets the haystack's size.
 
     Units: words (essay, which needs ``haystack``), lines (noise, needle).
     """
-    what = spec.NIAH[task]
-    keys = [draw(what.key, rng) for _ in range(max(what.num_keys, what.num_queries))]
-    values = [[draw(what.value, rng) for _ in range(what.num_values)] for _ in keys]
-    needles = [
-        spec.NEEDLE.format(kind=what.value, key=key, value=value)
-        for key, its in zip(keys, values, strict=True)
-        for value in its
-    ]
+    niah = spec.NIAH[task]
+    keys = [draw(niah.key, rng) for _ in range(max(niah.num_keys, niah.num_queries))]
+    values = [[draw(niah.value, rng) for _ in range(niah.num_values)] for _ in keys]
+    pairs = [(keys[i], value) for i in range(len(keys)) for value in values[i]]
+    needles = [sentence(niah.value, *pair) for pair in pairs]
     rng.shuffle(needles)
-    asked = rng.sample(range(len(keys)), what.num_queries)
-    answers = tuple(value for i in asked for value in values[i])
-    head, question, prefix = texts(what.value, [keys[i] for i in asked], len(answers))
+    queried = rng.sample(range(len(keys)), niah.num_queries)
+    answers = tuple(value for i in queried for value in values[i])
+    head, question, answer_prefix = wording(niah.value, [keys[i] for i in queried], len(answers))
     depths = sorted(rng.sample(_DEPTHS, len(needles)))
-    place, distract = rng.getrandbits(64), rng.getrandbits(64)
+    place_seed, distractor_seed = rng.getrandbits(64), rng.getrandbits(64)
     distractors: list[tuple[str, str]] = []
-    source = random.Random(distract)
-    unasked = [(keys[i], tuple(values[i])) for i in range(len(keys)) if i not in asked]
+    distractor_rng = random.Random(distractor_seed)
+    others = [(keys[i], tuple(values[i])) for i in range(len(keys)) if i not in queried]
 
-    def make(units: int) -> Draft:
+    def make(units: int) -> PromptParts:
         if haystack is not None:
             text, name = insert(haystack.words(units), needles, depths), haystack.name
         else:
-            while what.haystack == "needle" and len(distractors) < units:
-                distractors.append((draw(what.key, source), draw(what.value, source)))
-            lines = [
-                spec.NEEDLE.format(kind=what.value, key=key, value=value)
-                for key, value in distractors[:units]
-            ] or [spec.NOISE] * units
-            text, name = _between(lines, needles, random.Random(place)), what.haystack
-        return Draft(
+            while niah.haystack == "needle" and len(distractors) < units:
+                key, value = draw(niah.key, distractor_rng), draw(niah.value, distractor_rng)
+                distractors.append((key, value))
+            lines = [sentence(niah.value, *pair) for pair in distractors[:units]]
+            lines = lines or [spec.NOISE] * units
+            text, name = _between(lines, needles, random.Random(place_seed)), niah.haystack
+        return PromptParts(
             context=head + text,
             question=question,
-            prefix=prefix,
+            answer_prefix=answer_prefix,
             references=answers,
             meta={"haystack": name, **_depth(text, answers)},
-            follow_ups=_follow_ups(what.value, keys, unasked, distractors[:units], distract),
+            follow_ups=_follow_ups(niah.value, keys, others, distractors[:units], distractor_seed),
         )
 
     return make
@@ -65,33 +92,38 @@ def maker(task: str, rng: random.Random, haystack: Haystack | None) -> Maker:
 def _follow_ups(
     kind: str,
     keys: list[str],
-    unasked: list[tuple[str, tuple[str, ...]]],
+    others: list[tuple[str, tuple[str, ...]]],
     distractors: list[tuple[str, str]],
     seed: int,
 ) -> tuple[FollowUp, ...]:
-    """Questions for the needles that the first one leaves out; each names a key of its own."""
+    """Questions for needles that the first question leaves out, if their key stands only once."""
     count = Counter(keys) + Counter(key for key, _ in distractors)
-    others = [*unasked, *((key, (value,)) for key, value in distractors)]
-    clear = [(key, answers) for key, answers in others if count[key] == 1]
+    others = [*others, *((key, (value,)) for key, value in distractors)]
+    unique = [(key, answers) for key, answers in others if count[key] == 1]
     found = []
-    for key, answers in random.Random(seed).sample(clear, min(MAX_FOLLOW_UPS, len(clear))):
-        _, question, prefix = texts(kind, [key], len(answers))
-        found.append(FollowUp(question=question, answer_prefix=prefix, references=answers))
+    for key, answers in random.Random(seed).sample(unique, min(MAX_FOLLOW_UPS, len(unique))):
+        _, question, answer_prefix = wording(kind, [key], len(answers))
+        found.append(FollowUp(question=question, answer_prefix=answer_prefix, references=answers))
     return tuple(found)
 
 
-def texts(kind: str, queries: list[str], num_answers: int) -> tuple[str, str, str]:
-    """(head, question, answer prefix); singular forms where there is one answer."""
+def sentence(kind: str, key: str, value: str) -> str:
+    """RULER's needle: the value of a key."""
+    return spec.NEEDLE.format(kind=kind, key=key, value=value)
+
+
+def wording(kind: str, queries: list[str], num_answers: int) -> tuple[str, str, str]:
+    """(head, question, answer prefix), in the singular if there is one answer."""
     query = queries[0] if len(queries) == 1 else ", ".join(queries[:-1]) + f", and {queries[-1]}"
     if num_answers > 1:
         parts = (spec.NIAH_HEAD, spec.NIAH_QUESTION, spec.NIAH_PREFIX)
-        head, question, prefix = (part.format(kind=kind, query=query) for part in parts)
-        return head, question, prefix
+        head, question, answer_prefix = (part.format(kind=kind, query=query) for part in parts)
+        return head, question, answer_prefix
     single = kind.removesuffix("s")
     head = spec.NIAH_HEAD.replace("Some", "A").replace("are", "is").format(kind=single)
     question = spec.NIAH_QUESTION.replace("are all", "is").format(kind=single, query=query)
-    prefix = spec.NIAH_PREFIX.replace(" are", " is").format(kind=single, query=query)
-    return head, question, prefix
+    answer_prefix = spec.NIAH_PREFIX.replace(" are", " is").format(kind=single, query=query)
+    return head, question, answer_prefix
 
 
 def insert(words: Sequence[str], needles: Sequence[str], depths: Sequence[float]) -> str:
@@ -117,5 +149,5 @@ def _between(lines: list[str], needles: list[str], rng: random.Random) -> str:
 
 
 def _depth(text: str, answers: tuple[str, ...]) -> dict[str, float]:
-    """Where the first answer stands, in percent of the characters."""
+    """Position of the first answer, in percent of the characters."""
     return {"depth": round(100 * max(0, text.find(answers[0])) / max(1, len(text)), 1)}

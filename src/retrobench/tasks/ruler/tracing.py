@@ -5,29 +5,29 @@ from __future__ import annotations
 import random
 
 from retrobench.core.task import Prompt
+from retrobench.tasks.fitting.parts import PromptFactory, PromptParts
+from retrobench.tasks.fitting.search import estimate, fill
 from retrobench.tasks.ruler import spec
-from retrobench.tasks.ruler.draft import Draft, Maker
-from retrobench.tasks.ruler.fit import fit, measured
 from retrobench.tasks.ruler.words import letters
 
 
-def maker(rng: random.Random, prompt: Prompt) -> Maker:
+def factory(rng: random.Random, prompt: Prompt) -> PromptFactory:
     """Units: noise lines.
 
-    The example is fitted to 500 tokens, or as short as it can be for tokenizers of single letters.
+    The worked example fills 500 tokens. If a tokenizer needs more, it is the smallest possible one.
     """
     example = _example(rng, prompt)
     names = _names(rng, 5)
     value = str(rng.randint(10000, 99998))
     place = rng.getrandbits(64)
 
-    def make(units: int) -> Draft:
+    def make(units: int) -> PromptParts:
         context = _chain(names, value, units, random.Random(place))
         count = spec.VT_HOPS + 1
-        return Draft(
+        return PromptParts(
             context=example + spec.VT_HEAD + context,
             question=spec.VT_QUESTION.format(query=value),
-            prefix=spec.VT_PREFIX.format(count=count, query=value),
+            answer_prefix=spec.VT_PREFIX.format(count=count, query=value),
             references=tuple(names),
             meta={"haystack": "noise"},
         )
@@ -67,4 +67,5 @@ def _example(rng: random.Random, prompt: Prompt) -> str:
     limit = spec.VT_EXAMPLE_TOKENS
     if prompt.count(make(1)) > limit:
         return make(1)
-    return fit(make, prompt.count, limit, measured(make, prompt.count, limit, 1), "vt example")[1]
+    tokens_per_unit = estimate(make, prompt.count, limit, 1)
+    return fill(make, prompt.count, limit, tokens_per_unit, "vt example")[1]

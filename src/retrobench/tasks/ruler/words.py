@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from pathlib import Path
 
-from retrobench.tasks.haystack import english_words
+from retrobench.tasks.local_files import locate, read_json, text_hash
 
 
 @cache
@@ -39,6 +40,23 @@ def letters(rng: random.Random, count: int, alphabet: str = string.ascii_upperca
     return "".join(rng.choices(alphabet, k=count))
 
 
+def english_words(root: str | None) -> tuple[str, ...]:
+    """RULER's long word list (``{"0": word, ...}``), or nothing if the file is missing."""
+    path = locate(root, ("english_words.json",))
+    return _word_list(path) if path else ()
+
+
+@cache
+def _word_list(path: Path) -> tuple[str, ...]:
+    return tuple(sorted(set(read_json(path, "ruler").values())))
+
+
+def english_words_fingerprint(root: str | None) -> str:
+    """Hash of the long word list; empty without one."""
+    listed = english_words(root)
+    return text_hash("\0".join(listed)) if listed else ""
+
+
 @dataclass(frozen=True, slots=True)
 class WordPool:
     """Distinct words and where they come from."""
@@ -48,20 +66,20 @@ class WordPool:
 
 
 def word_pool(count: int, root: str | None) -> WordPool:
-    """At least ``count`` distinct words: wonderwords' lists, else the official longer list.
+    """At least ``count`` distinct words: wonderwords' lists, or the official longer list.
 
-    Without that list (``english_words.json``) made-up words are added, and the name says so.
+    Without that list (``english_words.json``) substitute words are added, and the name says so.
     """
     if count <= len(all_words()):
         return WordPool(all_words(), "words")
     listed = english_words(root)
     if len(listed) >= count:
         return WordPool(listed, "english words")
-    return WordPool(_with_made_up(-(-count // 10_000) * 10_000), "words and stand-in words")
+    return WordPool(_with_substitutes(-(-count // 10_000) * 10_000), "words and stand-in words")
 
 
 @cache
-def _with_made_up(count: int) -> tuple[str, ...]:
+def _with_substitutes(count: int) -> tuple[str, ...]:
     rng = random.Random(count)
     words = dict.fromkeys(all_words())
     while len(words) < count:

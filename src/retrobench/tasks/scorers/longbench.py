@@ -20,15 +20,14 @@ _CHINESE_PUNCTUATION = (
     "､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
 )
 TASKS = tuple(DATASETS)
+PARAGRAPHS = {"retrieval": r"Paragraph (\d+)", "retrieval_zh": r"段落(\d+)"}
+"""Metric -> how a reference names the gold paragraph."""
 
 
 def score(
-    task: str,
-    prediction: str,
-    references: Sequence[str],
-    all_classes: Sequence[str] | None = None,
+    task: str, prediction: str, references: Sequence[str], all_classes: Sequence[str] | None = None
 ) -> float:
-    """Best metric over the references; 0 is the floor."""
+    """The best value of the task's metric over the references, at least 0."""
     dataset = DATASETS[task]
     if dataset.first_line:
         prediction = prediction.lstrip("\n").split("\n")[0]
@@ -55,15 +54,15 @@ def rouge(prediction: str, gold: str) -> float:
 
 
 def rouge_zh(prediction: str, gold: str) -> float:
-    """ROUGE-L over jieba tokens; the official script is one call deeper here."""
+    """ROUGE-L over jieba tokens. The official script calls one level deeper here."""
     return rouge_l(" ".join(_cut(prediction)), " ".join(_cut(gold)), MAX_STEPS - 1)
 
 
 def classification(prediction: str, gold: str, all_classes: list[str]) -> float:
     """1 / number of classes named, if the gold one is among them.
 
-    The official loop removes from the list that it walks, so the class after a removed one is
-    skipped; that is kept.
+    The official loop removes items from the list that it walks, so it skips the class after a
+    removed one. This loop does the same.
     """
     matched = [name for name in all_classes if name in prediction]
     for name in matched:
@@ -73,17 +72,17 @@ def classification(prediction: str, gold: str, all_classes: list[str]) -> float:
 
 
 def retrieval(prediction: str, gold: str) -> float:
-    """Share of the numbers in the answer that name the gold paragraph."""
-    return _share(prediction, _paragraph(gold, r"Paragraph (\d+)"))
+    """Share of the answer's numbers that name the gold paragraph."""
+    return _share(prediction, _paragraph(gold, "retrieval"))
 
 
 def retrieval_zh(prediction: str, gold: str) -> float:
     """As ``retrieval``, for Chinese paragraphs."""
-    return _share(prediction, _paragraph(gold, r"段落(\d+)"))
+    return _share(prediction, _paragraph(gold, "retrieval_zh"))
 
 
 def count(prediction: str, gold: str) -> float:
-    """Share of the numbers in the answer that equal the gold count."""
+    """Share of the answer's numbers that equal the gold count."""
     return _share(prediction, str(gold))
 
 
@@ -140,17 +139,13 @@ def _cut(text: str) -> list[str]:
     try:
         import jieba
     except ImportError as error:
-        raise _missing("jieba") from error
+        raise ValueError("LongBench needs jieba: pip install 'retrobench[longbench]'") from error
     jieba.setLogLevel(logging.WARNING)
     return list(jieba.cut(text, cut_all=False))
 
 
-def _missing(package: str) -> ValueError:
-    return ValueError(f"LongBench needs {package}: pip install 'retrobench[longbench]'")
-
-
-def _paragraph(gold: str, pattern: str) -> str:
-    match = re.search(pattern, gold)
+def _paragraph(gold: str, metric: str) -> str:
+    match = re.search(PARAGRAPHS[metric], gold)
     if match is None:
         raise ValueError(f"reference {gold!r} names no paragraph")
     return match.group(1)

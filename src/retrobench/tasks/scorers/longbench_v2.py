@@ -21,11 +21,6 @@ def choice(prediction: str) -> str | None:
     return None
 
 
-def score(
-    task: str,
-    prediction: str,
-    references: Sequence[str],
-    all_classes: Sequence[str] | None = None,
-) -> float:
+def score(task: str, prediction: str, references: Sequence[str]) -> float:
     """1 if the chosen letter is the reference; no answer is wrong (``compensated`` is off)."""
     return float(choice(prediction) in references)

@@ -1,9 +1,9 @@
 """ROUGE-L as LongBench reports it: the "f" of the ``rouge`` package 1.0.1, without its stack.
 
-The package walks the table of the longest common subsequence (LCS) by recursion, and LongBench
-scores what overflows Python's stack as 0. There the length that overflows depends on the caller's
-depth; here steps are counted, up to what the official script survives. The package is also some
-hundred times slower. The tests compare the two.
+The package walks the table of the longest common subsequence (LCS) by recursion. LongBench scores a
+text that overflows Python's stack as 0; which length overflows depends on the caller's depth. Here
+steps are counted instead, up to what the official script survives. The package is also some hundred
+times slower. The tests compare the two.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ MAX_STEPS = 990
 
 def rouge_l(prediction: str, gold: str, max_steps: int = MAX_STEPS) -> float:
     """F score in [0, 1] over the distinct words of all sentences; 0 where the package raises."""
-    ours, theirs = _sentences(prediction), _sentences(gold)
-    if not ours or not theirs:
+    predicted, expected = _sentences(prediction), _sentences(gold)
+    if not predicted or not expected:
         return 0.0
     common: set[str] = set()
-    for reference in theirs:
-        for sentence in ours:
+    for reference in expected:
+        for sentence in predicted:
             found = _common_words(reference, sentence, max_steps)
             if found is None:
                 return 0.0
             common |= found
-    recall = len(common) / len(set().union(*theirs))
-    precision = len(common) / len(set().union(*ours))
+    recall = len(common) / len(set().union(*expected))
+    precision = len(common) / len(set().union(*predicted))
     return 2.0 * ((precision * recall) / (precision + recall + 1e-8))
 
 

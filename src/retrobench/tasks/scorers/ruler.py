@@ -14,13 +14,8 @@ def clean(prediction: str) -> str:
     return _CONTROL.sub("\n", prediction.strip()).strip()
 
 
-def score(
-    task: str,
-    prediction: str,
-    references: Sequence[str],
-    all_classes: Sequence[str] | None = None,
-) -> float:
-    """Share of references found (``string_match_all``); for QA whether any is (``_part``)."""
+def score(task: str, prediction: str, references: Sequence[str]) -> float:
+    """Share of references found (``string_match_all``). For QA: whether any is (``_part``)."""
     text = clean(prediction).lower()
     found = [reference.lower() in text for reference in references]
     return float(any(found)) if task in _PART else sum(found) / len(found)

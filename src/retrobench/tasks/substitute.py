@@ -1,38 +1,18 @@
-"""Stand-in essays: a seeded grammar over a closed vocabulary, for runs without the real essays.
+"""Substitute essays for runs without the real ones: a seeded grammar over a closed vocabulary.
 
-Scores on them are not RULER scores (grammar text is easier to search): every result says so.
+Scores on them are not RULER scores, because grammar text is easier to search. Every result says so.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import cache
 from itertools import islice
+from pathlib import Path
 
-from retrobench.tasks import standin_words as words
-
-NAME = "stand-in prose"
+NAME = "stand-in prose"  # as rows on disk and cell keys have it
 ESSAY_SEED = 0
-
-_POOLS: dict[str, tuple[str, ...]] = {
-    "OPEN": words.OPENERS,
-    "DET": words.DETERMINERS,
-    "WHO": words.PEOPLE,
-    "WHAT": words.THINGS,
-    "WHERE": words.PLACES,
-    "IDEA": words.IDEAS,
-    "MANY": words.GROUPS,
-    "ADJ": words.ADJECTIVES,
-    "DID": words.DID,
-    "WENT": words.HAPPENED,
-    "DO": words.DO,
-    "MODAL": words.MODALS,
-    "ADV": words.ADVERBS,
-    "PREP": words.PREPOSITIONS,
-    "TIME": words.TIMES,
-    "LINK": words.LINKERS,
-    "LEAD": words.LEADS,
-}
 
 _SENTENCES = (
     "OPEN ADJ WHO DID DET ADJ WHAT PREP DET WHERE.",
@@ -58,32 +38,36 @@ _SENTENCES = (
 )
 
 
-def _slot(item: str) -> tuple[str, ...]:
+def _read_pools() -> dict[str, list[str]]:
+    """Slot of a sentence -> words that may fill it. RULER's own words are not among them."""
+    text = Path(__file__).with_name("substitute_words.txt").read_text("utf-8")
+    pools = {slot: words for slot, *words in map(str.split, text.splitlines())}
+    for first, slot in (("OPEN", "DET"), ("IDEA_CAP", "IDEA")):  # at the start of a sentence
+        pools[first] = [word.capitalize() for word in pools[slot]]
+    return pools
+
+
+def _fillers(item: str, pools: dict[str, list[str]]) -> tuple[str, ...]:
     """The words that may fill one place of a sentence, punctuation attached."""
-    name = item.rstrip(".,?")
-    mark = item[len(name) :]
-    if name == "IDEA_CAP":
-        return tuple(word.capitalize() + mark for word in words.IDEAS)
-    return tuple(word + mark for word in _POOLS.get(name, (name,)))
+    slot = item.rstrip(".,?")
+    mark = item[len(slot) :]
+    return tuple(word + mark for word in pools.get(slot, [slot]))
 
 
-_PLANS = tuple(
-    tuple((pool, len(pool)) for pool in map(_slot, sentence.split())) for sentence in _SENTENCES
-)
-
-VOCABULARY: tuple[str, ...] = tuple(
-    sorted({word.rstrip(".,?") for plan in _PLANS for pool, _ in plan for word in pool})
-)
-"""Every word the essays can hold, with its capitalisation and without punctuation."""
+@cache
+def _plans() -> list[list[tuple[str, ...]]]:
+    """For every sentence, the words that may fill each of its places."""
+    pools = _read_pools()
+    return [[_fillers(item, pools) for item in sentence.split()] for sentence in _SENTENCES]
 
 
 def essay_sentences(seed: int = ESSAY_SEED) -> Iterator[list[str]]:
     """Endless sentences as lists of words, punctuation attached to the word before it."""
     draw = random.Random(seed).random
-    num_plans = len(_PLANS)
+    plans = _plans()
     while True:
-        plan = _PLANS[int(draw() * num_plans)]
-        yield [pool[int(draw() * size)] for pool, size in plan]
+        plan = plans[int(draw() * len(plans))]
+        yield [pool[int(draw() * len(pool))] for pool in plan]
 
 
 def essay_words(num_words: int, seed: int = ESSAY_SEED) -> list[str]:

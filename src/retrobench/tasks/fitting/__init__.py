@@ -1,0 +1,1 @@
+"""Prompts of a given length: their parts, and the search for the size that fills the length."""

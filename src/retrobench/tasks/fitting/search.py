@@ -1,0 +1,83 @@
+"""Finds how many haystack units fill a prompt's token limit.
+
+The official generator of RULER drops a whole step when a sample is one token too long. Here the
+search goes down to single units, so prompts use at least 95% of the length wherever a unit is that
+small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+
+MIN_FILL = 0.985  # share of the limit at which the search stops
+TARGET_FILL = 0.993  # where the first guess lands, so that small errors of the estimate stay inside
+_NEXT_FILL = 0.995  # where the later guesses land
+_MAX_PROBES = 60
+_MIN_PER_UNIT = 0.01  # tokens per unit: keeps the steps finite
+
+
+@dataclass(frozen=True, slots=True)
+class TokensPerUnit:
+    """Estimate of a prompt's length: ``fixed + per_unit * units`` tokens."""
+
+    per_unit: float
+    fixed: float
+
+    def units(self, tokens: float) -> int:
+        """Units that make about ``tokens`` tokens."""
+        return max(1, int((tokens - self.fixed) / self.per_unit))
+
+
+def estimate(
+    make: Callable[[int], T], count: Callable[[T], int], limit: int, unit: int
+) -> TokensPerUnit:
+    """Measures two small prompts, and one near ``limit``. ``unit`` units are about one line."""
+    small, large = 4 * unit, 24 * unit
+    tokens = count(make(small))
+    per_unit = max(_MIN_PER_UNIT, (count(make(large)) - tokens) / (large - small))
+    fixed = tokens - small * per_unit
+    units = TokensPerUnit(per_unit, fixed).units(TARGET_FILL * limit)
+    if units > 2 * large:  # far from the small prompts: measure where it matters
+        per_unit = max(_MIN_PER_UNIT, (count(make(units)) - fixed) / units)
+    return TokensPerUnit(per_unit, fixed)
+
+
+def fill(
+    make: Callable[[int], T],
+    count: Callable[[T], int],
+    limit: int,
+    tokens_per_unit: TokensPerUnit,
+    name: str,
+) -> tuple[int, T]:
+    """(units, ``make(units)``) of the largest prompt found with ``count <= limit``.
+
+    With a good estimate the first guess is taken. ValueError if one unit does not fit.
+    """
+    fits, too_many = 0, None
+    best: T | None = None
+    units = tokens_per_unit.units(TARGET_FILL * limit)
+    for _ in range(_MAX_PROBES):
+        candidate = make(units)
+        tokens = count(candidate)
+        per_unit = max(_MIN_PER_UNIT, (tokens - tokens_per_unit.fixed) / units)
+        step = max(1, int(abs(_NEXT_FILL * limit - tokens) / per_unit))
+        if tokens <= limit:
+            best, fits = candidate, units
+            if tokens >= MIN_FILL * limit:
+                break
+            units += step
+        else:
+            too_many = units
+            units = max(units - step, 1)
+        if too_many is not None:
+            if too_many - fits <= 1:
+                break
+            if not fits < units < too_many:
+                units = (fits + too_many) // 2
+    if best is None:
+        raise ValueError(f"{name}: the smallest prompt does not fit {limit} tokens; ask for more")
+    return fits, best

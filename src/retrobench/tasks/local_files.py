@@ -1,0 +1,66 @@
+"""Data files on disk: where they are looked for, how they are read, what a record must hold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+_LFS_POINTER = b"version https://git-lfs"
+
+
+def fetch_command(benchmark: str) -> str:
+    """The command that fetches a benchmark's data, as code in an error message."""
+    return f"`python scripts/fetch_data.py {benchmark}`"
+
+
+def locate(root: str | None, names: tuple[str, ...]) -> Path | None:
+    """The first of RULER's files ``names`` under the data root or its ``ruler`` folder."""
+    if root is None:
+        return None
+    paths = (folder / name for folder in (Path(root), Path(root) / "ruler") for name in names)
+    return next((path for path in paths if path.exists()), None)
+
+
+def missing(root: str | None, names: tuple[str, ...]) -> ValueError:
+    """The error for a missing file of RULER: its name, the folders, how to get it."""
+    return ValueError(
+        f"{' or '.join(names)} not found in {root} or {root}/ruler. Fetch it with "
+        f"{fetch_command('ruler')}, point data.root at a folder that has it, or allow "
+        "task.stand_in=true"
+    )
+
+
+def check_content(path: Path, content: bytes, advice: str) -> None:
+    """ValueError if a file holds a git-lfs pointer in place of the data."""
+    if content.startswith(_LFS_POINTER):
+        raise ValueError(f"{path} is a git-lfs pointer, not the data: {advice}")
+
+
+def read_json(path: Path, benchmark: str) -> Any:
+    """Content of a JSON file; ValueError naming the file if it is none."""
+    content = path.read_bytes()
+    check_content(path, content, "run `git lfs pull` there")
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        advice = f"fetch it again with {fetch_command(benchmark)}"
+        raise ValueError(f"{path} is not JSON ({error}); {advice}") from error
+
+
+def text_hash(text: str) -> str:
+    """Hash of a text, 16 hex digits."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def text_field(raw: dict[str, Any], name: str) -> str:
+    """A record's field that must hold text."""
+    if not isinstance(raw.get(name), str):
+        raise ValueError(f"{name!r} is missing or not a string")
+    return raw[name]
+
+
+def is_text_list(value: Any) -> bool:
+    """Whether a value is a list of strings only."""
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
