@@ -6,17 +6,29 @@ import pytest
 import torch
 from kernel_parity import DEVICE, INTERPRETED, needs_triton
 from retrobench_kernels import dispatch
+from retrobench_methods.retroinfer import RetroInfer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from retrobench.core.shapes import KVShape
-from retrobench.engine import hf
-from retrobench.engine.step_graph import StepGraph
+from retrobench.measure.probe import CountingProbe
+from tests.support import open_on, random_ids
 
 pytestmark = needs_triton
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2"}
 STEPS = 4 if DEVICE == "cuda" else 2  # eager, captured, replayed; the interpreter is slow
-CACHED = {"cache": "device", "cache_frac": 0.3, "placement": "auto"}
-PLACEMENTS = [CACHED] + ([] if INTERPRETED else [{"cache": "none", "placement": "gpu"}])
+SMALL = {
+    "sink_tokens": 2,
+    "local_tokens": 8,
+    "update_tokens": 16,
+    "kmeans_iterations": 2,
+    "retrieval_frac": 0.3,
+    "page_tokens": 4,
+}
+CACHED = {**SMALL, "cache": "device", "cache_frac": 0.3, "placement": "auto"}
+RESIDENT = {**SMALL, "cache": "none", "placement": "gpu"}
+CASES = [("retroinfer", CACHED), ("full", {"backend": "auto"}), ("quest", {"page_size": 4})]
+CASES += [("oracle_topk", {}), ("random", {}), ("streaming", {})]
+CASES += [] if INTERPRETED else [("retroinfer", RESIDENT)]
+GRAPHS = [case for case in CASES if case[0] in ("retroinfer", "full")]
 
 
 class NoHostSync(TorchDispatchMode):
@@ -32,63 +44,51 @@ class NoHostSync(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def decoder(model, options, **graph):
-    """A step graph over random keys and values of two rows of different length."""
-    from retrobench_methods.retroinfer import RetroInfer, RetroInferConfig
-    from retrobench_methods.retroinfer.device import GraphDecode
-
-    config = RetroInferConfig(
-        sink_tokens=2,
-        local_tokens=8,
-        update_tokens=16,
-        kmeans_iterations=2,
-        retrieval_frac=0.3,
-        page_tokens=4,
-        **options,
-    )
-    heads, groups, dim = hf.kv_geometry(model)
-    shape = KVShape(
-        pad_tokens=(0, 9),
-        layers=tuple(range(model.config.num_hidden_layers)),
-        num_heads=heads,
-        num_kv_heads=groups,
-        head_dim=dim,
-        prompt_tokens=70,
-        max_tokens=90,
-        dtype=hf.text_dtype(model),
-        device=DEVICE,
-    )
-    method = RetroInfer(config, shape)
-    generator = torch.Generator().manual_seed(0)
-    for i in range(len(shape.layers)):
-        k, v = (torch.randn(2, groups, 70, dim, generator=generator).to(DEVICE) for _ in "kv")
-        method.buffer.append_prompt(i, k, v)
-    method.seal()
-    owner = GraphDecode(method)
-    token = torch.tensor([[7], [9]], device=DEVICE)
-    position = torch.tensor([[70], [61]], device=DEVICE)
-    return owner, StepGraph(model, owner, token, position, **graph)
+def opened(model, case, executor):
+    """A session of two rows of different length, which counts as scoring runs do."""
+    name, options = case
+    prompts = [random_ids(70), random_ids(61, 1)]
+    budget = "60%" if name in ("oracle_topk", "random", "streaming") else None
+    options = options if budget is None else {"sink_tokens": 2, "local_tokens": 8}
+    return open_on(
+        model, name, prompts, options, new_tokens=STEPS + 20, budget=budget,
+        executor=executor, probe=CountingProbe(),
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
-def test_step_with_kernels(placement, model_factory, monkeypatch):
+def steps(session, watch):
+    """Logits of a few steps; none may wait for the device if ``watch``."""
+    found = []
+    for step in range(STEPS):
+        token = torch.full((2, 1), 7 + step, device=DEVICE)
+        if watch:
+            with NoHostSync():
+                logits = session.step(token)
+        else:
+            logits = session.step(token)
+        found.append(logits.clone())
+    return found
+
+
+@pytest.mark.parametrize("executor", ["eager", "graph"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
+@torch.inference_mode()
+def test_no_step_waits_for_the_device(case, executor, model_factory, monkeypatch):
+    if executor == "graph" and case not in GRAPHS:
+        pytest.skip("this method has no graph form")
     model = model_factory(num_hidden_layers=1 if INTERPRETED else 3).to(DEVICE)
-    hf.attach(model)
     monkeypatch.setenv("RETROBENCH_KERNELS", "naive")
-    owner, graph = decoder(model, placement, use_graph=False)
-    expected = []
-    for _ in range(STEPS):
-        owner.begin_step()
-        expected.append(graph.step().clone())
-    owner, graph = decoder(model, placement, use_graph=not INTERPRETED)
+    expected = steps(opened(model, case, "eager"), watch=False)
+    monkeypatch.setattr(RetroInfer, "fused", True)  # what a step does on a GPU
     monkeypatch.setenv("RETROBENCH_KERNELS", "auto")
     monkeypatch.setitem(dispatch._FAST, "cpu", "triton")
-    for step in range(STEPS):
-        owner.begin_step()
-        with NoHostSync():
-            logits = graph.step()
-        torch.testing.assert_close(logits, expected[step], atol=1e-3, rtol=1e-3)
-    assert INTERPRETED or graph.graph is not None
+    session = opened(model, case, executor)
+    for got, naive in zip(steps(session, watch=True), expected, strict=True):
+        torch.testing.assert_close(got, naive, atol=1e-3, rtol=1e-3)
+    session.report_counts()
+    assert session.probe.missing(session.layers, STEPS) == []
+    if executor == "graph" and not INTERPRETED:
+        assert session.executor.graph is not None
 
 
 def test_the_detector_sees_a_wait():

@@ -1,0 +1,305 @@
+"""The contract matrix: every index on every store gives the same keys, values and outputs."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from retrobench.core.method import AttentionArgs, Needs
+from retrobench.core.spec import option
+from retrobench.engine.attention.exact import dense_decode
+from retrobench.engine.attention.parts import partial
+from retrobench.engine.attention.selective import Index, ScoringIndex, SelectiveMethod, StaticConfig
+from retrobench.measure.probe import CountingProbe
+from retrobench.memory.placement import PlacementConfig, ResolvedPlacement
+from retrobench.memory.pool import PooledStore, make_store, plan_store
+from retrobench.memory.selection import Everything, Spans, Tokens
+from retrobench.memory.store import ResidentStore
+from tests.support import build, kv_shape, prompt_layer
+
+PLACES, MANAGERS = ("gpu", "pinned", "cpu"), ("none", "host", "device")
+STORES = list(itertools.product(PLACES, MANAGERS))
+ARGS = AttentionArgs(scale=0.3)
+PROMPT, NEW = 200, 40
+
+
+def make_shape(pads=(0, 9)):
+    return kv_shape(pad_tokens=pads, layers=(0, 2), prompt_tokens=PROMPT, max_tokens=PROMPT + NEW)
+
+
+@pytest.mark.parametrize(("place", "manager"), STORES)
+@pytest.mark.parametrize("heads", [2, 4])
+def test_gather_equals_a_plain_store(place, manager, heads, poisoned_empty):
+    torch.manual_seed(0)
+    shape = make_shape()
+    config = PlacementConfig(placement=place, cache=manager, cache_frac=0.2, page_tokens=4)
+    plain, store = ResidentStore(shape), make_store(config, shape)
+    assert isinstance(store, ResidentStore) == (manager == "none")
+    for layer in shape.layers:
+        prompt = prompt_layer(None, *torch.randn(2, 2, 2, PROMPT, 8).unbind(0))
+        plain.load(layer, prompt), store.load(layer, prompt)
+        assert torch.equal(plain.keys(layer), store.keys(layer))
+    for step in range(NEW):
+        for layer in shape.layers:
+            kv = torch.randn(2, 2, 2, 1, 8).unbind(0)
+            plain.append(layer, *kv), store.append(layer, *kv)
+            assert torch.equal(plain.values(layer), store.values(layer))
+            assert torch.equal(plain.positions(layer), store.positions(layer))
+            token = torch.rand(2, heads, PROMPT + 1 + step).argsort(-1)[..., :30]
+            token = token.masked_fill(torch.rand(token.shape) < 0.2, -1)
+            pairs = zip(store.gather(layer, token), plain.gather(layer, token), strict=True)
+            for got, expected in pairs:
+                assert got.isfinite().all()
+                assert torch.equal(got[token >= 0], expected[token >= 0])
+    assert store.footprint() == plan_store(config, shape)
+    probe = CountingProbe()
+    store.report_counts(probe)
+    if manager != "none":
+        for layer in shape.layers:
+            moved = {name: probe.by_layer(name)[layer] for name in ("hits", "misses", "h2d")}
+            assert moved["hits"] > 0 and moved["h2d"] == moved["misses"] * 4 * 2 * 8 * 4
+    store.close()
+    assert store.footprint().total == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(StaticConfig, PlacementConfig):
+    """A selector that can offload."""
+
+    codec: str = option("none", "how the store writes vectors down")
+
+
+class Largest(ScoringIndex):
+    """Tokens with the largest keys, one set per KV head."""
+
+    def select(self, layer, q_BHTD, store, args):
+        return Tokens(token_BGR=self.best((store.keys(layer) * q_BHTD[:, ::2]).sum(-1)))
+
+
+class PerQueryHead(ScoringIndex):
+    """Each query head chooses for itself."""
+
+    def select(self, layer, q_BHTD, store, args):
+        keys = store.keys(layer).repeat_interleave(2, 1)
+        return Tokens(token_BGR=self.best((keys * q_BHTD).sum(-1)))
+
+
+class Ragged(ScoringIndex):
+    """The second KV head attends a third of what the first does."""
+
+    def select(self, layer, q_BHTD, store, args):
+        tokens = self.best((store.keys(layer) * q_BHTD[:, ::2]).sum(-1))
+        tokens[:, 1, tokens.shape[-1] // 3 :] = -1
+        return Tokens(token_BGR=tokens)
+
+
+class Blocks(Index):
+    """Runs of eight positions, every third one: what page methods choose."""
+
+    def select(self, layer, q_BHTD, store, args):
+        length, pads = store.length(layer), torch.tensor(self.shape.pad_tokens)
+        first = pads[:, None] + torch.arange(0, length, 8)
+        size = (length - first).clamp(0, 8)
+        chosen = torch.arange(0, first.shape[1], 3).expand(2, 2, -1).contiguous()
+        first, size = (x[:, None].expand(-1, 2, -1).int().contiguous() for x in (first, size))
+        return Spans(first_BGC=first, size_BGC=size, chosen_BGN=chosen.int())
+
+
+class Split(ScoringIndex):
+    """Half of the tokens exactly here, the other half as a part that was computed elsewhere."""
+
+    def select(self, layer, q_BHTD, store, args):
+        tokens = self.best((store.keys(layer) * q_BHTD[:, ::2]).sum(-1))
+        here, there = tokens[..., ::2], tokens[..., 1::2]
+        keys, values = store.gather(layer, there)
+        logit = q_BHTD.reshape(2, 2, 2, 8) @ keys.mT * args.scale
+        out, lse = partial(logit.masked_fill((there < 0)[:, :, None], -torch.inf), values)
+        return Tokens(token_BGR=here, partials=((out.flatten(1, 2), lse.flatten(1, 2)),))
+
+
+class Sampled(ScoringIndex):
+    """Every second token, weighted by two: a sampling estimator."""
+
+    def select(self, layer, q_BHTD, store, args):
+        tokens = self.best(store.keys(layer).sum(-1))[..., ::2]
+        weight = torch.full(tokens.shape, 2.0).log()
+        return Tokens(token_BGR=tokens, log_weight_BGR=weight)
+
+
+class Kept(Index):
+    """Evicts all but some tokens of the prompt, more of them in the first head."""
+
+    needs = Needs(prompt_queries=8)
+
+    def build(self, layer, store, prompt):
+        keep = (prompt.k_BGSD * prompt.q_BHWD[:, ::2, -1:]).sum(-1).topk(60, -1).indices
+        keep = keep.sort(-1).values
+        keep[:, 1, 30:] = -1
+        store.evict(layer, keep)
+
+    def select(self, layer, q_BHTD, store, args):
+        return Everything()
+
+
+class Shuffled(Index):
+    """Attends everything in another order."""
+
+    def build(self, layer, store, prompt):
+        order = torch.randperm(PROMPT, generator=torch.Generator().manual_seed(5))
+        store.reorder(layer, order.expand(2, 2, -1).contiguous())
+
+    def select(self, layer, q_BHTD, store, args):
+        return Everything()
+
+
+class All(Index):
+    """Attends everything."""
+
+    def select(self, layer, q_BHTD, store, args):
+        return Everything()
+
+
+INDEXES = [Largest, PerQueryHead, Ragged, Blocks, Split, Sampled, Kept, Shuffled]
+
+
+def outputs(index_class, **options):
+    """Outputs of 30 steps, and what was counted."""
+
+    class Selector(SelectiveMethod):
+        name = "selector"
+
+        def make_index(self):
+            return index_class(self.config, self.shape, self.budget)
+
+        def make_store(self):
+            if self.config.codec != "none":
+                return ResidentStore(self.shape, codec=self.config.codec)
+            return make_store(self.config, self.shape)
+
+    Selector.Config = Config
+    torch.manual_seed(1)
+    shape = make_shape()
+    config = Config(retrieval_frac=0.1, local_tokens=8, page_tokens=4, **options)
+    probe = CountingProbe()
+    method, out = Selector(config, shape, probe), []
+    kv = {layer: torch.randn(2, 2, 2, PROMPT + 30, 8) for layer in shape.layers}
+    q = torch.randn(2, 4, PROMPT + 30, 8)
+    layers = {layer: (q[:, :, :PROMPT], *kv[layer][..., :PROMPT, :]) for layer in kv}
+    build(method, layers, ARGS)
+    held = method.allocated()
+    for step in range(PROMPT, PROMPT + 30):
+        method.begin_step()
+        for layer in shape.layers:
+            one = slice(step, step + 1)
+            out.append(method.decode(layer, q[:, :, one], *kv[layer][..., one, :], ARGS))
+        method.end_step()
+    method.report_counts()
+    return torch.cat(out), probe.row(), held, (q, kv), method
+
+
+@pytest.mark.parametrize("index", INDEXES)
+def test_an_index_gives_the_same_output_on_every_store(index):
+    expected, counted, *_ = outputs(index)
+    for place, manager in STORES:
+        got, row, *_ = outputs(index, placement=place, cache=manager, cache_frac=0.15)
+        torch.testing.assert_close(got, expected, atol=2e-6, rtol=1e-5)
+        assert row["attended_tokens"] == pytest.approx(counted["attended_tokens"])
+        assert row["bytes_per_step"]["kv"] == counted["bytes_per_step"]["kv"]
+        gathers = index not in (Kept, Shuffled)
+        if manager != "none" and gathers:
+            assert 0 < row["hit_ratio"] < 1 and row["bytes_per_step"]["h2d"] > 0
+            assert set(row["hit_ratio_of_layer"]) == {"0", "2"}
+
+
+@pytest.mark.parametrize("index", INDEXES)
+def test_an_index_attends_what_it_says(index):
+    """Against softmax over the tokens, head by head."""
+    got, _, _, (q, kv), method = outputs(index)
+    step, layer = PROMPT + 29, 2
+    k, v = kv[layer][..., : PROMPT + 30, :].double()
+    selection = method.index.select(layer, q[:, :, step, None], method.store, ARGS)
+    for row, head in itertools.product(range(2), range(4)):
+        tokens = _tokens(index, method, selection, layer, q[:, :, step, None], row, head)
+        logit = k[row, head // 2, tokens] @ q[row, head, step].double() * ARGS.scale
+        weight = (logit + (0.6931471805599453 if index is Sampled else 0)).softmax(0)
+        expected = weight @ v[row, head // 2, tokens]
+        torch.testing.assert_close(
+            got.view(30, 2, 2, 4, 8)[-1, 1, row, head].double(), expected, atol=1e-5, rtol=1e-4
+        )
+
+
+def _tokens(index, method, selection, layer, query, row, head):
+    group, pad = head // 2, method.shape.pad_tokens[row]
+    if index is Split:  # both halves
+        selection = Largest.select(method.index, layer, query, method.store, ARGS)
+    if isinstance(selection, Everything):
+        position = method.store.positions(layer)[row, group]
+        return position[position >= 0].long()
+    if isinstance(selection, Spans):
+        first, size = selection.first_BGC[row, group], selection.size_BGC[row, group]
+        chosen = selection.chosen_BGN[row, group].tolist()
+        spans = [range(int(first[c]), int(first[c] + size[c])) for c in chosen]
+        return torch.tensor([t for span in spans for t in span if t >= pad])
+    token = selection.token_BGR[row, head if selection.token_BGR.shape[1] == 4 else group]
+    return token[token >= 0]
+
+
+def test_eviction_frees_bytes_and_ragged_heads_keep_their_own():
+    full, evicted = outputs(Shuffled)[2], outputs(Kept)[2]
+    assert evicted.total < 0.6 * full.total
+    _, row, *_ = outputs(Kept)
+    # 60 and 30 kept tokens, those of the padding left out, and up to 30 new ones
+    assert row["attended_tokens"] == pytest.approx(45 + 15.5, abs=3)
+
+
+@pytest.mark.parametrize(
+    ("codec", "tolerance", "share"), [("int8", 0.02, 0.32), ("int4", 0.3, 0.2)]
+)
+def test_quantised_vectors_are_near_and_counted_small(codec, tolerance, share):
+    expected, row, held, *_ = outputs(All)
+    got, small, less, *_ = outputs(All, codec=codec)
+    assert (got - expected).norm() < tolerance * expected.norm()
+    assert small["bytes_per_step"]["kv"] < share * row["bytes_per_step"]["kv"] * 1.2
+    assert less.total < 1.2 * share * held.total
+    vectors = torch.randn(3, 2, 11, 8)
+    store = ResidentStore(make_shape(), codec=codec)
+    again = store.codec.decode(store.codec.encode(vectors))
+    step = vectors.abs().amax(-1, keepdim=True) / store.codec.top
+    assert ((again - vectors).abs() <= 0.51 * step + 1e-2 * step).all()
+    assert ResidentStore.plan(make_shape(), codec=codec) == less
+
+
+def test_both_managers_count_the_same_and_less_than_the_bound():
+    rows = [outputs(Largest, cache=manager, cache_frac=0.15)[1] for manager in ("host", "device")]
+    assert rows[0]["pages_per_step"] == rows[1]["pages_per_step"]
+    shape = make_shape()
+    config = PlacementConfig(cache="host", cache_frac=0.15, page_tokens=4, cache_bound=True)
+    store = make_store(config, shape)
+    assert isinstance(store, PooledStore) and store.cache is not None
+    store.load(0, prompt_layer(None, *torch.randn(2, 2, 2, PROMPT, 8).unbind(0)))
+    for _ in range(20):
+        store.gather(0, torch.rand(2, 2, PROMPT).argsort(-1)[..., :20])
+    store.report_counts(CountingProbe())
+    stats = store.cache.stats()
+    assert 0 < stats["hit_ratio"] <= stats["best_hit_ratio"] < 1
+
+
+def test_everything_is_full_attention_whatever_the_order():
+    got, _, _, (q, kv), _ = outputs(Shuffled)
+    k, v = kv[0][..., : PROMPT + 1, :]
+    expected = dense_decode(q[:, :, PROMPT, None], k, v, ARGS, (0, 9))
+    torch.testing.assert_close(got.view(30, 2, 2, 4, 8)[0, 0], expected[:, :, 0])
+
+
+def test_auto_and_impossible_combinations():
+    assert ResolvedPlacement.of(PlacementConfig(placement="auto"), "cpu").place == "cpu"
+    on_gpu = ResolvedPlacement.of(PlacementConfig(placement="auto"), "cuda:0")
+    assert (on_gpu.place, on_gpu.manager) == ("pinned", "device")
+    assert ResolvedPlacement.of(PlacementConfig(), "cuda").manager == "none"
+    fifo = PlacementConfig(placement="pinned", eviction="fifo")
+    assert ResolvedPlacement.of(fifo, "cuda").manager == "host"
+    with pytest.raises(ValueError, match="cache=host"):
+        ResolvedPlacement.of(PlacementConfig(cache="device", eviction="lfu"), "cpu")
