@@ -17,22 +17,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from retrobench_kernels.dispatch import takes
 from retrobench_kernels.triton_common import (
-    NEVER,
     Splits,
     absorb,
-    dot,
+    absorb_tokens,
     exact_tiles,
-    group_rows,
+    fresh_softmax,
+    group_constants,
     head_stride,
     load_group,
     num_splits,
-    soft_cap,
     store_split,
     tile_tokens,
     unsupported,
 )
-from retrobench_kernels.wave_attention.zones import Estimation, PageCache, Pool, Steady
+from retrobench_kernels.wave_attention.zones import Estimation, PageCache, Pool, WaveArgs
 
 __all__ = ["PageList", "attend_pages", "page_list", "unsupported", "wave_attention"]
 
@@ -98,7 +98,6 @@ def _retrieved_zone(
     """Every ``splits``-th tile of the page list; pointers are those of this head."""
     lane = tl.arange(0, TILE)
     dim = tl.arange(0, q.shape[1])
-    one = tl.full([TILE], 1.0, tl.float32)
     pages: tl.constexpr = TILE // PAGE
     for i in range(split, tl.cdiv(count, pages), splits):
         at = i * pages + lane // PAGE
@@ -128,9 +127,7 @@ def _retrieved_zone(
             admit = mask & (source < -1)[:, None]
             tl.store(k_slot[:, None] + dim[None, :], k, mask=admit)
             tl.store(v_slot[:, None] + dim[None, :], v, mask=admit)
-        logit = soft_cap(dot(q, tl.trans(k)) * scale, cap, CAPPED)
-        logit = tl.where(keep[None, :], logit, float("-inf"))
-        top, total, acc = absorb(top, total, acc, logit, one, v)
+        top, total, acc = absorb_tokens(q, top, total, acc, k, v, keep, scale, cap, CAPPED)
     return top, total, acc
 
 
@@ -179,9 +176,7 @@ def attend_kernel(
     split = tl.program_id(1)
     head = h.to(tl.int64)
     q = load_group(q_ptr, h, GROUP, ROWS, DIM, DIM_PAD)
-    top = tl.full([ROWS], NEVER, tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    acc = tl.zeros([ROWS, DIM_PAD], tl.float32)
+    top, total, acc = fresh_softmax(ROWS, DIM_PAD)
     count = tl.load(count_ptr + h)
     top, total, acc = _retrieved_zone(
         q, top, total, acc, k_pool_ptr + head * pool_stride, v_pool_ptr + head * pool_stride,
@@ -232,24 +227,15 @@ def page_list(pool: Pool, retrieved_BGR: Tensor, cache: PageCache | None) -> Pag
 
 
 def attend_pages(
-    q_BHD: Tensor,
-    steady: Steady,
-    pool: Pool,
-    pages: PageList,
-    scale: float,
-    *,
-    estimation: Estimation | None = None,
-    cache: PageCache | None = None,
-    softcap: float = 0.0,
-    splits: int | None = None,
+    args: WaveArgs, pages: PageList, splits: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """``(o_BHD, lse_BH)`` over the three zones; admits pages as ``pages.source_BGN`` says."""
-    batch, heads, dim = q_BHD.shape
-    groups = pool.k_BGSD.shape[1]
+    q_BHD, steady, pool, _, scale, estimation, cache, softcap = args
+    batch, groups, _, dim = pool.k_BGSD.shape
     splits = splits or num_splits(batch * groups, q_BHD.device)
     tile, stages = tile_tokens(dim, pool.k_BGSD.dtype)
     page_tokens = 1 if cache is None else cache.page_tokens
-    assert tile % page_tokens == 0 and q_BHD.is_contiguous()
+    assert tile % page_tokens == 0
     for k, v in ((steady.k_BGWD, steady.v_BGWD), (pool.k_BGSD, pool.v_BGSD)):
         assert head_stride(k) == head_stride(v)
     part = Splits(q_BHD, groups, splits)
@@ -268,29 +254,14 @@ def attend_pages(
         0 if cache is None else head_stride(cache.k_BGQD), pages.page_BGN.shape[2],
         zone.cluster_BGE.shape[2], zone.logit_BHC.shape[-1], head_stride(zone.value_sum_BGCD),
         head_stride(pool.size_BGC), scale, softcap, splits,
-        HEADS=groups, GROUP=heads // groups, ROWS=group_rows(q_BHD, groups),
-        DIM=dim, DIM_PAD=triton.next_power_of_2(dim), PAGE=page_tokens, TILE=tile,
+        HEADS=groups, PAGE=page_tokens, TILE=tile, **group_constants(q_BHD, groups),
         CACHED=cache is not None, ESTIMATE=estimation is not None, CAPPED=softcap > 0,
         num_warps=4, num_stages=stages,
     )  # fmt: skip
     return part.merge(q_BHD)
 
 
-def wave_attention(
-    q_BHD: Tensor,
-    steady: Steady,
-    pool: Pool,
-    retrieved_BGR: Tensor,
-    scale: float,
-    *,
-    estimation: Estimation | None = None,
-    cache: PageCache | None = None,
-    softcap: float = 0.0,
-    splits: int | None = None,
-) -> tuple[Tensor, Tensor]:
+@takes(WaveArgs)
+def wave_attention(args: WaveArgs, *, splits: int | None = None) -> tuple[Tensor, Tensor]:
     """See ``naive.py``."""
-    pages = page_list(pool, retrieved_BGR, cache)
-    return attend_pages(
-        q_BHD, steady, pool, pages, scale,
-        estimation=estimation, cache=cache, softcap=softcap, splits=splits,
-    )  # fmt: skip
+    return attend_pages(args, page_list(args.pool, args.retrieved_BGR, args.cache), splits)
