@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+_FOUR = ctypes.c_int64 * 4
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as the C++ code numbers them
 
 
-def addresses(*tensors: Tensor | None) -> list[int | None]:
-    """Addresses of the tensors' data (None for no tensor).
-
-    The caller must hold the tensors until the C++ function returns.
-    """
-    return [None if x is None else x.data_ptr() for x in tensors]
+def addresses(*tensors: Tensor) -> Iterator[int]:
+    """Addresses of the tensors' data; the caller holds the tensors until C++ has returned."""
+    return map(Tensor.data_ptr, tensors)
 
 
-def strides(*tensors: Tensor) -> ctypes.Array[ctypes.c_int64]:
-    """The first two strides of every tensor, one after another, in elements."""
-    flat = [step for x in tensors for step in x.stride()[:2]]
-    return (ctypes.c_int64 * len(flat))(*flat)
+def strides(first: Tensor, second: Tensor) -> ctypes.Array[ctypes.c_int64]:
+    """The first two strides of both tensors, in elements."""
+    return _FOUR(*first.stride()[:2], *second.stride()[:2])
 
 
 def rows(tensor: Tensor) -> Tensor:
     """The tensor, with rows of the last two axes packed (a copy only if they are not)."""
-    packed = tensor.stride(-1) == 1 and tensor.stride(-2) == tensor.shape[-1]
+    packed = tensor.stride()[-2:] == (tensor.shape[-1], 1)
     return tensor if packed else tensor.contiguous()
 
 

@@ -57,11 +57,13 @@ def takes(
     field (``splits`` of a Triton form) reach the function as they are.
     """
     signature = inspect.signature(bundle)
-    fields = signature.parameters.keys()
+    fields = frozenset(signature.parameters)
 
     def decorate(function: Callable[Concatenate[Bundle, ...], Result]) -> Callable[P, Result]:
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> Result:
+            if fields.issuperset(kwargs):
+                return function(bundle(*args, **kwargs))
             extra = {key: kwargs.pop(key) for key in kwargs.keys() - fields}
             return function(bundle(*args, **kwargs), **extra)
 
@@ -76,7 +78,8 @@ def _fast(folder: str, tensor: Tensor) -> ModuleType | None:
     choice = os.environ.get(_VARIABLE, "auto")
     if choice not in ("auto", "naive"):
         raise ValueError(f"{_VARIABLE}={choice}: use auto or naive")
-    kind = _FAST.get(tensor.device.type)
+    device = "cpu" if tensor.is_cpu else tensor.device.type  # reading the device takes longer
+    kind = _FAST.get(device)
     if choice == "naive" or kind is None:
         return None
     module = form_module(folder, kind)

@@ -29,18 +29,19 @@ def cluster_select(
     args: SelectArgs, *, library: ctypes.CDLL | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As ``naive.cluster_select``; the sets come in ascending order."""
-    batch, heads, dim = args.q_BHD.shape
-    groups, capacity = args.centroid_BGCD.shape[1:3]
-    centroid, size = rows(args.centroid_BGCD), table(args.size_BGC)
-    q, exact_bf16 = query_as_is(args.q_BHD)
-    counts = [int32(x) for x in (args.num_clusters_B, args.retrieved_B, args.estimated_B)]
-    best = torch.empty(batch, groups, args.max_retrieved, dtype=torch.int32)
-    rest = torch.empty(batch, groups, args.max_estimated, dtype=torch.int32)
+    q_BHD, centroid_BGCD, size_BGC, *counts_B, scale, max_retrieved, max_estimated, softcap = args
+    batch, heads, dim = q_BHD.shape
+    groups, capacity = centroid_BGCD.shape[1:3]
+    centroid, size = rows(centroid_BGCD), table(size_BGC)
+    q, exact_bf16 = query_as_is(q_BHD)
+    counts = [*map(int32, counts_B)]
+    best = torch.empty(batch, groups, max_retrieved, dtype=torch.int32)
+    rest = torch.empty(batch, groups, max_estimated, dtype=torch.int32)
     logit = torch.empty(batch, heads, capacity)
     native.loaded(library).retrobench_cluster_select(
         *addresses(q, centroid, size, *counts, best, rest, logit),
-        batch, groups, heads // groups, capacity, args.max_retrieved, args.max_estimated, dim,
-        args.scale, args.softcap, strides(centroid, size),
+        batch, groups, heads // groups, capacity, max_retrieved, max_estimated, dim,
+        scale, softcap, strides(centroid, size),
         DTYPES[centroid.dtype], exact_bf16, torch.get_num_threads(),
     )  # fmt: skip
     return best, rest, logit

@@ -12,16 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from retrobench_kernels import triton_common as common
 from retrobench_kernels.cluster_select.naive import SelectArgs
 from retrobench_kernels.dispatch import takes
-from retrobench_kernels.triton_common import (
-    dot,
-    group_constants,
-    head_stride,
-    load_rows,
-    soft_cap,
-    unsupported,
-)
+from retrobench_kernels.triton_common import head_stride, unsupported
 
 __all__ = ["cluster_select", "unsupported"]
 
@@ -45,13 +39,13 @@ def score_kernel(
     size = tl.load(size_ptr + h.to(tl.int64) * size_stride + cluster, mask=cluster < used, other=0)
     exists = size > 0
     centroid_ptr += h.to(tl.int64) * centroid_stride
-    c = load_rows(centroid_ptr, cluster, cluster < used, DIM, DIM_PAD)
+    c = common.load_rows(centroid_ptr, cluster, cluster < used, DIM, DIM_PAD)
     at = (h * GROUP + row)[None, :] * DIM + dim[:, None]
     q = tl.load(q_ptr + at, mask=(row < GROUP)[None, :] & (dim < DIM)[:, None], other=0.0)
     if c.dtype != q.dtype:
         c = c.to(tl.float32)
         q = q.to(tl.float32)
-    logit = soft_cap(dot(c, q) * scale, cap, CAPPED)
+    logit = common.soft_cap(common.dot(c, q) * scale, cap, CAPPED)
     logit = tl.where(exists[:, None], logit, float("-inf"))
     at = (h * GROUP + row).to(tl.int64)[None, :] * clusters + cluster[:, None]
     tl.store(logit_ptr + at, logit, mask=(cluster < clusters)[:, None] & (row < GROUP)[None, :])
@@ -289,7 +283,7 @@ def _scores(args: SelectArgs) -> Tensor:
     score_kernel[(triton.cdiv(capacity, tile), batch * groups)](
         q_BHD, centroid, size, args.num_clusters_B, logit,
         capacity, head_stride(centroid), head_stride(size), args.scale, args.softcap,
-        HEADS=groups, TILE=tile, CAPPED=args.softcap > 0, **group_constants(q_BHD, groups),
+        HEADS=groups, TILE=tile, CAPPED=args.softcap > 0, **common.group_constants(q_BHD, groups),
         num_warps=4,
     )  # fmt: skip
     return logit

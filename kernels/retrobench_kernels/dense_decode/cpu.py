@@ -27,7 +27,8 @@ def dense_decode(args: DenseArgs, *, library: ctypes.CDLL | None = None) -> tupl
     bounds = [None if x is None else int32(x) for x in (args.start_B, args.end_B)]
     out, lse = torch.empty(batch, heads, dim), torch.empty(batch, heads)
     native.loaded(library).retrobench_dense(
-        *addresses(q, k, v, *bounds, out, lse),
+        *addresses(q, k, v), *[None if x is None else x.data_ptr() for x in bounds],
+        *addresses(out, lse),
         batch, groups, heads // groups, tokens, dim, args.scale, args.softcap, strides(k, v),
         DTYPES[k.dtype], exact_bf16, splits(batch * groups, tokens), torch.get_num_threads(),
     )  # fmt: skip

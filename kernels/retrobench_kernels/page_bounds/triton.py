@@ -7,15 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from retrobench_kernels.triton_common import (
-    dot,
-    group_constants,
-    head_stride,
-    load_rows,
-    row_constants,
-    store_rows,
-    unsupported,
-)
+from retrobench_kernels import triton_common as common
+from retrobench_kernels.triton_common import head_stride, unsupported
 
 __all__ = ["page_extrema", "unsupported", "upper_bound"]
 
@@ -35,13 +28,13 @@ def extrema_kernel(
         token = page * page_size + i
         valid = (h // HEADS).to(tl.int64) * pages * page_size + token
         keep = tl.load(valid_ptr + valid, mask=page < pages, other=0) != 0
-        row = load_rows(k_ptr + head * k_stride, token.to(tl.int64), keep, DIM, DIM_PAD)
+        row = common.load_rows(k_ptr + head * k_stride, token.to(tl.int64), keep, DIM, DIM_PAD)
         k = row.to(tl.float32)
         low = tl.where(keep[:, None], tl.minimum(low, k), low)
         high = tl.where(keep[:, None], tl.maximum(high, k), high)
     at = head * pages + page
-    store_rows(low_ptr, at, page < pages, low.to(low_ptr.dtype.element_ty), DIM)
-    store_rows(high_ptr, at, page < pages, high.to(high_ptr.dtype.element_ty), DIM)
+    common.store_rows(low_ptr, at, page < pages, low.to(low_ptr.dtype.element_ty), DIM)
+    common.store_rows(high_ptr, at, page < pages, high.to(high_ptr.dtype.element_ty), DIM)
 
 
 @triton.jit
@@ -60,12 +53,12 @@ def bound_kernel(
     at = q_ptr + (h * GROUP + row)[None, :] * DIM + dim[:, None]
     q = tl.load(at, mask=(row < GROUP)[None, :] & wide[:, None], other=0.0)
     exists = page < pages
-    low = load_rows(low_ptr + head * low_stride, page.to(tl.int64), exists, DIM, DIM_PAD)
-    high = load_rows(high_ptr + head * high_stride, page.to(tl.int64), exists, DIM, DIM_PAD)
+    low = common.load_rows(low_ptr + head * low_stride, page.to(tl.int64), exists, DIM, DIM_PAD)
+    high = common.load_rows(high_ptr + head * high_stride, page.to(tl.int64), exists, DIM, DIM_PAD)
     # float32: the interpreter orders bfloat16 by its bits
     positive = tl.maximum(q.to(tl.float32), 0.0).to(q.dtype)
     negative = tl.minimum(q.to(tl.float32), 0.0).to(q.dtype)
-    bound = dot(high, positive) + dot(low, negative)
+    bound = common.dot(high, positive) + common.dot(low, negative)
     at = (h * GROUP + row).to(tl.int64)[None, :] * pages + page[:, None]
     tl.store(out_ptr + at, bound, mask=exists[:, None] & (row < GROUP)[None, :])
 
@@ -81,7 +74,7 @@ def page_extrema(k_BGSD: Tensor, page_size: int, valid_BS: Tensor) -> tuple[Tens
     tile = 16
     extrema_kernel[(triton.cdiv(pages, tile), batch * groups)](
         k_BGSD, valid, low, high, pages, page_size, head_stride(k_BGSD),
-        HEADS=groups, TILE=tile, **row_constants(dim), num_warps=4,
+        HEADS=groups, TILE=tile, **common.row_constants(dim), num_warps=4,
     )  # fmt: skip
     return low, high
 
@@ -94,6 +87,6 @@ def upper_bound(q_BHD: Tensor, low_BGCD: Tensor, high_BGCD: Tensor) -> Tensor:
     tile = 32 if dim > 128 or q_BHD.element_size() == 4 else 64
     bound_kernel[(triton.cdiv(pages, tile), batch * groups)](
         q_BHD, low_BGCD, high_BGCD, out, pages, head_stride(low_BGCD), head_stride(high_BGCD),
-        TILE=tile, **group_constants(q_BHD, groups), num_warps=4,
+        TILE=tile, **common.group_constants(q_BHD, groups), num_warps=4,
     )  # fmt: skip
     return out

@@ -7,15 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from retrobench_kernels import triton_common as common
 from retrobench_kernels.dispatch import takes
 from retrobench_kernels.page_select.naive import PageSelectArgs
-from retrobench_kernels.triton_common import (
-    group_constants,
-    head_stride,
-    load_group,
-    load_rows,
-    unsupported,
-)
+from retrobench_kernels.triton_common import head_stride, unsupported
 
 __all__ = ["page_select", "unsupported"]
 
@@ -36,12 +31,12 @@ def group_bound_kernel(
     h = tl.program_id(1)
     used = tl.load(used_ptr + h // HEADS)
     page = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    q = load_group(q_ptr, h, GROUP, ROWS, DIM, DIM_PAD).to(tl.float32)
+    q = common.load_group(q_ptr, h, GROUP, ROWS, DIM, DIM_PAD).to(tl.float32)
     up = tl.sum(tl.maximum(q, 0.0), 0)
     down = tl.sum(tl.minimum(q, 0.0), 0)
     base = h.to(tl.int64)
-    low = load_rows(low_ptr + base * low_stride, page, page < used, DIM, DIM_PAD)
-    high = load_rows(high_ptr + base * high_stride, page, page < used, DIM, DIM_PAD)
+    low = common.load_rows(low_ptr + base * low_stride, page, page < used, DIM, DIM_PAD)
+    high = common.load_rows(high_ptr + base * high_stride, page, page < used, DIM, DIM_PAD)
     bound = high.to(tl.float32) * up[None, :] + low.to(tl.float32) * down[None, :]
     bound = tl.sum(bound, 1)
     tl.store(total_ptr + base * pages + page, bound, mask=page < pages)
@@ -55,6 +50,6 @@ def page_select(args: PageSelectArgs) -> Tensor:
     bound = torch.empty(batch, groups, pages, dtype=torch.float32, device=q.device)
     group_bound_kernel[(triton.cdiv(pages, TILE), batch * groups)](
         q, low, high, args.num_pages_B, bound, pages, head_stride(low), head_stride(high),
-        HEADS=groups, TILE=TILE, **group_constants(q, groups, least=1), num_warps=4,
+        HEADS=groups, TILE=TILE, **common.group_constants(q, groups, least=1), num_warps=4,
     )  # fmt: skip
     return args.best(bound)

@@ -16,15 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from retrobench_kernels import triton_common as common
 from retrobench_kernels.dispatch import takes
 from retrobench_kernels.segmented_kmeans.lloyd import KMeansArgs, Segments, lloyd
-from retrobench_kernels.triton_common import (
-    dot,
-    head_stride,
-    load_rows,
-    row_constants,
-    unsupported,
-)
+from retrobench_kernels.triton_common import head_stride, unsupported
 
 __all__ = ["assign", "cluster_sums", "segmented_kmeans", "unsupported"]
 
@@ -51,7 +46,7 @@ def assign_kernel(
     lane = tl.arange(0, TILE)
     wide = dim < DIM
     inside = token < last_key
-    k = load_rows(k_ptr + head * k_stride, token.to(tl.int64), inside, DIM, DIM_PAD)
+    k = common.load_rows(k_ptr + head * k_stride, token.to(tl.int64), inside, DIM, DIM_PAD)
     best = tl.full([KEYS], float("-inf"), tl.float32)
     label = tl.zeros([KEYS], tl.int32)
     for start in range(first, last, TILE):
@@ -60,7 +55,7 @@ def assign_kernel(
         column = centroid_ptr + (head * clusters + cluster)[None, :] * DIM + dim[:, None]
         c = tl.load(column, mask=exists[None, :] & wide[:, None], other=0.0)
         bias = tl.load(bias_ptr + head * clusters + cluster, mask=exists, other=float("inf"))
-        score = dot(k, c) - bias[None, :]
+        score = common.dot(k, c) - bias[None, :]
         top = tl.max(score, 1)
         where = tl.where(score == top[:, None], lane[None, :], TILE)
         better = top > best
@@ -88,7 +83,7 @@ def sum_kernel(
     for start in range(0, size, TILE):
         inside = start + lane < size
         row = tl.load(order_ptr + head * tokens + first + start + lane, mask=inside, other=0)
-        x = load_rows(x_ptr + head * x_stride, row.to(tl.int64), inside, DIM, DIM_PAD)
+        x = common.load_rows(x_ptr + head * x_stride, row.to(tl.int64), inside, DIM, DIM_PAD)
         x = x.to(tl.float32) - mean[None, :]
         total += tl.sum(tl.where(inside[:, None], x, 0.0), 0)
     tl.store(sum_ptr + at * DIM + dim, total, mask=wide)
@@ -115,7 +110,7 @@ def assign(k_GSD: Tensor, mean_GD: Tensor, centroid_GCD: Tensor, tiles_N4: Tenso
     assign_kernel[(len(tiles_N4), groups)](
         k_GSD, rounded, bias_GC, tiles_N4, label,
         num_keys, centroid_GCD.shape[1], head_stride(k_GSD[None]),
-        KEYS=keys, TILE=tile, **row_constants(dim),
+        KEYS=keys, TILE=tile, **common.row_constants(dim),
         num_warps=8 if keys == 128 else 4, num_stages=stages,
     )  # fmt: skip
     return label
@@ -134,7 +129,7 @@ def cluster_sums(
     sum_kernel[(num_clusters, groups)](
         k_GSD, order, first, size, mean_GD, total,
         num_keys, num_clusters, head_stride(k_GSD[None]),
-        TILE=16, **row_constants(dim), num_warps=2,
+        TILE=16, **common.row_constants(dim), num_warps=2,
     )  # fmt: skip
     return total, size
 

@@ -17,21 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from retrobench_kernels import triton_common as common
 from retrobench_kernels.dispatch import takes
-from retrobench_kernels.triton_common import (
-    Splits,
-    absorb,
-    absorb_tokens,
-    exact_tiles,
-    fresh_softmax,
-    group_constants,
-    head_stride,
-    load_group,
-    num_splits,
-    store_split,
-    tile_tokens,
-    unsupported,
-)
+from retrobench_kernels.triton_common import head_stride, unsupported
 from retrobench_kernels.wave_attention.zones import Estimation, PageCache, Pool, WaveArgs
 
 __all__ = ["PageList", "attend_pages", "page_list", "unsupported", "wave_attention"]
@@ -127,7 +115,7 @@ def _retrieved_zone(
             admit = mask & (source < -1)[:, None]
             tl.store(k_slot[:, None] + dim[None, :], k, mask=admit)
             tl.store(v_slot[:, None] + dim[None, :], v, mask=admit)
-        top, total, acc = absorb_tokens(q, top, total, acc, k, v, keep, scale, cap, CAPPED)
+        top, total, acc = common.absorb_tokens(q, top, total, acc, k, v, keep, scale, cap, CAPPED)
     return top, total, acc
 
 
@@ -151,7 +139,7 @@ def _estimation_zone(
         at = tl.multiple_of(value_sum_ptr + cluster.to(tl.int64) * DIM, 16)
         mask = keep[:, None] & (dim < DIM)[None, :]
         value = tl.load(at[:, None] + dim[None, :], mask=mask, other=0.0)
-        top, total, acc = absorb(top, total, acc, logit, size, value)
+        top, total, acc = common.absorb(top, total, acc, logit, size, value)
     return top, total, acc
 
 
@@ -175,8 +163,8 @@ def attend_kernel(
     h = tl.program_id(0)
     split = tl.program_id(1)
     head = h.to(tl.int64)
-    q = load_group(q_ptr, h, GROUP, ROWS, DIM, DIM_PAD)
-    top, total, acc = fresh_softmax(ROWS, DIM_PAD)
+    q = common.load_group(q_ptr, h, GROUP, ROWS, DIM, DIM_PAD)
+    top, total, acc = common.fresh_softmax(ROWS, DIM_PAD)
     count = tl.load(count_ptr + h)
     top, total, acc = _retrieved_zone(
         q, top, total, acc, k_pool_ptr + head * pool_stride, v_pool_ptr + head * pool_stride,
@@ -188,7 +176,7 @@ def attend_kernel(
     tiles = tl.cdiv(count, TILE // PAGE)
     steady = tl.load(steady_ptr + h // HEADS)
     first = (split + splits - tiles % splits) % splits
-    top, total, acc = exact_tiles(
+    top, total, acc = common.exact_tiles(
         q, top, total, acc, k_steady_ptr + head * steady_stride,
         v_steady_ptr + head * steady_stride, 0, steady,
         first, tl.cdiv(steady, TILE), splits, scale, cap, DIM, TILE, CAPPED,
@@ -201,7 +189,7 @@ def attend_kernel(
             value_sum_ptr + head * value_sum_stride, size_ptr + head * size_stride,
             width_e, clusters, first, splits, GROUP, DIM, TILE,
         )  # fmt: skip
-    store_split(o_ptr, top_ptr, total_ptr, top, total, acc, h * splits + split, GROUP, DIM)
+    common.store_split(o_ptr, top_ptr, total_ptr, top, total, acc, h * splits + split, GROUP, DIM)
 
 
 def page_list(pool: Pool, retrieved_BGR: Tensor, cache: PageCache | None) -> PageList:
@@ -232,29 +220,28 @@ def attend_pages(
     """``(o_BHD, lse_BH)`` over the three zones; admits pages as ``pages.source_BGN`` says."""
     q_BHD, steady, pool, _, scale, estimation, cache, softcap = args
     batch, groups, _, dim = pool.k_BGSD.shape
-    splits = splits or num_splits(batch * groups, q_BHD.device)
-    tile, stages = tile_tokens(dim, pool.k_BGSD.dtype)
-    page_tokens = 1 if cache is None else cache.page_tokens
-    assert tile % page_tokens == 0
+    splits = splits or common.num_splits(batch * groups, q_BHD.device)
+    tile, stages = common.tile_tokens(dim, pool.k_BGSD.dtype)
+    fast = cache or PageCache(pages.page_BGN, pool.k_BGSD, pool.v_BGSD, 1)
+    assert tile % fast.page_tokens == 0
     for k, v in ((steady.k_BGWD, steady.v_BGWD), (pool.k_BGSD, pool.v_BGSD)):
         assert head_stride(k) == head_stride(v)
-    part = Splits(q_BHD, groups, splits)
-    fast = pool if cache is None else cache
+    part = common.Splits(q_BHD, groups, splits)
     source = pages.page_BGN if pages.source_BGN is None else pages.source_BGN
     zone = estimation or Estimation(pages.page_BGN[..., :0], part.top, pool.v_BGSD)
     if estimation is not None:
         assert zone.cluster_BGE.is_contiguous() and zone.logit_BHC.is_contiguous()
     attend_kernel[(batch * groups, splits)](
         q_BHD, steady.k_BGWD, steady.v_BGWD, steady.count_B,
-        pool.k_BGSD, pool.v_BGSD, fast[0 if cache is None else 1], fast[1 if cache is None else 2],
+        pool.k_BGSD, pool.v_BGSD, fast.k_BGQD, fast.v_BGQD,
         pages.page_BGN, pages.tokens_BGN, source, pages.count_BG,
         zone.cluster_BGE, zone.logit_BHC, zone.value_sum_BGCD, pool.size_BGC,
         part.o, part.top, part.total,
-        head_stride(steady.k_BGWD), head_stride(pool.k_BGSD),
-        0 if cache is None else head_stride(cache.k_BGQD), pages.page_BGN.shape[2],
+        head_stride(steady.k_BGWD), head_stride(pool.k_BGSD), head_stride(fast.k_BGQD),
+        pages.page_BGN.shape[2],
         zone.cluster_BGE.shape[2], zone.logit_BHC.shape[-1], head_stride(zone.value_sum_BGCD),
         head_stride(pool.size_BGC), scale, softcap, splits,
-        HEADS=groups, PAGE=page_tokens, TILE=tile, **group_constants(q_BHD, groups),
+        HEADS=groups, PAGE=fast.page_tokens, TILE=tile, **common.group_constants(q_BHD, groups),
         CACHED=cache is not None, ESTIMATE=estimation is not None, CAPPED=softcap > 0,
         num_warps=4, num_stages=stages,
     )  # fmt: skip
