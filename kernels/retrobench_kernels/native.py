@@ -22,14 +22,27 @@ import warnings
 from functools import cache
 from pathlib import Path
 
-import torch
 from torch import Tensor
+
+from retrobench_kernels import selfcheck
+from retrobench_kernels.cpu_common import DTYPES
 
 SOURCES = Path(__file__).parent / "_native"
 FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-ffp-contract=fast")
 FLAGS += ("-fno-math-errno", "-Wno-psabi")
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 HEAD_DIM_STEP = 32  # two of the widest vectors
+_TYPES = {"p": ctypes.c_void_p, "q": ctypes.c_int64, "i": ctypes.c_int32, "f": ctypes.c_float}
+# Parameters of the C++ functions: pointer, int64, int32, float. Keep in step with ``_native``.
+SIGNATURES = {
+    "assign": "ppppqqqipii",
+    "cluster_select": "pppppppppqqiqqqiffpiii",
+    "dense": "pppppppqqiqiffpiiii",
+    "gap_scores": "ppppqqqqqpiii",
+    "page_select": "ppppppqqqqiipii",
+    "read": "pqi",
+    "sums": "pppppqqqipii",
+    "wave": "p",
+}
 
 
 class BuildError(RuntimeError):
@@ -57,6 +70,13 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
+def loaded(given: ctypes.CDLL | None) -> ctypes.CDLL:
+    """The given library, else the one of this machine, which must exist."""
+    found = given or library()
+    assert found is not None
+    return found
+
+
 def load() -> ctypes.CDLL:
     """Build if needed, and load. BuildError or OSError if that fails."""
     compiler = _compiler()
@@ -72,14 +92,14 @@ def load() -> ctypes.CDLL:
 
 
 def _open(path: Path) -> ctypes.CDLL:
-    """The library with the types of its most frequent call told once: the arguments of a call are
-    then plain numbers, which matters where one call is tens of microseconds of work."""
+    """The library with the argument types of its functions told, so that calls pass numbers.
+
+    A call is tens of microseconds of work: wrapping each number in its ctypes type would cost as
+    much again.
+    """
     opened = ctypes.CDLL(str(path))
-    pointer, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-    opened.retrobench_cluster_select.argtypes = [
-        *[pointer] * 9, count, count, number, count, count, count, number,
-        ctypes.c_float, ctypes.c_float, pointer, number, number, number,
-    ]  # fmt: skip
+    for name, letters in SIGNATURES.items():
+        getattr(opened, f"retrobench_{name}").argtypes = [_TYPES[letter] for letter in letters]
     return opened
 
 
@@ -94,8 +114,6 @@ def cache_dir() -> Path:
 
 def _build(command: list[str], path: Path) -> None:
     """Compile next to ``path``, check against plain torch, then move into place."""
-    from retrobench_kernels.selfcheck import disagreements
-
     print("retrobench: compiling the CPU kernels (once)", file=sys.stderr)  # noqa: T201
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
@@ -105,7 +123,7 @@ def _build(command: list[str], path: Path) -> None:
         )
         if done.returncode:
             raise BuildError(f"{command[0]} failed: {done.stderr.strip()[-600:]}")
-        wrong = disagreements(_open(made))
+        wrong = selfcheck.disagreements(_open(made))
         if wrong:
             raise BuildError(f"the built kernels disagree with plain torch: {', '.join(wrong)}")
         made.replace(path)
@@ -141,46 +159,3 @@ def _cpu_features() -> str:
     except OSError:
         pass
     return platform.processor()
-
-
-def pointer(tensor: Tensor | None) -> int | None:
-    """Address of a tensor's data (None for no tensor)."""
-    return None if tensor is None else tensor.data_ptr()
-
-
-def rows(tensor: Tensor) -> Tensor:
-    """The tensor, with rows of the last two axes packed (a copy only if they are not)."""
-    packed = tensor.stride(-1) == 1 and tensor.stride(-2) == tensor.shape[-1]
-    return tensor if packed else tensor.contiguous()
-
-
-def int32(tensor: Tensor) -> Tensor:
-    """Contiguous int32; calls no torch operation where it already is."""
-    if tensor.dtype == torch.int32 and tensor.is_contiguous():
-        return tensor
-    return tensor.to(torch.int32).contiguous()
-
-
-def table(tensor: Tensor) -> Tensor:
-    """int32 whose last axis is packed; calls no torch operation where it already is."""
-    if tensor.dtype != torch.int32:
-        tensor = tensor.to(torch.int32)
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
-def query(q_BHD: Tensor) -> tuple[Tensor, int]:
-    """The query as contiguous float32, and whether bf16 dot products lose nothing of it."""
-    return q_BHD.float().contiguous(), int(q_BHD.dtype == torch.bfloat16)
-
-
-def query_as_is(q_BHD: Tensor) -> tuple[Tensor, int]:
-    """Like ``query``, for the kernels that also read bfloat16 (the flag says that it is)."""
-    if q_BHD.dtype != torch.bfloat16:
-        return query(q_BHD)
-    return q_BHD if q_BHD.is_contiguous() else q_BHD.contiguous(), 1
-
-
-def splits(heads: int, tokens: int, per_split: int = 1024) -> int:
-    """Into how many parts to cut each head so that all threads have work."""
-    wanted = -(-4 * torch.get_num_threads() // heads)
-    return max(1, min(wanted, tokens // per_split))

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: dot, running softmax, the merge of splits, layout checks.
+"""What the Triton kernels share: rows, dot, running softmax, the merge of splits, launch helpers.
 
 Conventions: one program serves one (row, KV head) pair ``h = row * G + head``; the GQA group is
 padded to at least 16 query rows because ``tl.dot`` needs them; sizes that change during decoding
@@ -31,11 +31,36 @@ def dot(a, b):
 
 
 @triton.jit
+def load_rows(base_ptr, row, keep, DIM: tl.constexpr, DIM_PAD: tl.constexpr):
+    """Rows of DIM values, ``[rows, DIM_PAD]``; 0 in the padding and where not kept."""
+    dim = tl.arange(0, DIM_PAD)
+    mask = keep[:, None] & (dim < DIM)[None, :]
+    return tl.load(base_ptr + row[:, None] * DIM + dim[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def store_rows(base_ptr, row, keep, value, DIM: tl.constexpr):
+    """The kept rows of ``value[rows, padded dim]``."""
+    dim = tl.arange(0, value.shape[1])
+    mask = keep[:, None] & (dim < DIM)[None, :]
+    tl.store(base_ptr + row[:, None] * DIM + dim[None, :], value, mask=mask)
+
+
+@triton.jit
 def soft_cap(logit, cap, CAPPED: tl.constexpr):
     """``cap * tanh(logit / cap)`` where asked for (Gemma-2)."""
     if CAPPED:
         logit = cap * (1.0 - 2.0 / (tl.exp(2.0 * logit / cap) + 1.0))
     return logit
+
+
+@triton.jit
+def fresh_softmax(ROWS: tl.constexpr, DIM_PAD: tl.constexpr):
+    """Running softmax before anything was seen: maximum, denominator, weighted values."""
+    top = tl.full([ROWS], NEVER, tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, DIM_PAD], tl.float32)
+    return top, total, acc
 
 
 @triton.jit
@@ -59,9 +84,16 @@ def load_group(
 ):  # fmt: skip
     """Query rows of one KV head, zero-padded."""
     row = tl.arange(0, ROWS)
-    dim = tl.arange(0, DIM_PAD)
-    mask = (row < GROUP)[:, None] & (dim < DIM)[None, :]
-    return tl.load(q_ptr + (h * GROUP + row)[:, None] * DIM + dim[None, :], mask=mask, other=0.0)
+    return load_rows(q_ptr, h * GROUP + row, row < GROUP, DIM, DIM_PAD)
+
+
+@triton.jit
+def absorb_tokens(q, top, total, acc, k, v, keep, scale, cap, CAPPED: tl.constexpr):
+    """Absorb one tile of tokens, those that are kept."""
+    one = tl.full([k.shape[0]], 1.0, tl.float32)
+    logit = soft_cap(dot(q, tl.trans(k)) * scale, cap, CAPPED)
+    logit = tl.where(keep[None, :], logit, float("-inf"))
+    return absorb(top, total, acc, logit, one, v)
 
 
 @triton.jit
@@ -70,19 +102,12 @@ def exact_tiles(
     DIM: tl.constexpr, TILE: tl.constexpr, CAPPED: tl.constexpr,
 ):  # fmt: skip
     """Absorb tiles ``range(first, last, step)`` of contiguous tokens ``start <= s < end``."""
-    lane = tl.arange(0, TILE)
-    dim = tl.arange(0, q.shape[1])
-    one = tl.full([TILE], 1.0, tl.float32)
     for i in range(first, last, step):
-        token = i * TILE + lane
+        token = i * TILE + tl.arange(0, TILE)
         keep = (token >= start) & (token < end)
-        mask = keep[:, None] & (dim < DIM)[None, :]
-        at = token[:, None] * DIM + dim[None, :]
-        k = tl.load(k_ptr + at, mask=mask, other=0.0)
-        v = tl.load(v_ptr + at, mask=mask, other=0.0)
-        logit = soft_cap(dot(q, tl.trans(k)) * scale, cap, CAPPED)
-        logit = tl.where(keep[None, :], logit, float("-inf"))
-        top, total, acc = absorb(top, total, acc, logit, one, v)
+        k = load_rows(k_ptr, token, keep, DIM, q.shape[1])
+        v = load_rows(v_ptr, token, keep, DIM, q.shape[1])
+        top, total, acc = absorb_tokens(q, top, total, acc, k, v, keep, scale, cap, CAPPED)
     return top, total, acc
 
 
@@ -92,12 +117,10 @@ def store_split(
 ):  # fmt: skip
     """Keep a split's running softmax for the merge."""
     row = tl.arange(0, acc.shape[0])
-    dim = tl.arange(0, acc.shape[1])
     out = place * GROUP + row
     tl.store(top_ptr + out, top, mask=row < GROUP)
     tl.store(total_ptr + out, total, mask=row < GROUP)
-    mask = (row < GROUP)[:, None] & (dim < DIM)[None, :]
-    tl.store(o_ptr + out.to(tl.int64)[:, None] * DIM + dim[None, :], acc, mask=mask)
+    store_rows(o_ptr, out.to(tl.int64), row < GROUP, acc, DIM)
 
 
 @triton.jit
@@ -108,17 +131,16 @@ def merge_kernel(
     """Log-sum-exp merge of the splits of one query head; nothing attended gives 0 and -inf."""
     head = tl.program_id(0)
     split = tl.arange(0, SPLIT_PAD)
-    dim = tl.arange(0, DIM_PAD)
     keep = split < splits
     row = ((head // GROUP) * splits + split) * GROUP + head % GROUP
     top = tl.load(top_ptr + row, mask=keep, other=NEVER)
     total = tl.load(total_ptr + row, mask=keep, other=0.0)
     best = tl.max(top, 0)
     weight = tl.where(total > 0, tl.exp(top - best), 0.0)
-    mask = keep[:, None] & (dim < DIM)[None, :]
-    part = tl.load(o_ptr + row.to(tl.int64)[:, None] * DIM + dim[None, :], mask=mask, other=0.0)
+    part = load_rows(o_ptr, row.to(tl.int64), keep, DIM, DIM_PAD)
     whole = tl.sum(total * weight, 0)
     out = tl.sum(part * weight[:, None], 0) / tl.where(whole > 0, whole, 1.0)
+    dim = tl.arange(0, DIM_PAD)
     tl.store(out_ptr + head * DIM + dim, out.to(out_ptr.dtype.element_ty), mask=dim < DIM)
     lse = tl.where(whole > 0, best + tl.log(tl.where(whole > 0, whole, 1.0)), float("-inf"))
     tl.store(lse_ptr + head, lse)
@@ -142,8 +164,8 @@ class Splits:
         lse = torch.empty(batch, heads, dtype=torch.float32, device=q_BHD.device)
         merge_kernel[(batch * heads,)](
             self.o, self.top, self.total, out, lse, self.splits,
-            GROUP=self.group, DIM=dim, DIM_PAD=triton.next_power_of_2(dim),
-            SPLIT_PAD=triton.next_power_of_2(self.splits), num_warps=4,
+            GROUP=self.group, SPLIT_PAD=triton.next_power_of_2(self.splits), **row_constants(dim),
+            num_warps=4,
         )  # fmt: skip
         return out, lse
 
@@ -169,9 +191,22 @@ def num_splits(programs: int, device: torch.device, most: int = 64) -> int:
     return max(1, min(most, target // programs))
 
 
-def group_rows(q_BHD: Tensor, num_kv_heads: int) -> int:
-    """Query rows of one KV head as padded for ``tl.dot``."""
-    return max(16, triton.next_power_of_2(q_BHD.shape[1] // num_kv_heads))
+def row_constants(dim: int) -> dict[str, int]:
+    """Constants of a kernel that reads rows of ``dim`` values."""
+    return {"DIM": dim, "DIM_PAD": triton.next_power_of_2(dim)}
+
+
+def group_constants(q_BHD: Tensor, num_kv_heads: int, least: int = 16) -> dict[str, int]:
+    """Constants of a kernel that reads the query rows of one KV head, padded for ``tl.dot``."""
+    assert q_BHD.is_contiguous()
+    group = q_BHD.shape[1] // num_kv_heads
+    padded = max(least, triton.next_power_of_2(group))
+    return {"GROUP": group, "ROWS": padded, **row_constants(q_BHD.shape[2])}
+
+
+def addressable(tensor: Tensor, device: torch.device) -> bool:
+    """Whether kernels on ``device`` can address the tensor: it is there, or pinned host memory."""
+    return tensor.device == device or tensor.is_pinned()
 
 
 def head_stride(tensor: Tensor) -> int:

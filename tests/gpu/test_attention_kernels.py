@@ -9,7 +9,7 @@ from retrobench_kernels.cluster_select import naive as select_naive
 from retrobench_kernels.dense_decode import naive as dense_naive
 from retrobench_kernels.page_select import naive as page_naive
 from retrobench_kernels.wave_attention import naive as wave_naive
-from retrobench_kernels.wave_attention.zones import Estimation, PageCache, Steady
+from retrobench_kernels.wave_attention.zones import Estimation, PageCache, Steady, WaveArgs
 
 pytestmark = needs_triton
 
@@ -163,7 +163,8 @@ def test_admitted_pages_are_copied_to_their_slot():
         torch.zeros(1, dtype=torch.int32, device=DEVICE),
     )
     q = random_tensor(1, 4, 64)
-    got = attend_pages(q, steady, index.pool, pages, 1.0, cache=cache, splits=2)
+    args = WaveArgs(q, steady, index.pool, retrieved, 1.0, cache=cache)
+    got = attend_pages(args, pages, splits=2)
     expected = wave_naive.wave_attention(q, steady, index.pool, retrieved, 1.0)
     torch.testing.assert_close(got[0], expected[0], atol=1e-5, rtol=1e-5)
     for g in range(2):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from kernel_parity import DEVICE, TOLERANCE, needs_triton, poisoned, random_index, random_tensor
 from retrobench_kernels.page_lru import naive
-from retrobench_kernels.wave_attention.zones import Steady
+from retrobench_kernels.wave_attention.zones import CacheTable, Steady
 
 pytestmark = needs_triton
 BATCH, GROUPS, PAGES = 2, 2, 120
@@ -20,6 +20,11 @@ class Table:
         self.slot = torch.full((BATCH, GROUPS, PAGES), -1, **shape)
         self.page = torch.full((BATCH, GROUPS, slots), -1, **shape)
         self.stamp = torch.full((BATCH, GROUPS, slots), -1, **shape)
+
+    def bookkeeping(self, now, tally):
+        """The tables of a cache without vectors."""
+        nothing = torch.empty(0)
+        return CacheTable(self.slot, self.page, self.stamp, now, tally, nothing, nothing, 1)
 
     def same(self, other):
         return all(torch.equal(getattr(self, n), getattr(other, n)) for n in vars(self))
@@ -66,7 +71,7 @@ def test_one_launch_equals_lookup_and_admit():
         count = torch.tensor([[13, 4], [0, 9]], dtype=torch.int32, device=DEVICE)
         listed = torch.arange(13, device=DEVICE) < count[..., None]
         with poisoned():
-            source = page_step(page, count, ours.slot, ours.page, ours.stamp, now, tally)
+            source = page_step(page, count, ours.bookkeeping(now, tally))
         masked = page.masked_fill(~listed, -1)
         slot, victim = naive.page_lru(masked, theirs.slot, theirs.stamp, now)
         naive.page_admit(masked, victim, theirs.slot, theirs.page, theirs.stamp, now)
@@ -92,7 +97,6 @@ def test_copy_pages():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_cached_step_equals_naive(dtype):
-    from retrobench_kernels.wave_step import CacheTable
     from retrobench_kernels.wave_step import naive as step_naive
     from retrobench_kernels.wave_step.triton import wave_step
 

@@ -8,6 +8,7 @@ from kernel_parity import DEVICE, TOLERANCE, needs_triton, poisoned, random_tens
 from retrobench_kernels.cluster_layout import naive as layout_naive
 from retrobench_kernels.page_bounds import naive as bounds_naive
 from retrobench_kernels.segmented_kmeans import naive as kmeans_naive
+from retrobench_kernels.segmented_kmeans.lloyd import Segment
 
 pytestmark = needs_triton
 
@@ -16,15 +17,15 @@ pytestmark = needs_triton
     ("dtype", "dim"), [(torch.float32, 64), (torch.float16, 96), (torch.bfloat16, 128)]
 )
 def test_assign_picks_a_best_centroid_of_its_segment(dtype, dim):
-    from retrobench_kernels.segmented_kmeans.triton import _key_tiles, assign
+    from retrobench_kernels.segmented_kmeans.triton import assign, key_tiles
 
     k, centroid = random_tensor(2, 150, dim, dtype=dtype), random_tensor(2, 90, dim, dtype=dtype)
     mean = random_tensor(2, dim)
-    ranges = [((0, 70), (0, 75)), ((70, 150), (75, 90))]
+    segments = Segment(0, 70, 0, 75), Segment(70, 150, 75, 90)
     with poisoned():
-        label = assign(k, centroid, mean, _key_tiles(ranges, k)).long()
+        label = assign(k, mean, centroid, key_tiles(segments, k)).long()
     score = (k.double() - mean.double()[:, None]) @ centroid.double().transpose(1, 2)
-    for (start, end), (first, last) in ranges:
+    for start, end, first, last in segments:
         part = score[:, start:end, first:last]
         chosen = label[:, start:end] - first
         assert ((chosen >= 0) & (chosen < last - first)).all()
@@ -39,7 +40,7 @@ def test_cluster_sums():
     label = torch.randint(0, 9, (2, 61), device=DEVICE).int()
     label[label == 4] = 5
     with poisoned():
-        total, size = cluster_sums(x, label, 9, mean)
+        total, size = cluster_sums(x, mean, label, 9)
     expected = torch.zeros(2, 9, 24, dtype=torch.float64, device=DEVICE)
     spread = label.long()[..., None].expand(-1, -1, 24)
     expected.scatter_add_(1, spread, x.double() - mean.double()[:, None])

@@ -15,6 +15,7 @@ from retrobench_kernels.page_select import cpu as page_cpu
 from retrobench_kernels.page_select import naive as page_naive
 from retrobench_kernels.segmented_kmeans import cpu as kmeans_cpu
 from retrobench_kernels.segmented_kmeans import naive as kmeans_naive
+from retrobench_kernels.segmented_kmeans.lloyd import Segment
 from retrobench_kernels.wave_attention import cpu as wave_cpu
 from retrobench_kernels.wave_attention import naive as wave_naive
 from retrobench_kernels.wave_attention.zones import Estimation, PageCache
@@ -182,7 +183,7 @@ def test_kmeans_assign_and_sums(dtype, dim):
     k, mean = torch.randn(2, 101, dim).to(dtype), torch.randn(2, dim)
     centroid = torch.randn(2, 37, dim)
     x = k.float() - mean[:, None]
-    label = kmeans_cpu.assign(k, mean, centroid)
+    label = kmeans_cpu.assign(k, mean, centroid, (Segment(0, 101, 0, 37),))
     score = x @ centroid.transpose(-1, -2)
     chosen_score = score.gather(-1, label[..., None].long())[..., 0]
     torch.testing.assert_close(chosen_score, score.amax(-1), atol=1e-3, rtol=1e-4)

@@ -43,5 +43,9 @@ def cluster_layout(cluster_GS: Tensor, num_clusters: int, page_tokens: int = 1) 
 
 
 def place_tokens(kv_GSD: Tensor, layout: Layout, pool_GSD: Tensor) -> None:
-    """Write the tokens into the pool at their positions; the padding between keeps its content."""
-    pool_GSD.scatter_(1, layout.target_GS[..., None].expand_as(kv_GSD), kv_GSD)
+    """Write the tokens into the pool at their positions; the padding between keeps its content.
+
+    The pool may be on another device than the tokens: they move there first.
+    """
+    kv, target = (x.to(pool_GSD.device) for x in (kv_GSD, layout.target_GS))
+    pool_GSD.scatter_(1, target[..., None].expand_as(kv), kv)

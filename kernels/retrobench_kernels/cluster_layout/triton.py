@@ -6,10 +6,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from retrobench_kernels.cluster_layout.naive import Layout, cluster_layout
+from retrobench_kernels import triton_common as common
+from retrobench_kernels.cluster_layout import naive
+from retrobench_kernels.cluster_layout.naive import Layout
 from retrobench_kernels.triton_common import head_stride, unsupported
 
-__all__ = ["Layout", "cluster_layout", "place_tokens", "unsupported"]
+__all__ = ["place_tokens", "unsupported"]
 
 
 @triton.jit
@@ -20,21 +22,20 @@ def place_kernel(
     """Copy one tile of tokens to their positions."""
     head = tl.program_id(1).to(tl.int64)
     token = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    dim = tl.arange(0, DIM_PAD)
     inside = token < tokens
     target = tl.load(target_ptr + head * tokens + token, mask=inside, other=0)
-    mask = inside[:, None] & (dim < DIM)[None, :]
-    at = kv_ptr + head * kv_stride + token.to(tl.int64)[:, None] * DIM + dim[None, :]
-    row = tl.load(at, mask=mask, other=0.0)
-    tl.store(pool_ptr + head * pool_stride + target[:, None] * DIM + dim[None, :], row, mask=mask)
+    row = common.load_rows(kv_ptr + head * kv_stride, token.to(tl.int64), inside, DIM, DIM_PAD)
+    common.store_rows(pool_ptr + head * pool_stride, target, inside, row, DIM)
 
 
 def place_tokens(kv_GSD: Tensor, layout: Layout, pool_GSD: Tensor) -> None:
-    """See ``naive.py``; the pool may be pinned host memory, which the GPU writes directly."""
+    """See ``naive.py``; the GPU writes a pinned pool itself, and torch one in pageable memory."""
+    if not common.addressable(pool_GSD, kv_GSD.device):
+        return naive.place_tokens(kv_GSD, layout, pool_GSD)
     groups, tokens, dim = kv_GSD.shape
     tile = 32
     place_kernel[(triton.cdiv(tokens, tile), groups)](
         kv_GSD, layout.target_GS.contiguous(), pool_GSD, tokens,
         head_stride(kv_GSD[None]), head_stride(pool_GSD[None]),
-        DIM=dim, DIM_PAD=triton.next_power_of_2(dim), TILE=tile, num_warps=4,
+        TILE=tile, **common.row_constants(dim), num_warps=4,
     )  # fmt: skip

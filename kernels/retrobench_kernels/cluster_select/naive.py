@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from retrobench_kernels.dense_decode.naive import logits
+from retrobench_kernels.dispatch import takes
 
 
-def cluster_select(
-    q_BHD: Tensor,
-    centroid_BGCD: Tensor,
-    size_BGC: Tensor,
-    num_clusters_B: Tensor,
-    retrieved_B: Tensor,
-    estimated_B: Tensor,
-    scale: float,
-    *,
-    max_retrieved: int,
-    max_estimated: int,
-    softcap: float = 0.0,
-) -> tuple[Tensor, Tensor, Tensor]:
+class SelectArgs(NamedTuple):
+    """Arguments of ``cluster_select``. A row has the first ``num_clusters_B`` of C clusters."""
+
+    q_BHD: Tensor
+    centroid_BGCD: Tensor
+    size_BGC: Tensor
+    num_clusters_B: Tensor
+    retrieved_B: Tensor
+    estimated_B: Tensor
+    scale: float
+    max_retrieved: int
+    max_estimated: int
+    softcap: float = 0.0
+
+
+@takes(SelectArgs)
+def cluster_select(args: SelectArgs) -> tuple[Tensor, Tensor, Tensor]:
     """Clusters to attend exactly, clusters to estimate, and all centroid logits.
 
     Rank: softmax of ``scale * q.c`` over the non-empty clusters of a row, per query head, summed
@@ -32,22 +39,22 @@ def cluster_select(
     ``logit_BHC`` is float32; entries of empty clusters and at or beyond ``num_clusters_B`` are
     undefined.
     """
-    batch, heads, dim = q_BHD.shape
-    groups, capacity = centroid_BGCD.shape[1:3]
-    q_BGND = q_BHD.reshape(batch, groups, heads // groups, dim)
-    logit = logits(q_BGND, centroid_BGCD, scale, softcap)
-    exists = torch.arange(capacity, device=q_BHD.device) < num_clusters_B[:, None, None]
-    exists = exists & (size_BGC > 0)
+    groups, capacity = args.centroid_BGCD.shape[1:3]
+    q_BGND = args.q_BHD.unflatten(1, (groups, -1))
+    logit = logits(q_BGND, args.centroid_BGCD, args.scale, args.softcap)
+    cluster = torch.arange(capacity, device=logit.device)
+    exists = (cluster < args.num_clusters_B[:, None, None]) & (args.size_BGC > 0)
     masked = logit.masked_fill(~exists[:, :, None], torch.finfo(torch.float32).min)
     score = masked.softmax(-1).sum(2).masked_fill(~exists, -1.0)
-    most = min(capacity, max_retrieved + max_estimated)
+    most = min(capacity, args.max_retrieved + args.max_estimated)
     value, cluster = score.topk(most, -1)
     cluster = cluster.int().masked_fill(value < 0, -1)
-    rank = torch.arange(most, device=q_BHD.device)
-    first, last = retrieved_B[:, None, None], (retrieved_B + estimated_B)[:, None, None]
-    retrieved = compact(cluster, rank < first, max_retrieved)
-    estimated = compact(cluster, (rank >= first) & (rank < last), max_estimated)
-    return retrieved, estimated, logit.reshape(batch, heads, capacity)
+    rank = torch.arange(most, device=logit.device)
+    first = args.retrieved_B[:, None, None]
+    last = first + args.estimated_B[:, None, None]
+    retrieved = compact(cluster, rank < first, args.max_retrieved)
+    estimated = compact(cluster, (rank >= first) & (rank < last), args.max_estimated)
+    return retrieved, estimated, logit.flatten(1, 2)
 
 
 def compact(cluster_BGK: Tensor, keep_BGK: Tensor, width: int) -> Tensor:

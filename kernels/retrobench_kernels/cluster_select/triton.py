@@ -12,13 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from retrobench_kernels.triton_common import (
-    dot,
-    group_rows,
-    head_stride,
-    soft_cap,
-    unsupported,
-)
+from retrobench_kernels import triton_common as common
+from retrobench_kernels.cluster_select.naive import SelectArgs
+from retrobench_kernels.dispatch import takes
+from retrobench_kernels.triton_common import head_stride, unsupported
 
 __all__ = ["cluster_select", "unsupported"]
 
@@ -41,14 +38,14 @@ def score_kernel(
     row = tl.arange(0, ROWS)
     size = tl.load(size_ptr + h.to(tl.int64) * size_stride + cluster, mask=cluster < used, other=0)
     exists = size > 0
-    at = h.to(tl.int64) * centroid_stride + cluster[:, None] * DIM + dim[None, :]
-    c = tl.load(centroid_ptr + at, mask=(cluster < used)[:, None] & (dim < DIM)[None, :], other=0.0)
+    centroid_ptr += h.to(tl.int64) * centroid_stride
+    c = common.load_rows(centroid_ptr, cluster, cluster < used, DIM, DIM_PAD)
     at = (h * GROUP + row)[None, :] * DIM + dim[:, None]
     q = tl.load(q_ptr + at, mask=(row < GROUP)[None, :] & (dim < DIM)[:, None], other=0.0)
     if c.dtype != q.dtype:
         c = c.to(tl.float32)
         q = q.to(tl.float32)
-    logit = soft_cap(dot(c, q) * scale, cap, CAPPED)
+    logit = common.soft_cap(common.dot(c, q) * scale, cap, CAPPED)
     logit = tl.where(exists[:, None], logit, float("-inf"))
     at = (h * GROUP + row).to(tl.int64)[None, :] * clusters + cluster[:, None]
     tl.store(logit_ptr + at, logit, mask=(cluster < clusters)[:, None] & (row < GROUP)[None, :])
@@ -239,55 +236,54 @@ def select_large_kernel(
     _pad(estimated_ptr, both - first, width_e, PAD_E)
 
 
+@takes(SelectArgs)
 def cluster_select(
-    q_BHD: Tensor,
-    centroid_BGCD: Tensor,
-    size_BGC: Tensor,
-    num_clusters_B: Tensor,
-    retrieved_B: Tensor,
-    estimated_B: Tensor,
-    scale: float,
-    *,
-    max_retrieved: int,
-    max_estimated: int,
-    softcap: float = 0.0,
-    in_registers: int = IN_REGISTERS,
+    args: SelectArgs, *, in_registers: int = IN_REGISTERS
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``naive.py``; here logits of absent clusters are -inf and lists in cluster order."""
-    batch, heads, dim = q_BHD.shape
-    groups, capacity = centroid_BGCD.shape[1:3]
-    group, rows, device = heads // groups, group_rows(q_BHD, groups), q_BHD.device
-    assert q_BHD.is_contiguous() and size_BGC.stride(-1) == 1
-    logit = torch.empty(batch, heads, capacity, dtype=torch.float32, device=device)
-    tile = 32 if centroid_BGCD.element_size() == 4 else 128 if dim <= 128 else 64
-    score_kernel[(triton.cdiv(capacity, tile), batch * groups)](
-        q_BHD, centroid_BGCD, size_BGC, num_clusters_B, logit,
-        capacity, head_stride(centroid_BGCD), head_stride(size_BGC), scale, softcap,
-        HEADS=groups, GROUP=group, ROWS=rows, DIM=dim, DIM_PAD=triton.next_power_of_2(dim),
-        TILE=tile, CAPPED=softcap > 0, num_warps=4,
+    logit = _scores(args)
+    batch, groups, capacity, _ = args.centroid_BGCD.shape
+    size = {"dtype": torch.int32, "device": logit.device}
+    retrieved = torch.empty(batch, groups, args.max_retrieved, **size)
+    estimated = torch.empty(batch, groups, args.max_estimated, **size)
+    lists = (
+        args.retrieved_B, args.estimated_B, retrieved, estimated,
+        capacity, args.max_retrieved, args.max_estimated,
     )  # fmt: skip
-    size = {"dtype": torch.int32, "device": device}
-    retrieved = torch.empty(batch, groups, max_retrieved, **size)
-    estimated = torch.empty(batch, groups, max_estimated, **size)
-    pads = {
-        "PAD_R": triton.next_power_of_2(max(1, max_retrieved)),
-        "PAD_E": triton.next_power_of_2(max(1, max_estimated)),
+    constants = {
+        "HEADS": groups,
+        "GROUP": logit.shape[1] // groups,
+        "PAD_R": triton.next_power_of_2(max(1, args.max_retrieved)),
+        "PAD_E": triton.next_power_of_2(max(1, args.max_estimated)),
     }
     if capacity <= in_registers:
         padded = triton.next_power_of_2(capacity)
+        warps = min(16, max(4, padded // 512))
         select_kernel[(batch * groups,)](
-            logit, retrieved_B, estimated_B, retrieved, estimated,
-            capacity, max_retrieved, max_estimated,
-            HEADS=groups, GROUP=group, CLUSTERS_PAD=padded, **pads,
-            num_warps=min(16, max(4, padded // 512)),
-        )  # fmt: skip
+            logit, *lists, CLUSTERS_PAD=padded, **constants, num_warps=warps
+        )
     else:
         key = torch.empty(batch, groups, capacity, **size)
-        top = torch.empty(batch, groups, 2, rows, dtype=torch.float32, device=device)
+        rows = triton.next_power_of_2(constants["GROUP"])
+        top = torch.empty(batch, groups, 2, rows, dtype=torch.float32, device=logit.device)
+        tile = min(4096, triton.next_power_of_2(in_registers))
         select_large_kernel[(batch * groups,)](
-            logit, key, top, retrieved_B, estimated_B, retrieved, estimated,
-            capacity, max_retrieved, max_estimated,
-            HEADS=groups, GROUP=group, ROWS=rows, **pads,
-            TILE=min(4096, triton.next_power_of_2(in_registers)), num_warps=16,
-        )  # fmt: skip
+            logit, key, top, *lists, ROWS=rows, TILE=tile, **constants, num_warps=16
+        )
     return retrieved, estimated, logit
+
+
+def _scores(args: SelectArgs) -> Tensor:
+    """Logits of all clusters, float32 ``BHC``."""
+    q_BHD, centroid, size, *_ = args
+    batch, groups, capacity, dim = centroid.shape
+    assert size.stride(-1) == 1
+    logit = torch.empty(*q_BHD.shape[:2], capacity, dtype=torch.float32, device=q_BHD.device)
+    tile = 32 if centroid.element_size() == 4 else 128 if dim <= 128 else 64
+    score_kernel[(triton.cdiv(capacity, tile), batch * groups)](
+        q_BHD, centroid, size, args.num_clusters_B, logit,
+        capacity, head_stride(centroid), head_stride(size), args.scale, args.softcap,
+        HEADS=groups, TILE=tile, CAPPED=args.softcap > 0, **common.group_constants(q_BHD, groups),
+        num_warps=4,
+    )  # fmt: skip
+    return logit

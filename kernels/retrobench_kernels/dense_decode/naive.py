@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from retrobench_kernels.dispatch import takes
 
-def dense_decode(
-    q_BHD: Tensor,
-    k_BGSD: Tensor,
-    v_BGSD: Tensor,
-    scale: float,
-    *,
-    start_B: Tensor | None = None,
-    end_B: Tensor | None = None,
-    softcap: float = 0.0,
-) -> tuple[Tensor, Tensor]:
+
+class DenseArgs(NamedTuple):
+    """Arguments of ``dense_decode``."""
+
+    q_BHD: Tensor
+    k_BGSD: Tensor
+    v_BGSD: Tensor
+    scale: float
+    start_B: Tensor | None = None
+    end_B: Tensor | None = None
+    softcap: float = 0.0
+
+
+@takes(DenseArgs)
+def dense_decode(args: DenseArgs) -> tuple[Tensor, Tensor]:
     """Attend tokens ``start_B <= s < end_B`` of each row (default: all S).
 
     Returns ``(o_BHD, lse_BH)``: the output in the dtype of q, and the natural log of the softmax
     denominator in float32. A row without tokens gives 0 and -inf. ``softcap`` > 0 applies
     ``softcap * tanh(logit / softcap)``.
     """
+    q_BHD, k_BGSD, v_BGSD, scale, start_B, end_B, softcap = args
     batch, heads, dim = q_BHD.shape
     groups, num_tokens = k_BGSD.shape[1:3]
     q_BGND = q_BHD.reshape(batch, groups, heads // groups, dim).float()

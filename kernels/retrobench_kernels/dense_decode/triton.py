@@ -7,18 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from retrobench_kernels.triton_common import (
-    NEVER,
-    Splits,
-    exact_tiles,
-    group_rows,
-    head_stride,
-    load_group,
-    num_splits,
-    store_split,
-    tile_tokens,
-    unsupported,
-)
+from retrobench_kernels import triton_common as common
+from retrobench_kernels.dense_decode.naive import DenseArgs
+from retrobench_kernels.dispatch import takes
+from retrobench_kernels.triton_common import head_stride, unsupported
 
 __all__ = ["dense_decode", "unsupported"]
 
@@ -37,48 +29,35 @@ def dense_kernel(
     head = h.to(tl.int64)
     start = tl.load(start_ptr + h // HEADS)
     end = tl.load(end_ptr + h // HEADS)
-    q = load_group(q_ptr, h, GROUP, ROWS, DIM, DIM_PAD)
-    top = tl.full([ROWS], NEVER, tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    acc = tl.zeros([ROWS, DIM_PAD], tl.float32)
+    q = common.load_group(q_ptr, h, GROUP, ROWS, DIM, DIM_PAD)
+    top, total, acc = common.fresh_softmax(ROWS, DIM_PAD)
     # tiles start at a multiple of TILE, so that padding in front does not break alignment
     origin = start // TILE
     last = tl.cdiv(end, TILE)
     share = tl.cdiv(last - origin, splits)
     first = origin + split * share
-    top, total, acc = exact_tiles(
+    top, total, acc = common.exact_tiles(
         q, top, total, acc, k_ptr + head * k_stride, v_ptr + head * v_stride, start, end,
         first, tl.minimum(first + share, last), 1, scale, cap, DIM, TILE, CAPPED,
     )  # fmt: skip
-    store_split(o_ptr, top_ptr, total_ptr, top, total, acc, h * splits + split, GROUP, DIM)
+    common.store_split(o_ptr, top_ptr, total_ptr, top, total, acc, h * splits + split, GROUP, DIM)
 
 
-def dense_decode(
-    q_BHD: Tensor,
-    k_BGSD: Tensor,
-    v_BGSD: Tensor,
-    scale: float,
-    *,
-    start_B: Tensor | None = None,
-    end_B: Tensor | None = None,
-    softcap: float = 0.0,
-    splits: int | None = None,
-) -> tuple[Tensor, Tensor]:
+@takes(DenseArgs)
+def dense_decode(args: DenseArgs, *, splits: int | None = None) -> tuple[Tensor, Tensor]:
     """See ``naive.py``."""
-    batch, heads, dim = q_BHD.shape
-    groups, num_tokens = k_BGSD.shape[1:3]
+    q_BHD, k_BGSD, v_BGSD, scale, start_B, end_B, softcap = args
+    batch, groups, num_tokens, dim = k_BGSD.shape
     like = {"dtype": torch.int32, "device": q_BHD.device}
     start = torch.zeros(batch, **like) if start_B is None else start_B
     end = torch.full((batch,), num_tokens, **like) if end_B is None else end_B
-    splits = splits or num_splits(batch * groups, q_BHD.device)
-    tile, stages = tile_tokens(dim, k_BGSD.dtype)
-    assert q_BHD.is_contiguous()
-    part = Splits(q_BHD, groups, splits)
+    splits = splits or common.num_splits(batch * groups, q_BHD.device)
+    tile, stages = common.tile_tokens(dim, k_BGSD.dtype)
+    part = common.Splits(q_BHD, groups, splits)
     dense_kernel[(batch * groups, splits)](
         q_BHD, k_BGSD, v_BGSD, start, end, part.o, part.top, part.total,
         head_stride(k_BGSD), head_stride(v_BGSD), scale, softcap, splits,
-        HEADS=groups, GROUP=heads // groups, ROWS=group_rows(q_BHD, groups),
-        DIM=dim, DIM_PAD=triton.next_power_of_2(dim), TILE=tile, CAPPED=softcap > 0,
+        HEADS=groups, TILE=tile, CAPPED=softcap > 0, **common.group_constants(q_BHD, groups),
         num_warps=4, num_stages=stages,
     )  # fmt: skip
     return part.merge(q_BHD)

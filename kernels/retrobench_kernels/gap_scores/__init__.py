@@ -1,18 +1,9 @@
 """Speculated importance of tokens from a few channels of their keys (InfiniGen)."""
 
-from __future__ import annotations
+from retrobench_kernels.dispatch import op
+from retrobench_kernels.gap_scores import naive
+from retrobench_kernels.gap_scores.naive import head_gaps
 
-from torch import Tensor
+gap_scores = op(naive.gap_scores, chosen_by="key_BGSC")
 
-from retrobench_kernels.dispatch import implementation
-
-
-def gap_scores(
-    q_BGNC: Tensor, key_BGSC: Tensor, exists_BGS: Tensor, scale: float, *, per_head: bool
-) -> Tensor:
-    """``score_BGS`` or, per query head, ``score_BHS``; see ``naive.py``."""
-    run = implementation("gap_scores", key_BGSC).gap_scores
-    return run(q_BGNC, key_BGSC, exists_BGS, scale, per_head=per_head)
-
-
-__all__ = ["gap_scores"]
+__all__ = ["gap_scores", "head_gaps"]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from retrobench_kernels import native
+from retrobench_kernels.cpu_common import DTYPES, addresses, float32
 
 __all__ = ["gap_scores", "unsupported"]
 
@@ -33,26 +34,15 @@ def gap_scores(
     library: ctypes.CDLL | None = None,
 ) -> Tensor:
     """As ``naive.gap_scores``."""
-    library = library or native.library()
-    assert library is not None
     batch, groups, group, channels = q_BGNC.shape
-    num_tokens = key_BGSC.shape[2]
+    tokens = key_BGSC.shape[2]
     key = key_BGSC if key_BGSC.stride(2) == 1 else key_BGSC.mT.contiguous().mT
     exists = exists_BGS if exists_BGS.stride(2) == 1 else exists_BGS.contiguous()
-    q = (q_BGNC.to(key.dtype).float() * scale).contiguous()
-    heads = groups * group if per_head else groups
-    score = torch.empty(batch, heads, num_tokens)
+    q = float32(q_BGNC.to(key.dtype).float() * scale)
+    score = torch.empty(batch, groups * group if per_head else groups, tokens)
     stride = (ctypes.c_int64 * 5)(key.stride(0), key.stride(1), key.stride(3), *exists.stride()[:2])
-    library.retrobench_gap_scores(
-        *map(ctypes.c_void_p, map(native.pointer, (q, key, exists, score))),
-        ctypes.c_int64(batch),
-        ctypes.c_int64(groups),
-        ctypes.c_int64(group),
-        ctypes.c_int64(num_tokens),
-        ctypes.c_int64(channels),
-        stride,
-        ctypes.c_int32(per_head),
-        ctypes.c_int32(native.DTYPES[key.dtype]),
-        ctypes.c_int32(torch.get_num_threads()),
-    )
+    native.loaded(library).retrobench_gap_scores(
+        *addresses(q, key, exists, score), batch, groups, group, tokens, channels,
+        stride, per_head, DTYPES[key.dtype], torch.get_num_threads(),
+    )  # fmt: skip
     return score

@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from retrobench_kernels.triton_common import dot, group_rows, head_stride, unsupported
+from retrobench_kernels import triton_common as common
+from retrobench_kernels.triton_common import head_stride, unsupported
 
 __all__ = ["page_extrema", "unsupported", "upper_bound"]
 
@@ -21,23 +22,19 @@ def extrema_kernel(
     h = tl.program_id(1)
     head = h.to(tl.int64)
     page = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    dim = tl.arange(0, DIM_PAD)
-    wide = (dim < DIM)[None, :]
     low = tl.full([TILE, DIM_PAD], float("inf"), tl.float32)
     high = tl.full([TILE, DIM_PAD], float("-inf"), tl.float32)
     for i in range(page_size):
         token = page * page_size + i
         valid = (h // HEADS).to(tl.int64) * pages * page_size + token
         keep = tl.load(valid_ptr + valid, mask=page < pages, other=0) != 0
-        at = k_ptr + head * k_stride + token.to(tl.int64)[:, None] * DIM + dim[None, :]
-        mask = keep[:, None] & wide
-        k = tl.load(at, mask=mask, other=0.0).to(tl.float32)
-        low = tl.where(mask, tl.minimum(low, k), low)
-        high = tl.where(mask, tl.maximum(high, k), high)
-    at = (head * pages + page)[:, None] * DIM + dim[None, :]
-    mask = (page < pages)[:, None] & wide
-    tl.store(low_ptr + at, low.to(low_ptr.dtype.element_ty), mask=mask)
-    tl.store(high_ptr + at, high.to(high_ptr.dtype.element_ty), mask=mask)
+        row = common.load_rows(k_ptr + head * k_stride, token.to(tl.int64), keep, DIM, DIM_PAD)
+        k = row.to(tl.float32)
+        low = tl.where(keep[:, None], tl.minimum(low, k), low)
+        high = tl.where(keep[:, None], tl.maximum(high, k), high)
+    at = head * pages + page
+    common.store_rows(low_ptr, at, page < pages, low.to(low_ptr.dtype.element_ty), DIM)
+    common.store_rows(high_ptr, at, page < pages, high.to(high_ptr.dtype.element_ty), DIM)
 
 
 @triton.jit
@@ -55,16 +52,15 @@ def bound_kernel(
     wide = dim < DIM
     at = q_ptr + (h * GROUP + row)[None, :] * DIM + dim[:, None]
     q = tl.load(at, mask=(row < GROUP)[None, :] & wide[:, None], other=0.0)
-    at = page.to(tl.int64)[:, None] * DIM + dim[None, :]
-    mask = (page < pages)[:, None] & wide[None, :]
-    low = tl.load(low_ptr + head * low_stride + at, mask=mask, other=0.0)
-    high = tl.load(high_ptr + head * high_stride + at, mask=mask, other=0.0)
+    exists = page < pages
+    low = common.load_rows(low_ptr + head * low_stride, page.to(tl.int64), exists, DIM, DIM_PAD)
+    high = common.load_rows(high_ptr + head * high_stride, page.to(tl.int64), exists, DIM, DIM_PAD)
     # float32: the interpreter orders bfloat16 by its bits
     positive = tl.maximum(q.to(tl.float32), 0.0).to(q.dtype)
     negative = tl.minimum(q.to(tl.float32), 0.0).to(q.dtype)
-    bound = dot(high, positive) + dot(low, negative)
+    bound = common.dot(high, positive) + common.dot(low, negative)
     at = (h * GROUP + row).to(tl.int64)[None, :] * pages + page[:, None]
-    tl.store(out_ptr + at, bound, mask=(page < pages)[:, None] & (row < GROUP)[None, :])
+    tl.store(out_ptr + at, bound, mask=exists[:, None] & (row < GROUP)[None, :])
 
 
 def page_extrema(k_BGSD: Tensor, page_size: int, valid_BS: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,7 +74,7 @@ def page_extrema(k_BGSD: Tensor, page_size: int, valid_BS: Tensor) -> tuple[Tens
     tile = 16
     extrema_kernel[(triton.cdiv(pages, tile), batch * groups)](
         k_BGSD, valid, low, high, pages, page_size, head_stride(k_BGSD),
-        HEADS=groups, DIM=dim, DIM_PAD=triton.next_power_of_2(dim), TILE=tile, num_warps=4,
+        HEADS=groups, TILE=tile, **common.row_constants(dim), num_warps=4,
     )  # fmt: skip
     return low, high
 
@@ -89,10 +85,8 @@ def upper_bound(q_BHD: Tensor, low_BGCD: Tensor, high_BGCD: Tensor) -> Tensor:
     groups, pages = low_BGCD.shape[1:3]
     out = torch.empty(batch, heads, pages, dtype=torch.float32, device=q_BHD.device)
     tile = 32 if dim > 128 or q_BHD.element_size() == 4 else 64
-    assert q_BHD.is_contiguous()
     bound_kernel[(triton.cdiv(pages, tile), batch * groups)](
         q_BHD, low_BGCD, high_BGCD, out, pages, head_stride(low_BGCD), head_stride(high_BGCD),
-        GROUP=heads // groups, ROWS=group_rows(q_BHD, groups),
-        DIM=dim, DIM_PAD=triton.next_power_of_2(dim), TILE=tile, num_warps=4,
+        TILE=tile, **common.group_constants(q_BHD, groups), num_warps=4,
     )  # fmt: skip
     return out

@@ -13,7 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from retrobench_kernels.triton_common import head_stride
+from retrobench_kernels.page_lru import naive
+from retrobench_kernels.triton_common import addressable, head_stride
+from retrobench_kernels.wave_attention.zones import CacheTable
 
 __all__ = ["copy_pages", "page_admit", "page_lru", "page_step", "unsupported"]
 
@@ -133,24 +135,16 @@ def page_lru(
     return slot, victim
 
 
-def page_step(
-    page_BGN: Tensor,
-    count_BG: Tensor,
-    slot_BGP: Tensor,
-    page_BGQ: Tensor,
-    stamp_BGQ: Tensor,
-    step_1: Tensor,
-    tally_BG2: Tensor,
-) -> Tensor:
+def page_step(page_BGN: Tensor, count_BG: Tensor, table: CacheTable) -> Tensor:
     """``page_lru`` and ``page_admit`` in one launch, for an attention that copies on the way.
 
     Only the first ``count_BG`` pages of each list are looked at. Returns ``source_BGN`` as
-    ``PageList`` defines it and adds (hits, misses) to ``tally_BG2`` (int64).
+    ``PageList`` defines it and adds (hits, misses) to the table's tally.
     """
     source = torch.empty_like(page_BGN)
     _lookup(
-        page_BGN, slot_BGP, stamp_BGQ, step_1,
-        count=count_BG, owner=page_BGQ, source=source, tally=tally_BG2,
+        page_BGN, table.slot_BGP, table.stamp_BGQ, table.step_1,
+        count=count_BG, owner=table.page_BGQ, source=source, tally=table.tally_BG2,
     )  # fmt: skip
     return source
 
@@ -200,7 +194,9 @@ def copy_pages(
     victim_BGN: Tensor,
     page_tokens: int,
 ) -> None:
-    """See ``naive.py``; a pool in host memory must be pinned."""
+    """See ``naive.py``; a GPU reads a pinned pool itself, and torch one in pageable memory."""
+    if not addressable(pool_BGSD, cache_BGQD.device):
+        return naive.copy_pages(pool_BGSD, cache_BGQD, page_BGN, victim_BGN, page_tokens)
     batch, groups, width = page_BGN.shape
     values = page_tokens * pool_BGSD.shape[-1]
     copy_kernel[(width, batch * groups)](

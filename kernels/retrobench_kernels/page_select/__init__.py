@@ -1,26 +1,9 @@
 """Selection of pages by the upper bound of their logits (Quest), one set per KV head."""
 
-from __future__ import annotations
+from retrobench_kernels.dispatch import op
+from retrobench_kernels.page_select import naive
+from retrobench_kernels.page_select.naive import best_pages
 
-from torch import Tensor
+page_select = op(naive.page_select, chosen_by="low_BGCD")
 
-from retrobench_kernels.dispatch import implementation
-
-
-def page_select(
-    q_BHD: Tensor,
-    low_BGCD: Tensor,
-    high_BGCD: Tensor,
-    num_pages_B: Tensor,
-    selected_B: Tensor,
-    *,
-    max_selected: int,
-    newest: bool,
-) -> Tensor:
-    """``page_BGK``; see ``naive.py``."""
-    run = implementation("page_select", low_BGCD).page_select
-    counts = num_pages_B, selected_B
-    return run(q_BHD, low_BGCD, high_BGCD, *counts, max_selected=max_selected, newest=newest)
-
-
-__all__ = ["page_select"]
+__all__ = ["best_pages", "page_select"]

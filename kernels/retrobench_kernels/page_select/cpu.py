@@ -12,42 +12,27 @@ import torch
 from torch import Tensor
 
 from retrobench_kernels import native
+from retrobench_kernels.cpu_common import DTYPES, addresses, int32, rows, strides
+from retrobench_kernels.dispatch import takes
 from retrobench_kernels.native import unsupported
+from retrobench_kernels.page_select.naive import PageSelectArgs
 
 __all__ = ["page_select", "unsupported"]
 
 
-def page_select(
-    q_BHD: Tensor,
-    low_BGCD: Tensor,
-    high_BGCD: Tensor,
-    num_pages_B: Tensor,
-    selected_B: Tensor,
-    *,
-    max_selected: int,
-    newest: bool,
-    library: ctypes.CDLL | None = None,
-) -> Tensor:
+@takes(PageSelectArgs)
+def page_select(args: PageSelectArgs, *, library: ctypes.CDLL | None = None) -> Tensor:
     """As ``naive.page_select``; the sets come in ascending order."""
-    library = library or native.library()
-    assert library is not None and low_BGCD.dtype == high_BGCD.dtype
-    batch, groups, pages, dim = low_BGCD.shape
-    q_BGND = q_BHD.float().unflatten(1, (groups, -1))
+    assert args.low_BGCD.dtype == args.high_BGCD.dtype
+    batch, groups, pages, dim = args.low_BGCD.shape
+    q_BGND = args.q_BHD.float().unflatten(1, (groups, -1))
     both = torch.stack([q_BGND.clamp_min(0).sum(2), q_BGND.clamp_max(0).sum(2)], 2).contiguous()
-    low, high = native.rows(low_BGCD), native.rows(high_BGCD)
-    counts = [native.int32(x) for x in (num_pages_B, selected_B)]
-    best = torch.empty(batch, groups, max_selected, dtype=torch.int32)
-    stride = (ctypes.c_int64 * 4)(*low.stride()[:2], *high.stride()[:2])
-    library.retrobench_page_select(
-        *map(ctypes.c_void_p, map(native.pointer, (both, low, high, *counts, best))),
-        ctypes.c_int64(batch),
-        ctypes.c_int64(groups),
-        ctypes.c_int64(pages),
-        ctypes.c_int64(max_selected),
-        ctypes.c_int32(dim),
-        ctypes.c_int32(newest),
-        stride,
-        ctypes.c_int32(native.DTYPES[low.dtype]),
-        ctypes.c_int32(torch.get_num_threads()),
-    )
+    low, high = rows(args.low_BGCD), rows(args.high_BGCD)
+    num_pages, selected = int32(args.num_pages_B), int32(args.selected_B)
+    best = torch.empty(batch, groups, args.max_selected, dtype=torch.int32)
+    native.loaded(library).retrobench_page_select(
+        *addresses(both, low, high, num_pages, selected, best),
+        batch, groups, pages, args.max_selected, dim, args.newest, strides(low, high),
+        DTYPES[low.dtype], torch.get_num_threads(),
+    )  # fmt: skip
     return best

@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from retrobench_kernels.page_bounds import upper_bound
+from retrobench_kernels.dispatch import takes
+from retrobench_kernels.page_bounds.naive import upper_bound
 
 
-def page_select(
-    q_BHD: Tensor,
-    low_BGCD: Tensor,
-    high_BGCD: Tensor,
-    num_pages_B: Tensor,
-    selected_B: Tensor,
-    *,
-    max_selected: int,
-    newest: bool,
-) -> Tensor:
+class PageSelectArgs(NamedTuple):
+    """Arguments of ``page_select``. A row has the first ``num_pages_B`` of C pages."""
+
+    q_BHD: Tensor
+    low_BGCD: Tensor
+    high_BGCD: Tensor
+    num_pages_B: Tensor
+    selected_B: Tensor
+    max_selected: int
+    newest: bool
+
+    def best(self, bound_BGC: Tensor) -> Tensor:
+        """The pages of the largest bounds."""
+        return best_pages(
+            bound_BGC, self.num_pages_B, self.selected_B,
+            max_selected=self.max_selected, newest=self.newest,
+        )  # fmt: skip
+
+
+@takes(PageSelectArgs)
+def page_select(args: PageSelectArgs) -> Tensor:
     """The ``selected_B`` best of the first ``num_pages_B`` pages of each row and KV head.
 
     Rank: the upper bound ``sum_d max(q_d * low_d, q_d * high_d)``, summed over the GQA group. With
     ``newest`` a row's last page is always among them; of equal pages the earlier one wins. Returns
     ``page_BGK`` (int32 sets, -1 padded, K = ``max_selected``). Later pages are never read.
     """
-    page = torch.arange(low_BGCD.shape[2], device=q_BHD.device)
-    absent = (page >= num_pages_B[:, None])[:, None, :, None]
-    bound_BHC = upper_bound(
-        q_BHD, low_BGCD.masked_fill(absent, 0), high_BGCD.masked_fill(absent, 0)
-    )
-    bound_BGC = bound_BHC.unflatten(1, (low_BGCD.shape[1], -1)).sum(2)
-    counts = num_pages_B, selected_B
-    return best_pages(bound_BGC, *counts, max_selected=max_selected, newest=newest)
+    groups, pages = args.low_BGCD.shape[1:3]
+    page = torch.arange(pages, device=args.q_BHD.device)
+    absent = (page >= args.num_pages_B[:, None])[:, None, :, None]
+    low, high = (x.masked_fill(absent, 0) for x in (args.low_BGCD, args.high_BGCD))
+    bound_BHC = upper_bound(args.q_BHD, low, high)
+    return args.best(bound_BHC.unflatten(1, (groups, -1)).sum(2))
 
 
 def best_pages(

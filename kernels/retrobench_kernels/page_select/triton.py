@@ -7,8 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from retrobench_kernels.page_select.naive import best_pages
-from retrobench_kernels.triton_common import head_stride, load_group, unsupported
+from retrobench_kernels import triton_common as common
+from retrobench_kernels.dispatch import takes
+from retrobench_kernels.page_select.naive import PageSelectArgs
+from retrobench_kernels.triton_common import head_stride, unsupported
 
 __all__ = ["page_select", "unsupported"]
 
@@ -29,39 +31,25 @@ def group_bound_kernel(
     h = tl.program_id(1)
     used = tl.load(used_ptr + h // HEADS)
     page = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    dim = tl.arange(0, DIM_PAD)
-    q = load_group(q_ptr, h, GROUP, ROWS, DIM, DIM_PAD).to(tl.float32)
+    q = common.load_group(q_ptr, h, GROUP, ROWS, DIM, DIM_PAD).to(tl.float32)
     up = tl.sum(tl.maximum(q, 0.0), 0)
     down = tl.sum(tl.minimum(q, 0.0), 0)
-    mask = (page < used)[:, None] & (dim < DIM)[None, :]
-    at = page[:, None] * DIM + dim[None, :]
     base = h.to(tl.int64)
-    low = tl.load(low_ptr + base * low_stride + at, mask=mask, other=0.0).to(tl.float32)
-    high = tl.load(high_ptr + base * high_stride + at, mask=mask, other=0.0).to(tl.float32)
-    bound = tl.sum(high * up[None, :] + low * down[None, :], 1)
+    low = common.load_rows(low_ptr + base * low_stride, page, page < used, DIM, DIM_PAD)
+    high = common.load_rows(high_ptr + base * high_stride, page, page < used, DIM, DIM_PAD)
+    bound = high.to(tl.float32) * up[None, :] + low.to(tl.float32) * down[None, :]
+    bound = tl.sum(bound, 1)
     tl.store(total_ptr + base * pages + page, bound, mask=page < pages)
 
 
-def page_select(
-    q_BHD: Tensor,
-    low_BGCD: Tensor,
-    high_BGCD: Tensor,
-    num_pages_B: Tensor,
-    selected_B: Tensor,
-    *,
-    max_selected: int,
-    newest: bool,
-) -> Tensor:
+@takes(PageSelectArgs)
+def page_select(args: PageSelectArgs) -> Tensor:
     """See ``naive.py``; pages that do not exist yet are never read."""
-    heads, dim = q_BHD.shape[1:]
-    batch, groups, pages = low_BGCD.shape[:3]
-    group = heads // groups
-    bound = torch.empty(batch, groups, pages, dtype=torch.float32, device=q_BHD.device)
+    q, low, high = args.q_BHD.contiguous(), args.low_BGCD, args.high_BGCD
+    batch, groups, pages = low.shape[:3]
+    bound = torch.empty(batch, groups, pages, dtype=torch.float32, device=q.device)
     group_bound_kernel[(triton.cdiv(pages, TILE), batch * groups)](
-        q_BHD.contiguous(), low_BGCD, high_BGCD, num_pages_B, bound,
-        pages, head_stride(low_BGCD), head_stride(high_BGCD),
-        HEADS=groups, GROUP=group, ROWS=triton.next_power_of_2(group),
-        DIM=dim, DIM_PAD=triton.next_power_of_2(dim), TILE=TILE, num_warps=4,
+        q, low, high, args.num_pages_B, bound, pages, head_stride(low), head_stride(high),
+        HEADS=groups, TILE=TILE, **common.group_constants(q, groups, least=1), num_warps=4,
     )  # fmt: skip
-    counts = num_pages_B, selected_B
-    return best_pages(bound, *counts, max_selected=max_selected, newest=newest)
+    return args.best(bound)

@@ -7,89 +7,69 @@ that no float32 copy of them exists.
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from retrobench_kernels import native
+from retrobench_kernels.cpu_common import DTYPES, addresses, float32, int32, rows
+from retrobench_kernels.dispatch import takes
 from retrobench_kernels.native import unsupported
-from retrobench_kernels.segmented_kmeans.naive import _split
+from retrobench_kernels.segmented_kmeans.lloyd import KMeansArgs, Segments, lloyd
 
 __all__ = ["assign", "cluster_sums", "segmented_kmeans", "unsupported"]
 
 
+@takes(KMeansArgs)
 def segmented_kmeans(
-    k_GSD: Tensor,
-    num_clusters: int,
-    num_segments: int,
-    iterations: int = 10,
-    final_assign: str = "global",
+    args: KMeansArgs, *, library: ctypes.CDLL | None = None
 ) -> tuple[Tensor, Tensor]:
     """As ``naive.segmented_kmeans``."""
-    groups, num_keys, dim = k_GSD.shape
+    groups, num_keys, dim = args.k_GSD.shape
     everything = torch.zeros(groups, num_keys, dtype=torch.int32)
-    total, _ = cluster_sums(k_GSD, torch.zeros(groups, dim), everything, 1)
-    mean_GD = total[:, 0] / num_keys
-    direction, assigned = [], []
-    keys_of, clusters_of = _split(num_keys, num_segments), _split(num_clusters, num_segments)
-    for (start, end), (first, last) in zip(keys_of, clusters_of, strict=True):
-        part = k_GSD[:, start:end]
-        spread = torch.linspace(0, end - start - 1, last - first).long()
-        centroid = normalize(part[:, spread].float() - mean_GD[:, None], dim=-1)
-        for _ in range(iterations - 1):
-            label = assign(part, mean_GD, centroid)
-            total, size = cluster_sums(part, mean_GD, label, last - first)
-            centroid = torch.where(size[..., None] > 0, normalize(total, dim=-1), centroid)
-        direction.append(centroid)
-        if final_assign == "segment":
-            assigned.append(assign(part, mean_GD, centroid) + first)
-    if final_assign == "segment":
-        label = torch.cat(assigned, 1)
-    else:
-        label = assign(k_GSD, mean_GD, torch.cat(direction, 1))
-    total, size = cluster_sums(k_GSD, mean_GD, label, num_clusters)
-    centroid = total / size.clamp_min(1)[..., None] + mean_GD[:, None]
-    return centroid * (size > 0)[..., None], label.long()
+    sums = partial(cluster_sums, library=library)
+    total, _ = sums(args.k_GSD, torch.zeros(groups, dim), everything, 1)
+    return lloyd(args, total[:, 0] / num_keys, partial(assign, library=library), sums)
 
 
-def assign(k_GSD: Tensor, mean_GD: Tensor, centroid_GCD: Tensor) -> Tensor:
-    """Index of the centroid with the largest product with ``k - mean``, ``GS`` int32."""
-    k, mean, centroid = native.rows(k_GSD), _float(mean_GD), _float(centroid_GCD)
-    groups, tokens, dim = k.shape
-    label = torch.empty(groups, tokens, dtype=torch.int32)
-    _run("retrobench_assign", k, (mean, centroid, label), (groups, tokens, centroid.shape[1], dim))
-    return label
+def assign(
+    k_GSD: Tensor,
+    mean_GD: Tensor,
+    centroid_GCD: Tensor,
+    segments: Segments,
+    library: ctypes.CDLL | None = None,
+) -> Tensor:
+    """See ``lloyd.Assign``; int32."""
+    mean, labels = float32(mean_GD), []
+    for start, end, first, last in segments:
+        k, centroid = rows(k_GSD[:, start:end]), float32(centroid_GCD[:, first:last])
+        label = torch.empty(k.shape[:2], dtype=torch.int32)
+        call = native.loaded(library).retrobench_assign
+        call(*addresses(k, mean, centroid, label), *_sizes(k, last - first))
+        labels.append(label + first if first else label)
+    return torch.cat(labels, 1)
 
 
 def cluster_sums(
-    k_GSD: Tensor, mean_GD: Tensor, cluster_GS: Tensor, num_clusters: int
+    k_GSD: Tensor,
+    mean_GD: Tensor,
+    label_GS: Tensor,
+    num_clusters: int,
+    library: ctypes.CDLL | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sum of ``k - mean`` per cluster, ``GCD`` float32, and sizes ``GC`` int32."""
-    k, mean, label = native.rows(k_GSD), _float(mean_GD), native.int32(cluster_GS)
-    groups, tokens, dim = k.shape
-    total = torch.empty(groups, num_clusters, dim)
-    size = torch.empty(groups, num_clusters, dtype=torch.int32)
-    sizes = (groups, tokens, num_clusters, dim)
-    _run("retrobench_sums", k, (mean, label, total, size), sizes)
+    """See ``lloyd.Sums``; int32 sizes."""
+    k, mean, label = rows(k_GSD), float32(mean_GD), int32(label_GS)
+    total = torch.empty(len(k), num_clusters, k.shape[-1])
+    size = torch.empty(total.shape[:2], dtype=torch.int32)
+    call = native.loaded(library).retrobench_sums
+    call(*addresses(k, mean, label, total, size), *_sizes(k, num_clusters))
     return total, size
 
 
-def _run(name: str, k: Tensor, tensors: tuple[Tensor, ...], sizes: tuple[int, ...]) -> None:
-    library = native.library()
-    assert library is not None
-    groups, tokens, clusters, dim = sizes
-    getattr(library, name)(
-        *map(ctypes.c_void_p, map(native.pointer, (k, *tensors))),
-        ctypes.c_int64(groups),
-        ctypes.c_int64(tokens),
-        ctypes.c_int64(clusters),
-        ctypes.c_int32(dim),
-        (ctypes.c_int64 * 1)(k.stride(0)),
-        ctypes.c_int32(native.DTYPES[k.dtype]),
-        ctypes.c_int32(torch.get_num_threads()),
-    )
-
-
-def _float(tensor: Tensor) -> Tensor:
-    return tensor.float().contiguous()
+def _sizes(k_GSD: Tensor, num_clusters: int) -> tuple:
+    """The arguments of both functions after their tensors."""
+    groups, tokens, dim = k_GSD.shape
+    stride = (ctypes.c_int64 * 1)(k_GSD.stride(0))
+    threads = torch.get_num_threads()
+    return groups, tokens, num_clusters, dim, stride, DTYPES[k_GSD.dtype], threads

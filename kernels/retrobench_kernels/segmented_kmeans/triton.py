@@ -9,13 +9,17 @@ does not depend on the order of threads).
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from retrobench_kernels.segmented_kmeans.naive import _split
-from retrobench_kernels.triton_common import dot, head_stride, unsupported
+from retrobench_kernels import triton_common as common
+from retrobench_kernels.dispatch import takes
+from retrobench_kernels.segmented_kmeans.lloyd import KMeansArgs, Segments, lloyd
+from retrobench_kernels.triton_common import head_stride, unsupported
 
 __all__ = ["assign", "cluster_sums", "segmented_kmeans", "unsupported"]
 
@@ -42,8 +46,7 @@ def assign_kernel(
     lane = tl.arange(0, TILE)
     wide = dim < DIM
     inside = token < last_key
-    at = k_ptr + head * k_stride + token.to(tl.int64)[:, None] * DIM + dim[None, :]
-    k = tl.load(at, mask=inside[:, None] & wide[None, :], other=0.0)
+    k = common.load_rows(k_ptr + head * k_stride, token.to(tl.int64), inside, DIM, DIM_PAD)
     best = tl.full([KEYS], float("-inf"), tl.float32)
     label = tl.zeros([KEYS], tl.int32)
     for start in range(first, last, TILE):
@@ -52,7 +55,7 @@ def assign_kernel(
         column = centroid_ptr + (head * clusters + cluster)[None, :] * DIM + dim[:, None]
         c = tl.load(column, mask=exists[None, :] & wide[:, None], other=0.0)
         bias = tl.load(bias_ptr + head * clusters + cluster, mask=exists, other=float("inf"))
-        score = dot(k, c) - bias[None, :]
+        score = common.dot(k, c) - bias[None, :]
         top = tl.max(score, 1)
         where = tl.where(score == top[:, None], lane[None, :], TILE)
         better = top > best
@@ -80,80 +83,53 @@ def sum_kernel(
     for start in range(0, size, TILE):
         inside = start + lane < size
         row = tl.load(order_ptr + head * tokens + first + start + lane, mask=inside, other=0)
-        where = x_ptr + head * x_stride + row.to(tl.int64)[:, None] * DIM + dim[None, :]
-        mask = inside[:, None] & wide[None, :]
-        x = tl.load(where, mask=mask, other=0.0).to(tl.float32)
-        total += tl.sum(tl.where(mask, x - mean[None, :], 0.0), 0)
+        x = common.load_rows(x_ptr + head * x_stride, row.to(tl.int64), inside, DIM, DIM_PAD)
+        x = x.to(tl.float32) - mean[None, :]
+        total += tl.sum(tl.where(inside[:, None], x, 0.0), 0)
     tl.store(sum_ptr + at * DIM + dim, total, mask=wide)
 
 
-def segmented_kmeans(
-    k_GSD: Tensor,
-    num_clusters: int,
-    num_segments: int,
-    iterations: int = 10,
-    final_assign: str = "global",
-) -> tuple[Tensor, Tensor]:
+@takes(KMeansArgs)
+def segmented_kmeans(args: KMeansArgs) -> tuple[Tensor, Tensor]:
     """See ``naive.py``. Centroids are rounded to the keys' dtype before each assignment."""
-    groups, num_keys, dim = k_GSD.shape
-    assert num_segments <= num_clusters <= num_keys, (
-        "more clusters than keys or fewer than segments"
-    )
-    keys_of, clusters_of = _split(num_keys, num_segments), _split(num_clusters, num_segments)
-    mean_GD = k_GSD.float().mean(1)
-    spread = torch.cat(
-        [
-            start + torch.linspace(0, end - start - 1, last - first, device=k_GSD.device).long()
-            for (start, end), (first, last) in zip(keys_of, clusters_of, strict=True)
-        ]
-    )
-    chosen = k_GSD[:, spread].float() - mean_GD[:, None]
-    centroid = torch.nn.functional.normalize(chosen, dim=-1)
-    ranges = list(zip(keys_of, clusters_of, strict=True))
-    local = _key_tiles(ranges, k_GSD)
-    for _ in range(iterations - 1):
-        label = assign(k_GSD, centroid, mean_GD, local)
-        total, _ = cluster_sums(k_GSD, label, num_clusters, mean_GD)
-        empty = total.abs().sum(-1, keepdim=True) == 0
-        centroid = torch.where(empty, centroid, torch.nn.functional.normalize(total, dim=-1))
-    if final_assign == "global":
-        local = _key_tiles([((0, num_keys), (0, num_clusters))], k_GSD)
-    label = assign(k_GSD, centroid, mean_GD, local)
-    total, size = cluster_sums(k_GSD, label, num_clusters, mean_GD)
-    centroid = total / size.clamp_min(1)[..., None] + mean_GD[:, None]
-    return centroid * (size > 0)[..., None], label.long()
+    tiles = cache(lambda segments: key_tiles(segments, args.k_GSD))  # copied to the device once
+
+    def assign_segments(k: Tensor, mean: Tensor, centroid: Tensor, segments: Segments) -> Tensor:
+        return assign(k, mean, centroid, tiles(segments))
+
+    return lloyd(args, args.k_GSD.float().mean(1), assign_segments, cluster_sums)
 
 
-def assign(k_GSD: Tensor, centroid_GCD: Tensor, mean_GD: Tensor, tiles_N4: Tensor) -> Tensor:
-    """Label of each key, int32 ``GS``: largest ``(k - mean) . centroid`` in the tile's range."""
+def assign(k_GSD: Tensor, mean_GD: Tensor, centroid_GCD: Tensor, tiles_N4: Tensor) -> Tensor:
+    """See ``lloyd.Assign``, with the segments as ``key_tiles``; int32."""
     groups, num_keys, dim = k_GSD.shape
-    clusters = centroid_GCD.shape[1]
     rounded = centroid_GCD.to(k_GSD.dtype).contiguous()
     bias_GC = (rounded.float() @ mean_GD[..., None])[..., 0].contiguous()
     label = torch.empty(groups, num_keys, dtype=torch.int32, device=k_GSD.device)
     keys, tile, stages = _tiles(k_GSD)
-    assign_kernel[(tiles_N4.shape[0], groups)](
-        k_GSD, rounded, bias_GC, tiles_N4, label, num_keys, clusters, head_stride(k_GSD[None]),
-        DIM=dim, DIM_PAD=triton.next_power_of_2(dim), KEYS=keys, TILE=tile,
+    assign_kernel[(len(tiles_N4), groups)](
+        k_GSD, rounded, bias_GC, tiles_N4, label,
+        num_keys, centroid_GCD.shape[1], head_stride(k_GSD[None]),
+        KEYS=keys, TILE=tile, **common.row_constants(dim),
         num_warps=8 if keys == 128 else 4, num_stages=stages,
     )  # fmt: skip
     return label
 
 
 def cluster_sums(
-    x_GSD: Tensor, label_GS: Tensor, num_clusters: int, mean_GD: Tensor
+    k_GSD: Tensor, mean_GD: Tensor, label_GS: Tensor, num_clusters: int
 ) -> tuple[Tensor, Tensor]:
-    """Float32 sums ``GCD`` of ``x - mean`` and int64 sizes ``GC`` of the clusters."""
-    groups, num_keys, dim = x_GSD.shape
-    size = torch.zeros(groups, num_clusters, dtype=torch.int64, device=x_GSD.device)
+    """See ``lloyd.Sums``; int64 sizes."""
+    groups, num_keys, dim = k_GSD.shape
+    size = torch.zeros(groups, num_clusters, dtype=torch.int64, device=k_GSD.device)
     size.scatter_add_(1, label_GS.long(), torch.ones_like(label_GS, dtype=torch.int64))
     order = label_GS.argsort(dim=-1, stable=True)
     first = size.cumsum(-1) - size
-    total = torch.empty(groups, num_clusters, dim, dtype=torch.float32, device=x_GSD.device)
+    total = torch.empty(groups, num_clusters, dim, dtype=torch.float32, device=k_GSD.device)
     sum_kernel[(num_clusters, groups)](
-        x_GSD, order, first, size, mean_GD, total, num_keys, num_clusters,
-        head_stride(x_GSD[None]),
-        DIM=dim, DIM_PAD=triton.next_power_of_2(dim), TILE=16, num_warps=2,
+        k_GSD, order, first, size, mean_GD, total,
+        num_keys, num_clusters, head_stride(k_GSD[None]),
+        TILE=16, **common.row_constants(dim), num_warps=2,
     )  # fmt: skip
     return total, size
 
@@ -165,12 +141,12 @@ def _tiles(k_GSD: Tensor) -> tuple[int, int, int]:
     return (128, 64, 3) if k_GSD.shape[-1] <= 128 else (64, 64, 2)
 
 
-def _key_tiles(ranges: list[tuple[tuple[int, int], tuple[int, int]]], k_GSD: Tensor) -> Tensor:
+def key_tiles(segments: Segments, k_GSD: Tensor) -> Tensor:
     """(first key, last key, first centroid, last centroid) of every program, int32 ``N4``."""
     keys = _tiles(k_GSD)[0]
     rows = [
         (start, end, first, last)
-        for (low, end), (first, last) in ranges
+        for low, end, first, last in segments
         for start in range(low, end, keys)
     ]
     return torch.tensor(rows, dtype=torch.int32).to(k_GSD.device, non_blocking=True)

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from retrobench_kernels import native
+from retrobench_kernels.cpu_common import DTYPES, float32, int32, query_as_is, rows, splits, table
+from retrobench_kernels.dispatch import takes
 from retrobench_kernels.native import unsupported
-from retrobench_kernels.wave_attention.zones import Estimation, PageCache, Pool, Steady
+from retrobench_kernels.wave_attention.zones import WaveArgs
 
 __all__ = ["unsupported", "wave_attention"]
 
@@ -19,37 +21,26 @@ __all__ = ["unsupported", "wave_attention"]
 _WAVE = struct.Struct("@17P8q20q2f5i")
 
 
-def wave_attention(
-    q_BHD: Tensor,
-    steady: Steady,
-    pool: Pool,
-    retrieved_BGR: Tensor,
-    scale: float,
-    *,
-    estimation: Estimation | None = None,
-    cache: PageCache | None = None,
-    softcap: float = 0.0,
-    library: ctypes.CDLL | None = None,
-) -> tuple[Tensor, Tensor]:
+@takes(WaveArgs)
+def wave_attention(args: WaveArgs, *, library: ctypes.CDLL | None = None) -> tuple[Tensor, Tensor]:
     """As ``naive.wave_attention``; value sums may be float32 or in the dtype of the pool."""
-    library = library or native.library()
-    assert library is not None
+    q_BHD, steady, pool, retrieved_BGR, scale, estimation, cache, softcap = args
     batch, heads, dim = q_BHD.shape
     groups, clusters = pool.size_BGC.shape[1:3]
-    kv = [native.rows(x) for x in (steady.k_BGWD, steady.v_BGWD, pool.k_BGSD, pool.v_BGSD)]
+    kv = [rows(x) for x in (steady.k_BGWD, steady.v_BGWD, pool.k_BGSD, pool.v_BGSD)]
     dtype = kv[0].dtype
-    kv += [None, None] if cache is None else [native.rows(x) for x in (cache.k_BGQD, cache.v_BGQD)]
+    kv += [None, None] if cache is None else [rows(x) for x in (cache.k_BGQD, cache.v_BGQD)]
     assert all(x is None or x.dtype == dtype for x in kv), "one dtype for all keys and values"
-    retrieved, count = native.int32(retrieved_BGR), native.int32(steady.count_B)
+    retrieved, count = int32(retrieved_BGR), int32(steady.count_B)
     estimated = logit = value_sum = None
     if estimation is not None:
-        estimated, value_sum = native.int32(estimation.cluster_BGE), estimation.value_sum_BGCD
-        logit, value_sum = estimation.logit_BHC.float().contiguous(), native.rows(value_sum)
+        estimated, value_sum = int32(estimation.cluster_BGE), rows(estimation.value_sum_BGCD)
+        logit = float32(estimation.logit_BHC)
         assert value_sum.dtype in (torch.float32, dtype)
         assert logit.shape == (batch, heads, clusters)
-    slot = None if cache is None else native.table(cache.slot_BGP)
-    first, size = native.table(pool.first_BGC), native.table(pool.size_BGC)
-    q, exact_bf16 = native.query_as_is(q_BHD)
+    slot = None if cache is None else table(cache.slot_BGP)
+    first, size = table(pool.first_BGC), table(pool.size_BGC)
+    q, exact_bf16 = query_as_is(q_BHD)
     out, lse = torch.empty(batch, heads, dim, dtype=q.dtype), torch.empty(batch, heads)
     tensors = (q, *kv, value_sum, count, first, size, retrieved, estimated, slot, logit, out, lse)
     strides: list[int] = []
@@ -63,11 +54,11 @@ def wave_attention(
         1 if cache is None else cache.page_tokens,
         *strides,
         scale, softcap,
-        native.DTYPES[dtype],
-        0 if value_sum is None else native.DTYPES[value_sum.dtype],
+        DTYPES[dtype],
+        0 if value_sum is None else DTYPES[value_sum.dtype],
         exact_bf16,
-        native.splits(batch * groups, num_tokens, per_split=256),
+        splits(batch * groups, num_tokens, per_split=256),
         torch.get_num_threads(),
     )  # fmt: skip
-    library.retrobench_wave(arguments)
+    native.loaded(library).retrobench_wave(arguments)
     return (out if out.dtype == q_BHD.dtype else out.to(q_BHD.dtype)), lse

@@ -6,28 +6,21 @@ import torch
 from torch import Tensor
 
 from retrobench_kernels.dense_decode.naive import logits, softmax_sum
-from retrobench_kernels.wave_attention.zones import Estimation, PageCache, Pool, Steady
+from retrobench_kernels.dispatch import takes
+from retrobench_kernels.wave_attention.zones import Estimation, PageCache, Pool, WaveArgs
 
 
-def wave_attention(
-    q_BHD: Tensor,
-    steady: Steady,
-    pool: Pool,
-    retrieved_BGR: Tensor,
-    scale: float,
-    *,
-    estimation: Estimation | None = None,
-    cache: PageCache | None = None,
-    softcap: float = 0.0,
-) -> tuple[Tensor, Tensor]:
+@takes(WaveArgs)
+def wave_attention(args: WaveArgs) -> tuple[Tensor, Tensor]:
     """One softmax over the steady zone, the tokens of retrieved clusters, and estimated clusters.
 
-    ``retrieved_BGR`` is int32, -1: none. Returns ``(o_BHD, lse_BH)``: the output in the dtype of
-    q and the log of the whole denominator in float32. Nothing to attend gives 0 and -inf.
+    Returns ``(o_BHD, lse_BH)``: the output in the dtype of q and the log of the whole denominator
+    in float32. Nothing to attend gives 0 and -inf. The keys and values of the pool may be in host
+    memory while everything else is on the device of q.
     """
-    batch, heads, dim = q_BHD.shape
+    q_BHD, steady, pool, retrieved_BGR, scale, estimation, cache, softcap = args
     groups = pool.k_BGSD.shape[1]
-    q_BGND = q_BHD.reshape(batch, groups, heads // groups, dim)
+    q_BGND = q_BHD.unflatten(1, (groups, -1))
     inside = torch.arange(steady.k_BGWD.shape[2], device=q_BHD.device) < steady.count_B[:, None]
     token_BGX = cluster_tokens(pool, retrieved_BGR)
     k_BGXD, v_BGXD = gather_tokens(pool, token_BGX, cache)
@@ -42,7 +35,7 @@ def wave_attention(
     safe = lse.clamp_min(torch.finfo(torch.float32).min)
     scaled = [part * torch.exp(part_lse - safe)[..., None] for part, part_lse in results]
     out = torch.stack(scaled).sum(0)
-    return out.reshape(batch, heads, -1).to(q_BHD.dtype), lse.reshape(batch, heads)
+    return out.flatten(1, 2).to(q_BHD.dtype), lse.flatten(1, 2)
 
 
 def cluster_tokens(pool: Pool, cluster_BGR: Tensor) -> Tensor:
@@ -58,21 +51,22 @@ def cluster_tokens(pool: Pool, cluster_BGR: Tensor) -> Tensor:
 
 def gather_tokens(pool: Pool, token_BGX: Tensor, cache: PageCache | None) -> tuple[Tensor, Tensor]:
     """Keys and values at pool positions, from the cache where it has their page."""
-    index = token_BGX.clamp_min(0)[..., None].expand(-1, -1, -1, pool.k_BGSD.shape[-1])
-    k, v = pool.k_BGSD.gather(2, index), pool.v_BGSD.gather(2, index)
+    token = token_BGX.clamp_min(0)
+    k, v = _rows(pool.k_BGSD, token), _rows(pool.v_BGSD, token)
     if cache is None:
         return k, v
-    page = token_BGX.clamp_min(0) // cache.page_tokens
-    slot = cache.slot_BGP.gather(-1, page)
-    place = (
-        slot.clamp_min(0).long() * cache.page_tokens + token_BGX.clamp_min(0) % cache.page_tokens
-    )
-    place = place[..., None].expand_as(index)
+    slot = cache.slot_BGP.gather(-1, token // cache.page_tokens)
+    place = slot.clamp_min(0).long() * cache.page_tokens + token % cache.page_tokens
     hit = ((slot >= 0) & (token_BGX >= 0))[..., None]
-    return (
-        torch.where(hit, cache.k_BGQD.gather(2, place), k),
-        torch.where(hit, cache.v_BGQD.gather(2, place), v),
-    )
+    k = torch.where(hit, _rows(cache.k_BGQD, place), k)
+    return k, torch.where(hit, _rows(cache.v_BGQD, place), v)
+
+
+def _rows(source_BGSD: Tensor, index_BGX: Tensor) -> Tensor:
+    """Rows at the indices, ``BGXD``, on the device of the indices, wherever the source is."""
+    index = index_BGX.to(source_BGSD.device)[..., None]
+    index = index.expand(-1, -1, -1, source_BGSD.shape[-1])
+    return source_BGSD.gather(2, index).to(index_BGX.device)
 
 
 def _estimated(estimation: Estimation, size_BGC: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -85,6 +79,5 @@ def _estimated(estimation: Estimation, size_BGC: Tensor, groups: int) -> tuple[T
     logit = logit.masked_fill(absent, -torch.inf)
     lse = torch.logsumexp(logit + size[:, :, None].float().clamp_min(1).log(), -1)
     weight = torch.exp(logit - lse.clamp_min(torch.finfo(torch.float32).min)[..., None])
-    spread = index[..., None].expand(-1, -1, -1, value_sum_BGCD.shape[-1])
-    value_sum = value_sum_BGCD.gather(2, spread).float().masked_fill(absent[:, :, 0, :, None], 0)
+    value_sum = _rows(value_sum_BGCD, index).float().masked_fill(absent[:, :, 0, :, None], 0)
     return weight @ value_sum, lse

@@ -17,22 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from retrobench_kernels.triton_common import (
-    NEVER,
-    Splits,
-    absorb,
-    dot,
-    exact_tiles,
-    group_rows,
-    head_stride,
-    load_group,
-    num_splits,
-    soft_cap,
-    store_split,
-    tile_tokens,
-    unsupported,
-)
-from retrobench_kernels.wave_attention.zones import Estimation, PageCache, Pool, Steady
+from retrobench_kernels import triton_common as common
+from retrobench_kernels.dispatch import takes
+from retrobench_kernels.triton_common import head_stride, unsupported
+from retrobench_kernels.wave_attention.zones import Estimation, PageCache, Pool, WaveArgs
 
 __all__ = ["PageList", "attend_pages", "page_list", "unsupported", "wave_attention"]
 
@@ -98,7 +86,6 @@ def _retrieved_zone(
     """Every ``splits``-th tile of the page list; pointers are those of this head."""
     lane = tl.arange(0, TILE)
     dim = tl.arange(0, q.shape[1])
-    one = tl.full([TILE], 1.0, tl.float32)
     pages: tl.constexpr = TILE // PAGE
     for i in range(split, tl.cdiv(count, pages), splits):
         at = i * pages + lane // PAGE
@@ -128,9 +115,7 @@ def _retrieved_zone(
             admit = mask & (source < -1)[:, None]
             tl.store(k_slot[:, None] + dim[None, :], k, mask=admit)
             tl.store(v_slot[:, None] + dim[None, :], v, mask=admit)
-        logit = soft_cap(dot(q, tl.trans(k)) * scale, cap, CAPPED)
-        logit = tl.where(keep[None, :], logit, float("-inf"))
-        top, total, acc = absorb(top, total, acc, logit, one, v)
+        top, total, acc = common.absorb_tokens(q, top, total, acc, k, v, keep, scale, cap, CAPPED)
     return top, total, acc
 
 
@@ -154,7 +139,7 @@ def _estimation_zone(
         at = tl.multiple_of(value_sum_ptr + cluster.to(tl.int64) * DIM, 16)
         mask = keep[:, None] & (dim < DIM)[None, :]
         value = tl.load(at[:, None] + dim[None, :], mask=mask, other=0.0)
-        top, total, acc = absorb(top, total, acc, logit, size, value)
+        top, total, acc = common.absorb(top, total, acc, logit, size, value)
     return top, total, acc
 
 
@@ -178,10 +163,8 @@ def attend_kernel(
     h = tl.program_id(0)
     split = tl.program_id(1)
     head = h.to(tl.int64)
-    q = load_group(q_ptr, h, GROUP, ROWS, DIM, DIM_PAD)
-    top = tl.full([ROWS], NEVER, tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    acc = tl.zeros([ROWS, DIM_PAD], tl.float32)
+    q = common.load_group(q_ptr, h, GROUP, ROWS, DIM, DIM_PAD)
+    top, total, acc = common.fresh_softmax(ROWS, DIM_PAD)
     count = tl.load(count_ptr + h)
     top, total, acc = _retrieved_zone(
         q, top, total, acc, k_pool_ptr + head * pool_stride, v_pool_ptr + head * pool_stride,
@@ -193,7 +176,7 @@ def attend_kernel(
     tiles = tl.cdiv(count, TILE // PAGE)
     steady = tl.load(steady_ptr + h // HEADS)
     first = (split + splits - tiles % splits) % splits
-    top, total, acc = exact_tiles(
+    top, total, acc = common.exact_tiles(
         q, top, total, acc, k_steady_ptr + head * steady_stride,
         v_steady_ptr + head * steady_stride, 0, steady,
         first, tl.cdiv(steady, TILE), splits, scale, cap, DIM, TILE, CAPPED,
@@ -206,7 +189,7 @@ def attend_kernel(
             value_sum_ptr + head * value_sum_stride, size_ptr + head * size_stride,
             width_e, clusters, first, splits, GROUP, DIM, TILE,
         )  # fmt: skip
-    store_split(o_ptr, top_ptr, total_ptr, top, total, acc, h * splits + split, GROUP, DIM)
+    common.store_split(o_ptr, top_ptr, total_ptr, top, total, acc, h * splits + split, GROUP, DIM)
 
 
 def page_list(pool: Pool, retrieved_BGR: Tensor, cache: PageCache | None) -> PageList:
@@ -232,65 +215,40 @@ def page_list(pool: Pool, retrieved_BGR: Tensor, cache: PageCache | None) -> Pag
 
 
 def attend_pages(
-    q_BHD: Tensor,
-    steady: Steady,
-    pool: Pool,
-    pages: PageList,
-    scale: float,
-    *,
-    estimation: Estimation | None = None,
-    cache: PageCache | None = None,
-    softcap: float = 0.0,
-    splits: int | None = None,
+    args: WaveArgs, pages: PageList, splits: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """``(o_BHD, lse_BH)`` over the three zones; admits pages as ``pages.source_BGN`` says."""
-    batch, heads, dim = q_BHD.shape
-    groups = pool.k_BGSD.shape[1]
-    splits = splits or num_splits(batch * groups, q_BHD.device)
-    tile, stages = tile_tokens(dim, pool.k_BGSD.dtype)
-    page_tokens = 1 if cache is None else cache.page_tokens
-    assert tile % page_tokens == 0 and q_BHD.is_contiguous()
+    q_BHD, steady, pool, _, scale, estimation, cache, softcap = args
+    batch, groups, _, dim = pool.k_BGSD.shape
+    splits = splits or common.num_splits(batch * groups, q_BHD.device)
+    tile, stages = common.tile_tokens(dim, pool.k_BGSD.dtype)
+    fast = cache or PageCache(pages.page_BGN, pool.k_BGSD, pool.v_BGSD, 1)
+    assert tile % fast.page_tokens == 0
     for k, v in ((steady.k_BGWD, steady.v_BGWD), (pool.k_BGSD, pool.v_BGSD)):
         assert head_stride(k) == head_stride(v)
-    part = Splits(q_BHD, groups, splits)
-    fast = pool if cache is None else cache
+    part = common.Splits(q_BHD, groups, splits)
     source = pages.page_BGN if pages.source_BGN is None else pages.source_BGN
     zone = estimation or Estimation(pages.page_BGN[..., :0], part.top, pool.v_BGSD)
     if estimation is not None:
         assert zone.cluster_BGE.is_contiguous() and zone.logit_BHC.is_contiguous()
     attend_kernel[(batch * groups, splits)](
         q_BHD, steady.k_BGWD, steady.v_BGWD, steady.count_B,
-        pool.k_BGSD, pool.v_BGSD, fast[0 if cache is None else 1], fast[1 if cache is None else 2],
+        pool.k_BGSD, pool.v_BGSD, fast.k_BGQD, fast.v_BGQD,
         pages.page_BGN, pages.tokens_BGN, source, pages.count_BG,
         zone.cluster_BGE, zone.logit_BHC, zone.value_sum_BGCD, pool.size_BGC,
         part.o, part.top, part.total,
-        head_stride(steady.k_BGWD), head_stride(pool.k_BGSD),
-        0 if cache is None else head_stride(cache.k_BGQD), pages.page_BGN.shape[2],
+        head_stride(steady.k_BGWD), head_stride(pool.k_BGSD), head_stride(fast.k_BGQD),
+        pages.page_BGN.shape[2],
         zone.cluster_BGE.shape[2], zone.logit_BHC.shape[-1], head_stride(zone.value_sum_BGCD),
         head_stride(pool.size_BGC), scale, softcap, splits,
-        HEADS=groups, GROUP=heads // groups, ROWS=group_rows(q_BHD, groups),
-        DIM=dim, DIM_PAD=triton.next_power_of_2(dim), PAGE=page_tokens, TILE=tile,
+        HEADS=groups, PAGE=fast.page_tokens, TILE=tile, **common.group_constants(q_BHD, groups),
         CACHED=cache is not None, ESTIMATE=estimation is not None, CAPPED=softcap > 0,
         num_warps=4, num_stages=stages,
     )  # fmt: skip
     return part.merge(q_BHD)
 
 
-def wave_attention(
-    q_BHD: Tensor,
-    steady: Steady,
-    pool: Pool,
-    retrieved_BGR: Tensor,
-    scale: float,
-    *,
-    estimation: Estimation | None = None,
-    cache: PageCache | None = None,
-    softcap: float = 0.0,
-    splits: int | None = None,
-) -> tuple[Tensor, Tensor]:
+@takes(WaveArgs)
+def wave_attention(args: WaveArgs, *, splits: int | None = None) -> tuple[Tensor, Tensor]:
     """See ``naive.py``."""
-    pages = page_list(pool, retrieved_BGR, cache)
-    return attend_pages(
-        q_BHD, steady, pool, pages, scale,
-        estimation=estimation, cache=cache, softcap=softcap, splits=splits,
-    )  # fmt: skip
+    return attend_pages(args, page_list(args.pool, args.retrieved_BGR, args.cache), splits)

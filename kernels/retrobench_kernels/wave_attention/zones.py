@@ -1,4 +1,4 @@
-"""The parts of the context that one call of wave attention reads."""
+"""Arguments of wave attention: the parts of the context that one call reads."""
 
 from __future__ import annotations
 
@@ -50,3 +50,39 @@ class PageCache(NamedTuple):
     k_BGQD: Tensor
     v_BGQD: Tensor
     page_tokens: int
+
+
+class CacheTable(NamedTuple):
+    """A page cache with its bookkeeping, all of it on the device of the queries.
+
+    ``slot_BGP``: page to slot or -1; ``page_BGQ``: slot to page or -1; ``stamp_BGQ``: step of last
+    use, -1: free; ``step_1``: this step, counted up by the caller (all int32). ``tally_BG2``
+    (int64) gathers page hits and misses.
+    """
+
+    slot_BGP: Tensor
+    page_BGQ: Tensor
+    stamp_BGQ: Tensor
+    step_1: Tensor
+    tally_BG2: Tensor
+    k_BGQD: Tensor
+    v_BGQD: Tensor
+    page_tokens: int
+
+    @property
+    def view(self) -> PageCache:
+        """What attention reads."""
+        return PageCache(self.slot_BGP, self.k_BGQD, self.v_BGQD, self.page_tokens)
+
+
+class WaveArgs(NamedTuple):
+    """Arguments of ``wave_attention``; ``retrieved_BGR`` lists clusters (int32, -1: none)."""
+
+    q_BHD: Tensor
+    steady: Steady
+    pool: Pool
+    retrieved_BGR: Tensor
+    scale: float
+    estimation: Estimation | None = None
+    cache: PageCache | None = None
+    softcap: float = 0.0
