@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 from retrobench_kernels.page_bounds import page_extrema, upper_bound
-from retrobench_kernels.page_select import page_select
-from retrobench_kernels.page_select.naive import best_pages
+from retrobench_kernels.page_select import best_pages, page_select
 from torch import Tensor
 
 from retrobench.core.budget import Budget

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from retrobench_kernels.gap_scores.naive import head_gaps
+from retrobench_kernels.gap_scores import head_gaps
 from torch import Tensor
 from torch.nn.functional import pad as pad_last
 

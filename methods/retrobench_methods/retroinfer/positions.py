@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import torch
-from retrobench_kernels.wave_attention import Pool
-from retrobench_kernels.wave_attention.naive import cluster_tokens
+from retrobench_kernels.wave_attention import Pool, cluster_tokens
 from torch import Tensor
 
 from retrobench.core.method import Probe

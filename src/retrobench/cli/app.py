@@ -15,10 +15,11 @@ from rich.console import Console
 
 from retrobench.cli import units
 from retrobench.cli.overrides import name_sweep, prepare
+from retrobench.run import remembered
+from retrobench.run.summary import CellResult, PlannedRun, RunSummary, plan_run, settled
+from retrobench.store.results import ResultStore
 
 if TYPE_CHECKING:
-    from retrobench.run.context import CellResult
-    from retrobench.run.plan import PlannedRun
     from retrobench.run.spec import RunSpec
 
 Outcome = dict[str, Any]  # of one job, as it is noted: a cell's result, or ``job`` and ``error``
@@ -78,7 +79,23 @@ def _error(job: str, error: Exception) -> Outcome:
 
 
 def run_jobs(raws: Sequence[Any]) -> list[Outcome | Exception]:
-    """Run composed configurations; the outcome of each as plain values, or its error."""
+    """Run composed configurations; the outcome of each as plain values, or its error.
+
+    Cells that are known to be done are answered from disk alone.
+    """
+    found: dict[int, Outcome | Exception] = {}
+    for number, raw in enumerate(raws):
+        summary = remembered.find(raw)
+        store = ResultStore(raw.get("results_dir", "results/runs"))
+        if summary is not None and (result := settled(summary, store, bool(raw.get("retry")))):
+            found[number] = _plain(result, "")
+    numbers = [number for number in range(len(raws)) if number not in found]
+    if numbers:
+        found |= zip(numbers, _run_new([raws[number] for number in numbers]), strict=True)
+    return [found[number] for number in range(len(raws))]
+
+
+def _run_new(raws: Sequence[Any]) -> list[Outcome | Exception]:
     from retrobench.run.group import run_cells
     from retrobench.run.spec import parse_run
 
@@ -89,8 +106,14 @@ def run_jobs(raws: Sequence[Any]) -> list[Outcome | Exception]:
         except ValueError as error:
             specs.append(error)
     matched, specs = _match(specs)
-    good = [spec for spec in specs if not isinstance(spec, Exception)]
-    results = iter(run_cells(good))
+    good = [number for number, spec in enumerate(specs) if not isinstance(spec, Exception)]
+
+    def remember(number: int, summary: RunSummary) -> None:
+        if not matched[good[number]]:
+            remembered.keep(raws[good[number]], summary)
+
+    runnable = [spec for spec in specs if not isinstance(spec, Exception)]
+    results = iter(run_cells(runnable, remember))
     found = [spec if isinstance(spec, Exception) else next(results) for spec in specs]
     return [
         result if isinstance(result, Exception) else _plain(result, line)
@@ -142,18 +165,33 @@ def _own(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plan_runs(raws: Sequence[Any]) -> list[PlannedRun]:
-    """What runs would do."""
-    from retrobench.run.plan import plan
-    from retrobench.run.spec import parse_run
-
-    specs: list[RunSpec | tuple[str, ValueError]] = []
+    """What runs would do. The same cell twice in one sweep runs once."""
+    planned: list[PlannedRun] = []
+    seen: set[tuple[str, str]] = set()
     for raw in raws:
+        entry = _plan_one(raw)
+        if entry.key and entry.state == "run" and (entry.key, str(entry.todo)) in seen:
+            entry.state = "cached"
+        seen.add((entry.key, str(entry.todo)))
+        planned.append(entry)
+    return planned
+
+
+def _plan_one(raw: Any) -> PlannedRun:
+    summary = remembered.find(raw)
+    if summary is None:
+        from retrobench.run.plan import plan_summary
+        from retrobench.run.spec import parse_run
+
         try:
-            specs.append(parse_run(_own(raw)))
+            summary, final = plan_summary(parse_run(_own(raw)))
         except ValueError as error:
             names = [str(raw.get(group, {}).get("name")) for group in ("model", "method", "task")]
-            specs.append((" ".join(names), error))
-    return plan(specs)
+            return PlannedRun(label=" ".join(names), state="impossible", message=str(error))
+        if final:
+            remembered.keep(raw, summary)
+    store = ResultStore(raw.get("results_dir", "results/runs"))
+    return plan_run(summary, store, bool(raw.get("retry")))
 
 
 def show_plan(planned: Sequence[PlannedRun]) -> int:
@@ -180,7 +218,6 @@ def fail(error: Exception) -> None:
 def show(outcomes: list[Outcome], results_dir: str) -> None:
     """What ran, what was cached, the table of all cells, and what failed."""
     from retrobench.report.tables.scores import COLUMNS, print_tables
-    from retrobench.store.results import ResultStore
 
     out = console()
     for outcome in outcomes:

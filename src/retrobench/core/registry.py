@@ -40,6 +40,11 @@ def method_names() -> list[str]:
     return sorted(_sources())
 
 
+def method_source(name: str) -> str | None:
+    """``module`` or ``module:Class`` of a method, without importing it; None for an unknown one."""
+    return _sources().get(name)
+
+
 def method_class(name: str) -> type[Method]:
     """The method's class, imported now. ValueError if there is none of that name."""
     sources = _sources()

@@ -13,12 +13,13 @@ from retrobench.engine import loader
 from retrobench.measure.clock import utc_now
 from retrobench.measure.machine import provenance
 from retrobench.run import plan
-from retrobench.run.context import CellResult, RunContext
+from retrobench.run.context import RunContext
 from retrobench.run.failures import failure, redact
 from retrobench.run.plan import PreparedRun
 from retrobench.run.progress import Progress
+from retrobench.run.summary import CellResult, check_memory
 from retrobench.store.history import summarise
-from retrobench.store.results import FINAL, MAX_ATTEMPTS, Locked, ResultStore
+from retrobench.store.results import FINAL, Locked, ResultStore
 from retrobench.track.base import NullTracker, Tracker, make_tracker
 
 
@@ -28,21 +29,6 @@ class Refused(ValueError):
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
         self.key = key
-
-
-def settled_already(store: ResultStore, prepared: PreparedRun) -> CellResult | None:
-    """The result of a cell that needs no run: done, or quarantined."""
-    key = prepared.cell.key
-    result = CellResult(key, prepared.labels, notes=prepared.task.notes())
-    if plan.is_done(store, prepared):
-        result.cached = len(store.read(key).rows)
-        return result
-    if plan.is_quarantined(store, key) and not prepared.spec.options.retry:
-        result.failed = {"quarantined": 1}
-        message = store.status(key).get("message", "")
-        result.message = f"failed {MAX_ATTEMPTS} times, retry=true tries again: {message}"
-        return result
-    return None
 
 
 class OpenCell:
@@ -103,7 +89,7 @@ class OpenCell:
         try:
             need = plan.footprint(prepared)
             resident = loader.is_resident(prepared.spec.model)
-            plan.check_memory(prepared, need, weights=not resident)
+            check_memory(plan.summarise(prepared), need, weights=not resident)
         except ValueError as error:
             if not self._known.rows:
                 self.store.refuse(prepared.cell, _about(prepared), *failure(error))

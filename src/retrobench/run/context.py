@@ -15,29 +15,12 @@ from retrobench.measure.clock import make_clock
 from retrobench.run.progress import Progress
 from retrobench.run.shared import SharedPrefill
 from retrobench.run.spec import RunSpec
+from retrobench.run.summary import CellResult
 from retrobench.store.results import FINAL, RowWriter
 from retrobench.tasks.prompt import PromptBuilder
 from retrobench.track.base import Tracker
 
 OpenSession = Callable[..., Session]
-
-
-@dataclass(slots=True)
-class CellResult:
-    """What became of one cell."""
-
-    key: str
-    labels: dict[str, Any]
-    ran: int = 0
-    cached: int = 0
-    failed: dict[str, int] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    message: str = ""  # why the cell as a whole failed
-
-    @property
-    def state(self) -> str:
-        """``done``, or ``failed`` if any sample failed."""
-        return "failed" if self.failed else "done"
 
 
 @dataclass(slots=True)

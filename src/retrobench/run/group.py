@@ -7,16 +7,16 @@ status and tracker; one that fails never stops the others.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from retrobench.core.task import Sample
 from retrobench.run import plan
 from retrobench.run.batch import run_batch
-from retrobench.run.cell import OpenCell, settled_already
-from retrobench.run.context import CellResult
+from retrobench.run.cell import OpenCell
 from retrobench.run.plan import PreparedRun
 from retrobench.run.progress import Progress
 from retrobench.run.spec import RunSpec
+from retrobench.run.summary import CellResult, RunSummary, settled
 from retrobench.store.results import ResultStore
 
 
@@ -32,8 +32,13 @@ def run_cell(spec: RunSpec) -> CellResult:
     return result
 
 
-def run_cells(specs: Sequence[RunSpec]) -> list[CellResult | Exception]:
-    """Run cells, in groups that share a prefill; a result or an error for each, in order."""
+def run_cells(
+    specs: Sequence[RunSpec], on_summary: Callable[[int, RunSummary], None] | None = None
+) -> list[CellResult | Exception]:
+    """Run cells, in groups that share a prefill; a result or an error for each, in order.
+
+    ``on_summary`` hears what each cell is, by its number.
+    """
     results: dict[int, CellResult | Exception] = {}
     groups: dict[str, list[tuple[int, PreparedRun]]] = defaultdict(list)
     for number, spec in enumerate(specs):
@@ -41,7 +46,10 @@ def run_cells(specs: Sequence[RunSpec]) -> list[CellResult | Exception]:
             store = ResultStore(spec.options.results_dir)
             store.prepare()
             prepared = plan.prepare(spec)
-            found = settled_already(store, prepared)
+            summary = plan.summarise(prepared)
+            if on_summary is not None:
+                on_summary(number, summary)
+            found = settled(summary, store, spec.options.retry)
         except Exception as error:
             results[number] = error
             continue

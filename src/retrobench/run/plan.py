@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache, reduce
 from typing import Any
 
@@ -20,10 +20,9 @@ from retrobench.engine.prefill import prompt_bytes
 from retrobench.engine.session import plan_session
 from retrobench.engine.shape import kv_shape
 from retrobench.evaluate.calibrate import calibrated
-from retrobench.measure.machine import NotEnoughMemory, available_bytes, free_device_bytes
+from retrobench.measure.machine import NotEnoughMemory
 from retrobench.run.spec import RunSpec
-from retrobench.store.history import seconds_per_sample
-from retrobench.store.results import MAX_ATTEMPTS, ResultStore
+from retrobench.run.summary import RunSummary, check_memory
 from retrobench.tasks.prompt import PromptBuilder
 
 _ANSWER_TOKENS = 128  # room that is planned for an answer
@@ -58,22 +57,6 @@ class PreparedRun:
         if self.spec.protocol.name == "multi_turn":
             return None
         return num_samples(self.spec.task_config)
-
-
-@dataclass(slots=True, kw_only=True)
-class PlannedRun:
-    """One line of a preflight: ``state`` is run, cached, quarantined or impossible."""
-
-    label: str
-    state: str
-    key: str = ""
-    labels: dict[str, Any] = field(default_factory=dict)
-    todo: int | None = 0
-    weight_bytes: int = 0
-    footprint: Footprint = field(default_factory=Footprint)
-    seconds: float | None = None
-    message: str = ""
-    group: str = ""  # equal for runs that can share a prefill; empty: with nobody
 
 
 def prepare(spec: RunSpec, calibration: str | None = None) -> PreparedRun:
@@ -194,7 +177,8 @@ def can_share(runs: Sequence[PreparedRun]) -> bool:
             largest = max(largest, footprint(run), key=lambda entry: entry.total)
     try:
         weights = not loader.is_resident(runs[0].spec.model)
-        check_memory(runs[0], largest + Footprint(device=shared), weights=weights)
+        need = largest + Footprint(device=shared)
+        check_memory(summarise(runs[0]), need, weights=weights)
     except NotEnoughMemory:
         return False
     return True
@@ -205,93 +189,39 @@ def _lengths(prepared: PreparedRun) -> tuple[int, ...]:
     return lengths if isinstance(lengths, tuple) else (lengths,)
 
 
-def check_memory(prepared: PreparedRun, need: Footprint, *, weights: bool) -> None:
-    """ValueError if the cache (and, unless they are loaded, the weights) exceed free memory."""
-    device, spec = prepared.model.device, prepared.spec
-    weight_bytes = prepared.model.weight_bytes if weights else 0
-    host, free = need.pinned + need.host, available_bytes()
-    if device == "cpu":
-        host = need.total + weight_bytes
-    elif not spec.model.device_map:  # several devices share a mapped model
-        _enough(spec, need.device + weight_bytes, free_device_bytes(device), f"of {device}")
-    _enough(spec, host, free, "of memory")
-
-
-def _enough(spec: RunSpec, need: int, free: int, where: str) -> None:
-    if free and need > free:
-        raise NotEnoughMemory(
-            f"method={spec.method} needs {need / 2**30:.1f} GiB for its KV cache and the model "
-            f"but only {free / 2**30:.1f} GiB {where} are free; use a shorter task.length or "
-            "engine.batch"
-        )
-
-
-def plan(specs: Iterable[RunSpec | tuple[str, ValueError]]) -> list[PlannedRun]:
-    """What each run of a sweep would do. A pair is a run whose options were refused already."""
-    planned: list[PlannedRun] = []
-    seen: set[tuple[str, str]] = set()
-    for spec in specs:
-        if isinstance(spec, tuple):
-            planned.append(PlannedRun(label=spec[0], state="impossible", message=str(spec[1])))
-            continue
-        entry = _plan_one(spec)
-        if entry.key and entry.state == "run" and (entry.key, str(entry.todo)) in seen:
-            entry.state = "cached"  # the same cell twice in one sweep
-        seen.add((entry.key, str(entry.todo)))
-        planned.append(entry)
-    return planned
-
-
-def _plan_one(spec: RunSpec) -> PlannedRun:
-    store = ResultStore(spec.options.results_dir)
-    uncalibrated = method_class(spec.method).needs.calibration and not loader.is_resident(
-        spec.model
-    )
+def summarise(prepared: PreparedRun) -> RunSummary:
+    """The run as plain values, with what it would hold; a refusal is part of them."""
+    spec, held, refusal = prepared.spec, Footprint(), ""
     try:
-        prepared = prepare(spec, "not read yet" if uncalibrated else None)
+        held = footprint(prepared)
     except ValueError as error:
-        label = f"{spec.model.name} {spec.method} {spec.task}"
-        return PlannedRun(label=label, state="impossible", message=str(error))
-    entry = PlannedRun(
-        label=prepared.label,
-        state="run",
-        group=prefill_group(prepared),
+        refusal = str(error)
+    return RunSummary(
         key=prepared.cell.key,
+        label=prepared.label,
         labels=prepared.labels,
+        request=prepared.request,
+        group=prefill_group(prepared),
+        num_samples=prepared.num_samples,
+        lengths=_lengths(prepared),
+        footprint=held,
         weight_bytes=prepared.model.weight_bytes,
+        device=prepared.model.device,
+        mapped=bool(spec.model.device_map),
+        notes=prepared.task.notes(),
+        refusal=refusal,
+        match="" if spec.match is None else f"match={spec.match} of {spec.reference}",
     )
-    try:
-        entry.footprint = footprint(prepared)
-        check_memory(prepared, entry.footprint, weights=True)
-    except ValueError as error:
-        entry.state, entry.message = "impossible", str(error)
-    if spec.match is not None:  # the knob, and with it the key, are known once it is solved
-        entry.key, entry.todo = "", prepared.num_samples
-        entry.label = f"{entry.label} match={spec.match} of {spec.reference}"
-        return entry
-    settled = len(store.read(entry.key).settled())
-    total = prepared.num_samples
-    entry.todo = None if total is None else max(0, total - settled)
-    if is_done(store, prepared):
-        entry.state, entry.todo, entry.message = "cached", 0, ""
-    elif entry.state == "run" and is_quarantined(store, entry.key) and not spec.options.retry:
-        entry.state = "quarantined"
-    if entry.state == "run":
-        per_sample = _seconds(spec.options.results_dir, prepared)
-        if per_sample is not None and entry.todo is not None:
-            entry.seconds = per_sample * entry.todo
-    return entry
 
 
-def is_done(store: ResultStore, prepared: PreparedRun) -> bool:
-    """Whether everything that this run asks for is on disk."""
-    status = store.status(prepared.cell.key)
-    return status.get("state") == "done" and prepared.request in status.get("requests", [])
+def plan_summary(spec: RunSpec) -> tuple[RunSummary, bool]:
+    """The summary of a run, read from configuration files alone; whether its key is final.
 
-
-def is_quarantined(store: ResultStore, key: str) -> bool:
-    """Whether the cell as a whole failed too often to be tried again unasked."""
-    return store.status(key).get("attempts", 0) >= MAX_ATTEMPTS
+    A method's calibration file belongs to weights, which are not read for a plan.
+    """
+    uncalibrated = spec.method_class.needs.calibration and not loader.is_resident(spec.model)
+    prepared = prepare(spec, "not read yet" if uncalibrated else None)
+    return summarise(prepared), not uncalibrated
 
 
 def num_samples(config: Any) -> int | None:
@@ -311,21 +241,3 @@ def num_samples(config: Any) -> int | None:
 @lru_cache(maxsize=4)
 def _prompt(config: loader.ModelConfig) -> PromptBuilder:
     return PromptBuilder(loader.describe(config).tokenizer, chat=config.chat)
-
-
-def _seconds(results_dir: str, prepared: PreparedRun) -> float | None:
-    """Mean over lengths of the median of earlier rows; None where there are none.
-
-    Rows of the same model and method count; without any, those of the same model. A length that
-    was never run is scaled from the nearest one by its number of tokens.
-    """
-    times = seconds_per_sample(ResultStore(results_dir))
-    own = times.get((prepared.labels["model"], prepared.labels["method"]))
-    own = own or times.get((prepared.labels["model"], ""))
-    if not own:
-        return None
-    found = []
-    for length in _lengths(prepared) or (max(own),):
-        nearest = min(own, key=lambda known: abs(known - length))
-        found.append(own[nearest] * (length / nearest if nearest else 1))
-    return sum(found) / len(found)

@@ -18,6 +18,7 @@ class SharedPrefill:
         self._make, self._left, self.cells = make, uses, cells
         self._prompt: PrefilledPrompt | None = None
         self._error: BaseException | None = None
+        self._origin = "computed"
 
     def take(self) -> tuple[PrefilledPrompt, bool]:
         """The prompt, and whether nobody else will ask."""
@@ -26,6 +27,7 @@ class SharedPrefill:
         if self._prompt is None:
             try:
                 self._prompt = self._make()
+                self._origin = self._prompt.origin
             except Exception as error:
                 self._error = error
                 raise
@@ -36,5 +38,6 @@ class SharedPrefill:
         return prompt, self._left <= 0
 
     def fields(self) -> dict[str, Any]:
-        """Of a row: how many cells used the prefill whose time it tells."""
-        return {"prefill_shared_by": self.cells} if self.cells > 1 else {}
+        """Of a row: how many cells used the prefill whose time it tells, and whence it came."""
+        found: dict[str, Any] = {"prefill_shared_by": self.cells} if self.cells > 1 else {}
+        return found if self._origin == "computed" else found | {"prefill_from": self._origin}

@@ -12,9 +12,10 @@ from retrobench.measure.clock import utc_now
 from retrobench.measure.machine import commit
 from retrobench.run import plan
 from retrobench.run.batch import run_batch
-from retrobench.run.context import CellResult, RunContext
+from retrobench.run.context import RunContext
 from retrobench.run.progress import Progress
 from retrobench.run.spec import parse_run
+from retrobench.run.summary import CellResult
 from retrobench.store.results import OK, ResultStore, RowWriter
 from retrobench.track.base import NullTracker
 

@@ -1,0 +1,141 @@
+"""Summaries of runs that were planned before: a finished cell asked for again needs no torch.
+
+An entry is found by a hash of the composed configuration and of everything that decides the cell:
+our own source files, versions of the libraries that it depends on, and every file or folder that
+the configuration names. What changed is simply not found and is planned anew.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from retrobench.core.cell import digest
+from retrobench.core.paths import cache_root
+from retrobench.core.registry import method_source
+from retrobench.run.summary import RunSummary
+
+_APART = {"tracker", "sweep", "experiment", "results_dir", "dry_run", "retry", "progress", "hydra"}
+_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "safetensors")
+_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_CACHE", "RETROBENCH_CACHE")
+_MAX_ENTRIES = 4096
+
+
+def find(raw: Mapping[str, Any]) -> RunSummary | None:
+    """The summary of a composed configuration, if nothing that decides it has changed."""
+    try:
+        return RunSummary.read(json.loads(_file(raw).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def keep(raw: Mapping[str, Any], summary: RunSummary) -> None:
+    """Remember a summary; nothing depends on it, so a full disk is no error."""
+    file = _file(raw)
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(summary.plain()), encoding="utf-8")
+        temporary.replace(file)
+        _forget_oldest(file.parent)
+    except OSError:
+        return
+
+
+def _file(raw: Mapping[str, Any]) -> Path:
+    asked = {name: value for name, value in raw.items() if name not in _APART}
+    method = str((raw.get("method") or {}).get("name"))
+    key = {
+        "asked": asked,
+        "code": _code_state(method.partition("@")[0]),
+        "versions": _versions(),
+        "variables": {name: os.environ.get(name) for name in _VARIABLES},
+        "gpu": os.path.exists("/dev/nvidiactl"),
+        "files": _named_files(asked),
+    }
+    return cache_root() / "plans" / f"{digest(key, 32)}.json"
+
+
+@cache
+def _versions() -> list[str]:
+    found = [sys.version]
+    for name in _PACKAGES:
+        try:
+            found.append(importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            found.append("")
+    return found
+
+
+@cache
+def _code_state(method: str) -> str:
+    """Names, sizes and times of the source files that a run of this method can use."""
+    packages = ["retrobench", "retrobench_methods", "retrobench_kernels"]
+    source = method_source(method)
+    packages += [source.partition(".")[0].partition(":")[0]] if source else []
+    states = []
+    for package in dict.fromkeys(packages):
+        spec = importlib.util.find_spec(package)
+        for folder in (spec.submodule_search_locations or ()) if spec else ():
+            states += _state(Path(folder))
+    return digest(states, 32)
+
+
+def _named_files(asked: Mapping[str, Any]) -> list[Any]:
+    """State of every path that a value names, of the data folder, and of a hub model's snapshot."""
+    found: list[Any] = []
+    for text in dict.fromkeys(_texts(asked)):
+        if len(text) < 512 and ("/" in text or "." in text or text == "data"):
+            path = Path(text).expanduser()
+            if path.exists():
+                found += _state(path)
+    model = asked.get("model") or {}
+    for name in (model.get("id"), model.get("tokenizer")):
+        if name:
+            home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+            hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+            found += _state(hub / f"models--{str(name).replace('/', '--')}")
+    return found
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)
+
+
+def _state(path: Path) -> list[tuple[str, int, int]]:
+    """(path, size, time) of a file, or of every file of a folder."""
+    if path.is_file():
+        return [_stat(path)]
+    found = []
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if name != "__pycache__")
+        found += [_stat(Path(folder, name)) for name in sorted(names)]
+    return found
+
+
+def _stat(path: Path) -> tuple[str, int, int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return str(path), -1, -1
+    return str(path), status.st_size, status.st_mtime_ns
+
+
+def _forget_oldest(folder: Path) -> None:
+    entries = sorted(folder.glob("*.json"), key=lambda path: _stat(path)[2])
+    for path in entries[: max(0, len(entries) - _MAX_ENTRIES)]:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,184 @@
+"""What a run is, as plain values: enough to plan it, and to see that it is done, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from retrobench.core.shapes import Footprint
+from retrobench.measure.machine import NotEnoughMemory, available_bytes, free_device_bytes
+from retrobench.store.history import seconds_per_sample
+from retrobench.store.results import MAX_ATTEMPTS, ResultStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """A run whose cell is known.
+
+    ``request`` tells what was asked of the cell (its samples); ``group`` is equal for runs that can
+    share a prefill; ``refusal`` says why the run cannot work at all; ``match`` is set where a knob
+    is still to be solved, so that the key is not final.
+    """
+
+    key: str
+    label: str
+    labels: dict[str, Any]
+    request: str
+    group: str
+    num_samples: int | None
+    lengths: tuple[int, ...]
+    footprint: Footprint
+    weight_bytes: int
+    device: str
+    mapped: bool  # over several devices
+    notes: tuple[str, ...] = ()
+    refusal: str = ""
+    match: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> RunSummary:
+        """From ``plain``."""
+        made = {"footprint": Footprint(**values["footprint"])}
+        made |= {name: tuple(values[name]) for name in ("lengths", "notes")}
+        return cls(**{**values, **made})
+
+
+@dataclass(slots=True, kw_only=True)
+class PlannedRun:
+    """One line of a plan: ``state`` is run, cached, quarantined or impossible."""
+
+    label: str
+    state: str
+    key: str = ""
+    labels: dict[str, Any] = field(default_factory=dict)
+    todo: int | None = 0
+    weight_bytes: int = 0
+    footprint: Footprint = field(default_factory=Footprint)
+    seconds: float | None = None
+    message: str = ""
+    group: str = ""
+
+
+def plan_run(summary: RunSummary, store: ResultStore, retry: bool) -> PlannedRun:
+    """What the run would do, given what is on disk and how much memory is free."""
+    entry = PlannedRun(
+        label=summary.label,
+        state="run",
+        key=summary.key,
+        labels=summary.labels,
+        weight_bytes=summary.weight_bytes,
+        footprint=summary.footprint,
+        message=summary.refusal,
+        group=summary.group,
+    )
+    if not entry.message:
+        try:
+            check_memory(summary, summary.footprint, weights=True)
+        except NotEnoughMemory as error:
+            entry.message = str(error)
+    if entry.message:
+        entry.state = "impossible"
+    if summary.match:  # the knob, and with it the key, are known once it is solved
+        entry.key, entry.todo = "", summary.num_samples
+        entry.label = f"{entry.label} {summary.match}"
+        return entry
+    total = summary.num_samples
+    settled = len(store.read(entry.key).settled())
+    entry.todo = None if total is None else max(0, total - settled)
+    if is_done(summary, store):
+        entry.state, entry.todo, entry.message = "cached", 0, ""
+    elif entry.state == "run" and is_quarantined(summary, store) and not retry:
+        entry.state = "quarantined"
+    if entry.state == "run" and entry.todo is not None:
+        per_sample = _seconds(summary, store)
+        entry.seconds = None if per_sample is None else per_sample * entry.todo
+    return entry
+
+
+@dataclass(slots=True)
+class CellResult:
+    """What became of one cell."""
+
+    key: str
+    labels: dict[str, Any]
+    ran: int = 0
+    cached: int = 0
+    failed: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    message: str = ""  # why the cell as a whole failed
+
+    @property
+    def state(self) -> str:
+        """``done``, or ``failed`` if any sample failed."""
+        return "failed" if self.failed else "done"
+
+
+def settled(summary: RunSummary, store: ResultStore, retry: bool) -> CellResult | None:
+    """The result of a cell that needs no run: done, or quarantined; None for another one."""
+    result = CellResult(summary.key, summary.labels, notes=summary.notes)
+    if summary.match:
+        return None
+    if is_done(summary, store):
+        result.cached = len(store.read(summary.key).rows)
+        return result
+    if is_quarantined(summary, store) and not retry:
+        result.failed = {"quarantined": 1}
+        message = store.status(summary.key).get("message", "")
+        result.message = f"failed {MAX_ATTEMPTS} times, retry=true tries again: {message}"
+        return result
+    return None
+
+
+def is_done(summary: RunSummary, store: ResultStore) -> bool:
+    """Whether everything that the run asks for is on disk."""
+    status = store.status(summary.key)
+    return status.get("state") == "done" and summary.request in status.get("requests", [])
+
+
+def is_quarantined(summary: RunSummary, store: ResultStore) -> bool:
+    """Whether the cell as a whole failed too often to be tried again unasked."""
+    return store.status(summary.key).get("attempts", 0) >= MAX_ATTEMPTS
+
+
+def check_memory(summary: RunSummary, need: Footprint, *, weights: bool) -> None:
+    """NotEnoughMemory if the cache (and weights that are not loaded) is more than is free."""
+    weight_bytes = summary.weight_bytes if weights else 0
+    host, free = need.pinned + need.host, available_bytes()
+    if summary.device == "cpu":
+        host = need.total + weight_bytes
+    elif not summary.mapped:  # several devices share a mapped model
+        free_device = free_device_bytes(summary.device)
+        _enough(summary, need.device + weight_bytes, free_device, f"of {summary.device}")
+    _enough(summary, host, free, "of memory")
+
+
+def _enough(summary: RunSummary, need: int, free: int, where: str) -> None:
+    if free and need > free:
+        raise NotEnoughMemory(
+            f"method={summary.labels['method']} needs {need / 2**30:.1f} GiB for its KV cache and "
+            f"the model but only {free / 2**30:.1f} GiB {where} are free; use a shorter "
+            "task.length or engine.batch"
+        )
+
+
+def _seconds(summary: RunSummary, store: ResultStore) -> float | None:
+    """Mean over lengths of the median of earlier rows; None where there are none.
+
+    Rows of the same model and method count; without any, those of the same model. A length that
+    was never run is scaled from the nearest one by its number of tokens.
+    """
+    times = seconds_per_sample(store)
+    model = summary.labels["model"]
+    own = times.get((model, summary.labels["method"])) or times.get((model, ""))
+    if not own:
+        return None
+    found = []
+    for length in summary.lengths or (max(own),):
+        nearest = min(own, key=lambda known: abs(known - length))
+        found.append(own[nearest] * (length / nearest if nearest else 1))
+    return sum(found) / len(found)
