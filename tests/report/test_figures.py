@@ -137,9 +137,9 @@ def test_an_ablation_shows_shared_samples_only(lab, tmp_path):
     extra = lab.row(index=9, score=0.0)
     lab.cell(tokens_per_cluster=16, rows=[*lab.rows(count=2), extra])
     frame = lab.store.columns()
-    from retrobench.report.figures.ablation import ABLATIONS, _select
+    from retrobench.report.figures.ablation import ABLATIONS, select
 
-    rows = _select(frame, ABLATIONS[0])
+    rows = select(frame, ABLATIONS[0])
     assert rows["sample"].nunique() == 4 and (rows["score"] == 1).all()
 
 

@@ -130,7 +130,7 @@ def _sweeps(options: argparse.Namespace) -> int:
 
 
 def _table(options: argparse.Namespace) -> int:
-    from retrobench.report.tables.scores import COLUMNS, print_tables
+    from retrobench.report.tables.overview import COLUMNS, print_tables
 
     store = ResultStore(options.results)
     print_tables(store.columns(COLUMNS, _chosen(store, options)), cli.console())

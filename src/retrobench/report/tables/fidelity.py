@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from retrobench.store.results import OK
+from retrobench.report.tables.labels import label
+from retrobench.store.row_file import OK
 
 # column -> (statistic, measure), as `measure.fidelity` names them
 ATTENTION = {
@@ -36,11 +37,7 @@ COLUMNS = ["fidelity.steps", "fidelity.layers", "fidelity.sparse_layers"]
 COLUMNS += [f"fidelity.{part}.{name}" for part, name in {**ATTENTION, **OUTPUT}.values()]
 
 
-def fidelity_matrix(
-    frame: pd.DataFrame,
-    labels: Callable[[pd.DataFrame], dict[str, Any]],
-    columns: dict[str, tuple[str, str]],
-) -> pd.DataFrame:
+def fidelity_matrix(frame: pd.DataFrame, columns: dict[str, tuple[str, str]]) -> pd.DataFrame:
     """Means over samples per cell, as text; empty where nothing was measured.
 
     Over the layers that all methods leave sparse: early layers are easy, so that a method which
@@ -54,8 +51,8 @@ def fidelity_matrix(
     rows = []
     for _, cell in measured.groupby("key", sort=False):
         own = sparse[cell.index]
-        values = {"sparse layers": " or ".join(sorted({span(layers) for layers in own}))}
-        values["compared"] = span(common)
+        values = {"sparse layers": " or ".join(sorted({layer_range(layers) for layers in own}))}
+        values["compared"] = layer_range(common)
         for column, (part, name) in columns.items():
             numbers = cell[f"fidelity.{part}.{name}"]
             if part != "logits":
@@ -63,7 +60,7 @@ def fidelity_matrix(
                 numbers = pd.Series([_over(n, ls, common or o) for n, ls, o in found])
             mean = numbers.mean()
             values[column] = "" if pd.isna(mean) else f"{mean if abs(mean) > 5e-7 else 0:.3g}"
-        rows.append({**labels(cell), **values})
+        rows.append({**label(cell.iloc[0]), **values})
     table = pd.DataFrame(rows)
     return table.drop(columns=[c for c in columns if rows and not table[c].any()])
 
@@ -80,7 +77,7 @@ def over_layers(values: list[float], layers: list[int], chosen: list[int]) -> fl
     return float(np.mean(picked or values))
 
 
-def span(layers: list[int]) -> str:
+def layer_range(layers: list[int]) -> str:
     """Layers as text."""
     if not layers:
         return "none"

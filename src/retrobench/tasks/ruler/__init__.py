@@ -14,7 +14,7 @@ from retrobench.core.spec import option
 from retrobench.core.task import Prompt, Sample, Task
 from retrobench.tasks.building import ahead
 from retrobench.tasks.haystack import Corpus, Haystack, corpus, english_words_fingerprint
-from retrobench.tasks.ruler import answering, counting, needles, spec, tracing
+from retrobench.tasks.ruler import answering, counting, names, needles, spec, tracing
 from retrobench.tasks.ruler.draft import Draft, Maker
 from retrobench.tasks.ruler.fitter import Fitter, Group
 from retrobench.tasks.sampling import SamplingConfig
@@ -40,6 +40,8 @@ class RulerTask(Task):
     """Samples with the official structure; a sample depends on (task, length, seed, index)."""
 
     name = "ruler"
+    display_names, short_names = names.DISPLAY, names.SHORT
+    num_tasks = len(spec.TASKS)
     Config = RulerConfig
     config: RulerConfig
 

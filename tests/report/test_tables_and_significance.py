@@ -1,4 +1,4 @@
-"""Tables never average over survivors; verdicts pair samples and raise the alarm."""
+"""Tables never average over survivors; comparisons pair samples and raise the alarm."""
 
 from __future__ import annotations
 
@@ -9,15 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from retrobench.report.checks.significance import order_alarms, verdicts
+from retrobench.report.checks.significance import full_comparisons, order_alarms
+from retrobench.report.rows import score_grid
 from retrobench.report.tables.fidelity import ATTENTION, common_layers, fidelity_matrix
-from retrobench.report.tables.scores import (
-    COLUMNS,
-    caption,
-    niah_matrix,
-    print_tables,
-    score_matrix,
-)
+from retrobench.report.tables.overview import COLUMNS, print_tables
+from retrobench.report.tables.scores import caption, score_matrix
 from retrobench.stats.paired import compare, holm, sign_test
 
 
@@ -64,21 +60,21 @@ def test_niah_grid():
         for d in (0, 100)
         for i in range(2)
     ]
-    grid = niah_matrix(pd.DataFrame(rows))
+    grid = score_grid(pd.DataFrame(rows), "meta.depth")
     assert grid.loc[0, 4096] == 1.0 and grid.loc[100, 4096] == 0.0
     assert "stand-in data" in caption(pd.DataFrame(rows))
 
 
-def test_verdicts_pair_the_same_prompts_and_alarm():
+def test_comparisons_pair_the_same_prompts_and_alarm():
     rows = [row("aa", str(i), 0.0) for i in range(20)]
     rows += [row("bb", str(i), 1.0, "quest") for i in range(20)]
     rows += [row("cc", str(i), 0.0, "random") for i in range(10)]
     rows += [row("cc", "other", 1.0, "random")]
-    better, equal = verdicts(pd.DataFrame(rows))
+    better, equal = full_comparisons(pd.DataFrame(rows))
     assert "quest" in better and "+100.0 points" in better and "ALARM" in better
     assert "random" in equal and "10 ties" in equal and "ALARM" not in equal
     rows[25]["prompt_hash"] = "changed"
-    assert "19 wins" in verdicts(pd.DataFrame(rows))[0]
+    assert "19 wins" in full_comparisons(pd.DataFrame(rows))[0]
 
 
 def test_a_method_between_its_controls_is_quiet_and_one_beyond_them_is_not():
@@ -115,11 +111,11 @@ def test_holm_never_lowers_and_keeps_order(values):
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=40))
 def test_compare_counts_and_interval(pairs):
     ours, base = zip(*pairs, strict=True)
-    verdict = compare(ours, base, draws=200)
-    assert verdict.wins + verdict.losses + verdict.ties == len(pairs) == verdict.samples
-    assert verdict.low - 1e-12 <= verdict.difference + 1 and verdict.low <= verdict.high
+    result = compare(ours, base, draws=200)
+    assert result.wins + result.losses + result.ties == len(pairs) == result.samples
+    assert result.low - 1e-12 <= result.difference + 1 and result.low <= result.high
     reverse = compare(base, ours, draws=200)
-    assert reverse.p_value == verdict.p_value and reverse.wins == verdict.losses
+    assert reverse.p_value == result.p_value and reverse.wins == result.losses
 
 
 def test_unpaired_scores_are_refused():
@@ -136,7 +132,7 @@ def test_fidelity_compares_methods_on_the_layers_that_all_leave_sparse(lab):
     lab.cell("random", rows=[lab.row(fidelity=measured([0, 1, 2], [1.0, 0.9, 0.2]))])
     lab.cell("quest", rows=[lab.row(fidelity=measured([2], [1.0, 1.0, 0.6]))])
     frame = lab.store.columns(COLUMNS)
-    table = fidelity_matrix(frame, lambda cell: {"method": cell["method"].iloc[0]}, ATTENTION)
+    table = fidelity_matrix(frame, ATTENTION)
     table = table.set_index("method").loc[["full", "random", "quest"]]
     assert list(table["sparse layers"]) == ["none", "0-2", "2"]
     assert set(table["compared"]) == {"2"} and list(table["recall"]) == ["1", "0.2", "0.6"]
