@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from retrobench.store.row_file import OK
@@ -13,14 +15,18 @@ class NotEnoughRows(ValueError):
     """A figure cannot be drawn; says which rows it needs and the command that makes them."""
 
 
+def require(condition: Any, needs: str, command: str) -> None:
+    """NotEnoughRows unless the condition holds; ``command`` makes the rows."""
+    if not condition:
+        raise NotEnoughRows(f"{needs}: {command}")
+
+
 def scored(frame: pd.DataFrame, benchmark: str, command: str) -> pd.DataFrame:
     """Answered rows of a benchmark."""
-    if frame.empty or not (frame["benchmark"] == benchmark).any():
-        raise NotEnoughRows(f"no rows of task={benchmark}: {command}")
-    rows = frame[(frame["benchmark"] == benchmark) & (frame["status"] == OK)]
-    rows = rows[rows["score"].notna()]
-    if rows.empty:
-        raise NotEnoughRows(f"no scored rows of task={benchmark}: {command}")
+    rows = frame[frame["benchmark"] == benchmark]
+    require(len(rows), f"no rows of task={benchmark}", command)
+    rows = rows[(rows["status"] == OK) & rows["score"].notna()]
+    require(len(rows), f"no scored rows of task={benchmark}", command)
     return rows
 
 
@@ -33,14 +39,13 @@ def one_setting(frame: pd.DataFrame, command: str) -> pd.DataFrame:
     """Rows of methods as they come: default options, no budget, batch 1, query-aware."""
     plain = default_options(frame) & frame["budget"].isna()
     plain &= (frame["engine.batch"] == 1) & (frame["protocol"] == "query_aware")
-    if not plain.any():
-        raise NotEnoughRows(f"no rows of methods with default options: {command}")
+    require(plain.any(), "no rows of methods with default options", command)
     return frame[plain].drop_duplicates(["model", "method", "sample"])
 
 
 def usual_length(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows at the length that most of them have."""
-    return frame[frame["length"] == frame["length"].mode().iloc[0]] if len(frame) else frame
+    return frame[frame["length"].isin(frame["length"].mode().head(1))]
 
 
 def shared_samples(frame: pd.DataFrame, by: str) -> pd.DataFrame:

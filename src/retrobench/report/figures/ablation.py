@@ -11,7 +11,7 @@ import pandas as pd
 
 from retrobench.report.checks.published import DEFAULTS, HIT_RATIO, RETROINFER
 from retrobench.report.figures import parts, style
-from retrobench.report.rows import NotEnoughRows, describe, moved_bytes, shared_samples
+from retrobench.report.rows import moved_bytes, require, shared_samples
 from retrobench.stats.intervals import mean_interval
 from retrobench.store.row_file import OK
 
@@ -104,17 +104,17 @@ def draw(ablation: Ablation, frame: pd.DataFrame) -> Any:
         _option_axis(panel_axes, ablation, places)
         _value_axis(panel_axes, panel.label, rows)
     drawing.align_ylabels()
-    note = describe(rows, [ablation.column, *ablation.line_columns])
-    if DEFAULTS.get(ablation.name) in places.values():
-        note += f"; dotted: {RETROINFER}'s default"
-    return style.finish(drawing, note, rows["key"], legend=bool(ablation.within))
+    marked = DEFAULTS.get(ablation.name) in places.values()
+    note = f"; dotted: {RETROINFER}'s default" if marked else ""
+    legend = "above" if ablation.within else "none"
+    points = [ablation.column, *ablation.line_columns]
+    return style.finish(drawing, rows, points, note, legend=legend)
 
 
 def select(frame: pd.DataFrame, ablation: Ablation) -> pd.DataFrame:
     """Rows that differ in the option alone: the setting with most of its values, shared samples."""
     option, command = ablation.column, ablation.command
-    if option not in frame:
-        raise NotEnoughRows(f"no rows with {option}: {command}")
+    require(option in frame, f"no rows with {option}", command)
     rows = frame[(frame["status"] == OK) & frame[option].notna()]
     if ablation.name != "num_clusters" and "method.num_clusters" in rows:
         rows = rows[rows["method.num_clusters"].isna()]
@@ -123,11 +123,9 @@ def select(frame: pd.DataFrame, ablation: Ablation) -> pd.DataFrame:
     fixed += [c for c in rows if c.startswith("method.") and c not in free]
     settings = [group for _, group in rows.groupby(fixed, dropna=False)]
     best = max(settings, key=lambda group: group[option].nunique(), default=rows)
-    if best[option].nunique() < 2:
-        raise NotEnoughRows(f"needs two values of {option}: {command}")
+    require(best[option].nunique() > 1, f"needs two values of {option}", command)
     best = shared_samples(best, option)
-    if best.empty:
-        raise NotEnoughRows(f"no sample was answered for every value of {option}: {command}")
+    require(len(best), f"no sample was answered for every value of {option}", command)
     return best
 
 

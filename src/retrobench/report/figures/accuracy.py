@@ -11,9 +11,8 @@ from retrobench.report.benchmarks import benchmark, display_name
 from retrobench.report.checks.published import RULER
 from retrobench.report.figures import parts, style
 from retrobench.report.rows import (
-    NotEnoughRows,
-    describe,
     one_setting,
+    require,
     score_grid,
     scored,
     usual_length,
@@ -36,38 +35,33 @@ def longbench(frame: pd.DataFrame) -> Any:
     rows = one_setting(scored(frame, "longbench", command), command)
     order = {name: i for i, name in enumerate(benchmark("longbench").figure_tasks)}
     rows = rows[rows["task"].isin(order)]
-    if rows.empty:
-        raise NotEnoughRows(f"no English data set: {command}")
+    require(len(rows), "no English data set", command)
     return _bars(rows.sort_values("task", key=lambda t: t.map(order), kind="stable"), "")
 
 
 def _bars(rows: pd.DataFrame, title: str) -> Any:
     drawing, (axes,) = style.figure(2.6, width=style.TWO_COLUMNS)
-    series = {
-        method: (rows[rows["method"] == method], {"color": style.color(method)})
-        for method in style.ordered(rows["method"].unique())
-    }
+    methods = style.by_method(rows).items()
+    series = {method: (own, {"color": style.color(method)}) for method, own in methods}
     parts.score_bars(axes, rows, series)
     axes.set_title(title)
-    return style.finish(drawing, describe(rows, ["method", "task"]), rows["key"])
+    return style.finish(drawing, rows, ["method", "task"])
 
 
 def ruler_by_length(frame: pd.DataFrame) -> Any:
     """Average over tasks by context length, a panel per model (RetroInfer paper, Fig. 10)."""
     rows = one_setting(scored(frame, "ruler", _BY_LENGTH), _BY_LENGTH)
     rows = rows[rows.groupby("model")["length"].transform("nunique") > 1]
-    if rows.empty:
-        raise NotEnoughRows(f"needs two lengths: {_BY_LENGTH}")
+    require(len(rows), "needs two lengths", _BY_LENGTH)
     models = sorted(rows["model"].unique())
     drawing, panels = style.figure(2.7, len(models))
     for panel, model in zip(panels, models, strict=True):
         own = rows[rows["model"] == model]
-        for method in style.ordered(own["method"].unique()):
-            _length_line(panel, own[own["method"] == method], model, method)
+        for method, line in style.by_method(own).items():
+            _length_line(panel, line, model, method)
         parts.token_axis(panel, own["length"])
         panel.set(ylabel="RULER average", ylim=(-3, 105), title=model if len(models) > 1 else "")
-    note = describe(rows, ["model", "method", "length"])
-    return style.finish(drawing, note, rows["key"], columns=3)
+    return style.finish(drawing, rows, ["model", "method", "length"], columns=3)
 
 
 def _length_line(panel: Any, rows: pd.DataFrame, model: str, method: str) -> None:
@@ -92,8 +86,7 @@ def ruler_tasks(frame: pd.DataFrame) -> Any:
     """Score by task and length, a panel per method (heat map)."""
     rows = one_setting(scored(frame, "ruler", _BY_LENGTH), _BY_LENGTH)
     rows = rows[rows["model"] == rows["model"].mode().iloc[0]]
-    if rows["length"].nunique() < 2:
-        raise NotEnoughRows(f"needs two lengths: {_BY_LENGTH}")
+    require(rows["length"].nunique() > 1, "needs two lengths", _BY_LENGTH)
     return _score_maps(rows, "task", "", lambda task: display_name("ruler", task))
 
 
@@ -106,11 +99,10 @@ def niah_grid(frame: pd.DataFrame) -> Any:
 
 def _score_maps(rows: pd.DataFrame, by: str, label: str, text: Callable[[Any], str]) -> Any:
     """Mean scores by the column ``by`` and length, a heat map per method."""
-    methods = style.ordered(rows["method"].unique())
-    grids = [100 * score_grid(rows[rows["method"] == method], by) for method in methods]
-    height = 1.4 + 0.2 * max(map(len, grids))
+    grids = {name: 100 * score_grid(own, by) for name, own in style.by_method(rows).items()}
+    height = 1.4 + 0.2 * max(map(len, grids.values()))
     drawing, panels = style.figure(height, len(grids), width=style.TWO_COLUMNS)
-    for panel, method, grid in zip(panels, methods, grids, strict=True):
+    for panel, (method, grid) in zip(panels, grids.items(), strict=True):
         image = parts.heat_map(panel, grid, method, 100)
         panel.set_xticks(range(grid.shape[1]), [style.tokens(c) for c in grid.columns])
         first = panel is panels[0]
@@ -119,9 +111,7 @@ def _score_maps(rows: pd.DataFrame, by: str, label: str, text: Callable[[Any], s
         _write_values(panel, grid)
     panels[0].set_ylabel(label)
     drawing.colorbar(image, ax=panels, label="score")
-    return style.finish(
-        drawing, describe(rows, ["method", by, "length"]), rows["key"], legend=False
-    )
+    return style.finish(drawing, rows, ["method", by, "length"], legend="none")
 
 
 def _write_values(panel: Any, grid: pd.DataFrame) -> None:

@@ -9,10 +9,10 @@ import pandas as pd
 from retrobench.report.benchmarks import is_timed
 from retrobench.report.figures import parts, style
 from retrobench.report.rows import (
-    NotEnoughRows,
     default_options,
     describe,
     moved_bytes,
+    require,
     scored,
     shared_samples,
     usual_length,
@@ -29,21 +29,22 @@ def pareto_accuracy_bytes(frame: pd.DataFrame) -> Any:
     rows = scored(frame, "ruler", command)
     rows = usual_length(rows[rows["budget"].notna() | (rows["method"] == "full")])
     rows = shared_samples(rows, "key")
-    if rows["key"].nunique() < 3:
-        raise NotEnoughRows(f"needs three cells with budgets on the same samples: {command}")
+    require(rows["key"].nunique() > 2, "needs three cells with budgets and shared samples", command)
     drawing, (axes,) = style.figure(2.7)
-    for method in style.ordered(rows["method"].unique()):
-        points = []
-        for _, cell in rows[rows["method"] == method].groupby("key"):
-            mib = moved_bytes(cell).median() / 2**20
-            points.append((mib, *mean_interval(cell["score"] * 100)))
+    for method, own in style.by_method(rows).items():
+        cells = [cell for _, cell in own.groupby("key")]
+        points = [(_moved_mib(cell), *mean_interval(cell["score"] * 100)) for cell in cells]
         parts.interval_line(axes, sorted(points), **style.look(method))
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(parts.few_per_decade())
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.minorticks_off()
     axes.set(xlabel="MiB moved per decode step", ylabel="score", ylim=(-3, 105))
-    return style.finish(drawing, describe(rows, ["key"]), rows["key"], columns=3)
+    return style.finish(drawing, rows, ["key"], columns=3)
+
+
+def _moved_mib(cell: pd.DataFrame) -> float:
+    return moved_bytes(cell).median() / 2**20
 
 
 def prefill_breakdown(frame: pd.DataFrame) -> Any:
@@ -65,20 +66,18 @@ def prefill_breakdown(frame: pd.DataFrame) -> Any:
     axes.bar([0], [0], color="white", edgecolor="#555555", hatch=_HATCH, label="index build")
     parts.group_axis(axes, [style.tokens(n) for n in lengths])
     axes.set(xlabel="context (tokens)", ylabel="prefill (s)")
-    keys = [*rows["key"], *failed["key"]]
-    return style.finish(drawing, describe(rows, ["method", "length"]), keys, columns=3)
+    note = describe(rows, ["method", "length"])
+    return style.finish(drawing, pd.concat([rows, failed]), None, note, columns=3)
 
 
 def _prefill_rows(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Timed rows, and those out of memory at a length where their method has no timed row."""
     command = "python run.py -m experiment=prefill_breakdown"
-    if frame.empty:
-        raise NotEnoughRows(f"no timed rows: {command}")
     plain = frame[default_options(frame) & (frame["engine.batch"] == 1)]
     plain = plain[(plain["length"] > 0) & ~is_timed(plain)]
     rows = plain[(plain["status"] == OK) & plain["prefill_s"].notna()]
-    if rows["method"].nunique() < 2:
-        raise NotEnoughRows(f"needs full attention and a method that builds an index: {command}")
+    enough = rows["method"].nunique() > 1
+    require(enough, "needs full attention and a method that builds an index", command)
     failed = plain[(plain["status"] == "oom") & plain["benchmark"].isin(rows["benchmark"])]
     answered = rows[["method", "length"]].drop_duplicates()
     failed = failed.merge(answered, how="left", indicator="answered")
@@ -90,9 +89,8 @@ def step_breakdown(frame: pd.DataFrame) -> Any:
     spans = [c for c in frame if c.startswith("live.span_s.")]
     rows = frame[frame[spans].notna().any(axis=1)] if spans else frame.iloc[:0]
     rows = rows[~is_timed(rows)]
-    if rows.empty:
-        command = "python run.py -m method=full,retroinfer measure=latency"
-        raise NotEnoughRows(f"no timed parts: {command}")
+    command = "python run.py -m method=full,retroinfer measure=latency"
+    require(len(rows), "no timed parts", command)
     rows = rows[rows["length"] == rows["length"].max()]
     steps = rows["decode_steps"].clip(lower=1)
     seconds = rows[spans].div(steps, axis=0).groupby(rows["method"]).median()
@@ -107,21 +105,19 @@ def step_breakdown(frame: pd.DataFrame) -> Any:
     axes.invert_yaxis()
     axes.set_xlabel("ms per decode step, all layers")
     axes.grid(axis="y", visible=False)
-    return style.finish(drawing, describe(rows, ["method"]), rows["key"], columns=4)
+    return style.finish(drawing, rows, ["method"], columns=4)
 
 
 def estimation_on_off(frame: pd.DataFrame) -> Any:
     """Score per task with and without the estimation zone (paper Fig. 19a)."""
     command = "python run.py -m experiment=estimation_on_off"
     rows = scored(frame, "ruler", command)
-    if "method.estimation_frac" not in rows:
-        raise NotEnoughRows(f"no rows of retroinfer: {command}")
+    require("method.estimation_frac" in rows, "no rows of retroinfer", command)
     rows = rows[(rows["method"] == "retroinfer") & rows["budget"].isna()]
     only = rows["changed"].fillna("").str.fullmatch(r"(estimation_frac=\S+)?")
     rows = rows[only].assign(zone=rows["method.estimation_frac"] > 0)
     rows = shared_samples(rows, "zone")
-    if rows["zone"].nunique() < 2:
-        raise NotEnoughRows(f"needs cells with and without estimation: {command}")
+    require(rows["zone"].nunique() > 1, "needs cells with and without estimation", command)
     drawing, (axes,) = style.figure(2.5)
     look = {"color": style.color("retroinfer")}
     series = {
@@ -129,7 +125,7 @@ def estimation_on_off(frame: pd.DataFrame) -> Any:
         "without": (rows[~rows["zone"]], {**look, "alpha": 0.45, "hatch": _HATCH}),
     }
     parts.score_bars(axes, rows, series)
-    return style.finish(drawing, describe(rows, ["zone", "task"]), rows["key"])
+    return style.finish(drawing, rows, ["zone", "task"])
 
 
 FIGURES = {

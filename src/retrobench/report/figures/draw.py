@@ -40,10 +40,12 @@ def draw(
     From all cells, or from those of ``keys``. A figure shows one model: where the rows have
     several, each gets its own file, ``NAME_MODEL``.
     """
-    frame = load(store, keys)
+    frame, names = load(store, keys), names or list(FIGURES)
+    if frame.empty:
+        return [(name, None, f"no rows in {store.root}: python run.py") for name in names]
     out.mkdir(parents=True, exist_ok=True)
     results: list[tuple[str, Path | None, str]] = []
-    for name in names or list(FIGURES):
+    for name in names:
         drawn, reasons = [], []
         for model, rows in _by_model(frame):
             try:
@@ -62,7 +64,7 @@ def draw(
 
 def _by_model(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """Rows of each model under a name that files may have; no name if there is but one model."""
-    models = [] if frame.empty else sorted(frame["model"].unique())
+    models = sorted(frame["model"].unique())
     if len(models) < 2:
         return [("", frame)]
     return [(re.sub(r"[^\w.-]+", "-", name), frame[frame["model"] == name]) for name in models]

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from retrobench.report.figures import parts, style
-from retrobench.report.rows import NotEnoughRows, describe
-from retrobench.report.tables.fidelity import common_layers, layer_range, over_layers
+from retrobench.report.rows import require
+from retrobench.report.tables.fidelity import common_layers, layer_means, layer_range
 from retrobench.store.row_file import OK
 
 COMMAND = "python run.py -m method=full,oracle_topk,retroinfer,quest,random measure=score,fidelity"
@@ -27,13 +27,14 @@ def mass_cdf(frame: pd.DataFrame) -> Any:
         axes.plot(percent, np.mean(curves, 0), color=color, label=str(task))
     axes.set(xlabel="heaviest tokens (% of context)", ylabel="attention mass")
     axes.set(xscale="log", ylim=(0, 1.02))
-    return _finish(drawing, rows, ["key", "task"])
+    return style.finish(drawing, rows, ["key", "task"], legend="inside")
 
 
 def step_overlap(frame: pd.DataFrame) -> Any:
     """Overlap with the step before: the 100 heaviest tokens, and what each method attends."""
     rows = _measured(frame)
-    means = _means(rows, ("top_step", "own_step"))
+    means = _over_layers(rows, ("top_step", "own_step")).groupby(rows["method"]).mean()
+    means = means.loc[style.ordered(means.index)]
     drawing, (axes,) = style.figure(2.4)
     place = np.arange(len(means))
     axes.bar(place, means["own_step"], 0.7, color=[style.color(method) for method in means.index])
@@ -41,7 +42,7 @@ def step_overlap(frame: pd.DataFrame) -> Any:
     axes.axhline(level, color="black", ls="--", lw=0.8, label="100 heaviest tokens")
     axes.set_xticks(place, list(means.index), rotation=30, ha="right")
     axes.set(ylabel="overlap with the step before", ylim=(0, 1.02))
-    return _finish(drawing, rows, ["key"])
+    return style.finish(drawing, rows, ["key"], legend="inside")
 
 
 def cluster_mass(frame: pd.DataFrame) -> Any:
@@ -52,8 +53,7 @@ def cluster_mass(frame: pd.DataFrame) -> Any:
         for method, group in rows.groupby("method", sort=False)["fidelity"]
     }
     pairs = {method: found for method, found in pairs.items() if len(found)}
-    if not pairs:
-        raise NotEnoughRows(f"no method with estimates: {COMMAND}")
+    require(pairs, "no method with estimates", COMMAND)
     drawing, (axes,) = style.figure(3.0)
     for method, found in pairs.items():
         look = {"s": 3, "alpha": 0.4, "color": style.color(method), "label": method}
@@ -62,19 +62,17 @@ def cluster_mass(frame: pd.DataFrame) -> Any:
     axes.plot([max(low, 1e-12), high], [max(low, 1e-12), high], color="black", linewidth=0.8)
     axes.set(xscale="log", yscale="log")
     axes.set(xlabel="true mass of a cluster", ylabel="estimated mass")
-    return _finish(drawing, rows, ["key"])
+    return style.finish(drawing, rows, ["key"], legend="inside")
 
 
 def error_heatmap(frame: pd.DataFrame) -> Any:
     """Relative output error by layer and head, a panel per method (its last cell)."""
     rows = _measured(frame)
-    methods = [m for m in style.ordered(rows["method"].unique()) if m != "full"]
-    if not methods:
-        raise NotEnoughRows(f"only full attention was measured: {COMMAND}")
+    methods = style.by_method(rows[rows["method"] != "full"])
+    require(methods, "only full attention was measured", COMMAND)
     width = max(style.ONE_COLUMN, 1.7 * len(methods))
     drawing, panels = style.figure(2.2, len(methods), width=width)
-    for panel, method in zip(panels, methods, strict=True):
-        own = rows[rows["method"] == method]
+    for panel, (method, own) in zip(panels, methods.items(), strict=True):
         own = own[own["key"] == own["key"].iloc[-1]]
         grid = np.mean([measured["by_layer_head"]["error"] for measured in own["fidelity"]], 0)
         budget = own["budget"].iloc[0]
@@ -85,7 +83,7 @@ def error_heatmap(frame: pd.DataFrame) -> Any:
         panel.set_xlabel("query head")
     panels[0].set_ylabel("layer")
     drawing.colorbar(image, ax=panels, label="relative output error")
-    return style.finish(drawing, describe(rows, ["key"]), rows["key"], legend=False)
+    return style.finish(drawing, rows, ["key"], legend="none")
 
 
 def recall_budget(frame: pd.DataFrame) -> Any:
@@ -95,26 +93,25 @@ def recall_budget(frame: pd.DataFrame) -> Any:
     """
     rows = _measured(frame)
     rows = rows[rows["method"] != "full"]
-    rows = rows.assign(changed=rows["changed"].fillna(""))
-    points = rows.groupby(["method", "protocol", "changed", "key"])["fidelity"].agg(list)
-    if len(points) < 2:
-        raise NotEnoughRows(f"needs two cells: {COMMAND} budget=1.8%,5%")
-    common = _common(rows)
+    require(rows["key"].nunique() > 1, "needs two cells", f"{COMMAND} budget=1.8%,5%")
+    means = _over_layers(rows, ("attended_frac", "recall", "oracle"))
+    names = ["method", "protocol", "changed", "key"]
+    settings = rows[names].fillna({"changed": ""})
+    cells = means.join(settings).groupby(names).mean().dropna().sort_values("attended_frac")
     drawing, (axes,) = style.figure(2.6)
-    for method in style.ordered(points.index.get_level_values(0).unique()):
-        names, look = ("attended_frac", "recall", "oracle"), style.look(method)
-        for _, cells in points.loc[method].groupby(["protocol", "changed"]):
-            values = [_mean(measured, names, common) for measured in cells]
-            table = pd.DataFrame(values, columns=names).dropna().sort_values("attended_frac")
-            percent = 100 * table["attended_frac"]
-            axes.plot(percent, table["recall"], **look)
-            axes.plot(percent, table["oracle"], "_--", color=look["color"], lw=0.8)
+    for method in style.ordered(cells.index.unique("method")):
+        look = style.look(method)
+        for _, line in cells.loc[method].groupby(["protocol", "changed"]):
+            percent = 100 * line["attended_frac"]
+            axes.plot(percent, line["recall"], **look)
+            axes.plot(percent, line["oracle"], "_--", color=look["color"], lw=0.8)
             look["label"] = None  # one entry of the legend per method
     axes.plot([], [], "_--", color="black", lw=0.8, label="largest possible")
     axes.set_xlim(left=0)
     axes.set(xlabel="tokens attended exactly (% of context)", ylabel="recall of attention mass")
     axes.set_ylim(0, 1.02)
-    return _finish(drawing, rows, ["key"], f", layers {layer_range(common)}")
+    note = f", layers {layer_range(common_layers(rows))}"
+    return style.finish(drawing, rows, ["key"], note, legend="inside")
 
 
 FIGURES: dict[str, Callable[[pd.DataFrame], Any]] = {
@@ -126,39 +123,15 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Any]] = {
 }
 
 
-def _finish(drawing: Any, rows: pd.DataFrame, by: list[str], more: str = "") -> Any:
-    """With a small legend inside the panel."""
-    drawing.axes[0].legend(fontsize=style.SMALL)
-    return style.finish(drawing, describe(rows, by) + more, rows["key"], legend=False)
-
-
 def _measured(frame: pd.DataFrame) -> pd.DataFrame:
     """Answered rows with measured steps; ``fidelity`` holds what was measured."""
-    if "fidelity" in frame:
-        rows = frame[(frame["status"] == OK) & frame["fidelity"].notna()]
-        rows = rows[[measured["steps"] > 0 for measured in rows["fidelity"]]]
-        if len(rows):
-            return rows
-    raise NotEnoughRows(f"no rows of measure=fidelity: {COMMAND}")
+    require("fidelity" in frame, "no rows of measure=fidelity", COMMAND)
+    rows = frame[(frame["status"] == OK) & (frame["fidelity.steps"] > 0)]
+    require(len(rows), "no rows of measure=fidelity", COMMAND)
+    return rows
 
 
-def _common(rows: pd.DataFrame) -> list[int]:
-    return common_layers(measured["sparse_layers"] for measured in rows["fidelity"])
-
-
-def _mean(rows: list[dict[str, Any]], names: tuple[str, ...], layers: list[int]) -> list[float]:
-    """Means over rows and over the layers that all methods leave sparse."""
-
-    def value(row: dict[str, Any], name: str) -> float:
-        by_layer = row["layer_mean"].get(name)
-        return over_layers(by_layer, row["layers"], layers) if by_layer else np.nan
-
-    return [float(np.mean([value(row, name) for row in rows])) for name in names]
-
-
-def _means(rows: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
-    """Means by method."""
-    groups, common = rows.groupby("method")["fidelity"].agg(list), _common(rows)
-    order = style.ordered(groups.index)
-    values = [_mean(groups[method], names, common) for method in order]
-    return pd.DataFrame(values, index=order, columns=names)
+def _over_layers(rows: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
+    """Means of measures over the layers that all methods leave sparse, a row per sample."""
+    common = common_layers(rows)
+    return pd.DataFrame({name: layer_means(rows, f"layer_mean.{name}", common) for name in names})

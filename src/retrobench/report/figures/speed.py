@@ -9,7 +9,7 @@ import pandas as pd
 
 from retrobench.report.benchmarks import is_timed
 from retrobench.report.figures import parts, style
-from retrobench.report.rows import NotEnoughRows, default_options
+from retrobench.report.rows import default_options, require
 from retrobench.store.row_file import OK
 
 
@@ -19,7 +19,7 @@ def throughput(frame: pd.DataFrame) -> Any:
     best = good.loc[good.groupby(["method", "length"])["speed.tokens_per_s"].idxmax()]
     best = best.sort_values("length")
     drawing, (rates, times) = style.figure(2.6, 2)
-    for order, method in enumerate(style.ordered(rows["method"].unique())):
+    for order, method in enumerate(style.by_method(rows)):
         own, look = best[best["method"] == method], style.look(method)
         rates.plot(own["length"], own["speed.tokens_per_s"], **look)
         step_ms = 1000 * own[["speed.step_s", "speed.step_q1_s", "speed.step_q3_s"]]
@@ -38,8 +38,8 @@ def throughput(frame: pd.DataFrame) -> Any:
     rates.legend()
     injected = (good["meta.shape"] != "model").all()
     note = "injected clustered keys and values" if injected else "random token ids"
-    keys = [*best["key"], *rows.loc[rows["status"] == "oom", "key"]]
-    return style.finish(drawing, note, keys, legend=False)
+    shown = pd.concat([best, rows[rows["status"] == "oom"]])
+    return style.finish(drawing, shown, None, note, legend="none")
 
 
 def throughput_by_batch(frame: pd.DataFrame) -> Any:
@@ -50,13 +50,13 @@ def throughput_by_batch(frame: pd.DataFrame) -> Any:
     drawing, panels = style.figure(2.6, len(contexts))
     for panel, context in zip(panels, contexts, strict=True):
         here = rows[rows["length"] == context]
-        for order, method in enumerate(style.ordered(here["method"].unique())):
+        for order, method in enumerate(style.by_method(here)):
             own = good[(good["length"] == context) & (good["method"] == method)]
             parts.interval_line(panel, list(_rates(own)), **style.look(method))
             _mark_failures(panel, here, own, method, "meta.batch", order)
         parts.batch_axis(panel, here["meta.batch"])
         panel.set_title(f"{style.tokens(context)} tokens")
-    return style.finish(drawing, f"{_where(good)}; median, quartiles", rows["key"])
+    return style.finish(drawing, rows, None, f"{_where(good)}; median, quartiles")
 
 
 def _rates(rows: pd.DataFrame) -> Iterator[tuple[float, float, float, float]]:
@@ -85,13 +85,13 @@ def latency_vs_load(frame: pd.DataFrame) -> Any:
         _load_panel(panel, here, rows[rows["length"] == tokens_in])
         panel.set_title(f"{style.tokens(tokens_in)} tokens in, {style.tokens(tokens_out)} out")
     note = f"{_where(good)}; numbers: batch; one run of each, random token ids"
-    return style.finish(drawing, note, rows["key"])
+    return style.finish(drawing, rows, None, note)
 
 
 def _load_panel(panel: Any, good: pd.DataFrame, rows: pd.DataFrame) -> None:
     """A line per method through its batches, and the batches from which memory ran out."""
     failures = []
-    for method in style.ordered(rows["method"].unique()):
+    for method in style.by_method(rows):
         own, look = good[good["method"] == method], style.look(method)
         panel.plot(own["rate"], own["latency_s"], linewidth=1.2, **look)
         for point in own[["rate", "latency_s", "meta.batch"]].to_numpy():
@@ -111,14 +111,13 @@ def _speed(
     frame: pd.DataFrame, command: str, min_batches: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Rows of the model with most answers and methods' default options; those with an answer."""
-    rows = frame[is_timed(frame)] if len(frame) else frame
-    good = rows[rows["status"] == OK] if len(rows) else rows
-    if good.empty or good["meta.batch"].nunique() < min_batches:
-        need = "rows" if min_batches == 1 else f"{min_batches} batch sizes"
-        raise NotEnoughRows(f"needs {need} of task=speed: {command}")
+    rows = frame[is_timed(frame)]
+    good = rows[rows["status"] == OK]
+    enough = len(good) and good["meta.batch"].nunique() >= min_batches
+    need = "rows" if min_batches == 1 else f"{min_batches} batch sizes"
+    require(enough, f"needs {need} of task=speed", command)
     rows = rows[(rows["model"] == good["model"].mode().iloc[0]) & default_options(rows)]
-    if not (rows["status"] == OK).any():
-        raise NotEnoughRows(f"no rows of methods with default options: {command}")
+    require((rows["status"] == OK).any(), "no rows of methods with default options", command)
     return rows, rows[rows["status"] == OK]
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import pandas as pd
+
+from retrobench.report.rows import describe
+
 ONE_COLUMN, TWO_COLUMNS = 3.5, 7.2  # inches
 COLORS = ("#000000", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 ORDER = ("full", "retroinfer", "oracle_topk", "quest", "infinigen", "streaming", "random")
@@ -73,19 +77,35 @@ def figure(
     return drawing, list(axes.flat[:panels])
 
 
-def finish(
-    drawing: Any, note: str, keys: Iterable[str], *, legend: bool = True, columns: int | None = None
-) -> Any:
-    """Add the small line below and the first panel's legend above; returns the figure.
+def by_method(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Rows of each method, in the order of every legend."""
+    return {name: rows[rows["method"] == name] for name in ordered(rows["method"].unique())}
 
-    ``keys``: the cells that the figure shows; they are written into its files.
+
+def finish(
+    drawing: Any,
+    rows: pd.DataFrame,
+    points: list[str] | None,
+    note: str = "",
+    *,
+    legend: str = "above",
+    columns: int | None = None,
+) -> Any:
+    """Add the legend and the small line below; returns the figure.
+
+    ``rows`` are what the figure shows: their cells are written into its files. ``points``: columns
+    whose values make a point, for the line's number of samples; None: the line is ``note`` alone.
+    ``legend``, of the first panel: above the panels, inside the first one, or none.
     """
-    if legend:
-        handles, labels = drawing.axes[0].get_legend_handles_labels()
+    handles, labels = drawing.axes[0].get_legend_handles_labels()
+    if legend == "above":
         place = {"loc": "outside upper center", "ncols": columns or len(labels)}
         drawing.legend(handles, labels, **place)
-    drawing.supxlabel(note, fontsize=SMALL, color="#555555")
-    drawing.retrobench_cells = tuple(dict.fromkeys(keys))
+    if legend == "inside":
+        drawing.axes[0].legend(fontsize=SMALL)
+    text = note if points is None else describe(rows, points) + note
+    drawing.supxlabel(text, fontsize=SMALL, color="#555555")
+    drawing.retrobench_cells = tuple(rows["key"].unique())
     return drawing
 
 

@@ -7,29 +7,26 @@ from typing import Any
 import pandas as pd
 
 from retrobench.report.figures import parts, style
-from retrobench.report.rows import NotEnoughRows, default_options, describe
+from retrobench.report.rows import default_options, require
 from retrobench.store.row_file import OK
 
 
 def buffer_ablation(frame: pd.DataFrame) -> Any:
     """Tokens per second against the batch, a line per cache manager (paper Fig. 16)."""
     command = "python run.py -m experiment=buffer_ablation"
-    if "method.cache" not in frame:
-        raise NotEnoughRows(f"no rows with method.cache: {command}")
+    require("method.cache" in frame, "no rows with method.cache", command)
     apart = frame["changed"].fillna("").str.replace(r"cache=\w+", "", regex=True).str.strip() == ""
     rows = frame[(frame["method"] == "retroinfer") & apart & frame["method.cache"].notna()]
     lines = [name for name in ("none", "host", "device") if (rows["method.cache"] == name).any()]
     timed = rows[(rows["status"] == OK) & (rows["engine.batch"] > 1)]
-    if len(lines) < 2 or timed.empty:
-        raise NotEnoughRows(f"needs two cache managers and a batch above 1: {command}")
+    require(len(lines) > 1 and len(timed), "needs two cache managers and a batch above 1", command)
     rows = rows[rows["method.cache"].isin(lines) & (rows["length"] == timed["length"].mode()[0])]
     drawing, (axes,) = style.figure(2.6)
     for i, name in enumerate(lines):
         look = {"color": style.COLORS[i], "marker": style.MARKERS[i], "label": f"cache={name}"}
         _batch_line(axes, rows[rows["method.cache"] == name], look, i)
     parts.batch_axis(axes, rows["engine.batch"])
-    note = describe(rows, ["method.cache", "engine.batch"])
-    return style.finish(drawing, note, rows["key"])
+    return style.finish(drawing, rows, ["method.cache", "engine.batch"])
 
 
 def _batch_line(axes: Any, rows: pd.DataFrame, look: dict[str, Any], order: int) -> None:
@@ -46,32 +43,29 @@ def max_throughput_by_task(frame: pd.DataFrame) -> Any:
     The number on a bar is the batch that reached it; quartiles are over that batch's samples.
     """
     rows = _batched_rows(frame)
-    rates = _rates(rows)
-    tasks, methods = list(dict.fromkeys(rates["task"])), style.ordered(rows["method"].unique())
+    tasks, methods = list(dict.fromkeys(_rates(rows)["task"])), style.by_method(rows)
     drawing, (axes,) = style.figure(2.6, width=style.TWO_COLUMNS)
-    for index, method in enumerate(methods):
+    for index, (method, own) in enumerate(methods.items()):
         axes.bar([0], [0], color=style.color(method), label=method)
         for x, task in enumerate(tasks):
-            own = rows[(rows["task"] == task) & (rows["method"] == method)]
-            _best_batch_bar(axes, own, x, (index, len(methods)), style.color(method))
+            slot = (index, len(methods))
+            _best_batch_bar(axes, own[own["task"] == task], x, slot, style.color(method))
     parts.task_axis(axes, rows, tasks)
     axes.set_ylabel("tokens/s at the best batch")
     axes.margins(y=0.1)
-    note = f"{describe(rows, ['method', 'task', 'engine.batch'])}; on the bars: batch"
-    return style.finish(drawing, note, rows["key"])
+    points = ["method", "task", "engine.batch"]
+    return style.finish(drawing, rows, points, "; on the bars: batch")
 
 
 def _batched_rows(frame: pd.DataFrame) -> pd.DataFrame:
     """RULER rows of methods as they come, at the usual length of batches above 1."""
     command = "python run.py -m experiment=max_throughput_by_task"
-    rows = frame[frame["benchmark"] == "ruler"] if len(frame) else frame
-    if rows.empty or not (rows["engine.batch"] > 1).any():
-        raise NotEnoughRows(f"needs batches above 1 of task=ruler: {command}")
+    rows = frame[frame["benchmark"] == "ruler"]
+    require((rows["engine.batch"] > 1).any(), "needs batches above 1 of task=ruler", command)
     rows = rows[default_options(rows) & rows["budget"].isna()]
     batched = rows.loc[rows["engine.batch"] > 1, "length"]
     rows = rows[rows["length"].isin(batched.mode().head(1))]
-    if _rates(rows).empty:
-        raise NotEnoughRows(f"no timed rows: {command}")
+    require(len(_rates(rows)), "no timed rows", command)
     return rows
 
 
