@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from retrobench.report.benchmarks import averages, benchmark
 from retrobench.report.checks.significance import full_comparisons, order_alarms
 from retrobench.report.rows import score_grid
 from retrobench.report.tables.fidelity import ATTENTION, common_layers, fidelity_matrix
@@ -123,6 +124,9 @@ def test_unpaired_scores_are_refused():
         compare([1.0], [])
 
 
+SPARSE_LAYERS = ("[1, 3]", "[]", "[3, 4]")
+
+
 def test_fidelity_compares_methods_on_the_layers_that_all_leave_sparse(lab):
     def measured(sparse, recall):
         by_layer = {"layer_mean": {"recall": recall}, "layer_tail": {"recall": recall}}
@@ -136,7 +140,11 @@ def test_fidelity_compares_methods_on_the_layers_that_all_leave_sparse(lab):
     table = table.set_index("method").loc[["full", "random", "quest"]]
     assert list(table["sparse layers"]) == ["none", "0-2", "2"]
     assert set(table["compared"]) == {"2"} and list(table["recall"]) == ["1", "0.2", "0.6"]
-    assert common_layers([[1, 3], [], [3, 4]]) == [3] and common_layers([[0], [1]]) == []
+    sparse = [
+        pd.DataFrame({"fidelity.sparse_layers": texts})
+        for texts in (SPARSE_LAYERS, SPARSE_LAYERS[1:])
+    ]
+    assert [common_layers(rows) for rows in sparse] == [[3], [3, 4]]
 
 
 def test_a_table_too_wide_for_the_terminal_is_turned(lab):
@@ -150,3 +158,15 @@ def test_a_table_too_wide_for_the_terminal_is_turned(lab):
         lines = console.export_text().splitlines()
         (line,) = [line for line in lines if "data_set_20" in line]
         assert (line.count("100.0") == 2) == turned
+
+
+def test_tables_ask_the_benchmark_of_a_row_and_show_rows_of_unknown_ones():
+    frame = pd.DataFrame(
+        [
+            row("aa", "a", 1.0, task="niah_multikey_2"),
+            row("aa", "b", 0.0, task="niah_multikey_2", benchmark="no_longer_there"),
+        ]
+    )
+    matrix = score_matrix(frame)
+    assert {"mk2@4K", "niah_multikey_2@4K"} <= set(matrix)
+    assert list(averages(frame)) == [] and benchmark("ruler").num_tasks == 13

@@ -7,7 +7,7 @@ that beats the heaviest tokens (oracle_topk) needs a reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -22,7 +22,7 @@ _SETTING = ["model", "benchmark", "protocol"]
 _APART = ["method", "changed", "engine.batch", *_SETTING]
 _ORDERED = {"oracle_topk", "random", "streaming"}  # controls; streaming does not select
 _REASON = "a fault, unless it leaves layers dense or estimates on tasks that aggregate (cwe, fwe)"
-_Pairs = Iterator[tuple[str, PairedComparison]]  # what is compared, and how it came out
+_Pairs = Iterator[tuple[str, pd.DataFrame, pd.DataFrame]]  # label, rows of ours, of the base
 
 
 def significance(frame: pd.DataFrame) -> list[str]:
@@ -55,9 +55,10 @@ def order_alarms(frame: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _corrected(pairs: Iterable[tuple[str, PairedComparison]]) -> list[tuple[str, int]]:
+def _corrected(pairs: _Pairs) -> list[tuple[str, int]]:
     """(line, direction) of comparisons made together: 1 or -1 if significant after Holm, else 0."""
-    found = list(pairs)
+    compared = [(label, _paired(ours, base)) for label, ours, base in pairs]
+    found = [(label, result) for label, result in compared if result]
     lines = []
     for (label, result), p in zip(found, holm([r.p_value for _, r in found]), strict=True):
         text = (
@@ -80,8 +81,7 @@ def _against_full(scored: pd.DataFrame) -> _Pairs:
     for names, group in scored.groupby(_SETTING, sort=False):
         base = group[group["method"] == "full"]
         for key, cell in group[group["method"] != "full"].groupby("key", sort=False):
-            if result := _paired(cell, base):
-                yield f"{' '.join(names)}: {cell['method'].iloc[0]} {key[:6]}", result
+            yield f"{' '.join(names)}: {cell['method'].iloc[0]} {key[:6]}", cell, base
 
 
 def _neighbours(scored: pd.DataFrame) -> _Pairs:
@@ -92,10 +92,9 @@ def _neighbours(scored: pd.DataFrame) -> _Pairs:
         budgets.sort(key=lambda entry: entry[0].value)
         for unit in {budget.unit for budget, _ in budgets}:
             for small, large in pairwise(text for b, text in budgets if b.unit == unit):
-                cells = (group[group["budget"] == text] for text in (large, small))
-                if result := _paired(*cells):
-                    setting = " ".join(names[3:])
-                    yield f"{setting}: {_cell(group, large)} after {_cell(group, small)}", result
+                larger, smaller = (group[group["budget"] == text] for text in (large, small))
+                label = f"{' '.join(names[3:])}: {_cell(larger)} after {_cell(smaller)}"
+                yield label, larger, smaller
 
 
 def _against_controls(scored: pd.DataFrame) -> _Pairs:
@@ -105,18 +104,16 @@ def _against_controls(scored: pd.DataFrame) -> _Pairs:
         controls = {name: group[group["method"] == name] for name in ("oracle_topk", "random")}
         for key, cell in group[~group["method"].isin(_ORDERED)].groupby("key", sort=False):
             for control, base in controls.items():
-                if result := _paired(cell, base):
-                    ours = f"{cell['method'].iloc[0]} {str(key)[:6]}"
-                    setting = f"{' '.join(names[:3])}: {ours} at {names[4]}"
-                    yield f"{setting} against {control}", result
+                ours = f"{cell['method'].iloc[0]} {str(key)[:6]} at {names[4]}"
+                yield f"{' '.join(names[:3])}: {ours} against {control}", cell, base
 
 
-def _cell(group: pd.DataFrame, budget: str) -> str:
-    """Method, cells and options at a budget."""
-    rows = group[group["budget"] == budget]
-    changed = rows["changed"].fillna("").iloc[0]
-    words = [rows["method"].iloc[0], *(str(key)[:6] for key in rows["key"].unique()), changed]
-    return " ".join(word for word in (*words, f"budget {budget}") if word)
+def _cell(rows: pd.DataFrame) -> str:
+    """Method, cells, options and budget of rows at one budget."""
+    first = rows.iloc[0]
+    changed = first["changed"] if isinstance(first["changed"], str) else ""
+    words = [first["method"], *(str(key)[:6] for key in rows["key"].unique()), changed]
+    return " ".join(word for word in (*words, f"budget {first['budget']}") if word)
 
 
 def _paired(ours: pd.DataFrame, base: pd.DataFrame) -> PairedComparison | None:

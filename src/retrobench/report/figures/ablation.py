@@ -63,34 +63,28 @@ ABLATIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """A quantity of the rows, and the statistic over samples that is drawn of it."""
+    """A column of the rows, and the statistic over samples that is drawn of it."""
 
     label: str
-    values: Callable[[pd.DataFrame], pd.Series]
+    column: str
     interval: Callable[[pd.Series], parts.Interval] = mean_interval
-
-    def known(self, rows: pd.DataFrame) -> bool:
-        """Whether the rows hold the quantity."""
-        try:
-            return bool(self.values(rows).notna().any())
-        except KeyError:
-            return False
 
 
 PANELS = (
-    Panel("score", lambda rows: rows["score"] * 100),
-    Panel("recall@100", lambda rows: rows["fidelity.mean.recall_100"]),
-    Panel("attention mass", lambda rows: rows["fidelity.mean.recall"]),
-    Panel("index build (s)", lambda rows: rows["seal_s"], parts.quartiles),
-    Panel("hit ratio", lambda rows: rows["live.hit_ratio"]),
-    Panel("MiB per step", lambda rows: moved_bytes(rows) / 2**20, parts.quartiles),
+    Panel("score", "percent"),
+    Panel("recall@100", "fidelity.mean.recall_100"),
+    Panel("attention mass", "fidelity.mean.recall"),
+    Panel("index build (s)", "seal_s", parts.quartiles),
+    Panel("hit ratio", "live.hit_ratio"),
+    Panel("MiB per step", "moved_mib", parts.quartiles),
 )
 
 
 def draw(ablation: Ablation, frame: pd.DataFrame) -> Any:
     """A panel for every quantity that the rows hold."""
     rows = select(frame, ablation)
-    panels = [panel for panel in PANELS if panel.known(rows)]
+    rows = rows.assign(percent=rows["score"] * 100, moved_mib=moved_bytes(rows) / 2**20)
+    panels = [p for p in PANELS if p.column in rows and rows[p.column].notna().any()]
     one_row = len(panels) < 5
     shape = {"rows": 1 if one_row else 2, "width": style.TWO_COLUMNS}
     drawing, axes = style.figure(2.1 if one_row else 3.8, len(panels), **shape)
@@ -142,7 +136,7 @@ def _points(
     rows: pd.DataFrame, ablation: Ablation, places: dict[Any, float], panel: Panel
 ) -> list[tuple[float, ...]]:
     groups = rows.groupby(ablation.column)
-    known = [(value, panel.values(group).dropna()) for value, group in groups]
+    known = [(value, group[panel.column].dropna()) for value, group in groups]
     return [(places[value], *panel.interval(found)) for value, found in known if len(found)]
 
 
@@ -164,7 +158,7 @@ def _option_axis(axes: Any, ablation: Ablation, places: dict[Any, float]) -> Non
 
 
 def _value_axis(axes: Any, label: str, rows: pd.DataFrame) -> None:
-    """From zero; hit ratios beside the published band and the best possible policy."""
+    """From zero; hit ratios with the published band and the best possible policy."""
     axes.set_ylabel(label)
     axes.set_ylim(0, 105 if label == "score" else axes.get_ylim()[1] * 1.05)
     if label != "hit ratio":

@@ -32,8 +32,9 @@ def pareto_accuracy_bytes(frame: pd.DataFrame) -> Any:
     require(rows["key"].nunique() > 2, "needs three cells with budgets and shared samples", command)
     drawing, (axes,) = style.figure(2.7)
     for method, own in style.by_method(rows).items():
+        own = own.assign(mib=moved_bytes(own) / 2**20, percent=own["score"] * 100)
         cells = [cell for _, cell in own.groupby("key")]
-        points = [(_moved_mib(cell), *mean_interval(cell["score"] * 100)) for cell in cells]
+        points = [(cell["mib"].median(), *mean_interval(cell["percent"])) for cell in cells]
         parts.interval_line(axes, sorted(points), **style.look(method))
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(parts.few_per_decade())
@@ -41,10 +42,6 @@ def pareto_accuracy_bytes(frame: pd.DataFrame) -> Any:
     axes.xaxis.minorticks_off()
     axes.set(xlabel="MiB moved per decode step", ylabel="score", ylim=(-3, 105))
     return style.finish(drawing, rows, ["key"], columns=3)
-
-
-def _moved_mib(cell: pd.DataFrame) -> float:
-    return moved_bytes(cell).median() / 2**20
 
 
 def prefill_breakdown(frame: pd.DataFrame) -> Any:

@@ -54,7 +54,7 @@ def draw(
                 reasons.append(str(error))
                 continue
             path = out / (f"{name}_{model}.png" if model else f"{name}.png")
-            _save(drawing, path, name, _source(store, rows, style.cells(drawing)))
+            _save(drawing, path, name, _source(store, rows, drawing.retrobench_cells))
             drawn.append((path.stem, path, ""))
         # of several models, the one that has rows says what is missing
         reasons.sort(key=lambda reason: reason.startswith("no rows"))

@@ -20,12 +20,12 @@ def quartiles(values: pd.Series) -> Interval:
     return values.median(), values.quantile(0.25), values.quantile(0.75)
 
 
-def interval_line(axes: Any, points: Sequence[tuple[float, ...]], **look: Any) -> None:
+def interval_line(axes: Any, points: Sequence[Any] | np.ndarray, **look: Any) -> None:
     """A line through points ``(x, middle, low, high)``, with their intervals."""
     if len(points):
         x, middle, low, high = np.array(points, dtype=float).T
         errors = np.clip([middle - low, high - middle], 0, None)
-        axes.errorbar(x, middle, yerr=errors, **{"linewidth": 1.2, "capsize": 2, **look})
+        axes.errorbar(x, middle, yerr=errors, linewidth=1.2, capsize=2, **look)
 
 
 def slot_place(x: float, slot: tuple[int, int]) -> float:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from retrobench.report.benchmarks import is_timed
@@ -23,10 +23,10 @@ def throughput(frame: pd.DataFrame) -> Any:
         own, look = best[best["method"] == method], style.look(method)
         rates.plot(own["length"], own["speed.tokens_per_s"], **look)
         step_ms = 1000 * own[["speed.step_s", "speed.step_q1_s", "speed.step_q3_s"]]
-        points = list(zip(own["length"], *step_ms.to_numpy().T, strict=True))
-        parts.interval_line(times, points, **look)
+        parts.interval_line(times, np.column_stack([own["length"], step_ms]), **look)
+        failed = _failed(rows, own, method, "length")
         for panel in (rates, times):
-            _mark_failures(panel, rows, own, method, "length", order)
+            parts.out_of_memory(panel, failed, look["color"], order)
     for panel, label in ((rates, "tokens per second"), (times, "ms per step")):
         parts.token_axis(panel, rows["length"])
         panel.set_yscale("log")
@@ -52,19 +52,15 @@ def throughput_by_batch(frame: pd.DataFrame) -> Any:
         here = rows[rows["length"] == context]
         for order, method in enumerate(style.by_method(here)):
             own = good[(good["length"] == context) & (good["method"] == method)]
-            parts.interval_line(panel, list(_rates(own)), **style.look(method))
-            _mark_failures(panel, here, own, method, "meta.batch", order)
+            batch, rate = own["meta.batch"], own["speed.tokens_per_s"]
+            slow, fast = batch / own["speed.step_q3_s"], batch / own["speed.step_q1_s"]
+            points = np.column_stack([batch, rate, slow, fast])
+            parts.interval_line(panel, points, **style.look(method))
+            failed = _failed(here, own, method, "meta.batch")
+            parts.out_of_memory(panel, failed, style.color(method), order)
         parts.batch_axis(panel, here["meta.batch"])
         panel.set_title(f"{style.tokens(context)} tokens")
     return style.finish(drawing, rows, None, f"{_where(good)}; median, quartiles")
-
-
-def _rates(rows: pd.DataFrame) -> Iterator[tuple[float, float, float, float]]:
-    """(batch, tokens per second, rate of the slow quartile, of the fast one)."""
-    for _, row in rows.iterrows():
-        batch = row["meta.batch"]
-        slow, fast = batch / row["speed.step_q3_s"], batch / row["speed.step_q1_s"]
-        yield batch, row["speed.tokens_per_s"], slow, fast
 
 
 def latency_vs_load(frame: pd.DataFrame) -> Any:
@@ -125,12 +121,6 @@ def _failed(rows: pd.DataFrame, own: pd.DataFrame, method: str, by: str) -> set[
     """Values of ``by`` at which a method ran out of memory and has no answer (``own``)."""
     failed = rows.loc[(rows["method"] == method) & (rows["status"] == "oom"), by]
     return set(failed) - set(own[by])
-
-
-def _mark_failures(
-    panel: Any, rows: pd.DataFrame, own: pd.DataFrame, method: str, by: str, order: int
-) -> None:
-    parts.out_of_memory(panel, _failed(rows, own, method, by), style.color(method), order)
 
 
 def _where(rows: pd.DataFrame) -> str:

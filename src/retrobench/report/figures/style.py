@@ -109,11 +109,6 @@ def finish(
     return drawing
 
 
-def cells(drawing: Any) -> tuple[str, ...]:
-    """The cells that ``finish`` was told."""
-    return drawing.retrobench_cells
-
-
 def close(drawing: Any) -> None:
     """Free a figure."""
     import matplotlib.pyplot as plt
