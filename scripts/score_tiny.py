@@ -125,7 +125,7 @@ def attention(length: int) -> str:
 
 
 def _draw(mass_LHS: torch.Tensor) -> None:
-    figure, axes = style.figure(style.TWO_COLUMNS, 2.0, mass_LHS.shape[0])
+    figure, axes = style.figure(2.0, mass_LHS.shape[0], width=style.TWO_COLUMNS)
     for layer, axis in enumerate(axes):
         for head, curve in enumerate(mass_LHS[layer]):
             axis.semilogx(range(1, len(curve) + 1), curve, color=style.COLORS[head + 1])

@@ -1,7 +1,7 @@
 """Send the comparison of a sweep to W&B: ``python scripts/wandb_report.py --sweep NAME``.
 
-One run (id ``report-NAME``) in the sweep's group holds the tables, the verdicts, the figures, the
-HTML report and the rows. Without a key it is written offline, for ``wandb sync``.
+One run (id ``report-NAME``) in the sweep's group holds the tables, the comparisons, the figures,
+the HTML report and the rows. Without a key it is written offline, for ``wandb sync``.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from pathlib import Path
 
 import wandb
 
-from retrobench.report.checks.significance import budget_alarms, verdicts
+from retrobench.report.checks.significance import significance
 from retrobench.report.figures.draw import draw
 from retrobench.report.html import write_report
-from retrobench.report.tables.scores import COLUMNS, cost_matrix, score_matrix
+from retrobench.report.tables.cost import cost_matrix
+from retrobench.report.tables.overview import COLUMNS
+from retrobench.report.tables.scores import score_matrix
 from retrobench.store.results import ResultStore
 from retrobench.store.sweeps import sweep_keys
 from retrobench.track.wandb import chosen_mode
@@ -51,8 +53,8 @@ def main() -> int:
         logged = {"report": wandb.Html(page.read_text())}
         logged["scores"] = wandb.Table(dataframe=score_matrix(frame).astype(str))
         logged["cost"] = wandb.Table(dataframe=cost_matrix(frame).astype(str))
-        lines = [[line] for line in [*verdicts(frame), *budget_alarms(frame)]]
-        logged["verdicts"] = wandb.Table(columns=["verdict"], data=lines)
+        lines = [[line] for line in significance(frame)]
+        logged["significance"] = wandb.Table(columns=["comparison"], data=lines)
         for figure, path, _ in draw(store, folder, keys=keys):
             if path is not None:
                 logged[f"figures/{figure}"] = wandb.Image(str(path))

@@ -11,7 +11,7 @@ from retrobench.cli import app as cli
 from retrobench.engine import synthetic as injected
 from retrobench.report.figures.draw import draw
 from retrobench.report.figures.speed import latency_vs_load
-from retrobench.report.tables.scores import COLUMNS, print_tables
+from retrobench.report.tables.overview import COLUMNS, print_tables
 from retrobench.store.results import ResultStore
 
 

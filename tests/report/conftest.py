@@ -31,8 +31,8 @@ class Lab:
         changed = " ".join(f"{k}={v}" for k, v in options.items())
         labels = {"model": model, "method": method, "changed": changed, "benchmark": task}
         labels |= {"protocol": "query_aware", "measure": "score", "budget": budget}
-        facts = {"labels": labels, "provenance": {"commit": "c" * 40, "cpu": "some CPU"}}
-        with self.store.writer(cell, facts) as writer:
+        about = {"labels": labels, "provenance": {"commit": "c" * 40, "cpu": "some CPU"}}
+        with self.store.writer(cell, about) as writer:
             for row in rows:
                 writer.append({"code": code_fingerprint(method), **row})
         self.store.set_status(cell.key, {"state": state})
@@ -50,11 +50,11 @@ class Lab:
         )
         labels = {"model": "made_up", "method": method, "changed": "", "benchmark": "ruler"}
         labels |= {"protocol": "query_aware", "measure": "score", "budget": None}
-        facts = {"labels": labels, "provenance": {"commit": "c" * 40}}
-        self.store.refuse(cell, facts, reason, "too large")
+        about = {"labels": labels, "provenance": {"commit": "c" * 40}}
+        self.store.refuse(cell, about, reason, "too large")
         return cell.key
 
-    def row(self, task=TASKS[0], length=4096, index=0, score=1.0, mib=1.0, seal=0.1, **more):
+    def row(self, task=TASKS[0], length=4096, index=0, score=1.0, mib=1.0, seal=0.1, **extra):
         return {
             "sample": f"{task}/{length}/{index}",
             "task": task,
@@ -64,7 +64,7 @@ class Lab:
             "references": ["x"],
             "prediction": "x",
             "prompt_hash": f"{task}{length}{index}",
-            "meta": {"stand_in": True, **more.pop("meta", {})},
+            "meta": {"stand_in": True, **extra.pop("meta", {})},
             "prefill_s": length / 1000,
             "seal_s": seal,
             "decode_s": 1.0,
@@ -75,11 +75,11 @@ class Lab:
                 "attended_tokens": 100.0,
                 "estimated_tokens": 200.0,
                 "bytes_per_step": {"kv": round(mib * 2**20), "index": 1000},
-                "hit_ratio": more.pop("hit", None),
-                "span_s": more.pop("spans", {}),
+                "hit_ratio": extra.pop("hit", None),
+                "span_s": extra.pop("spans", {}),
             },
             "footprint": {"device": 2**20, "pinned": 0, "host": 0},
-            **more,
+            **extra,
         }
 
     def rows(self, lengths=(4096,), count=3, **more):

@@ -1,4 +1,4 @@
-"""The audit names what differs between cells; published scores stand beside ours."""
+"""The audit names what differs between cells; published scores are compared with ours."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from retrobench.report.checks.audit import audit
-from retrobench.report.checks.compare_published import beside_published
+from retrobench.report.checks.compare_published import compare_published
 from retrobench.store.results import ResultStore
 from retrobench.tasks.ruler.spec import TASKS
 
@@ -63,8 +63,8 @@ def test_published_scores(tmp_path):
     rows = [
         {**common, "task": task, "length": 4096, "status": "ok", "score": 0.9} for task in TASKS
     ]
-    table = beside_published(pd.DataFrame(rows))
+    table = compare_published(pd.DataFrame(rows))
     assert list(table["paper"]) == ["95.5"] and list(table["difference"]) == ["-5.5"]
     assert "NVIDIA/RULER" in table["source"][0]
     rows[3]["status"] = "oom"
-    assert beside_published(pd.DataFrame(rows)).empty
+    assert compare_published(pd.DataFrame(rows)).empty

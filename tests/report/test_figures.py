@@ -137,9 +137,9 @@ def test_an_ablation_shows_shared_samples_only(lab, tmp_path):
     extra = lab.row(index=9, score=0.0)
     lab.cell(tokens_per_cluster=16, rows=[*lab.rows(count=2), extra])
     frame = lab.store.columns()
-    from retrobench.report.figures.ablation import ABLATIONS, _select
+    from retrobench.report.figures.ablation import ABLATIONS, select
 
-    rows = _select(frame, ABLATIONS[0])
+    rows = select(frame, ABLATIONS[0])
     assert rows["sample"].nunique() == 4 and (rows["score"] == 1).all()
 
 
@@ -155,12 +155,20 @@ def test_check_finds_missing_changed_failed_and_stale_rows(lab, tmp_path):
     assert "missing" in check(lab.store, [path])[0]
 
 
-def test_trace_and_check_from_the_command_line(lab, tmp_path, capsys):
+@pytest.mark.parametrize("command", ["sources", "trace"])
+def test_the_sources_of_a_figure_from_the_command_line(lab, tmp_path, capsys, command):
     key = lab.cell("full", rows=lab.rows())
     draw(lab.store, tmp_path, ["ruler_scores"])
     where = ["--results", str(lab.store.root)]
-    assert console.main(["trace", str(tmp_path / "ruler_scores.pdf"), *where]) == 0
+    assert console.main([command, str(tmp_path / "ruler_scores.pdf"), *where]) == 0
     assert f"{key} made_up full" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["diff", "why"])
+def test_the_difference_of_two_cells_from_the_command_line(lab, capsys, command):
+    keys = [lab.cell(page_tokens=number, rows=lab.rows()) for number in (4, 8)]
+    assert console.main([command, *keys, "--results", str(lab.store.root)]) == 0
+    assert "page_tokens" in capsys.readouterr().out
 
 
 def test_the_report_is_one_file_that_a_browser_shows(lab, tmp_path):

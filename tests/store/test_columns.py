@@ -36,6 +36,13 @@ def test_nested_values_become_columns_and_missing_ones_are_empty(tmp_path):
     assert chosen["live.hit_ratio"].dtype == float and chosen["nothing"].isna().all()
 
 
+def test_columns_are_chosen_by_pattern(tmp_path):
+    store = ResultStore(tmp_path)
+    write(store, 7, [{"sample": "a", "meta": {"depth": 1, "words": 2}, "score": 1}])
+    chosen = store.columns(["score", "meta.*", "live.*"])
+    assert list(chosen) == ["score", "meta.depth", "meta.words"]
+
+
 def test_changes_are_followed_cell_by_cell(tmp_path):
     store = ResultStore(tmp_path)
     first = write(store, 1, [{"sample": "a", "score": 1}])

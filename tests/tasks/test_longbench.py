@@ -11,8 +11,9 @@ import pytest
 
 from retrobench.cli import app as cli
 from retrobench.engine.embedded import build_tokenizer
-from retrobench.report.tables import averages
+from retrobench.report.benchmarks import averages
 from retrobench.store.results import ResultStore
+from retrobench.tasks.longbench import averages as longbench_averages
 from retrobench.tasks.longbench.prompts import DATASETS, E_DATASETS
 from retrobench.tasks.longbench.task import LongBenchConfig, LongBenchTask
 from retrobench.tasks.longbench.v2 import LongBenchV2Config, LongBenchV2Task
@@ -96,7 +97,7 @@ def test_the_whole_small_set_through_a_model(tmp_path):
     rows = store.read(outcome["key"]).rows.values()
     assert outcome["failed"] == {} and {row["task"] for row in rows} == set(DATASETS)
     assert all(row["status"] == "ok" and 0 <= row["score"] <= 1 for row in rows)
-    tables = dict(averages.averages(store.columns()))
+    tables = dict(averages(store.columns()))
     assert list(tables["LongBench averages"]["language"]) == ["en", "zh"]
     assert "-" not in set(tables["LongBench averages"]["overall"])
 
@@ -215,7 +216,7 @@ def test_longbench_v2_keeps_both_ends_and_its_splits(tmp_path):
     outcome, store = run(tmp_path, tmp_path / "r", task)
     rows = store.read(outcome["key"]).rows.values()
     assert all(row["truncated"] and 595 <= row["prompt_tokens"] <= 603 for row in rows)
-    ((_, table),) = averages.averages(store.columns())
+    ((_, table),) = averages(store.columns())
     assert list(table.columns[2:]) == ["overall", "easy", "hard", "short", "medium", "long"]
 
 
@@ -226,7 +227,7 @@ def test_official_averages():
     for number, name in enumerate(DATASETS):
         row = {"key": "k" * 16, "method": "full", "benchmark": "longbench", "task": name}
         rows.append({**row, "status": "ok", "score": number / 100, "meta.e": False})
-    table = averages.longbench(pd.DataFrame(rows)).set_index("language")
+    table = longbench_averages.longbench(pd.DataFrame(rows)).set_index("language")
     scores = {name: number for number, name in enumerate(DATASETS)}
     sqa = (scores["narrativeqa"] + scores["qasper"] + scores["multifieldqa_en"]) / 3
     assert table.loc["en", "SQA"] == f"{sqa:.2f}"
@@ -234,11 +235,11 @@ def test_official_averages():
     assert float(table.loc["en", "overall"]) == pytest.approx(sum(parts) / 6, abs=0.01)
     assert table.loc["zh", "MQA"] == f"{scores['dureader']:.2f}"
     rows[0] |= {"status": "oom", "score": None}
-    table = averages.longbench(pd.DataFrame(rows)).set_index("language")
+    table = longbench_averages.longbench(pd.DataFrame(rows)).set_index("language")
     assert (table.loc["en", "SQA"], table.loc["en", "overall"]) == ("-", "-")
     balanced = []
     for words, score in ((100, 0.5), (5000, 0.25), (9000, 1.0), (8000, 0.0)):
         row = {**rows[1], "task": E_DATASETS[0], "score": score}
         balanced.append({**row, "meta.words": words, "meta.e": True})
-    table = averages.longbench_bins(pd.DataFrame(balanced))
+    table = longbench_averages.longbench_bins(pd.DataFrame(balanced))
     assert list(table.iloc[0, 3:]) == ["50.00", "25.00", "50.00"]

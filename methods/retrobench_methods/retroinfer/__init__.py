@@ -20,7 +20,6 @@ from retrobench.core.method import AttentionArgs, Probe, PromptLayer
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.engine.attention.parts import merge_all
 from retrobench.engine.attention.selective import SelectiveMethod
-from retrobench.memory.device_cache import DeviceCache
 from retrobench.memory.selection import Partial, SpanView
 from retrobench_methods.retroinfer.async_cache import CacheFiller
 from retrobench_methods.retroinfer.config import (
@@ -148,9 +147,10 @@ class RetroInfer(SelectiveMethod):
         if cache is None or not selection.chosen_BGN.shape[-1]:
             with self.probe.span("attend"):
                 return wave_attention(*exact, **more)
-        if self.fused and isinstance(cache, DeviceCache):
+        table = cache.table(layer) if self.fused else None
+        if table is not None:
             with self.probe.span("attend"):
-                return wave_step(*exact, table=cache.table(layer), **more)
+                return wave_step(*exact, table=table, **more)
         with self.probe.span("lookup"):
             pages = cluster_pages(view.pool, selection.chosen_BGN, self.store.page_tokens)
             cache.lookup(layer, *pages)

@@ -217,7 +217,7 @@ def fail(error: Exception) -> None:
 
 def show(outcomes: list[Outcome], results_dir: str) -> None:
     """What ran, what was cached, the table of all cells, and what failed."""
-    from retrobench.report.tables.scores import COLUMNS, print_tables
+    from retrobench.report.tables.overview import COLUMNS, print_tables
 
     out = console()
     for outcome in outcomes:

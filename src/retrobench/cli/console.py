@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from retrobench.cli import app as cli
+from retrobench.report.tables.layout import print_line
 from retrobench.store.results import MAX_ATTEMPTS, ResultStore
 from retrobench.store.sweeps import sweep_entries, sweep_keys, sweep_names
 
@@ -39,30 +40,30 @@ def _parser() -> argparse.ArgumentParser:
         "table": (_table, "scores and costs of cells"),
         "effects": (_effects, "main effects and interactions of the options of a sweep"),
         "show": (_show, "what a cell is and how it ended"),
-        "why": (_why, "field-level difference between two cells"),
+        "diff": (_diff, "field-level difference between two cells"),
         "retry": (_retry, "run the failed and quarantined samples of a cell again"),
         "verify": (_verify, "run samples of a cell again and compare: a parity receipt"),
         "export": (_export, "rows as csv or parquet"),
         "audit": (_audit, "cells of one table whose prompts or rules differ"),
         "report": (_report, "tables, figures and provenance as one HTML file"),
+        "sources": (_sources, "cells that a drawn figure was made from"),
     }.items():
-        command = commands.add_parser(name, help=text, description=text)
+        aliases = {"diff": ["why"], "sources": ["trace"]}.get(name, [])
+        description = " ".join([text, *(f"(also: {alias})" for alias in aliases)])
+        command = commands.add_parser(name, aliases=aliases, help=text, description=description)
         command.add_argument("--results", default="results/runs", help="results folder")
         command.set_defaults(run=function)
         _arguments(command, name)
-
-    trace = commands.add_parser("trace", help="cells that a drawn figure was made from")
-    trace.add_argument("figure", type=Path, help="a PDF or PNG of scripts/plots.py")
-    trace.add_argument("--results", default="results/runs", help="results folder")
-    trace.set_defaults(run=_trace)
     return parser
 
 
 def _arguments(command: argparse.ArgumentParser, name: str) -> None:
-    if name in {"show", "why", "retry", "verify"}:
+    if name in {"show", "diff", "retry", "verify"}:
         command.add_argument("key", help="cell key, or its beginning")
-    if name == "why":
+    if name == "diff":
         command.add_argument("other", help="the other cell")
+    if name == "sources":
+        command.add_argument("figure", type=Path, help="a PDF or PNG of scripts/plots.py")
     if name in {"table", "export", "audit", "effects", "report"}:
         command.add_argument("keys", nargs="*", help="cells; none: all")
         command.add_argument("--sweep", help="the cells of one sweep")
@@ -92,19 +93,17 @@ def _score(options: argparse.Namespace) -> int:
     from retrobench.tasks.scoring import score_file
 
     report = score_file(options.cases, options.out)
-    console = Console()
     for line, message in report.errors:
-        console.print(f"line {line}: {message}", markup=False, highlight=False)
+        _print(f"line {line}: {message}")
     for (benchmark, task), (count, mean) in sorted(report.means.items()):
-        console.print(f"{benchmark}/{task}: {count} cases, mean {100 * mean:.2f}", highlight=False)
+        _print(f"{benchmark}/{task}: {count} cases, mean {100 * mean:.2f}")
     if report.max_difference is not None:
-        text = f"largest difference to the given scores: {report.max_difference:.3g}"
-        console.print(text, highlight=False)
+        _print(f"largest difference to the given scores: {report.max_difference:.3g}")
     return 1 if report.errors else 0
 
 
 def _ls(options: argparse.Namespace) -> int:
-    store, console = ResultStore(options.results), Console()
+    store = ResultStore(options.results)
     for key in store.cell_keys():
         labels, status = store.cell(key)["labels"], store.status(key)
         if options.failed and status.get("state") == "done":
@@ -115,7 +114,7 @@ def _ls(options: argparse.Namespace) -> int:
             words.append(f"quarantined ({len(left_out)} samples); `retrobench retry {key[:6]}`")
         if status.get("message"):
             words.append(f"({status['message']})")
-        console.print(key, *words, highlight=False, markup=False, soft_wrap=True)
+        _print(" ".join(map(str, [key, *words])))
     return 0
 
 
@@ -124,13 +123,12 @@ def _sweeps(options: argparse.Namespace) -> int:
     for name in sweep_names(store):
         entries = sweep_entries(store, name)
         failed = sum("error" in entry or bool(entry.get("failed")) for entry in entries)
-        line = f"{name}: {len(entries)} cells, {failed} failed"
-        Console().print(line, highlight=False, markup=False)
+        _print(f"{name}: {len(entries)} cells, {failed} failed")
     return 0
 
 
 def _table(options: argparse.Namespace) -> int:
-    from retrobench.report.tables.scores import COLUMNS, print_tables
+    from retrobench.report.tables.overview import COLUMNS, print_tables
 
     store = ResultStore(options.results)
     print_tables(store.columns(COLUMNS, _chosen(store, options)), cli.console())
@@ -151,10 +149,10 @@ def _effects(options: argparse.Namespace) -> int:
 def _retry(options: argparse.Namespace) -> int:
     store = ResultStore(options.results)
     key = store.find(options.key)
-    asked = store.cell(key).get("asked")
-    if asked is None:
+    requested_config = store.cell(key).get("asked")
+    if requested_config is None:
         raise ValueError(f"{key} was written without its configuration; run it with retry=true")
-    outcome = cli.run_job({**asked, "results_dir": options.results, "retry": True})
+    outcome = cli.run_job({**requested_config, "results_dir": options.results, "retry": True})
     cli.show([outcome], options.results)
     return 1 if outcome["failed"] else 0
 
@@ -174,22 +172,20 @@ def _report(options: argparse.Namespace) -> int:
     store = ResultStore(options.results)
     title = f"retrobench: {options.sweep or 'all cells'}"
     path = write_report(store, _chosen(store, options), title, options.out)
-    Console().print(f"written: {path}", highlight=False, markup=False)
+    _print(f"written: {path}")
     return 0
 
 
-def _trace(options: argparse.Namespace) -> int:
+def _sources(options: argparse.Namespace) -> int:
     from retrobench.report.figures.draw import check, figure_cells, figure_source
 
-    store, console = ResultStore(options.results), Console()
-    console.print(figure_source(options.figure), highlight=False, markup=False, soft_wrap=True)
+    store = ResultStore(options.results)
+    _print(figure_source(options.figure))
     for key in figure_cells(options.figure):
         if key in store.cell_keys():
-            words = [str(value) for value in store.cell(key)["labels"].values() if value]
-            console.print(f"{key} {' '.join(words)}", highlight=False, markup=False)
-    findings = check(store, [options.figure])
-    console.print("\n".join(findings) or "rows agree", highlight=False, markup=False)
-    return 1 if findings else 0
+            labels = store.cell(key)["labels"].values()
+            _print(" ".join([key, *(str(value) for value in labels if value)]))
+    return _findings(check(store, [options.figure]), "rows agree")
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -199,13 +195,13 @@ def _show(options: argparse.Namespace) -> int:
     return 0
 
 
-def _why(options: argparse.Namespace) -> int:
+def _diff(options: argparse.Namespace) -> int:
     from retrobench.core.cell import Cell
 
     store = ResultStore(options.results)
     ours, theirs = (store.cell(store.find(key))["cell"] for key in (options.key, options.other))
     differences = Cell(**{**ours, "measure": tuple(ours["measure"])}).why(theirs)
-    Console().print("\n".join(differences) or "no difference", markup=False, highlight=False)
+    _print("\n".join(differences) or "no difference")
     return 0
 
 
@@ -226,9 +222,18 @@ def _audit(options: argparse.Namespace) -> int:
 
     store = ResultStore(options.results)
     keys = _chosen(store, options)
-    findings = audit(store, keys)
-    Console().print("\n".join(findings) or f"{len(keys)} cells agree", markup=False)
+    return _findings(audit(store, keys), f"{len(keys)} cells agree")
+
+
+def _findings(findings: list[str], fine: str) -> int:
+    """Print what was found wrong, or that all is fine; the exit code."""
+    _print("\n".join(findings) or fine)
     return 1 if findings else 0
+
+
+def _print(text: str) -> None:
+    """Text as it stands, without markup or wrapping."""
+    print_line(Console(), text)
 
 
 if __name__ == "__main__":

@@ -47,17 +47,18 @@ class Sample:
         """The user's turn as one string."""
         return self.context + self.question
 
-    def turns(self, most: int) -> tuple[Sample, ...]:
-        """The conversation on this context as one sample per turn, ``most`` at most."""
-        asked = [self, *(replace(self, **_fields(other)) for other in self.follow_ups)][:most]
+    def turns(self, max_turns: int) -> tuple[Sample, ...]:
+        """The conversation on this context as one sample per turn, at most ``max_turns``."""
+        samples = [self, *(replace(self, **_fields(other)) for other in self.follow_ups)]
+        samples = samples[:max_turns]
         return tuple(
             replace(
                 sample,
                 id=f"{self.id}/turn{turn}",
-                meta={**self.meta, "turn": turn, "turns": len(asked)},
+                meta={**self.meta, "turn": turn, "turns": len(samples)},
                 follow_ups=(),
             )
-            for turn, sample in enumerate(asked, 1)
+            for turn, sample in enumerate(samples, 1)
         )
 
 
@@ -88,6 +89,11 @@ class Task(ABC):
     name: ClassVar[str]
     Config: ClassVar[type]
     measure: ClassVar[str | None] = None  # the only one that makes sense, where there is one
+    # how reports show its rows; none of it may need torch
+    display_names: ClassVar[Mapping[str, str]] = {}  # of sub-tasks, in figures
+    short_names: ClassVar[Mapping[str, str]] = {}  # of sub-tasks, in the columns of tables
+    figure_tasks: ClassVar[tuple[str, ...]] = ()  # sub-tasks in the order of a figure; (): all
+    num_tasks: ClassVar[int] = 0  # sub-tasks of the official average; 0: there is none
 
     def __init__(self, config: Any, data_root: str | None = None) -> None:
         self.config = config
@@ -104,6 +110,11 @@ class Task(ABC):
     @abstractmethod
     def score(self, sample: Sample, text: str) -> float:
         """Score of an answer in [0, 1]; multiplied by 100 only where it is printed."""
+
+    @classmethod
+    def aggregate(cls, rows: Any) -> Iterator[tuple[str, Any]]:
+        """Official averages: (title, table of texts with a row per cell), from a DataFrame."""
+        return iter(())
 
     def model_identity(self) -> dict[str, Any] | None:
         """What stands in for the model (part of the cell key), if this task needs no weights."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from retrobench_kernels.wave_attention import PageCache as CacheView
+from retrobench_kernels.wave_step import CacheTable
 from torch import Tensor
 
 from retrobench.core.method import Probe
@@ -84,6 +85,10 @@ class PageCache(ABC):
 
         Neither hits nor misses; copies and evictions count like those of ``admit``.
         """
+
+    def table(self, layer: int) -> CacheTable | None:
+        """What a fused step reads and changes; None where the host manages the pages."""
+        return None
 
     @abstractmethod
     def _drain(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A sweep as one HTML file with tables, verdicts, figures, provenance; loads nothing else."""
+"""A sweep as one HTML file with tables, significance, figures, provenance; loads nothing else."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any
 
 import pandas as pd
 
-from retrobench.report.checks.significance import budget_alarms, order_alarms, verdicts
+from retrobench.report.checks.significance import significance
 from retrobench.report.figures.draw import draw
-from retrobench.report.tables.scores import COLUMNS, caption, cost_matrix, score_matrix
+from retrobench.report.tables.cost import cost_matrix
+from retrobench.report.tables.overview import COLUMNS
+from retrobench.report.tables.scores import caption, score_matrix
 from retrobench.store.results import ResultStore
 
 _STYLE = """
@@ -40,13 +42,9 @@ def write_report(store: ResultStore, keys: Sequence[str], title: str, path: Path
     parts = [f"<h1>{escape(title)}</h1>", f'<p class="note">{escape(caption(frame))}</p>']
     parts += _section("Scores (x100)", _table(score_matrix(frame)))
     parts += _section("Cost (medians)", _table(cost_matrix(frame)))
-    lines = [f"against full: {line}" for line in verdicts(frame)]
-    lines += [*budget_alarms(frame), *order_alarms(frame)]
-    if lines:
-        parts += _section("Paired verdicts", "".join(map(_line, lines)))
+    parts += _section("Significance (paired)", "".join(map(_line, significance(frame))))
     drawn, missing = _figures(store, keys)
-    if drawn:
-        parts += _section("Figures", "".join(drawn))
+    parts += _section("Figures", "".join(drawn))
     parts += _section("Figures that these rows do not allow", "".join(map(_line, missing)))
     parts += _section("Cells", _table(_cells(store, keys)))
     parts += _section("Provenance", _table(_provenance(store, keys)))
@@ -100,10 +98,10 @@ def _cells(store: ResultStore, keys: Sequence[str]) -> pd.DataFrame:
 def _provenance(store: ResultStore, keys: Sequence[str]) -> pd.DataFrame:
     found: dict[str, dict[str, Any]] = {}
     for key in keys:
-        facts = store.cell(key)["provenance"]
-        versions = " ".join(f"{k} {v}" for k, v in facts.get("versions", {}).items())
-        line = {name: facts.get(name) for name in ("cpu", "cores", "gpu", "python")}
-        line |= {"versions": versions, "commit": str(facts.get("commit"))[:12]}
-        line |= {"uncommitted changes": facts.get("dirty")}
+        about = store.cell(key)["provenance"]
+        versions = " ".join(f"{k} {v}" for k, v in about.get("versions", {}).items())
+        line = {name: about.get(name) for name in ("cpu", "cores", "gpu", "python")}
+        line |= {"versions": versions, "commit": str(about.get("commit"))[:12]}
+        line |= {"uncommitted changes": about.get("dirty")}
         found.setdefault(str(line), line)
     return pd.DataFrame(list(found.values()))

@@ -1,30 +1,51 @@
-"""Choosing rows for a figure."""
+"""Choosing rows for tables and figures, and quantities that several of them show."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
-from retrobench.report.figures.style import NotEnoughRows
-from retrobench.report.tables.scores import stand_in
-from retrobench.store.results import OK
+from retrobench.store.row_file import OK
+
+HELD_BYTES = ["footprint.device", "footprint.pinned", "footprint.host"]
+
+
+class NotEnoughRows(ValueError):
+    """A figure cannot be drawn; says which rows it needs and the command that makes them."""
+
+
+def require(condition: Any, needs: str, command: str) -> None:
+    """NotEnoughRows unless the condition holds; ``command`` makes the rows."""
+    if not condition:
+        raise NotEnoughRows(f"{needs}: {command}")
 
 
 def scored(frame: pd.DataFrame, benchmark: str, command: str) -> pd.DataFrame:
     """Answered rows of a benchmark."""
-    if frame.empty or not (frame["benchmark"] == benchmark).any():
-        raise NotEnoughRows(f"no rows of task={benchmark}: {command}")
-    rows = frame[(frame["benchmark"] == benchmark) & (frame["status"] == OK)]
-    rows = rows[rows["score"].notna()]
-    if rows.empty:
-        raise NotEnoughRows(f"no scored rows of task={benchmark}: {command}")
+    rows = frame[frame["benchmark"] == benchmark]
+    require(len(rows), f"no rows of task={benchmark}", command)
+    rows = rows[(rows["status"] == OK) & rows["score"].notna()]
+    require(len(rows), f"no scored rows of task={benchmark}", command)
     return rows
 
 
-def one_setting(frame: pd.DataFrame) -> pd.DataFrame:
+def default_options(frame: pd.DataFrame) -> pd.Series:
+    """Rows of methods whose options were not changed."""
+    return frame["changed"].fillna("") == ""
+
+
+def one_setting(frame: pd.DataFrame, command: str) -> pd.DataFrame:
     """Rows of methods as they come: default options, no budget, batch 1, query-aware."""
-    plain = (frame["changed"].fillna("") == "") & frame["budget"].isna()
+    plain = default_options(frame) & frame["budget"].isna()
     plain &= (frame["engine.batch"] == 1) & (frame["protocol"] == "query_aware")
+    require(plain.any(), "no rows of methods with default options", command)
     return frame[plain].drop_duplicates(["model", "method", "sample"])
+
+
+def usual_length(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows at the length that most of them have."""
+    return frame[frame["length"].isin(frame["length"].mode().head(1))]
 
 
 def shared_samples(frame: pd.DataFrame, by: str) -> pd.DataFrame:
@@ -33,13 +54,40 @@ def shared_samples(frame: pd.DataFrame, by: str) -> pd.DataFrame:
     return frame[frame["sample"].isin(counts[counts == frame[by].nunique()].index)]
 
 
-def say(frame: pd.DataFrame, per: list[str]) -> str:
-    """Model, samples per point and kind of data, for the line below a figure."""
-    counts = frame.groupby(per).size()
-    few, many = counts.min(), counts.max()
-    number = f"{few}" if few == many else f"{few}-{many}"
+def score_grid(frame: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Mean score by the values of a column (rows, in their order) and by length (columns)."""
+    rows = frame[frame["status"] == OK]
+    grid = rows.pivot_table(index=by, columns="length", values="score", aggfunc="mean", sort=False)
+    return grid.sort_index(axis=1)
+
+
+def moved_bytes(frame: pd.DataFrame) -> pd.Series:
+    """Bytes that a decode step read or copied, over all layers."""
+    return frame.filter(like="live.bytes_per_step.").sum(axis=1)
+
+
+def step_seconds(frame: pd.DataFrame) -> pd.Series:
+    """Seconds of a decode step."""
+    return frame["decode_s"] / frame["decode_steps"].clip(lower=1)
+
+
+def uses_stand_in(frame: pd.DataFrame) -> bool:
+    """Whether any row used stand-in data."""
+    return "meta.stand_in" in frame and bool(frame["meta.stand_in"].eq(True).any())
+
+
+def count_range(frame: pd.DataFrame, by: list[str]) -> str:
+    """Rows per group as text: ``3``, or ``3-5`` where groups differ."""
+    counts = frame.groupby(by).size()
+    low, high = counts.min(), counts.max()
+    return f"{low}" if low == high else f"{low}-{high}"
+
+
+def describe(frame: pd.DataFrame, by: list[str]) -> str:
+    """Model, length, protocol, samples per point and kind of data, for the line below a figure."""
+    number = count_range(frame, by)
     models = ", ".join(sorted(frame["model"].unique()))
-    kind = "stand-in data" if stand_in(frame) else "real data"
+    kind = "stand-in data" if uses_stand_in(frame) else "real data"
     lengths = sorted(frame["length"].unique())
     length = f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]}-{lengths[-1]}"
     length = f"{length} tokens, " if lengths[-1] else ""

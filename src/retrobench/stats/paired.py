@@ -12,7 +12,7 @@ from retrobench.stats.intervals import bootstrap_means
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class PairedComparison:
     """``ours`` against ``base`` on samples that both answered. Scores are in [0, 1]."""
 
     samples: int
@@ -27,14 +27,14 @@ class Verdict:
 
 def compare(
     ours: Sequence[float], base: Sequence[float], *, draws: int = 2000, seed: int = 0
-) -> Verdict:
+) -> PairedComparison:
     """Mean difference with a 95% bootstrap interval, and the exact two-sided sign test."""
     if len(ours) != len(base) or not len(ours):
         raise ValueError(f"paired scores needed, got {len(ours)} and {len(base)}")
     gap = np.asarray(ours, dtype=float) - np.asarray(base, dtype=float)
     wins, losses = int((gap > 0).sum()), int((gap < 0).sum())
     low, high = np.quantile(bootstrap_means(gap, draws, seed), [0.025, 0.975])
-    return Verdict(
+    return PairedComparison(
         samples=len(gap),
         wins=wins,
         losses=losses,
@@ -55,9 +55,9 @@ def sign_test(wins: int, losses: int) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction: adjusted p-values in the given order."""
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        adjusted[i] = largest
-    return adjusted
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")
+    scaled = np.minimum(1, np.arange(len(p), 0, -1) * p[order])
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(scaled)
+    return adjusted.tolist()

@@ -10,100 +10,82 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import feather
 
 from retrobench.store.flatten import flat, read_flat
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
-
-    from retrobench.store.results import ResultStore
+from retrobench.store.row_file import read_rows
 
 _FILE = "columns.feather"
-_FORMAT = "2"  # raise it when columns change their meaning
+_FORMAT = b"2"  # raise it when columns change their meaning
 
 
 def read_columns(
-    store: ResultStore, names: Sequence[str] | None, keys: Sequence[str] | None
+    root: Path, names: Sequence[str] | None, keys: Sequence[str] | None
 ) -> pd.DataFrame:
-    """Newest rows as a DataFrame of the named columns (absent ones are empty); None: all."""
-    import pandas as pd
-    import pyarrow as pa
-    import pyarrow.compute as pc
+    """Newest rows of the results folder ``root``, of all cells or of those in ``keys``.
 
-    table = _fresh(store, names)
-    if table is None:
-        return pd.DataFrame(columns=list(names or ["key"]))
-    if keys is not None and not set(keys).issuperset(store.cell_keys()):
-        table = table.filter(pc.is_in(table["key"], value_set=_strings(keys)))  # type: ignore
-    if names is not None:
-        table = table.select([name for name in names if name in table.column_names])
-    for i, column in enumerate(table.schema):
-        if pa.types.is_null(column.type):
-            table = table.set_column(i, column.name, table[i].cast(pa.float64()))
-    frame = table.to_pandas()
-    return frame if names is None else frame.reindex(columns=list(names))
-
-
-def _strings(values: Sequence[str]) -> pa.Array:
-    import pyarrow as pa
-
-    return pa.array(list(values), pa.string())
-
-
-def _fresh(store: ResultStore, names: Sequence[str] | None) -> pa.Table | None:
-    """The cached table, after reading again what changed since it was written.
-
-    Of an unchanged cache only the named columns (and ``key``) are read.
+    ``names``: columns and patterns (``meta.*``); a column that no row has is empty. None: all.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    from pyarrow import feather
+    table = _fresh(root)
+    if names is not None:
+        found = [n for n in table.column_names if any(fnmatchcase(n, name) for name in names)]
+        table = table.select(list(dict.fromkeys(["key", *found])))
+    if keys is not None:
+        table = table.filter(_is_in(keys))
+    frame = table.cast(pa.schema(map(_number_if_null, table.schema))).to_pandas()
+    if names is None:
+        return frame
+    plain = [name for name in names if "*" not in name]
+    return frame.reindex(columns=list(dict.fromkeys([*plain, *found])))
 
-    now = {key: _stamp(store.root / key) for key in store.cell_keys()}
-    path = store.root / _FILE
-    then: dict[str, list[int]] = {}
-    table = None
+
+def _is_in(keys: Sequence[str]) -> pc.Expression:
+    return pc.field("key").isin(pa.array(list(keys), pa.string()))
+
+
+def _number_if_null(column: pa.Field) -> pa.Field:
+    return column.with_type(pa.float64()) if pa.types.is_null(column.type) else column
+
+
+def _fresh(root: Path) -> pa.Table:
+    """The cached table, after reading again what changed since it was written."""
+    now = {path.parent.name: _stamp(path.parent) for path in sorted(root.glob("*/cell.json"))}
+    parts, then = [pa.table({"key": pa.array([], pa.string())})], {}
     try:
-        with pa.memory_map(str(path)) as file:
-            schema = pa.ipc.open_file(file).schema
-        then = json.loads((schema.metadata or {}).get(_FORMAT.encode(), b"{}"))
-        wanted = None if names is None else [n for n in schema.names if n in {"key", *names}]
-        table = feather.read_table(path, wanted if then == now else None, memory_map=True)
-    except (OSError, ValueError, pa.ArrowException):
-        then = {}
-    if table is not None and then == now:
-        return table
-    changed = [key for key, stamp in now.items() if then.get(key) != stamp]
-    parts = [_cell_table(store, key) for key in changed]
-    if table is not None:
-        keep = [key for key in then if key in now and key not in set(changed)]
-        parts.insert(0, table.filter(pc.is_in(table["key"], value_set=_strings(keep))))  # type: ignore
-    parts = [part for part in parts if part is not None and part.num_rows]
-    if not parts:
-        return None
-    table = _concat(parts).replace_schema_metadata({_FORMAT: json.dumps(now)})
-    _save(table, path)
+        cached = feather.read_table(root / _FILE)
+        then = json.loads((cached.schema.metadata or {}).get(_FORMAT, b"{}"))
+        if then == now:
+            return cached
+        same = [key for key in now if then.get(key) == now[key]]
+        parts += [cached.filter(_is_in(same))] if same else []
+    except (OSError, ValueError, pa.ArrowException):  # none yet, or damaged
+        same = []
+    parts += [_cell_table(root / key) for key in now if key not in set(same)]
+    table = _stack(parts).replace_schema_metadata({_FORMAT: json.dumps(now)})
+    if now:
+        _save(table, root / _FILE)
     return table
 
 
 def _stamp(folder: Path) -> list[int]:
+    """Size and time of the files that a cell's columns come from."""
     stamp = []
-    for name in ("cell.json", "rows.jsonl"):
-        try:
-            facts = (folder / name).stat()
-            stamp += [facts.st_size, facts.st_mtime_ns]
-        except FileNotFoundError:
-            stamp += [0, 0]
+    for path in (folder / "cell.json", folder / "rows.jsonl"):
+        if path.exists():
+            about = path.stat()
+            stamp += [about.st_size, about.st_mtime_ns]
     return stamp
 
 
 def _save(table: pa.Table, path: Path) -> None:
     """Replace the cache; a store that cannot be written to is read all the same."""
-    from pyarrow import feather
-
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         feather.write_feather(table, str(temporary), compression="lz4")
@@ -112,23 +94,18 @@ def _save(table: pa.Table, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _cell_table(store: ResultStore, key: str) -> pa.Table | None:
-    import pyarrow as pa
-
-    fixed = cell_columns(key, store.cell(key))
-    table = read_flat(store.root / key / "rows.jsonl")
+def _cell_table(folder: Path) -> pa.Table:
+    """Flat rows of one cell beside what its ``cell.json`` says; no columns without rows."""
+    table = read_flat(folder / "rows.jsonl")
     if table is None:
-        rows = [dict(flat(row)) for row in store.read(key).rows.values()]
-        names = list(dict.fromkeys(name for row in rows for name in row))
+        rows = [dict(flat(row)) for row in read_rows(folder / "rows.jsonl").rows.values()]
+        names = dict.fromkeys(name for row in rows for name in row)
         table = pa.table({name: _array([row.get(name) for row in rows]) for name in names})
     if not table.num_rows:
-        return None
-    same = {
-        name: _array([_scalar(value)] * table.num_rows)
-        for name, value in fixed.items()
-        if name not in table.column_names
-    }
-    return pa.table({**same, **{name: table[name] for name in table.column_names}})
+        return pa.table({})
+    fixed = cell_columns(folder.name, json.loads((folder / "cell.json").read_text()))
+    same = {name: _array([value] * table.num_rows) for name, value in fixed.items()}
+    return pa.table({**same, **dict(zip(table.column_names, table.columns, strict=True))})
 
 
 def cell_columns(key: str, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,42 +114,30 @@ def cell_columns(key: str, about: Mapping[str, Any]) -> dict[str, Any]:
     fixed |= {f"method.{k}": v for k, v in flat(about["cell"].get("method", {})) if k != "name"}
     fixed |= {"engine.batch": about["cell"].get("engine", {}).get("batch", 1)}
     fixed |= {"weight_bytes": about.get("weight_bytes")}
-    return fixed | {f"machine.{k}": about.get("provenance", {}).get(k) for k in ("cpu", "gpu")}
-
-
-def _scalar(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, list | dict) else value
+    fixed |= {f"machine.{k}": about.get("provenance", {}).get(k) for k in ("cpu", "gpu")}
+    return {k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in fixed.items()}
 
 
 def _array(values: list[Any]) -> pa.Array:
-    import pyarrow as pa
-
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):  # whole and broken numbers, or numbers and words
+    """Values of one column: numbers of two kinds become float, numbers beside words text."""
+    for kind in (None, pa.float64()):
         try:
-            return pa.array(values, pa.float64())
+            return pa.array(values, kind)
         except (pa.ArrowInvalid, pa.ArrowTypeError):
-            return pa.array([None if value is None else str(value) for value in values])
+            continue
+    return pa.array([None if value is None else str(value) for value in values])
 
 
-def _concat(parts: list[pa.Table]) -> pa.Table:
+def _stack(parts: list[pa.Table]) -> pa.Table:
     """Stack tables; a column that is text in one and a number in another becomes text."""
-    import pyarrow as pa
-
-    texts: set[str] = set()
     kinds: dict[str, set[str]] = {}
-    for part in parts:
-        for column in part.schema:
-            if not pa.types.is_null(column.type):
-                kind = "text" if pa.types.is_string(column.type) else str(column.type)
-                kinds.setdefault(column.name, set()).add(kind)
-    for name, found in kinds.items():
-        if len(found) > 1 and found - {"int64", "double"}:
-            texts.add(name)
-    for i, part in enumerate(parts):
-        for name in texts.intersection(part.column_names):
-            at = part.column_names.index(name)
-            part = part.set_column(at, name, part[name].cast(pa.string()))
-        parts[i] = part
-    return pa.concat_tables(parts, promote_options="permissive").combine_chunks()
+    for column in (column for part in parts for column in part.schema):
+        if not pa.types.is_null(column.type):
+            kinds.setdefault(column.name, set()).add(str(column.type))
+    texts = {n for n, found in kinds.items() if len(found) > 1 and found - {"int64", "double"}}
+
+    def cast(part: pa.Table) -> pa.Table:
+        fields = [f.with_type(pa.string()) if f.name in texts else f for f in part.schema]
+        return part.cast(pa.schema(fields))
+
+    return pa.concat_tables(map(cast, parts), promote_options="permissive").combine_chunks()

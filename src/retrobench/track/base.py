@@ -10,47 +10,27 @@ from retrobench.core.spec import nearest, parse
 
 
 class Tracker(Protocol):
-    """Follows one cell."""
+    """Follows one cell. The methods do nothing unless a subclass says more."""
 
     def start(
         self, key: str, name: str, config: Mapping[str, Any], group: str | None, done: int = 0
     ) -> None:
         """A cell begins, or resumes after ``done`` rows."""
-        ...
 
     def row(self, row: Mapping[str, Any]) -> None:
         """One sample is done."""
-        ...
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Numbers of a training step."""
-        ...
 
     def finish(
         self, summary: Mapping[str, Any], figures: list[Path], rows_path: Path | None
     ) -> None:
         """The cell ended."""
-        ...
 
 
-class NullTracker:
+class NullTracker(Tracker):
     """Follows nothing."""
-
-    def start(
-        self, key: str, name: str, config: Mapping[str, Any], group: str | None, done: int = 0
-    ) -> None:
-        """No-op."""
-
-    def row(self, row: Mapping[str, Any]) -> None:
-        """No-op."""
-
-    def log(self, values: Mapping[str, Any]) -> None:
-        """No-op."""
-
-    def finish(
-        self, summary: Mapping[str, Any], figures: list[Path], rows_path: Path | None
-    ) -> None:
-        """No-op."""
 
 
 def make_tracker(options: Mapping[str, Any]) -> Tracker:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from retrobench.core.spec import option
+from retrobench.store.row_file import read_rows
 
 _COLUMNS = ("sample", "task", "length", "status", "score", "prediction", "references")
 
@@ -125,13 +124,8 @@ def chosen_mode(mode: str) -> str:
 
 def _samples(rows_path: Path | None) -> list[list[Any]]:
     """The newest row of every sample of the cell, also of earlier runs."""
-    newest: dict[str, list[Any]] = {}
-    if rows_path is not None and rows_path.exists():
-        for line in rows_path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                row = json.loads(line)
-                newest[row["sample"]] = [_cell(row.get(name)) for name in _COLUMNS]
-    return list(newest.values())
+    rows = read_rows(rows_path).rows.values() if rows_path else []
+    return [[_cell(row.get(name)) for name in _COLUMNS] for row in rows]
 
 
 def _cell(value: Any) -> Any:

@@ -53,10 +53,14 @@ def _rules(store: ResultStore, keys: list[str], where: str) -> list[str]:
         for key in keys:
             values[str(_get(store.cell(key), rule))].append(key[:6])
         if len(values) > 1:
-            listed = "; ".join(f"{value}: {', '.join(who)}" for value, who in values.items())
             name = rule.split(".", 1)[1]
-            findings.append(f"{where}: {name} differs ({listed})")
+            findings.append(f"{where}: {name} differs ({_listed(values)})")
     return findings
+
+
+def _listed(cells: dict[str, list[str]]) -> str:
+    """Each value with the cells that have it."""
+    return "; ".join(f"{value}: {', '.join(keys)}" for value, keys in cells.items())
 
 
 def _prompts(store: ResultStore, keys: list[str], where: str) -> list[str]:
@@ -77,12 +81,8 @@ def _prompts(store: ResultStore, keys: list[str], where: str) -> list[str]:
     for name, by_sample in seen.items():
         differing = [sample for sample, marks in by_sample.items() if len(marks) > 1]
         if differing:
-            marks = by_sample[differing[0]]
-            listed = "; ".join(f"{value}: {', '.join(who)}" for value, who in marks.items())
-            findings.append(
-                f"{where}: {name} differs in {len(differing)} samples (first: {differing[0]}; "
-                f"{listed})"
-            )
+            first = f"first: {differing[0]}; {_listed(by_sample[differing[0]])}"
+            findings.append(f"{where}: {name} differs in {len(differing)} samples ({first})")
     mixed = [task for task, kinds in stand_in.items() if len(kinds) > 1]
     if mixed:
         findings.append(f"{where}: stand-in and real data side by side in {', '.join(mixed)}")

@@ -1,27 +1,26 @@
-"""Published RULER scores of reference models beside ours: paper value, ours, difference."""
+"""Published scores of reference models compared with ours: paper value, ours, difference."""
 
 from __future__ import annotations
 
 import pandas as pd
 
+from retrobench.report.benchmarks import benchmark
 from retrobench.report.checks.published import RULER, RULER_BY_TASK
-from retrobench.store.results import OK
-
-_NUM_TASKS = 13
+from retrobench.store.row_file import OK
 
 
-def beside_published(frame: pd.DataFrame) -> pd.DataFrame:
+def compare_published(frame: pd.DataFrame) -> pd.DataFrame:
     """One row for each published value that the rows have a score for; empty without any."""
     rows = []
-    ruler = frame[frame["benchmark"] == "ruler"]
-    for first in ruler.drop_duplicates("key")[["key", "model", "method"]].itertuples():
-        key, method = str(first.key), first.method
+    for key, cell in frame.groupby("key", sort=False):
+        first = cell.iloc[0]
         fitting = [
             known
             for known in (*RULER, *RULER_BY_TASK)
-            if known.model in str(first.model).lower() and known.method == method
+            if known.model in str(first["model"]).lower()
+            and (known.benchmark, known.method) == (first["benchmark"], first["method"])
         ]
-        ours = _scores(ruler[ruler["key"] == key]) if fitting else {}
+        ours = _scores(cell) if fitting else {}
         for known in fitting:
             mean = ours.get((known.task, known.length))
             if mean is None:
@@ -42,14 +41,16 @@ def beside_published(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _scores(cell: pd.DataFrame) -> dict[tuple[str, int], float]:
-    """Means in percent by task and length; ``avg`` where all 13 tasks are whole."""
+    """Means in percent by task and length; ``avg`` where every task of the benchmark is whole."""
     found: dict[tuple[str, int], float] = {}
+    num_tasks = benchmark(cell["benchmark"].iloc[0]).num_tasks
     for length, at_length in cell.groupby("length"):
-        whole = {}
-        for task, group in at_length.groupby("task"):
-            if (group["status"] == OK).all():
-                whole[str(task), int(str(length))] = 100 * float(group["score"].mean())
+        whole = {
+            (str(task), int(length)): 100 * float(group["score"].mean())
+            for task, group in at_length.groupby("task")
+            if (group["status"] == OK).all()
+        }
         found |= whole
-        if len(whole) == _NUM_TASKS:
-            found["avg", int(str(length))] = sum(whole.values()) / _NUM_TASKS
+        if num_tasks and len(whole) == num_tasks:
+            found["avg", int(length)] = sum(whole.values()) / num_tasks
     return found

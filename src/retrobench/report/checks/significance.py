@@ -14,50 +14,59 @@ import numpy as np
 import pandas as pd
 
 from retrobench.core.budget import Budget
-from retrobench.stats.paired import Verdict, compare, holm
-from retrobench.store.results import OK
+from retrobench.stats.paired import PairedComparison, compare, holm
+from retrobench.store.row_file import OK
 
 ALPHA = 0.05
 _SETTING = ["model", "benchmark", "protocol"]
 _APART = ["method", "changed", "engine.batch", *_SETTING]
 _ORDERED = {"oracle_topk", "random", "streaming"}  # controls; streaming does not select
 _REASON = "a fault, unless it leaves layers dense or estimates on tasks that aggregate (cwe, fwe)"
+_Pairs = Iterator[tuple[str, pd.DataFrame, pd.DataFrame]]  # label, rows of ours, of the base
 
 
-def verdicts(frame: pd.DataFrame) -> list[str]:
+def significance(frame: pd.DataFrame) -> list[str]:
+    """Every comparison with full attention, then every alarm."""
+    against_full = [f"against full: {line}" for line in full_comparisons(frame)]
+    return [*against_full, *budget_alarms(frame), *order_alarms(frame)]
+
+
+def full_comparisons(frame: pd.DataFrame) -> list[str]:
     """One line per cell that shares answered samples with a `full` cell of its setting."""
-    found = list(_against_full(_scored(frame)))
-    lines = []
-    adjusted = holm([verdict.p_value for _, verdict in found])
-    for (label, verdict), p in zip(found, adjusted, strict=True):
-        line = f"{label}: {_words(verdict, p)}"
-        if p < ALPHA and verdict.difference > 0:
-            line += "  ALARM: an approximation beats full attention"
-        lines.append(line)
-    return lines
+    alarm = "  ALARM: an approximation beats full attention"
+    found = _corrected(_against_full(_scored(frame)))
+    return [line + (alarm if direction > 0 else "") for line, direction in found]
 
 
 def budget_alarms(frame: pd.DataFrame) -> list[str]:
     """One line for each budget that answers significantly worse than the next smaller one."""
-    found = list(_neighbours(_scored(frame)))
-    adjusted = holm([verdict.p_value for _, verdict in found])
-    return [
-        f"{label}: {_words(verdict, p)}  ALARM: a larger budget answers worse"
-        for (label, verdict), p in zip(found, adjusted, strict=True)
-        if p < ALPHA and verdict.difference < 0
-    ]
+    found = _corrected(_neighbours(_scored(frame)))
+    return [f"{line}  ALARM: a larger budget answers worse" for line, sign in found if sign < 0]
 
 
 def order_alarms(frame: pd.DataFrame) -> list[str]:
     """One line for each cell that breaks oracle_topk >= method >= random at its budget."""
-    found = list(_against_controls(_scored(frame)))
-    adjusted = holm([verdict.p_value for _, _, verdict in found])
     lines = []
-    for (label, control, verdict), p in zip(found, adjusted, strict=True):
-        if p < ALPHA and control == "random" and verdict.difference < 0:
-            lines.append(f"{label}: {_words(verdict, p)}  ALARM: random tokens answer better")
-        if p < ALPHA and control == "oracle_topk" and verdict.difference > 0:
-            lines.append(f"{label}: {_words(verdict, p)}  ALARM: beats oracle_topk: {_REASON}")
+    for line, direction in _corrected(_against_controls(_scored(frame))):
+        if direction < 0 and " against random: " in line:
+            lines.append(f"{line}  ALARM: random tokens answer better")
+        if direction > 0 and " against oracle_topk: " in line:
+            lines.append(f"{line}  ALARM: beats oracle_topk: {_REASON}")
+    return lines
+
+
+def _corrected(pairs: _Pairs) -> list[tuple[str, int]]:
+    """(line, direction) of comparisons made together: 1 or -1 if significant after Holm, else 0."""
+    compared = [(label, _paired(ours, base)) for label, ours, base in pairs]
+    found = [(label, result) for label, result in compared if result]
+    lines = []
+    for (label, result), p in zip(found, holm([r.p_value for _, r in found]), strict=True):
+        text = (
+            f"{label}: {100 * result.difference:+.1f} points "
+            f"[{100 * result.low:+.1f}, {100 * result.high:+.1f}], "
+            f"{result.wins} wins {result.losses} losses {result.ties} ties, p={p:.3g}"
+        )
+        lines.append((text, int(np.sign(result.difference)) if p < ALPHA else 0))
     return lines
 
 
@@ -68,50 +77,46 @@ def _scored(frame: pd.DataFrame) -> pd.DataFrame:
     return rows.reindex(columns=[*_APART, "key", "budget", "score"]).assign(pair=pairs)
 
 
-def _against_full(scored: pd.DataFrame) -> Iterator[tuple[str, Verdict]]:
+def _against_full(scored: pd.DataFrame) -> _Pairs:
     for names, group in scored.groupby(_SETTING, sort=False):
         base = group[group["method"] == "full"]
         for key, cell in group[group["method"] != "full"].groupby("key", sort=False):
-            if verdict := _paired(cell, base):
-                yield f"{' '.join(names)}: {cell['method'].iloc[0]} {key[:6]}", verdict
+            yield f"{' '.join(names)}: {cell['method'].iloc[0]} {key[:6]}", cell, base
 
 
-def _neighbours(scored: pd.DataFrame) -> Iterator[tuple[str, Verdict]]:
+def _neighbours(scored: pd.DataFrame) -> _Pairs:
     """Cells that differ in the budget alone: each against the next smaller budget of its unit."""
     budgeted = scored[scored["budget"].notna()]
     for names, group in budgeted.groupby(_APART, sort=False, dropna=False):
         budgets = [(Budget.parse(text), text) for text in group["budget"].unique()]
+        budgets.sort(key=lambda entry: entry[0].value)
         for unit in {budget.unit for budget, _ in budgets}:
-            texts = [t for b, t in sorted(budgets, key=lambda e: e[0].value) if b.unit == unit]
-            for less, more in pairwise(texts):
-                cells = (group[group["budget"] == text] for text in (more, less))
-                if verdict := _paired(*cells):
-                    setting = " ".join(names[3:])
-                    yield f"{setting}: {_cell(group, more)} after {_cell(group, less)}", verdict
+            for small, large in pairwise(text for b, text in budgets if b.unit == unit):
+                larger, smaller = (group[group["budget"] == text] for text in (large, small))
+                label = f"{' '.join(names[3:])}: {_cell(larger)} after {_cell(smaller)}"
+                yield label, larger, smaller
 
 
-def _against_controls(scored: pd.DataFrame) -> Iterator[tuple[str, str, Verdict]]:
-    """(cells, control, comparison) at equal budgets."""
+def _against_controls(scored: pd.DataFrame) -> _Pairs:
+    """Cells against the controls of equal budget."""
     budgeted = scored[scored["budget"].notna()]
     for names, group in budgeted.groupby([*_SETTING, "engine.batch", "budget"], sort=False):
         controls = {name: group[group["method"] == name] for name in ("oracle_topk", "random")}
         for key, cell in group[~group["method"].isin(_ORDERED)].groupby("key", sort=False):
             for control, base in controls.items():
-                if verdict := _paired(cell, base):
-                    ours = f"{cell['method'].iloc[0]} {str(key)[:6]}"
-                    setting = f"{' '.join(names[:3])}: {ours} at {names[4]}"
-                    yield f"{setting} against {control}", control, verdict
+                ours = f"{cell['method'].iloc[0]} {str(key)[:6]} at {names[4]}"
+                yield f"{' '.join(names[:3])}: {ours} against {control}", cell, base
 
 
-def _cell(group: pd.DataFrame, budget: str) -> str:
-    """Method, cells and options at a budget."""
-    rows = group[group["budget"] == budget]
-    changed = rows["changed"].fillna("").iloc[0]
-    words = [rows["method"].iloc[0], *(str(key)[:6] for key in rows["key"].unique()), changed]
-    return " ".join(word for word in (*words, f"budget {budget}") if word)
+def _cell(rows: pd.DataFrame) -> str:
+    """Method, cells, options and budget of rows at one budget."""
+    first = rows.iloc[0]
+    changed = first["changed"] if isinstance(first["changed"], str) else ""
+    words = [first["method"], *(str(key)[:6] for key in rows["key"].unique()), changed]
+    return " ".join(word for word in (*words, f"budget {first['budget']}") if word)
 
 
-def _paired(ours: pd.DataFrame, base: pd.DataFrame) -> Verdict | None:
+def _paired(ours: pd.DataFrame, base: pd.DataFrame) -> PairedComparison | None:
     """The comparison on samples with the same prompt; None without any."""
     own, first = np.unique(ours["pair"].to_numpy(), return_index=True)
     known, first_known = np.unique(base["pair"].to_numpy(), return_index=True)
@@ -120,11 +125,3 @@ def _paired(ours: pd.DataFrame, base: pd.DataFrame) -> Verdict | None:
         return None
     scores, reference = (rows["score"].to_numpy(dtype=float) for rows in (ours, base))
     return compare(scores[first[at]], reference[first_known[at_known]])
-
-
-def _words(verdict: Verdict, p: float) -> str:
-    return (
-        f"{100 * verdict.difference:+.1f} points "
-        f"[{100 * verdict.low:+.1f}, {100 * verdict.high:+.1f}], "
-        f"{verdict.wins} wins {verdict.losses} losses {verdict.ties} ties, p={p:.3g}"
-    )

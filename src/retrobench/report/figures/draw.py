@@ -13,37 +13,20 @@ import pandas as pd
 from retrobench.core.cell import digest
 from retrobench.core.code import code_fingerprint
 from retrobench.core.registry import method_names
-from retrobench.report.figures import ablation as ablation_plots
-from retrobench.report.figures import accuracy as accuracy_plots
-from retrobench.report.figures import cost as cost_plots
-from retrobench.report.figures import fidelity as fidelity_plots
-from retrobench.report.figures import speed as speed_plots
-from retrobench.report.figures import style
-from retrobench.report.figures import throughput as throughput_plots
-from retrobench.report.figures.style import NotEnoughRows
-from retrobench.report.tables.scores import stand_in
+from retrobench.report.figures import ablation, accuracy, cost, fidelity, speed, style, throughput
+from retrobench.report.rows import NotEnoughRows
 from retrobench.store.columns import cell_columns
 from retrobench.store.results import ResultStore
 
-__all__ = ["FIGURES", "NotEnoughRows", "check", "draw", "figure_source", "load"]
-
-
 FIGURES: dict[str, Callable[[pd.DataFrame], Any]] = {
-    "ruler_scores": accuracy_plots.ruler_scores,
-    "ruler_by_length": accuracy_plots.ruler_by_length,
-    "ruler_tasks": accuracy_plots.ruler_tasks,
-    "niah_grid": accuracy_plots.niah_grid,
-    "longbench": accuracy_plots.longbench,
-    "pareto_accuracy_bytes": cost_plots.pareto_accuracy_bytes,
-    "prefill_breakdown": cost_plots.prefill_breakdown,
-    "step_breakdown": cost_plots.step_breakdown,
-    "estimation_on_off": cost_plots.estimation_on_off,
-    **ablation_plots.figures(),
-    **fidelity_plots.FIGURES,
-    **speed_plots.FIGURES,
-    **throughput_plots.FIGURES,
+    **accuracy.FIGURES,
+    **cost.FIGURES,
+    **ablation.FIGURES,
+    **fidelity.FIGURES,
+    **speed.FIGURES,
+    **throughput.FIGURES,
 }
-_SHOW_OOM = ("prefill_breakdown", *speed_plots.FIGURES, *throughput_plots.FIGURES)
+_SHOW_OOM = ("prefill_breakdown", *speed.FIGURES, *throughput.FIGURES)
 
 
 def draw(
@@ -57,10 +40,12 @@ def draw(
     From all cells, or from those of ``keys``. A figure shows one model: where the rows have
     several, each gets its own file, ``NAME_MODEL``.
     """
-    frame = load(store, keys)
+    frame, names = load(store, keys), names or list(FIGURES)
+    if frame.empty:
+        return [(name, None, f"no rows in {store.root}: python run.py") for name in names]
     out.mkdir(parents=True, exist_ok=True)
     results: list[tuple[str, Path | None, str]] = []
-    for name in names or list(FIGURES):
+    for name in names:
         drawn, reasons = [], []
         for model, rows in _by_model(frame):
             try:
@@ -69,7 +54,7 @@ def draw(
                 reasons.append(str(error))
                 continue
             path = out / (f"{name}_{model}.png" if model else f"{name}.png")
-            _save(drawing, path, name, store, rows)
+            _save(drawing, path, name, _source(store, rows, drawing.retrobench_cells))
             drawn.append((path.stem, path, ""))
         # of several models, the one that has rows says what is missing
         reasons.sort(key=lambda reason: reason.startswith("no rows"))
@@ -79,17 +64,13 @@ def draw(
 
 def _by_model(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """Rows of each model under a name that files may have; no name if there is but one model."""
-    models = [] if frame.empty else sorted(frame["model"].unique())
+    models = sorted(frame["model"].unique())
     if len(models) < 2:
         return [("", frame)]
     return [(re.sub(r"[^\w.-]+", "-", name), frame[frame["model"] == name]) for name in models]
 
 
-def _save(drawing: Any, path: Path, name: str, store: ResultStore, frame: pd.DataFrame) -> None:
-    used = style.cells(drawing) or tuple(frame["key"].unique())
-    if not drawing.get_supxlabel():
-        style.note(drawing, _note(frame))
-    source = _source(store, frame, used)
+def _save(drawing: Any, path: Path, name: str, source: str) -> None:
     drawing.savefig(path.with_suffix(".pdf"), metadata={"Title": name, "Keywords": source})
     drawing.savefig(path, dpi=200, metadata={"Title": name, "Comment": source})
     style.close(drawing)
@@ -102,15 +83,13 @@ def load(store: ResultStore, keys: Sequence[str] | None = None) -> pd.DataFrame:
     tasks, at its longest length.
     """
     frame = _with_refused(store.columns(None, keys), store, keys)
-    if "fidelity.steps" in frame:
-        measured = frame.loc[frame["fidelity.steps"].notna(), "key"].unique()
-        rows = {key: store.read(key).rows for key in measured}
-        pairs = zip(frame["key"], frame["sample"], strict=True)
-        found = [
-            rows[key][sample].get("fidelity") if key in rows else None for key, sample in pairs
-        ]
-        frame = frame.assign(fidelity=pd.Series(found, index=frame.index, dtype=object))
-    return frame
+    if "fidelity.steps" not in frame:
+        return frame
+    measured = frame.loc[frame["fidelity.steps"].notna(), "key"].unique()
+    rows = {key: store.read(key).rows for key in measured}
+    pairs = zip(frame["key"], frame["sample"], strict=True)
+    found = [rows[key][sample].get("fidelity") if key in rows else None for key, sample in pairs]
+    return frame.assign(fidelity=pd.Series(found, index=frame.index, dtype=object))
 
 
 def _with_refused(
@@ -128,11 +107,6 @@ def _with_refused(
             row = {"sample": "refused", "status": "oom", "length": length, "task": name}
             refused.append({**cell_columns(key, about), **row})
     return pd.concat([frame, pd.DataFrame(refused)], ignore_index=True) if refused else frame
-
-
-def _note(frame: pd.DataFrame) -> str:
-    kind = "stand-in data" if stand_in(frame) else "real data"
-    return f"protocol: {', '.join(sorted(set(frame['protocol'])))}; {kind}"
 
 
 def figure_source(path: Path) -> str:
@@ -153,26 +127,33 @@ def check(store: ResultStore, paths: Sequence[Path]) -> list[str]:
 
     Stale: the code of the method or the engine has changed since the rows were made.
     """
-    facts = ["key", "method", "sample", "status", "score", "code"]
-    frame = _with_refused(store.columns(facts), store, None)[facts]
+    fields = ["key", "method", "sample", "status", "score", "code"]
+    frame = _with_refused(store.columns(fields), store, None)[fields]
     now = {name: code_fingerprint(name) for name in method_names() if name in set(frame["method"])}
     findings = []
     for path in paths:
         for key, mark in figure_cells(path).items():
-            where = f"{path.name}: {key}"
             rows = frame[frame["key"] == key]
-            if rows.empty:
-                findings.append(f"{where}: its rows are missing")
-                continue
-            if _mark(rows) != mark:
-                findings.append(f"{where}: its rows have changed since the figure was drawn")
-            for status, count in rows["status"].value_counts().items():
-                shown = status == "oom" and path.stem.startswith(_SHOW_OOM)
-                if status not in {"ok", "unsupported_by_model"} and not shown:
-                    findings.append(f"{where}: {count} rows are {status}")
-            code = set(rows["code"].dropna())
-            if code - {now[rows["method"].iloc[0]]}:
-                findings.append(f"{where}: stale, made by other code than today's")
+            show_oom = path.stem.startswith(_SHOW_OOM)
+            findings += [
+                f"{path.name}: {key}: {what}" for what in _wrong(rows, mark, now, show_oom)
+            ]
+    return findings
+
+
+def _wrong(rows: pd.DataFrame, mark: str, now: dict[str, str], show_oom: bool) -> list[str]:
+    """What is wrong with a cell of a figure; ``now``: today's code of every method."""
+    if rows.empty:
+        return ["its rows are missing"]
+    findings = []
+    if _mark(rows) != mark:
+        findings.append("its rows have changed since the figure was drawn")
+    fine = {"ok", "unsupported_by_model", *(["oom"] if show_oom else [])}
+    for status, count in rows["status"].value_counts().items():
+        if status not in fine:
+            findings.append(f"{count} rows are {status}")
+    if set(rows["code"].dropna()) - {now[rows["method"].iloc[0]]}:
+        findings.append("stale, made by other code than today's")
     return findings
 
 
@@ -185,5 +166,5 @@ def _source(store: ResultStore, frame: pd.DataFrame, keys: Sequence[str]) -> str
 
 def _mark(rows: pd.DataFrame) -> str:
     """Digest of a cell's rows: samples, statuses and scores."""
-    facts = rows[["sample", "status", "score"]].sort_values("sample")
-    return digest(facts.to_csv(index=False), 8)
+    fields = rows[["sample", "status", "score"]].sort_values("sample")
+    return digest(fields.to_csv(index=False), 8)

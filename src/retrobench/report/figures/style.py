@@ -5,15 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import pandas as pd
+
+from retrobench.report.rows import describe
+
 ONE_COLUMN, TWO_COLUMNS = 3.5, 7.2  # inches
 COLORS = ("#000000", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 ORDER = ("full", "retroinfer", "oracle_topk", "quest", "infinigen", "streaming", "random")
 MARKERS = "os^DvPX*"
 PUBLISHED = {"linestyle": "none", "fillstyle": "none", "markersize": 7}
+SMALL = 6  # font size of notes inside a panel
+_SETTINGS = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "lines.markersize": 4,
+    "pdf.fonttype": 42,
+}
 
 
-class NotEnoughRows(ValueError):
-    """A figure cannot be drawn; says which rows it wants and the command that makes them."""
+def _index(method: str) -> int:
+    return ORDER.index(method) if method in ORDER else len(ORDER)
 
 
 def color(method: str) -> str:
@@ -21,13 +38,14 @@ def color(method: str) -> str:
     return COLORS[_index(method)]
 
 
-def marker(method: str) -> str:
-    """The method's marker, so that grey prints stay readable."""
-    return MARKERS[_index(method)]
+def look(method: str) -> dict[str, Any]:
+    """Colour, marker (so that grey prints stay readable) and label of a method's line."""
+    return {"color": color(method), "marker": MARKERS[_index(method)], "label": method}
 
 
-def _index(method: str) -> int:
-    return ORDER.index(method) if method in ORDER else len(ORDER)
+def option_look(index: int) -> dict[str, Any]:
+    """Colour and marker of the lines of an option's values."""
+    return {"color": COLORS[1:][index % 7], "marker": MARKERS[1:][index % 7]}
 
 
 def ordered(methods: Iterable[str]) -> list[str]:
@@ -36,38 +54,59 @@ def ordered(methods: Iterable[str]) -> list[str]:
     return [name for name in ORDER if name in found] + sorted(found - set(ORDER))
 
 
-def figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
-    """A styled figure and its axes, on the non-interactive backend."""
+def figure(
+    height: float, panels: int = 1, *, rows: int = 1, width: float | None = None
+) -> tuple[Any, list[Any]]:
+    """A styled figure and its panels, row by row, on the non-interactive backend.
+
+    ``width``: by default one column of a page for one panel, and two columns for several.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    plt.rcParams.update(
-        {
-            "font.size": 8,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "grid.alpha": 0.3,
-            "legend.frameon": False,
-            "lines.markersize": 4,
-            "pdf.fonttype": 42,
-        }
+    plt.rcParams.update(_SETTINGS)
+    width = width or (ONE_COLUMN if panels == 1 else TWO_COLUMNS)
+    columns = -(-panels // rows)
+    drawing, axes = plt.subplots(
+        rows, columns, figsize=(width, height), layout="constrained", squeeze=False
     )
-    return plt.subplots(rows, columns, figsize=(width, height), layout="constrained")
+    for spare in axes.flat[panels:]:
+        spare.set_axis_off()
+    return drawing, list(axes.flat[:panels])
 
 
-def plain_numbers() -> Any:
-    """Ticks of a log axis as 20, 50, 100, not as powers; minor ones only where there are few."""
-    from matplotlib.ticker import LogFormatter
+def by_method(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Rows of each method, in the order of every legend."""
+    return {name: rows[rows["method"] == name] for name in ordered(rows["method"].unique())}
 
-    class Plain(LogFormatter):
-        def __call__(self, x: float, pos: int | None = None) -> str:
-            return f"{x:g}" if super().__call__(x, pos) else ""
 
-    return Plain(minor_thresholds=(2, 0.5))
+def finish(
+    drawing: Any,
+    rows: pd.DataFrame,
+    points: list[str] | None,
+    note: str = "",
+    *,
+    legend: str = "above",
+    columns: int | None = None,
+) -> Any:
+    """Add the legend and the small line below; returns the figure.
+
+    ``rows`` are what the figure shows: their cells are written into its files. ``points``: columns
+    whose values make a point, for the line's number of samples; None: the line is ``note`` alone.
+    ``legend``, of the first panel: above the panels, inside the first one, or none.
+    """
+    handles, labels = drawing.axes[0].get_legend_handles_labels()
+    if legend == "above":
+        place = {"loc": "outside upper center", "ncols": columns or len(labels)}
+        drawing.legend(handles, labels, **place)
+    if legend == "inside":
+        drawing.axes[0].legend(fontsize=SMALL)
+    text = note if points is None else describe(rows, points) + note
+    drawing.supxlabel(text, fontsize=SMALL, color="#555555")
+    drawing.retrobench_cells = tuple(rows["key"].unique())
+    return drawing
 
 
 def close(drawing: Any) -> None:
@@ -75,47 +114,6 @@ def close(drawing: Any) -> None:
     import matplotlib.pyplot as plt
 
     plt.close(drawing)
-
-
-def note(drawing: Any, text: str) -> None:
-    """The small line below a figure: model, samples, stand-in data."""
-    drawing.supxlabel(text, fontsize=6, color="#555555")
-
-
-def out_of_memory(axes: Any, places: Iterable[float], color: str, order: int = 0) -> None:
-    """Write OOM where a value would stand, a line of text higher for each ``order``."""
-    for place in sorted(set(places)):
-        where = {"xycoords": ("data", "axes fraction"), "ha": "center", "fontsize": 6}
-        axes.annotate("OOM", (place, 0.02 + 0.07 * order), color=color, **where)
-
-
-def few_per_decade() -> Any:
-    """Ticks of a log axis at 1, 2 and 5, to be written as plain numbers."""
-    from matplotlib.ticker import LogLocator
-
-    return LogLocator(subs=(1.0, 2.0, 5.0))
-
-
-def batch_axis(axes: Any, batches: Iterable[float]) -> None:
-    """Batch sizes on a log scale, each with its number; rates from zero."""
-    batches = sorted(set(batches))
-    axes.set_xscale("log", base=2)
-    axes.minorticks_off()
-    axes.set_xticks(batches, [f"{batch:g}" for batch in batches])
-    axes.set_xlabel("batch")
-    axes.set_ylabel("tokens/s")
-    axes.set_ylim(bottom=0)
-
-
-def uses(drawing: Any, keys: Iterable[str]) -> Any:
-    """Remember the cells that a figure shows; they are written into its files."""
-    drawing.retrobench_cells = tuple(dict.fromkeys(keys))
-    return drawing
-
-
-def cells(drawing: Any) -> tuple[str, ...]:
-    """The cells that ``uses`` remembered; empty if a figure shows all it was given."""
-    return getattr(drawing, "retrobench_cells", ())
 
 
 def tokens(count: float) -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pandas as pd
 from rich.table import Table
 
-from retrobench.report.tables.scores import moved_bytes
+from retrobench.report.rows import moved_bytes, step_seconds
+from retrobench.report.tables.layout import rich_table
 from retrobench.stats.effects import Effect, interactions, main_effects
-from retrobench.store.results import OK
+from retrobench.store.row_file import OK
 
 RESPONSES = {
     "score": lambda rows: rows["score"] * 100,
     "seal_s": lambda rows: rows["seal_s"],
-    "step_s": lambda rows: rows["decode_s"] / rows["decode_steps"].clip(lower=1),
+    "step_s": step_seconds,
     "step_mib": lambda rows: moved_bytes(rows) / 2**20,
     "hit_ratio": lambda rows: rows["live.hit_ratio"],
     "recall": lambda rows: rows["fidelity.mean.recall"],
@@ -39,26 +40,19 @@ def effects(frame: pd.DataFrame, response: str) -> tuple[list[Effect], list[Effe
     table = table.dropna(axis=1)
     if table.empty or len(table) < 2:
         raise ValueError(f"no sample has {response} in every cell of this selection")
-    cells = [
-        dict(zip(varying, index if isinstance(index, tuple) else (index,), strict=True))
-        for index in table.index
-    ]
-    return main_effects(cells, table.to_numpy()), interactions(cells, table.to_numpy())
+    return main_effects(table), interactions(table)
 
 
 def effects_table(found: list[Effect], title: str) -> Table:
-    """One line per level or pair of levels, intervals beside."""
-    table = Table(title=title)
-    for name in ("option", "level"):
-        table.add_column(name)
-    for name in ("effect", "95% interval"):
-        table.add_column(name, justify="right")
+    """One line per level or pair of levels, with its interval."""
+    rows = []
     for effect in found:
         names = " x ".join(name.removeprefix("method.") for name in effect.factors)
         levels = " x ".join(map(_text, effect.levels))
         interval = f"{effect.low:+.3g} to {effect.high:+.3g}"
-        table.add_row(names, levels, f"{effect.value:+.3g}", interval)
-    return table
+        rows.append((names, levels, f"{effect.value:+.3g}", interval))
+    columns = ("option", "level", "effect", "95% interval")
+    return rich_table(title, columns, rows, left=columns[:2])
 
 
 def _text(level: object) -> str:

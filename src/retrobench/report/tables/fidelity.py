@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from retrobench.store.results import OK
+from retrobench.report.tables.labels import label
+from retrobench.report.tables.layout import number
+from retrobench.store.row_file import OK
 
 # column -> (statistic, measure), as `measure.fidelity` names them
 ATTENTION = {
@@ -36,11 +37,7 @@ COLUMNS = ["fidelity.steps", "fidelity.layers", "fidelity.sparse_layers"]
 COLUMNS += [f"fidelity.{part}.{name}" for part, name in {**ATTENTION, **OUTPUT}.values()]
 
 
-def fidelity_matrix(
-    frame: pd.DataFrame,
-    labels: Callable[[pd.DataFrame], dict[str, Any]],
-    columns: dict[str, tuple[str, str]],
-) -> pd.DataFrame:
+def fidelity_matrix(frame: pd.DataFrame, columns: dict[str, tuple[str, str]]) -> pd.DataFrame:
     """Means over samples per cell, as text; empty where nothing was measured.
 
     Over the layers that all methods leave sparse: early layers are easy, so that a method which
@@ -49,38 +46,51 @@ def fidelity_matrix(
     if frame["fidelity.steps"].isna().all():
         return pd.DataFrame()
     measured = frame[(frame["status"] == OK) & frame["fidelity.steps"].notna()]
-    sparse = measured["fidelity.sparse_layers"].map(_layers)
-    common = common_layers(sparse)
+    sparse = measured["fidelity.sparse_layers"].map(_list)
+    common = common_layers(measured)
+    numbers = {
+        column: measured[f"fidelity.{part}.{name}"]
+        if part == "logits"
+        else layer_means(measured, f"{part}.{name}", common)
+        for column, (part, name) in columns.items()
+    }
+    means = pd.DataFrame(numbers, dtype=float).groupby(measured["key"], sort=False).mean()
     rows = []
-    for _, cell in measured.groupby("key", sort=False):
-        own = sparse[cell.index]
-        values = {"sparse layers": " or ".join(sorted({span(layers) for layers in own}))}
-        values["compared"] = span(common)
-        for column, (part, name) in columns.items():
-            numbers = cell[f"fidelity.{part}.{name}"]
-            if part != "logits":
-                found = zip(numbers, cell["fidelity.layers"], own, strict=True)
-                numbers = pd.Series([_over(n, ls, common or o) for n, ls, o in found])
-            mean = numbers.mean()
-            values[column] = "" if pd.isna(mean) else f"{mean if abs(mean) > 5e-7 else 0:.3g}"
-        rows.append({**labels(cell), **values})
+    for key, cell in measured.groupby("key", sort=False):
+        own = " or ".join(sorted({layer_range(layers) for layers in sparse[cell.index]}))
+        values = {"sparse layers": own, "compared": layer_range(common)}
+        for column, mean in means.loc[key].items():
+            values[column] = number(0 if abs(mean) < 5e-7 else mean, ".3g")
+        rows.append({**label(cell.iloc[0]), **values})
     table = pd.DataFrame(rows)
     return table.drop(columns=[c for c in columns if rows and not table[c].any()])
 
 
-def common_layers(sparse: Iterable[list[int]]) -> list[int]:
+def common_layers(rows: pd.DataFrame) -> list[int]:
     """Layers that are sparse wherever any is; empty if there are none."""
-    sets = [set(layers) for layers in sparse if layers]
+    texts = rows["fidelity.sparse_layers"].unique()
+    sets = [set(layers) for layers in map(_list, texts) if layers]
     return sorted(set.intersection(*sets)) if sets else []
 
 
-def over_layers(values: list[float], layers: list[int], chosen: list[int]) -> float:
-    """Mean of a measure by layer over the chosen layers; over all if none is chosen."""
-    picked = [value for value, layer in zip(values, layers, strict=True) if layer in chosen]
-    return float(np.mean(picked or values))
+def layer_means(rows: pd.DataFrame, measure: str, common: list[int]) -> pd.Series:
+    """Mean of a measure over layers, per row: the common layers, or else the row's sparse ones.
+
+    Over all layers where there are neither (full attention); NaN where nothing was measured.
+    """
+
+    def mean(values: Any, layers: Any, sparse: Any) -> float:
+        chosen = common or _list(sparse)
+        by_layer = zip(_list(values), _list(layers), strict=True) if isinstance(values, str) else ()
+        picked = [value for value, layer in by_layer if layer in chosen]
+        return float(np.mean(picked or _list(values) or np.nan))
+
+    fields = [f"fidelity.{name}" for name in (measure, "layers", "sparse_layers")]
+    columns = rows.reindex(columns=fields).itertuples(index=False, name=None)
+    return pd.Series([mean(*row) for row in columns], index=rows.index, dtype=float)
 
 
-def span(layers: list[int]) -> str:
+def layer_range(layers: list[int]) -> str:
     """Layers as text."""
     if not layers:
         return "none"
@@ -88,10 +98,5 @@ def span(layers: list[int]) -> str:
     return f"{layers[0]}-{layers[-1]}" if whole and len(layers) > 1 else ",".join(map(str, layers))
 
 
-def _layers(text: Any) -> list[int]:
+def _list(text: Any) -> list[Any]:
     return json.loads(text) if isinstance(text, str) else []
-
-
-def _over(values: Any, layers: Any, chosen: list[int]) -> float:
-    known = isinstance(values, str)
-    return over_layers(json.loads(values), _layers(layers), chosen) if known else np.nan

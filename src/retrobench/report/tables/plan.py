@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from rich.console import Console
-from rich.table import Table
 
 from retrobench.core.shapes import Footprint
+from retrobench.report.tables.layout import print_line, rich_table
 
 
 class PlannedCell(Protocol):
@@ -26,18 +26,8 @@ class PlannedCell(Protocol):
 
 def print_planned(cells: Sequence[PlannedCell], free_bytes: int, console: Console) -> None:
     """One line per cell, then totals: cells, samples, time, memory, and each refusal's reason."""
-    table = Table(title="plan")
-    for name in ("cell", "key", "state"):
-        table.add_column(name, overflow="fold")
-    for name in ("samples", "weights", "device", "pinned", "host", "time"):
-        table.add_column(name, justify="right")
-    for cell in cells:
-        place = cell.footprint
-        sizes = (cell.weight_bytes, place.device, place.pinned, place.host)
-        todo = "?" if cell.todo is None else str(cell.todo)
-        row = (cell.label, cell.key[:6], cell.state, todo, *map(_size, sizes), _time(cell))
-        table.add_row(*row)
-    console.print(table)
+    columns = ("cell", "key", "state", "samples", "weights", "device", "pinned", "host", "time")
+    console.print(rich_table("plan", columns, map(_row, cells), left=columns[:3]))
     counts = {state: sum(cell.state == state for cell in cells) for state in _STATES}
     parts = [f"{count} {state}" for state, count in counts.items() if count]
     console.print(f"{len(cells)} cells: {', '.join(parts)}; {_total(cells)}", highlight=False)
@@ -47,8 +37,15 @@ def print_planned(cells: Sequence[PlannedCell], free_bytes: int, console: Consol
         console.print(text, highlight=False)
     for cell in cells:
         if cell.state == "impossible":
-            line = f"impossible: {cell.label}: {cell.message}"
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            print_line(console, f"impossible: {cell.label}: {cell.message}")
+
+
+def _row(cell: PlannedCell) -> tuple[str, ...]:
+    place = cell.footprint
+    sizes = (cell.weight_bytes, place.device, place.pinned, place.host)
+    todo = "?" if cell.todo is None else str(cell.todo)
+    time = "" if cell.seconds is None else _duration(cell.seconds)
+    return (cell.label, cell.key[:6], cell.state, todo, *map(_size, sizes), time)
 
 
 _STATES = ("run", "cached", "quarantined", "impossible")
@@ -70,10 +67,6 @@ def _total(cells: Sequence[PlannedCell]) -> str:
 
 def _bytes(cell: PlannedCell) -> int:
     return cell.weight_bytes + cell.footprint.total
-
-
-def _time(cell: PlannedCell) -> str:
-    return "" if cell.seconds is None else _duration(cell.seconds)
 
 
 def _duration(seconds: float) -> str:

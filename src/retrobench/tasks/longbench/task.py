@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from retrobench.core.cell import digest
 from retrobench.core.spec import option
 from retrobench.core.task import Prompt, Sample, Task
 from retrobench.tasks.longbench import records
+from retrobench.tasks.longbench.categories import categories
 from retrobench.tasks.longbench.prompts import DATASETS
 from retrobench.tasks.scorers.longbench import score
 
@@ -44,6 +46,7 @@ class LongBenchTask(Task):
     """Official prompts, middle truncation, chat-template exceptions and metrics."""
 
     name = "longbench"
+    figure_tasks = tuple(name for names in categories("en").values() for name in names)
     Config = LongBenchConfig
     config: LongBenchConfig
 
@@ -65,6 +68,14 @@ class LongBenchTask(Task):
     def score(self, sample: Sample, text: str) -> float:
         """The data set's metric, best over the references."""
         return score(sample.task, text, sample.references, sample.meta["all_classes"])
+
+    @classmethod
+    def aggregate(cls, rows: Any) -> Iterator[tuple[str, Any]]:
+        """Category means, and LongBench-E by words of the record."""
+        from retrobench.tasks.longbench import averages  # brings pandas, which no run needs
+
+        yield "LongBench averages", averages.longbench(rows)
+        yield "LongBench by words", averages.longbench_bins(rows)
 
     def _file(self, task: str) -> str:
         return f"{task}_e" if self.config.e else task

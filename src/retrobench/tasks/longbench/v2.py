@@ -59,6 +59,13 @@ class LongBenchV2Task(Task):
         content = records.content_hash(self._path(), None)
         return digest({"builder": BUILDER, "tokenizer": prompt.tokenizer_id, "file": content})
 
+    @classmethod
+    def aggregate(cls, rows: Any) -> Iterator[tuple[str, Any]]:
+        """Accuracy by difficulty and by length."""
+        from retrobench.tasks.longbench import averages  # brings pandas, which no run needs
+
+        yield "LongBench v2 accuracy", averages.longbench_v2(rows)
+
     def samples(self, prompt: Prompt) -> Iterator[Sample]:
         """In file order."""
         found = (self._sample(index, *record) for index, record in enumerate(self._read()))

@@ -1,4 +1,4 @@
-"""Averages as each benchmark's own tables print them, one row per cell, as text."""
+"""Averages as LongBench's own tables print them, one row per cell, as text."""
 
 from __future__ import annotations
 
@@ -7,55 +7,28 @@ from typing import Any
 
 import pandas as pd
 
-from retrobench.store.results import OK
+from retrobench.store.row_file import OK
+from retrobench.tasks.longbench.categories import categories
 
-# THUDM/LongBench README: a category is the mean of its data sets, overall the mean of categories.
-LONGBENCH = {
-    "en": {
-        "SQA": ("narrativeqa", "qasper", "multifieldqa_en"),
-        "MQA": ("hotpotqa", "2wikimqa", "musique"),
-        "SUM": ("gov_report", "qmsum", "multi_news"),
-        "FSL": ("trec", "triviaqa", "samsum"),
-        "ST": ("passage_count", "passage_retrieval_en"),
-        "CC": ("lcc", "repobench-p"),
-    },
-    "zh": {
-        "SQA": ("multifieldqa_zh",),
-        "MQA": ("dureader",),
-        "SUM": ("vcsum",),
-        "FSL": ("lsht",),
-        "ST": ("passage_retrieval_zh",),
-        "CC": ("lcc", "repobench-p"),
-    },
-}
+_FIELDS = [f"meta.{name}" for name in ("e", "words", "difficulty", "length_class")]
 _BINS = ((4000, "0-4k"), (8000, "4-8k"), (float("inf"), "8k+"))
 
 
-def averages(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(title, table) of every benchmark in the rows that has official averages."""
-    makers = {
-        "longbench": (("LongBench averages", longbench), ("LongBench by words", longbench_bins)),
-        "longbench_v2": (("LongBench v2 accuracy", longbench_v2),),
-    }
-    for benchmark, tables in makers.items():
-        rows = frame[frame["benchmark"] == benchmark]
-        for title, make in tables:
-            table = make(rows) if len(rows) else pd.DataFrame()
-            if not table.empty:
-                yield title, table
-
-
 def longbench(frame: pd.DataFrame) -> pd.DataFrame:
-    """Category means and their mean per language; ``-`` where a data set is missing or failed."""
+    """Category means and their mean per language; ``-`` where a data set is missing or failed.
+
+    THUDM/LongBench README: a category is the mean of its data sets, overall the mean of categories.
+    """
     rows = []
     for key, cell in _cells(frame, balanced=False):
         scores = _means(cell, cell["task"])
-        for language, categories in LONGBENCH.items():
-            if not any(name in scores for names in categories.values() for name in names):
+        for language in ("en", "zh"):
+            groups = categories(language)
+            if not any(name in scores for names in groups.values() for name in names):
                 continue
             values = {
                 category: _mean([scores.get(name) for name in names])
-                for category, names in categories.items()
+                for category, names in groups.items()
             }
             overall = _mean(list(values.values()))
             texts = {name: _text(value, 2) for name, value in values.items()}
@@ -95,6 +68,7 @@ def _cells(
     frame: pd.DataFrame, balanced: bool | None = None
 ) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
     """Cells with any score, of LongBench-E (``balanced``), of v1, or of both."""
+    frame = frame.reindex(columns=list(dict.fromkeys([*frame, *_FIELDS])))
     for _, cell in frame.groupby("key", sort=False):
         first = cell.iloc[0]
         if not (cell["status"] == OK).any():

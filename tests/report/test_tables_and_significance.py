@@ -1,4 +1,4 @@
-"""Tables never average over survivors; verdicts pair samples and raise the alarm."""
+"""Tables never average over survivors; comparisons pair samples and raise the alarm."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from retrobench.report.checks.significance import order_alarms, verdicts
+from retrobench.report.benchmarks import averages, benchmark
+from retrobench.report.checks.significance import full_comparisons, order_alarms
+from retrobench.report.rows import score_grid
 from retrobench.report.tables.fidelity import ATTENTION, common_layers, fidelity_matrix
-from retrobench.report.tables.scores import (
-    COLUMNS,
-    caption,
-    niah_matrix,
-    print_tables,
-    score_matrix,
-)
+from retrobench.report.tables.overview import COLUMNS, print_tables
+from retrobench.report.tables.scores import caption, score_matrix
 from retrobench.stats.paired import compare, holm, sign_test
 
 
@@ -64,21 +61,21 @@ def test_niah_grid():
         for d in (0, 100)
         for i in range(2)
     ]
-    grid = niah_matrix(pd.DataFrame(rows))
+    grid = score_grid(pd.DataFrame(rows), "meta.depth")
     assert grid.loc[0, 4096] == 1.0 and grid.loc[100, 4096] == 0.0
     assert "stand-in data" in caption(pd.DataFrame(rows))
 
 
-def test_verdicts_pair_the_same_prompts_and_alarm():
+def test_comparisons_pair_the_same_prompts_and_alarm():
     rows = [row("aa", str(i), 0.0) for i in range(20)]
     rows += [row("bb", str(i), 1.0, "quest") for i in range(20)]
     rows += [row("cc", str(i), 0.0, "random") for i in range(10)]
     rows += [row("cc", "other", 1.0, "random")]
-    better, equal = verdicts(pd.DataFrame(rows))
+    better, equal = full_comparisons(pd.DataFrame(rows))
     assert "quest" in better and "+100.0 points" in better and "ALARM" in better
     assert "random" in equal and "10 ties" in equal and "ALARM" not in equal
     rows[25]["prompt_hash"] = "changed"
-    assert "19 wins" in verdicts(pd.DataFrame(rows))[0]
+    assert "19 wins" in full_comparisons(pd.DataFrame(rows))[0]
 
 
 def test_a_method_between_its_controls_is_quiet_and_one_beyond_them_is_not():
@@ -115,16 +112,19 @@ def test_holm_never_lowers_and_keeps_order(values):
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=40))
 def test_compare_counts_and_interval(pairs):
     ours, base = zip(*pairs, strict=True)
-    verdict = compare(ours, base, draws=200)
-    assert verdict.wins + verdict.losses + verdict.ties == len(pairs) == verdict.samples
-    assert verdict.low - 1e-12 <= verdict.difference + 1 and verdict.low <= verdict.high
+    result = compare(ours, base, draws=200)
+    assert result.wins + result.losses + result.ties == len(pairs) == result.samples
+    assert result.low - 1e-12 <= result.difference + 1 and result.low <= result.high
     reverse = compare(base, ours, draws=200)
-    assert reverse.p_value == verdict.p_value and reverse.wins == verdict.losses
+    assert reverse.p_value == result.p_value and reverse.wins == result.losses
 
 
 def test_unpaired_scores_are_refused():
     with pytest.raises(ValueError, match="paired scores"):
         compare([1.0], [])
+
+
+SPARSE_LAYERS = ("[1, 3]", "[]", "[3, 4]")
 
 
 def test_fidelity_compares_methods_on_the_layers_that_all_leave_sparse(lab):
@@ -136,11 +136,15 @@ def test_fidelity_compares_methods_on_the_layers_that_all_leave_sparse(lab):
     lab.cell("random", rows=[lab.row(fidelity=measured([0, 1, 2], [1.0, 0.9, 0.2]))])
     lab.cell("quest", rows=[lab.row(fidelity=measured([2], [1.0, 1.0, 0.6]))])
     frame = lab.store.columns(COLUMNS)
-    table = fidelity_matrix(frame, lambda cell: {"method": cell["method"].iloc[0]}, ATTENTION)
+    table = fidelity_matrix(frame, ATTENTION)
     table = table.set_index("method").loc[["full", "random", "quest"]]
     assert list(table["sparse layers"]) == ["none", "0-2", "2"]
     assert set(table["compared"]) == {"2"} and list(table["recall"]) == ["1", "0.2", "0.6"]
-    assert common_layers([[1, 3], [], [3, 4]]) == [3] and common_layers([[0], [1]]) == []
+    sparse = [
+        pd.DataFrame({"fidelity.sparse_layers": texts})
+        for texts in (SPARSE_LAYERS, SPARSE_LAYERS[1:])
+    ]
+    assert [common_layers(rows) for rows in sparse] == [[3], [3, 4]]
 
 
 def test_a_table_too_wide_for_the_terminal_is_turned(lab):
@@ -154,3 +158,15 @@ def test_a_table_too_wide_for_the_terminal_is_turned(lab):
         lines = console.export_text().splitlines()
         (line,) = [line for line in lines if "data_set_20" in line]
         assert (line.count("100.0") == 2) == turned
+
+
+def test_tables_ask_the_benchmark_of_a_row_and_show_rows_of_unknown_ones():
+    frame = pd.DataFrame(
+        [
+            row("aa", "a", 1.0, task="niah_multikey_2"),
+            row("aa", "b", 0.0, task="niah_multikey_2", benchmark="no_longer_there"),
+        ]
+    )
+    matrix = score_matrix(frame)
+    assert {"mk2@4K", "niah_multikey_2@4K"} <= set(matrix)
+    assert list(averages(frame)) == [] and benchmark("ruler").num_tasks == 13
