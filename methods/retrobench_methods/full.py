@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from retrobench.core.budget import Budget
-from retrobench.core.method import Probe
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.core.spec import option
 from retrobench.engine.attention.backends import BACKENDS, check
@@ -32,15 +31,10 @@ class Full(DenseMethod):
             choices=("auto", *BACKENDS),
         )
 
-    def __init__(
-        self,
-        config: Any,
-        shape: KVShape,
-        probe: Probe | None = None,
-        budget: Budget | None = None,
-    ) -> None:
-        _check(config, shape)
-        super().__init__(config, shape, probe, budget, config.backend)
+    def setup(self) -> None:
+        """Make the store, after checking that the backend can run."""
+        _check(self.config, self.shape)
+        super().setup()
 
     @classmethod
     def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:

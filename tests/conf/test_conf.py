@@ -12,8 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from retrobench.cli import app as cli
-from retrobench.cli import sweep
-from retrobench.cli import overrides
+from retrobench.cli import overrides, sweep
 from retrobench.core.registry import method_class, method_names
 from retrobench.run.spec import parse_run
 from retrobench.tasks import task_class, task_names

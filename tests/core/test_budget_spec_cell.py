@@ -93,7 +93,7 @@ def test_every_method_option_is_documented(name):
         assert field.metadata["help"]
 
 
-@pytest.mark.parametrize("budget", ["10%", "77tok", "64KiB", "100%"])
+@pytest.mark.parametrize("budget", ["10%", "77tok", "32KiB", "100%"])
 @pytest.mark.parametrize("weight", [None, [[1, 2], [5, 0.5], [0, 100]]])
 def test_an_allocation_adds_up_to_the_budget(budget, weight):
     from tests.support import kv_shape

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from retrobench.core.method import AttentionArgs
+from retrobench.core.method import AttentionArgs, ComparedCall
 from retrobench.engine.attention.parts import attend
 from retrobench.evaluate import fidelity
 from retrobench.measure.fidelity import FidelityProbe, write_arrays
@@ -64,7 +64,8 @@ def test_one_call_equals_brute_force(per_query_head):
 
     probe = FidelityProbe()
     probe.selected(0, token, estimate, member)
-    probe.compare(0, q, k, v, exact, ours, ARGS, pads)
+    call = {"q_BHTD": q, "k_BGSD": k, "v_BGSD": v, "exact_BHTD": exact, "ours_BHTD": ours}
+    probe.compare(ComparedCall(layer=0, **call, args=ARGS, pad_tokens=pads))
     found = {name: values[0, 0] for name, values in probe.arrays().items()}
     for b, h in itertools.product(range(batch), range(heads)):
         mine = token[b, h // repeat][:12]

@@ -13,7 +13,7 @@ from retrobench_methods.infinigen.pool import KVPool
 from retrobench_methods.infinigen.speculation import PartialKeys, choose_tokens
 from transformers import Phi3Config, Qwen2Config, Qwen3Config
 
-from retrobench.core.method import AttentionArgs, Needs, NullProbe
+from retrobench.core.method import AttentionArgs, Needs, Probe
 from retrobench.engine import hf
 from retrobench.engine.attention.dense import DenseMethod
 from retrobench.engine.prefill import prefill
@@ -37,7 +37,7 @@ def calibrated(model, tmp_path, ids, **options):
 
 def decode(model, config, ids, steps=5, budget="20%", probe=None):
     """Logits of some forced steps."""
-    probe = probe or NullProbe()
+    probe = probe or Probe()
     session = open_on(
         model, InfiniGen, [ids], config, new_tokens=steps + 1, budget=budget, probe=probe
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad as pad_last
 
 from retrobench.core.budget import Budget
-from retrobench.core.method import ALL_QUERIES, AttentionArgs, ModelView, Needs, Probe, PromptLayer
+from retrobench.core.method import ALL_QUERIES, AttentionArgs, ModelView, Needs, PromptLayer
 from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
 from retrobench.engine.attention.backends import kernels
 from retrobench.engine.attention.selective import SelectiveMethod
@@ -40,14 +40,10 @@ class InfiniGen(SelectiveMethod):
     index: PartialKeys
     store: KVPool
 
-    def __init__(
-        self,
-        config: Any,
-        shape: KVShape,
-        probe: Probe | None = None,
-        budget: Budget | None = None,
-    ) -> None:
-        super().__init__(config, shape, probe, budget)
+    def setup(self) -> None:
+        """Make partial keys and pool."""
+        super().setup()
+        config, shape, budget = self.config, self.shape, self.budget
         self.max_fetched = fetched_tokens(config, shape, budget)
         fetches = config.prefetch and config.placement == "cpu"
         self.prefetcher = Prefetcher(shape.device, fetches)

@@ -16,7 +16,7 @@ from retrobench_kernels.wave_step import wave_step
 from torch import Tensor
 
 from retrobench.core.budget import Budget
-from retrobench.core.method import AttentionArgs, Probe, PromptLayer
+from retrobench.core.method import AttentionArgs, PromptLayer
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.engine.attention.parts import merge_all
 from retrobench.engine.attention.selective import SelectiveMethod
@@ -42,15 +42,11 @@ class RetroInfer(SelectiveMethod):
     index: WaveIndex
     store: WaveBuffer
 
-    def __init__(
-        self,
-        config: Any,
-        shape: KVShape,
-        probe: Probe | None = None,
-        budget: Budget | None = None,
-    ) -> None:
+    def setup(self) -> None:
+        """Make index and buffer, and what fills the cache beside attention."""
+        config, shape = self.config, self.shape
         self.placement = resolve_placement(config, shape)
-        super().__init__(config, shape, probe, budget)
+        super().setup()
         self.positions = Positions(self.store) if self.probe.detail else None
         self.filler: CacheFiller | None = None
         if config.overlap or config.prefetch_frac:

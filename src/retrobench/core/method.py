@@ -103,26 +103,19 @@ class ModelView(Protocol):
         ...
 
 
-class Probe(Protocol):
-    """Where a method reports what it did.
+class Probe:
+    """Where a method reports what it did; this one listens to nothing.
 
-    ``counting`` and ``detail`` say whether anybody listens: ask before building arguments, so that
-    a timed run pays nothing.
+    ``counting`` and ``detail`` say whether anybody listens to ``count`` and to ``selected``: ask
+    before building arguments, so that a timed run pays nothing.
     """
 
-    @property
-    def counting(self) -> bool:
-        """Whether ``count`` is listened to."""
-        ...
-
-    @property
-    def detail(self) -> bool:
-        """Whether ``selected`` is listened to."""
-        ...
+    counting = False
+    detail = False
 
     def span(self, name: str) -> AbstractContextManager[None]:
         """Times a named part of a step."""
-        ...
+        return contextlib.nullcontext()
 
     def count(self, layer: int, **amounts: float | Tensor) -> None:
         """Add what one decode call of a layer cost; names are ``core.counts.COUNTS``.
@@ -131,7 +124,6 @@ class Probe(Protocol):
         call: it proves that the layer ran. Amounts are numbers, or tensors of one element that stay
         on their device until the answer is complete.
         """
-        ...
 
     def selected(
         self,
@@ -143,33 +135,26 @@ class Probe(Protocol):
         """Which tokens a decode call attends (only if ``detail``).
 
         ``token_BGR``: positions attended exactly, -1 padded, per KV head or query head.
-        ``estimate``: the ``engine.attention.Estimate`` in use, if any; ``member_BGE``: positions of
+        ``estimate``: the ``memory.selection.Estimate`` in use, if any; ``member_BGE``: positions of
         the tokens that it stands for, cluster after cluster, -1 padded at the end.
         """
-        ...
 
 
-class NullProbe:
-    """A probe that does nothing."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedCall:
+    """One decode call of a method beside exact attention on the same inputs.
 
-    counting = False
-    detail = False
+    ``k_BGSD`` and ``v_BGSD`` are all keys and values, the newest included.
+    """
 
-    def span(self, name: str) -> AbstractContextManager[None]:
-        """No-op."""
-        return contextlib.nullcontext()
-
-    def count(self, layer: int, **amounts: float | Tensor) -> None:
-        """No-op."""
-
-    def selected(
-        self,
-        layer: int,
-        token_BGR: Tensor,
-        estimate: Any = None,
-        member_BGE: Tensor | None = None,
-    ) -> None:
-        """No-op."""
+    layer: int
+    q_BHTD: Tensor
+    k_BGSD: Tensor
+    v_BGSD: Tensor
+    exact_BHTD: Tensor
+    ours_BHTD: Tensor
+    args: AttentionArgs
+    pad_tokens: tuple[int, ...]
 
 
 class Method(ABC):
@@ -212,8 +197,12 @@ class Method(ABC):
     ) -> None:
         self.config = config
         self.shape = shape
-        self.probe: Probe = probe if probe is not None else NullProbe()
+        self.probe = Probe() if probe is None else probe
         self.budget = budget
+        self.setup()
+
+    def setup(self) -> None:
+        """Make the state of a new session; the constructor calls it once."""
 
     @classmethod
     @abstractmethod

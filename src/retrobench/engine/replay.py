@@ -21,10 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig
 
-from retrobench.core.budget import Budget
 from retrobench.core.cell import digest
-from retrobench.core.method import ALL_QUERIES, AttentionArgs, ModelView, Needs, Probe, PromptLayer
-from retrobench.core.shapes import KVShape
+from retrobench.core.method import ALL_QUERIES, AttentionArgs, ModelView, Needs, PromptLayer
 from retrobench.engine.attention.dense import DenseMethod
 from retrobench.engine.hf import AttentionOwner
 
@@ -37,10 +35,10 @@ class TraceRecorder(DenseMethod):
     name = "recorder"
     needs = Needs(layer_inputs=True, prompt_queries=ALL_QUERIES)
 
-    def __init__(
-        self, config: Any, shape: KVShape, probe: Probe | None = None, budget: Budget | None = None
-    ) -> None:
-        super().__init__(config, shape, probe, budget)
+    def setup(self) -> None:
+        """Make the store and the lists of what is seen."""
+        super().setup()
+        shape = self.shape
         self.queries: dict[int, list[Tensor]] = {layer: [] for layer in shape.layers}
         self.guesses: dict[int, list[Tensor]] = {layer: [] for layer in shape.layers}
         self.args: dict[int, AttentionArgs] = {}

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from retrobench.core.budget import Budget
-from retrobench.core.method import AttentionArgs, Method, NullProbe, Probe
+from retrobench.core.method import AttentionArgs, ComparedCall, Method, Probe
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.engine import hf
 from retrobench.engine.attention.dense import DenseMethod
@@ -27,18 +27,8 @@ Stop = Callable[[list[int]], bool]  # whether the tokens of an answer end it
 class Comparator(Protocol):
     """Compares each decode call of a method with exact attention on the same inputs."""
 
-    def compare(
-        self,
-        layer: int,
-        q_BHTD: Tensor,
-        k_BGSD: Tensor,
-        v_BGSD: Tensor,
-        exact_BHTD: Tensor,
-        ours_BHTD: Tensor,
-        args: AttentionArgs,
-        pad_tokens: tuple[int, ...],
-    ) -> None:
-        """One decode call: all keys and values, the exact output and the method's."""
+    def compare(self, call: ComparedCall) -> None:
+        """One decode call of one layer."""
         ...
 
 
@@ -99,7 +89,7 @@ class Session:
         last_use: bool = True,
     ) -> None:
         self.model, self.prompt, self.clock = model, prompt, clock
-        self.probe = probe if probe is not None else NullProbe()
+        self.probe = Probe() if probe is None else probe
         self.comparator, self.last_use = comparator, last_use
         self.ids_BS, self.length = prompt.ids_BS, prompt.num_tokens
         self.pad_tokens = prompt.pad_tokens
@@ -146,9 +136,18 @@ class Session:
             return ours
         exact = self.reference.decode(layer, q_BHTD, k_BGTD, v_BGTD, args)
         store = self.reference.store
-        keys, values = store.keys(layer), store.values(layer)
-        pads = self.pad_tokens
-        self.comparator.compare(layer, q_BHTD, keys, values, exact, ours, args, pads)
+        self.comparator.compare(
+            ComparedCall(
+                layer=layer,
+                q_BHTD=q_BHTD,
+                k_BGSD=store.keys(layer),
+                v_BGSD=store.values(layer),
+                exact_BHTD=exact,
+                ours_BHTD=ours,
+                args=args,
+                pad_tokens=self.pad_tokens,
+            )
+        )
         return exact
 
     def layer_input(self, layer: int, hidden_BTM: Tensor) -> None:

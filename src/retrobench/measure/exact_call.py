@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retrobench.core.method import AttentionArgs
+from retrobench.core.method import ComparedCall
 
 CDF_FRACS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.018, 0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -15,19 +15,12 @@ CDF_FRACS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.018, 0.05, 0.1, 0.2, 0.5, 1.0)
 class ExactCall:
     """One decode call with its true attention weights."""
 
-    def __init__(
-        self,
-        q_BHTD: Tensor,
-        k_BGSD: Tensor,
-        v_BGSD: Tensor,
-        exact_BHTD: Tensor,
-        args: AttentionArgs,
-        pad_tokens: tuple[int, ...],
-    ) -> None:
-        self.args, self.groups = args, k_BGSD.shape[1]
-        self.heads, self.v_BGSD = q_BHTD.shape[1], v_BGSD
+    def __init__(self, call: ComparedCall) -> None:
+        q_BHTD, k_BGSD, pads = call.q_BHTD, call.k_BGSD, call.pad_tokens
+        self.args, self.groups = call.args, k_BGSD.shape[1]
+        self.heads, self.v_BGSD = q_BHTD.shape[1], call.v_BGSD
         position = torch.arange(k_BGSD.shape[2], device=k_BGSD.device)
-        self.exists_BS = position >= torch.tensor(pad_tokens, device=position.device)[:, None]
+        self.exists_BS = position >= torch.tensor(pads, device=position.device)[:, None]
         self.q_BGND = q_BHTD[:, :, 0].float().unflatten(1, (self.groups, -1))
         logit = self.logits(k_BGSD).masked_fill(~self.exists_BS[:, None], -torch.inf)
         self.lse_BH = torch.logsumexp(logit, -1)

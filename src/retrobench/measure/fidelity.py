@@ -15,7 +15,6 @@ With ``p = softmax(q.K)`` over all tokens and ``S`` the tokens attended exactly,
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retrobench.core.method import AttentionArgs
+from retrobench.core.method import ComparedCall, Probe
 from retrobench.measure.exact_call import CDF_FRACS, ExactCall, share
 
 TOP = 100
@@ -32,7 +31,7 @@ PAIRS = 256  # cluster masses kept per row for the figure
 HIGH_IS_BAD = frozenset({"regret", "error", "error_exact", "error_estimated", "error_ignored"})
 
 
-class FidelityProbe:
+class FidelityProbe(Probe):
     """Compares each decode call with the exact one; arrays are indexed (step, layer, row, head)."""
 
     counting = detail = True
@@ -44,10 +43,6 @@ class FidelityProbe:
         self._selection: tuple[Tensor, Any, Tensor | None] | None = None
         self._attended = 0.0
         self._before: dict[int, tuple[Tensor, Tensor | None]] = {}
-
-    def span(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """Nothing is timed here."""
-        return contextlib.nullcontext()
 
     def count(self, layer: int, **amounts: float | Tensor) -> None:
         """Keep the tokens attended: a method that attends everything need not list it."""
@@ -64,36 +59,26 @@ class FidelityProbe:
         """Keep the sets until ``compare``."""
         self._selection = (token_BGR, estimate, member_BGE)
 
-    def compare(
-        self,
-        layer: int,
-        q_BHTD: Tensor,
-        k_BGSD: Tensor,
-        v_BGSD: Tensor,
-        exact_BHTD: Tensor,
-        ours_BHTD: Tensor,
-        args: AttentionArgs,
-        pad_tokens: tuple[int, ...],
-    ) -> None:
+    def compare(self, call: ComparedCall) -> None:
         """Measure one decode call of one layer."""
-        view = ExactCall(q_BHTD, k_BGSD, v_BGSD, exact_BHTD, args, pad_tokens)
+        view, exact_BHTD = ExactCall(call), call.exact_BHTD
         norm_BH = exact_BHTD[:, :, 0].float().norm(dim=-1).clamp_min(1e-12)
-        gap_BHD = (exact_BHTD - ours_BHTD)[:, :, 0].float()
+        gap_BHD = (exact_BHTD - call.ours_BHTD)[:, :, 0].float()
         found = {"error": gap_BHD.norm(dim=-1) / norm_BH}
         chosen_BHS = self._chosen(view)
         top_BHS = view.heaviest(torch.full_like(norm_BH, TOP).long())
         if chosen_BHS is not None:
             found |= view.sets(chosen_BHS, top_BHS)
             found |= self._zones(view, chosen_BHS, norm_BH)
-        before = self._before.get(layer)
+        before = self._before.get(call.layer)
         if before is not None:
             found["top_step"] = share(top_BHS, before[0])
             if chosen_BHS is not None and before[1] is not None:
                 found["own_step"] = share(chosen_BHS, before[1])
-        self._before[layer] = (top_BHS, chosen_BHS)
+        self._before[call.layer] = (top_BHS, chosen_BHS)
         self._cdf.append(view.cdf())
         for name, value_BH in found.items():
-            self._calls[name][layer].append(value_BH.cpu())
+            self._calls[name][call.layer].append(value_BH.cpu())
         self._selection = None
 
     def _chosen(self, view: ExactCall) -> Tensor | None:

@@ -11,17 +11,16 @@ import torch
 from torch import Tensor
 
 from retrobench.core.counts import BYTES, COUNTS, PAGES
+from retrobench.core.method import Probe
 from retrobench.measure.clock import monotonic_s
 
 
-class CountingProbe:
+class CountingProbe(Probe):
     """Accumulates over a session; ``row()`` gives per-step means ready for JSON.
 
     Amounts that a method knows on the device stay there: they are added in place and read once,
     by ``row``. ``counting`` off makes a session pay nothing for its accounting.
     """
-
-    detail = False
 
     def __init__(self, spans: bool = False, counting: bool = True) -> None:
         self.counting, self.timing = counting, spans
@@ -85,11 +84,6 @@ class CountingProbe:
         for _ in range(steps):
             for layer, known in self._graph or ():
                 self._add(layer, known)
-
-    def selected(
-        self, layer: int, token_BGR: Any, estimate: Any = None, member_BGE: Any = None
-    ) -> None:
-        """Counts need no token sets."""
 
     def missing(self, layers: tuple[int, ...], steps: int) -> list[int]:
         """Layers that did not report one call for each of ``steps`` decode steps."""

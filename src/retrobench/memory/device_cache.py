@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from retrobench_kernels.page_lru import copy_pages, page_admit, page_lru
-from retrobench_kernels.wave_attention import PageCache as CacheView
 from retrobench_kernels.wave_step import CacheTable
 from torch import Tensor
 
@@ -15,6 +14,8 @@ from retrobench.memory.page_cache import CacheSize, PageCache
 
 class DeviceCache(PageCache):
     """Page tables and replacement on the model's device: no step waits for the host."""
+
+    slot_LBGP: Tensor
 
     def __init__(self, shape: KVShape, size: CacheSize, record: bool = False) -> None:
         super().__init__(shape, size, record)
@@ -52,11 +53,6 @@ class DeviceCache(PageCache):
         """Slots of a new step's pages, and the victims of those that are absent."""
         self.step_L1[i] += 1
         return page_lru(page_BGN, self.slot_LBGP[i], self.stamp_LBGQ[i], self.step_L1[i])
-
-    def view(self, layer: int) -> CacheView:
-        """Page table and copies."""
-        i = self.index[layer]
-        return CacheView(self.slot_LBGP[i], self.k_LBGQD[i], self.v_LBGQD[i], self.size.page_tokens)
 
     def admit(
         self, layer: int, k_pool_BGSD: Tensor, v_pool_BGSD: Tensor, *, read: bool = True

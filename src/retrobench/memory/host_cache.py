@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from retrobench_kernels.wave_attention import PageCache as CacheView
 from torch import Tensor
 
 from retrobench.core.shapes import Footprint, KVShape
@@ -41,11 +40,6 @@ class HostCache(PageCache):
         tokens = tokens_BGN.flatten(0, 1).cpu().numpy()
         missed = (page >= 0) & ~hit
         self.counts[i] += (hit.sum(), missed.sum(), 0, 0, tokens[missed].sum())
-
-    def view(self, layer: int) -> CacheView:
-        """Page table and copies."""
-        i = self.index[layer]
-        return CacheView(self.slot_LBGP[i], self.k_LBGQD[i], self.v_LBGQD[i], self.size.page_tokens)
 
     def admit(
         self, layer: int, k_pool_BGSD: Tensor, v_pool_BGSD: Tensor, *, read: bool = True

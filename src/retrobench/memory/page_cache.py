@@ -10,6 +10,7 @@ that nobody attends yet.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +45,8 @@ class CacheSize:
 class PageCache(ABC):
     """Slots on the model's device, and counters; subclasses manage which page is where."""
 
+    slot_LBGP: Sequence[Tensor] | Tensor  # page table of each layer
+
     def __init__(self, shape: KVShape, size: CacheSize, record: bool = False) -> None:
         self.shape, self.size = shape, size
         self.index = {layer: i for i, layer in enumerate(shape.layers)}
@@ -64,9 +67,10 @@ class PageCache(ABC):
     @abstractmethod
     def _lookup(self, i: int, page_BGN: Tensor, tokens_BGN: Tensor) -> None: ...
 
-    @abstractmethod
     def view(self, layer: int) -> CacheView:
         """Page table and copies as they are before ``admit``, for kernels."""
+        i = self.index[layer]
+        return CacheView(self.slot_LBGP[i], self.k_LBGQD[i], self.v_LBGQD[i], self.size.page_tokens)
 
     @abstractmethod
     def admit(

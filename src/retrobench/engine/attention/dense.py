@@ -9,7 +9,7 @@ from retrobench_kernels.dense_decode import dense_decode as masked_decode
 from torch import Tensor
 
 from retrobench.core.budget import Budget
-from retrobench.core.method import AttentionArgs, Method, Probe, PromptLayer
+from retrobench.core.method import AttentionArgs, Method, PromptLayer
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.engine.attention.backends import BackendChooser
 from retrobench.memory.store import ResidentStore
@@ -21,17 +21,11 @@ class DenseMethod(Method):
     name = "dense"
     budgeted = False
 
-    def __init__(
-        self,
-        config: Any,
-        shape: KVShape,
-        probe: Probe | None = None,
-        budget: Budget | None = None,
-        backend: str = "sdpa",
-    ) -> None:
-        super().__init__(config, shape, probe, budget)
+    def setup(self) -> None:
+        """Make the store."""
+        shape = self.shape
         self.store = ResidentStore(shape)
-        self.backend = BackendChooser(backend)
+        self.backend = BackendChooser(getattr(self.config, "backend", "sdpa"))
         # what a captured graph needs on the device: where each row begins, and every layer's length
         self.start_B = torch.tensor(shape.pad_tokens, dtype=torch.int32, device=shape.device)
         self.length_LB = self.start_B.new_zeros(len(shape.layers), shape.batch)

@@ -15,7 +15,7 @@ from retrobench_kernels.wave_attention import wave_attention
 from torch import Tensor
 
 from retrobench.core.budget import Budget
-from retrobench.core.method import AttentionArgs, Method, Probe, PromptLayer
+from retrobench.core.method import AttentionArgs, Method, PromptLayer
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.core.spec import option
 from retrobench.engine.attention.exact import dense_decode
@@ -92,14 +92,8 @@ class SelectiveMethod(Method):
 
     Config: ClassVar[type] = StaticConfig
 
-    def __init__(
-        self,
-        config: Any,
-        shape: KVShape,
-        probe: Probe | None = None,
-        budget: Budget | None = None,
-    ) -> None:
-        super().__init__(config, shape, probe, budget)
+    def setup(self) -> None:
+        """Make index and store."""
         self.index: Index = self.make_index()
         self.store: KVStore = self.make_store()
 
