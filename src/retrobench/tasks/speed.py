@@ -48,6 +48,14 @@ class SpeedConfig:
     cold: bool = option(
         True, "push the caches of the processor out before each timed call (injected shapes)"
     )
+    drift: float = option(
+        0.0,
+        "how much of a query stays from the step before (injected shapes), which decides the hit "
+        "ratio of a block cache: drift * previous + sqrt(1 - drift^2) * fresh; 0: fresh queries",
+        low=0,
+        high=1,
+        added=True,
+    )
     seed: int = option(0, "of the data", low=0)
 
 

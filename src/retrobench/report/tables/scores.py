@@ -14,6 +14,7 @@ from rich.text import Text
 from retrobench.report.checks.compare_published import beside_published
 from retrobench.report.checks.significance import budget_alarms, order_alarms, verdicts
 from retrobench.report.tables import fidelity as fidelity_table
+from retrobench.report.tables import machine as machine_table
 from retrobench.report.tables import speed as speed_table
 from retrobench.report.tables.averages import averages
 from retrobench.report.tables.fidelity import ATTENTION, OUTPUT, fidelity_matrix
@@ -30,7 +31,7 @@ COLUMNS = (
     "live.bytes_per_step.d2h live.bytes_per_step.weights "
     "footprint.device footprint.pinned footprint.host"
 ).split() + fidelity_table.COLUMNS
-COLUMNS += speed_table.COLUMNS
+COLUMNS += speed_table.COLUMNS + machine_table.COLUMNS
 _HELD = ["footprint.device", "footprint.pinned", "footprint.host"]
 _COST_DIGITS = {"attended": 0, "estimated": 0, "prefill s": 2, "seal s": 3, "ms/step": 1}
 _COST_DIGITS |= {"MiB held": 1, "MiB/step": 2, "hit": 2}
@@ -119,6 +120,11 @@ def print_tables(frame: pd.DataFrame, console: Console) -> None:
         title = "decode speed (medians over steps)"
         console.print(_rich(title, _trimmed(speed_matrix(frame[timed], _labels))))
         frame = frame[~timed]
+    probed = frame["benchmark"] == "machine"
+    if probed.any():
+        matrix = machine_table.machine_matrix(frame[probed])
+        console.print(_rich("what this machine reaches (medians)", matrix))
+        frame = frame[~probed]
     if frame.empty:
         return
     models = sorted(set(frame["model"]))
