@@ -114,6 +114,7 @@ class SyntheticRun:
         if self.view is not None:
             reason = f"method={self.method.name} predicts a layer from the one before"
         if asked == "graph" and reason is not None:
+            self.method.close()
             raise ValueError(f"engine.executor=graph: {reason}; use engine.executor=eager")
         on_gpu = torch.device(self.shape.device).type == "cuda"
         wanted = asked == "graph" or (asked == "auto" and on_gpu and reason is None)
