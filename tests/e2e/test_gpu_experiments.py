@@ -91,7 +91,9 @@ def test_default_drift_leaves_the_keys_of_rows_on_disk(tmp_path):
     store = ResultStore(tmp_path)
     assert "drift" not in store.cell(ran["key"])["cell"]["task"]
     assert cli.run_job(job(tmp_path, speed(drift=0.0)))["key"] == ran["key"]
-    assert cli.run_job(job(tmp_path, speed(drift=0.5)))["key"] != ran["key"]
+    drifting = cli.run_job(job(tmp_path, speed(drift=0.5)))
+    assert drifting["key"] != ran["key"]
+    assert store.cell(drifting["key"])["labels"]["model"] == "qwen25_7b shape, drift 0.5"
 
 
 @pytest.mark.parametrize(

@@ -93,4 +93,5 @@ class SpeedTask(Task):
         """The shape in place of a model, unless the model itself is timed."""
         if self.config.shape == "model":
             return None
-        return {"name": f"{self.config.shape} shape", "layers": self.config.layers}
+        drift = f", drift {self.config.drift:g}" if self.config.drift else ""
+        return {"name": f"{self.config.shape} shape{drift}", "layers": self.config.layers}
