@@ -54,6 +54,9 @@ options: $(STAMP) ## regenerate docs/options.md from the option dataclasses
 gpu-test: ## kernel and method parity on a CUDA device, with the installed torch
 	$(PYTHON) -m pytest tests/gpu
 
+STAGES := ceilings kernels full_attention layers offload decode index_build
 STAGE ?= all
-gpu-bench: ## GPU benchmark with the installed torch, e.g. STAGE=ceilings (docs/gpu.md)
-	$(PYTHON) scripts/gpu_bench.py $(STAGE)
+gpu-bench: ## GPU experiments with the installed torch, e.g. STAGE=ceilings (docs/gpu.md)
+	failed=0; for name in $(if $(filter all,$(STAGE)),$(STAGES),$(STAGE)); do \
+	  $(PYTHON) run.py -m experiment=gpu_$$name || failed=1; \
+	done; exit $$failed

@@ -16,20 +16,19 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
-from estimation_study import ROOT, Recording, record
-from retrobench_methods.retroinfer import RetroInfer, RetroInferConfig
+from cpu_speed import synthetic_run
+from recorded_steps import PUBLISHED, Recording, record, replay
 
-from retrobench.evaluate.synthetic import Injected
-from retrobench.measure.clock import utc_now
+from retrobench.measure.clock import monotonic_s, utc_now
 from retrobench.measure.machine import provenance
 from retrobench.measure.probe import CountingProbe
-from retrobench.run.spec import parse_run
 
-OUT = ROOT / "results" / "published" / "cache_study.json"
+OUT = PUBLISHED / "cache_study.json"
 VARIANTS: dict[str, dict[str, Any]] = {
     "lru": {},
     "fifo": {"eviction": "fifo"},
@@ -46,44 +45,44 @@ TIMED: dict[str, dict[str, Any]] = {
 }
 
 
-@torch.inference_mode()
-def replay(recordings: list[Recording], options: dict[str, Any]) -> dict[str, float]:
+def hits_and_bytes(recordings: list[Recording], options: dict[str, Any]) -> dict[str, float]:
     """Hit ratio, Belady's, and bytes moved per byte retrieved, over all layers."""
-    hits = asked = best = moved = retrieved = 0.0
+    total: Counter[str] = Counter()
     for recording in recordings:
-        probe, config = CountingProbe(), RetroInferConfig(cache="host", cache_bound=True, **options)
-        method = RetroInfer(config, recording.shape, probe)
-        method.buffer.append_prompt(0, recording.k_BGSD, recording.v_BGSD)
-        method.seal()
-        steady = 0
-        for q, k, v in recording.steps:
-            method.decode(0, q, k, v, recording.args)
-            method.step()
-            steady += sum(method.buffer.count[0])
-        stats, steps = method.stats(), len(recording.steps)
-        accesses = sum(probe.pages[0][:2])
-        hits += stats["hit_ratio"] * accesses
-        best += stats["best_hit_ratio"] * accesses
-        asked += accesses
-        moved += probe.num_bytes["h2d"]
-        kv_bytes = recording.shape.kv_bytes_per_token
-        retrieved += probe.num_bytes["kv"] - steady * kv_bytes
-        assert probe.calls[0] == steps
-        method.close()
-    return {"hit_ratio": hits / asked, "best": best / asked, "moved_frac": moved / retrieved}
+        total.update(layer_totals(recording, {"cache": "host", "cache_bound": True, **options}))
+    return {
+        "hit_ratio": total["hits"] / total["asked"],
+        "best": total["best"] / total["asked"],
+        "moved_frac": total["moved"] / total["retrieved"],
+    }
+
+
+def layer_totals(recording: Recording, options: dict[str, Any]) -> dict[str, Any]:
+    """Page accesses and bytes of one layer, over all steps."""
+    probe, steady = CountingProbe(), []
+    stats = replay(
+        recording, options, probe, lambda method, *_: steady.extend(method.store.count[0])
+    )
+    asked = sum(probe.by_layer(name)[0] for name in ("hits", "misses"))
+    steady_bytes = sum(steady) * recording.shape.kv_bytes_per_token
+    return {
+        "asked": asked,
+        "hits": stats["hit_ratio"] * asked,
+        "best": stats["best_hit_ratio"] * asked,
+        "moved": probe.by_layer("h2d")[0],
+        "retrieved": probe.by_layer("kv")[0] - steady_bytes,
+    }
 
 
 @torch.inference_mode()
 def times(context: int, steps: int) -> dict[str, float]:
     """Median milliseconds of a step of each timed variant, steps taken in turn."""
-    runs = {}
-    for name, options in TIMED.items():
-        method = {"name": "retroinfer", "cache": "host", **options}
-        task = {"name": "speed", "context": [context], "steps": steps}
-        model = {"name": "constructed", "source": "constructed"}
-        spec = parse_run({"method": method, "task": task, "model": model})
-        runs[name] = Injected(spec, RetroInfer, context, 1, CountingProbe(), "cpu")
-        runs[name].prepare(lambda text, name=name: print(f"{name}: {text}", flush=True))
+    runs = {
+        name: synthetic_run(
+            {"name": "retroinfer", "cache": "host", **options}, context, steps, monotonic_s
+        )
+        for name, options in TIMED.items()
+    }
     found: dict[str, list[float]] = {name: [] for name in runs}
     for step in range(3 + steps):
         for name, run in runs.items():
@@ -111,7 +110,9 @@ def main() -> None:
             for length in options.lengths:
                 recordings = record(model, task, length, options.steps)
                 name = f"{model} {task} {length}"
-                traces[name] = {label: replay(recordings, o) for label, o in VARIANTS.items()}
+                traces[name] = {
+                    label: hits_and_bytes(recordings, o) for label, o in VARIANTS.items()
+                }
                 show(name, traces[name])
     result: dict[str, Any] = {"steps": options.steps, "variants": VARIANTS, "traces": traces}
     if options.timed_context:

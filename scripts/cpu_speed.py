@@ -1,7 +1,8 @@
 """Measure decode attention on this CPU: ``OMP_NUM_THREADS=1 python scripts/cpu_speed.py``.
 
-One layer of Llama-3.1-8B's shape on injected keys and values, default budgets. All methods live in
+One layer of Llama-3.1-8B's shape on synthetic keys and values, default budgets. All methods live in
 one process and take their steps in turn, so that whatever else the machine does meets all of them.
+The timed steps count nothing; bytes are counted in a few steps after them.
 With one thread the clock is the processor time of this process (on a shared machine the time that
 others had the core does not count; shared caches and memory still do), with more it is wall time.
 Writes ``results/published/cpu_speed.json`` with hardware, versions and commit.
@@ -14,19 +15,21 @@ import json
 import os
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from retrobench.core.registry import method_class
-from retrobench.evaluate.speed import summary
-from retrobench.evaluate.synthetic import Injected
+from retrobench.core.spec import parse
+from retrobench.evaluate.speed import count_steps, summary
+from retrobench.evaluate.synthetic import SpeedRun, SyntheticRun
 from retrobench.measure.ceilings import read
 from retrobench.measure.clock import utc_now
 from retrobench.measure.machine import provenance
 from retrobench.measure.probe import CountingProbe
-from retrobench.run.spec import RunSpec, parse_run
+from retrobench.tasks.speed import SpeedConfig
 
 METHODS: dict[str, dict[str, Any]] = {
     "full, torch SDPA (group folded)": {"name": "full", "backend": "sdpa"},
@@ -36,11 +39,23 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def specification(method: dict[str, Any], context: int, steps: int) -> RunSpec:
-    """The run of one method."""
-    task = {"name": "speed", "context": [context], "steps": steps}
-    model = {"name": "constructed", "source": "constructed"}
-    return parse_run({"method": method, "task": task, "model": model})
+def synthetic_run(
+    options: dict[str, Any], context: int, steps: int, clock: Callable[[], float]
+) -> SyntheticRun:
+    """A method with its prompt, ready for timed steps; nothing is counted yet."""
+    method = method_class(options["name"])
+    own = {name: value for name, value in options.items() if name != "name"}
+    run = SpeedRun(
+        config=SpeedConfig(context=(context,), steps=steps),
+        method_class=method,
+        method_config=parse(method.Config, own, "method"),
+        budget=None,
+        device="cpu",
+    )
+    prepared = SyntheticRun(run, context, 1, CountingProbe(counting=False))
+    prepared.clock = clock
+    prepared.prepare(lambda text: print(f"{options['name']}: {text}", flush=True))
+    return prepared
 
 
 def clock() -> float:
@@ -57,32 +72,26 @@ def read_gb_s(data: torch.Tensor) -> float:
 
 def measure(context: int, steps: int) -> dict[str, Any]:
     """Every method at one context, interleaved step by step."""
-    runs: dict[str, tuple[Injected, CountingProbe]] = {}
     rows: dict[str, Any] = {}
     probe_data, ceilings = torch.ones(64 * 2**20), []
     with torch.inference_mode():
-        for label, method in METHODS.items():
-            spec, probe = specification(method, context, steps), CountingProbe(spans=True)
-            run = Injected(spec, method_class(spec.method), context, 1, probe, "cpu")
-            run.clock = clock
-            run.prepare(lambda text, label=label: print(f"{label}: {text}", flush=True))
-            runs[label] = run, probe
-        config = next(iter(runs.values()))[0].config
+        runs = {
+            label: synthetic_run(method, context, steps, clock) for label, method in METHODS.items()
+        }
+        config = next(iter(runs.values())).config
         for step in range(config.warmup + steps):
             ceilings.append(read_gb_s(probe_data))
-            for run, probe in runs.values():
-                if step == config.warmup:
-                    probe.reset()
+            for run in runs.values():
                 compare = 0 <= step - config.warmup < config.error_steps
                 seconds = run.step(step, compare)
                 if step >= config.warmup:
                     run.timed.step_s.append(seconds)
-    ceiling = statistics.median(ceilings)
-    for label, (run, probe) in runs.items():
-        found = summary(run.timed, probe.row(), 1, ceiling)
+        counts = {label: count_steps(run, run.probe, config) for label, run in runs.items()}
+    for label, run in runs.items():
+        found = summary(run.timed, counts[label], 1, statistics.median(ceilings))
         found.pop("span_ms")  # wall time
         held = run.method.allocated().total
-        rows[label] = {**found, "seal_s": run.timed.seal_s, "held_bytes": held}
+        rows[label] = {**found, "seal_s": run.timed.build_s, "held_bytes": held}
         rows[label]["stats"] = dict(run.method.stats())
         run.close()
     baselines = list(rows.values())[:2]

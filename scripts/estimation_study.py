@@ -14,30 +14,21 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
-from retrobench_methods.full import Full
-from retrobench_methods.retroinfer import RetroInfer, RetroInferConfig
+from recorded_steps import PUBLISHED, Recording, Step, record, replay
 from torch import Tensor
 
-from retrobench.core.method import AttentionArgs
+from retrobench.core.method import AttentionArgs, PromptLayer
 from retrobench.core.shapes import KVShape
-from retrobench.engine import hf, loader
-from retrobench.engine.attention.math import dense_decode
-from retrobench.engine.session import Session
+from retrobench.engine.attention.exact import dense_decode
 from retrobench.measure.clock import utc_now
 from retrobench.measure.machine import provenance
 from retrobench.measure.probe import CountingProbe
-from retrobench.run.spec import parse_run
-from retrobench.tasks.prompt import PromptBuilder
 
-ROOT = Path(__file__).resolve().parents[1]
-OUT = ROOT / "results" / "published" / "estimation_study.json"
+OUT = PUBLISHED / "estimation_study.json"
 VARIANTS: dict[str, dict[str, Any]] = {
     "faithful": {},
     "no estimation": {"estimation_frac": 0.0},
@@ -84,87 +75,6 @@ REGIMES = {
 }
 
 
-@dataclass
-class Recording:
-    """One layer: a prompt's keys and values, and decode steps ``(q, k, v)``."""
-
-    shape: KVShape
-    args: AttentionArgs
-    k_BGSD: Tensor
-    v_BGSD: Tensor
-    steps: list[tuple[Tensor, Tensor, Tensor]]
-
-
-class Recorder(Full):
-    """Full attention that keeps what it saw in decode steps."""
-
-    def seal(self) -> None:
-        """The prompt is complete."""
-        self.prompts = {
-            layer: (self.store.keys(layer).clone(), self.store.values(layer).clone())
-            for layer in self.shape.layers
-        }
-        self.steps: dict[int, list[Any]] = {layer: [] for layer in self.shape.layers}
-
-    def decode(
-        self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
-    ) -> Tensor:
-        """Keep and attend."""
-        self.steps[layer].append((q_BHTD.clone(), k_BGTD.clone(), v_BGTD.clone()))
-        self.scalars = args
-        return super().decode(layer, q_BHTD, k_BGTD, v_BGTD, args)
-
-
-def one_layer(shape: KVShape, prompt: int, steps: int) -> KVShape:
-    """The shape of a single recorded layer."""
-    return KVShape(
-        pad_tokens=(0,),
-        layers=(0,),
-        num_heads=shape.num_heads,
-        num_kv_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
-        prompt_tokens=prompt,
-        max_tokens=prompt + steps,
-        dtype=shape.dtype,
-        device=shape.device,
-    )
-
-
-@torch.inference_mode()
-def record(model: str, task: str, length: int, steps: int) -> list[Recording]:
-    """Run a RULER prompt of a model through full attention; its end is decoded."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        overrides = [f"model={model}", f"++task.tasks=[{task}]", f"++task.length={length}"]
-        raw = OmegaConf.to_container(
-            compose("config", [*overrides, "++task.samples=1"]), resolve=True
-        )
-    assert isinstance(raw, dict)
-    raw.pop("hydra", None)
-    spec = parse_run(raw)
-    loaded = loader.load(spec.model)
-    prompt = PromptBuilder(loaded.tokenizer, chat=spec.model.chat)
-    ids = prompt.encode(next(iter(spec.make_task().samples(prompt))), max_prompt_tokens=None).ids
-    hf.attach(loaded.model)
-    session = Session(
-        loaded.model, Recorder, Recorder.Config(), [ids], probe=CountingProbe(), clock=lambda: 0.0,
-        max_new_tokens=1,
-    )  # fmt: skip
-    split = len(ids) - steps
-    session.prefill(split)
-    session.seal()
-    for position in range(split, len(ids)):
-        session.step(session.ids_BS[:, position : position + 1])
-    method = session.method
-    assert isinstance(method, Recorder)
-    shape = one_layer(session.shape, split, steps)
-    found = [
-        Recording(shape, method.scalars, *method.prompts[layer], method.steps[layer])
-        for layer in session.shape.layers
-    ]
-    session.close()
-    return found
-
-
 def synthetic(rope: bool, sharpness: float, steps: int, tokens: int = 16384) -> list[Recording]:
     """One head of clustered, anisotropic keys with a common mean and slow drift."""
     torch.manual_seed(0)
@@ -194,27 +104,29 @@ def synthetic(rope: bool, sharpness: float, steps: int, tokens: int = 16384) -> 
         (q[None, None, i, None], k_BGSD[:, :, [tokens + i]], v_BGSD[:, :, [tokens + i]])
         for i in range(steps)
     ]
-    args = AttentionArgs(scale=1 / math.sqrt(dim))
-    return [Recording(shape, args, k_BGSD[:, :, :tokens], v_BGSD[:, :, :tokens], decoded)]
+    prompt = PromptLayer(
+        k_BGSD=k_BGSD[:, :, :tokens],
+        v_BGSD=v_BGSD[:, :, :tokens],
+        args=AttentionArgs(scale=1 / math.sqrt(dim)),
+    )
+    return [Recording(shape, prompt, decoded)]
 
 
-@torch.inference_mode()
-def replay(recording: Recording, options: dict[str, Any]) -> tuple[list[float], float]:
+def errors_and_bytes(recording: Recording, options: dict[str, Any]) -> tuple[list[float], float]:
     """Relative errors of every head and step, and bytes per step as a share of the KV cache."""
-    shape, probe = recording.shape, CountingProbe()
-    method = RetroInfer(RetroInferConfig(**options), shape, probe)
-    method.buffer.append_prompt(0, recording.k_BGSD, recording.v_BGSD)
-    method.seal()
-    k_BGSD, v_BGSD, errors = recording.k_BGSD, recording.v_BGSD, []
-    for q, k, v in recording.steps:
-        k_BGSD, v_BGSD = torch.cat([k_BGSD, k], 2), torch.cat([v_BGSD, v], 2)
-        exact = dense_decode(q, k_BGSD, v_BGSD, recording.args).float()
-        ours = method.decode(0, q, k, v, recording.args).float()
-        gap = (ours - exact)[:, :, 0].norm(dim=-1) / exact[:, :, 0].norm(dim=-1).clamp_min(1e-12)
-        errors += gap.flatten().tolist()
+    prompt, probe, errors = recording.prompt, CountingProbe(), []
+    kv = [prompt.k_BGSD, prompt.v_BGSD]
+
+    def compare(_: Any, step: Step, out: Tensor) -> None:
+        q, *new = step
+        kv[:] = [torch.cat(pair, 2) for pair in zip(kv, new, strict=True)]
+        exact = dense_decode(q, *kv, prompt.args).float()[:, :, 0]
+        gap = (out.float()[:, :, 0] - exact).norm(dim=-1)
+        errors.extend((gap / exact.norm(dim=-1).clamp_min(1e-12)).flatten().tolist())
+
+    replay(recording, options, probe, compare)
     moved = probe.row()["bytes_per_step"]
-    whole = shape.kv_bytes_per_token * k_BGSD.shape[2]
-    method.close()
+    whole = recording.shape.kv_bytes_per_token * kv[0].shape[2]
     return errors, (moved["kv"] + moved["index"]) / whole
 
 
@@ -222,7 +134,7 @@ def study(recordings: list[Recording]) -> dict[str, dict[str, float]]:
     """Every variant on the same recordings."""
     rows = {}
     for name, options in VARIANTS.items():
-        results = [replay(recording, options) for recording in recordings]
+        results = [errors_and_bytes(recording, options) for recording in recordings]
         errors = torch.tensor([error for found, _ in results for error in found])
         rows[name] = {
             "error": float(errors.mean()),

@@ -24,6 +24,24 @@ CHOICES = [
     if folder.is_dir() and folder.name not in {"experiment", "local"}
     for path in sorted(folder.glob("*.yaml"))
 ]
+SMALL = {
+    "longbench": {},
+    "speed": {"context": 1200, "batch": 1, "layers": 1, "steps": 3, "warmup": 1, "error_steps": 1},
+    "machine": {"context": 512, "batch": 1, "size_gib": 0.001, "repeats": 3},
+}
+TINY_LLAMA = json.dumps(
+    {
+        "model_type": "llama",
+        "vocab_size": 128,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 8192,
+    }
+)
 SNAPSHOT = Path(__file__).parent / "options.json"
 
 
@@ -52,8 +70,11 @@ def test_every_experiment_runs_small(path, tmp_path):
         config = compose("config", [f"experiment={path.stem}"], return_hydra_config=True)
     last = sweep.jobs(config)[-1]
     raw = composed(f"experiment={path.stem}", *last, f"results_dir={tmp_path}", "progress=false")
-    small = {"longbench": {}, "speed": {"context": 256, "batch": 1, "steps": 3, "error_steps": 1}}
-    raw["task"] |= small.get(raw["task"]["name"], {"length": 1800, "samples": 1})
+    raw["task"] |= SMALL.get(raw["task"]["name"], {"length": 1800, "samples": 1})
+    if raw["model"].get("weights") == "random":
+        raw["model"]["config_json"] = TINY_LLAMA
+    if path.stem == "gpu_ceilings":
+        raw["task"]["cases"] = ["copy", "read", "launch"]  # the others need a GPU
     if raw["task"]["name"] == "longbench":
         _small_data().write(tmp_path / "data", count=1, size=6)
         raw["data"]["root"], raw["task"]["tasks"] = str(tmp_path / "data"), ["qasper"]

@@ -26,11 +26,13 @@ def option(
     above: float | None = None,
     choices: Iterable[Any] | None = None,
     hint: str = "",
+    added: bool = False,
 ) -> Any:
     """A dataclass field with documentation and limits.
 
     ``low`` and ``high`` are inclusive, ``above`` is exclusive; for tuples they hold per element.
-    ``hint`` is appended to range errors (what to use instead).
+    ``hint`` is appended to range errors (what to use instead). ``added``: the option is younger
+    than rows on disk; at its default it stays out of the cell key, so that they keep theirs.
     """
     meta = {
         "help": help,
@@ -39,6 +41,7 @@ def option(
         "above": above,
         "choices": tuple(choices) if choices is not None else None,
         "hint": hint,
+        "added": added,
     }
     if isinstance(default, (list, dict)):
         raise TypeError("defaults of options are immutable: use a tuple")
@@ -89,6 +92,15 @@ def to_plain(config: Any) -> dict[str, Any]:
         f.name: list(v) if isinstance(v := getattr(config, f.name), tuple) else v
         for f in dataclasses.fields(config)
     }
+
+
+def identity(config: Any) -> dict[str, Any]:
+    """A config as plain values for the cell key: options added later only if they are set."""
+    plain = to_plain(config)
+    for f in dataclasses.fields(config):
+        if f.metadata.get("added") and getattr(config, f.name) == f.default:
+            del plain[f.name]
+    return plain
 
 
 def changed(config: Any) -> str:

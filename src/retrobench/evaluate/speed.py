@@ -34,6 +34,7 @@ class Runner(Protocol):
 
     method: Method
     timed: Timed
+    executor: str
 
     def prepare(self, detail: Callable[[str], None]) -> None:
         """Prompt and index build, timed."""
@@ -95,7 +96,7 @@ def measure(
         "footprint": to_plain(footprint),
         "peak_bytes": peak_bytes(run.device),
         "method_stats": stats,
-        "executor": getattr(runner, "executor", "eager"),
+        "executor": runner.executor,
     }
 
 
@@ -170,8 +171,9 @@ class ModelRun:
         return self.clock() - start
 
     def counting(self, on: bool) -> None:
-        """Count, and time spans, from here on."""
-        self.probe.counting = self.probe.timing = on
+        """Count from here on; and time spans, which a graph cannot."""
+        self.probe.counting = on
+        self.probe.timing = on and self.executor == "eager"
         self.session.executor.restart()
 
     def report_counts(self) -> None:

@@ -20,6 +20,7 @@ from retrobench.core.shapes import KVShape
 from retrobench.engine import synthetic
 from retrobench.measure.ceilings import flush_data, read
 from retrobench.measure.clock import make_clock
+from retrobench.measure.graph import CapturedCall
 from retrobench.measure.machine import NotEnoughMemory, available_bytes
 from retrobench.measure.probe import CountingProbe
 from retrobench.tasks.speed import SHAPES, SpeedConfig
@@ -88,6 +89,14 @@ class SyntheticRun:
             self.method.bind(self.view)
         self.timed = Timed()
         self.exact: tuple[Tensor, Tensor] | None = None  # K and V of the compared layer
+        self.keys = torch.empty(0)  # its prompt, whose keys queries resemble
+        self.drifting: dict[int, Tensor] = {}  # each layer's last query, in float32
+        self.inputs: dict[int, tuple[Tensor, ...]] = {}  # q, k, v of the step, by layer
+        self.outputs: dict[int, Tensor] = {}
+        self.executor = self._choose_executor(run.executor)
+        self.method.static = self.executor == "graph"
+        probe_of_graph = probe if self.executor == "graph" else None
+        self.decode_all = CapturedCall(self._decode_all, device, probe_of_graph)
 
     def _check_memory(self, method: str, planned: int) -> None:
         layer = self.shape.layer_token_bytes * self.shape.batch * self.shape.max_tokens
@@ -98,6 +107,18 @@ class SyntheticRun:
                 f"needs {need / 2**30:.1f} GiB but {free / 2**30:.1f} GiB are free; use a smaller "
                 "task.context, task.batch or task.layers"
             )
+
+    def _choose_executor(self, asked: str) -> str:
+        """One CUDA graph of all layers, or a call per layer; see ``engine.executor``."""
+        reason = self.method.no_graph()
+        if self.view is not None:
+            reason = f"method={self.method.name} predicts a layer from the one before"
+        if asked == "graph" and reason is not None:
+            self.method.close()
+            raise ValueError(f"engine.executor=graph: {reason}; use engine.executor=eager")
+        on_gpu = torch.device(self.shape.device).type == "cuda"
+        wanted = asked == "graph" or (asked == "auto" and on_gpu and reason is None)
+        return "graph" if wanted else "eager"
 
     def _identity(self) -> str:
         config = self.config
@@ -140,61 +161,85 @@ class SyntheticRun:
             start = self.clock()
             self.method.build(layer, prompt)
             self.timed.build_s += self.clock() - start
-            if layer == self.compared and self.config.error_steps:
-                self.exact = k, v
+            if layer == self.compared:
+                self.keys = k
+                self.exact = (k, v) if self.config.error_steps else None
         self.method.finish_build()
 
     def step(self, step: int, compare: bool) -> float:
         """Seconds of one decode step over all layers, between cold caches if asked."""
-        if self.view is not None:
-            return self._step_ahead(self.view, step, compare)
+        if self.view is not None or self.executor == "graph":
+            return self._step_at_once(step, compare)
         start = self.clock()
         self.method.begin_step()
         total = self.clock() - start
         for layer in self.shape.layers:
-            k, v = self._made(layer, 1, 31 * (step + 1))
-            prompt = self.exact[0] if self.exact is not None else k
-            q = synthetic.queries(prompt, self.shape.group, 1000 * layer + step)
+            q, k, v = self._input(layer, step)
             if self.config.cold:
                 read(flush_data(self.shape.device))
             start = self.clock()
-            out = self.method.decode(layer, q, k, v, self.args)
+            self.outputs[layer] = self.method.decode(layer, q, k, v, self.args)
             total += self.clock() - start
-            if layer == self.compared and self.exact is not None:
-                self._append(k, v)
-                if compare:
-                    self.timed.errors += _errors(q, out, *self.exact, self.args.scale)
+            if layer == self.compared:
+                self._compare((q, k, v), compare)
         start = self.clock()
         self.method.end_step()
         return total + self.clock() - start
 
-    def _step_ahead(self, view: synthetic.SyntheticView, step: int, compare: bool) -> float:
-        """Likewise where a layer works for the next: nothing untimed comes between the layers.
+    def _step_at_once(self, step: int, compare: bool) -> float:
+        """Likewise with nothing untimed between the layers.
 
-        Caches are cold before the first layer only; a model's projections and MLP, behind which
-        more of a fetch would hide, are not there.
+        For methods that work a layer ahead, and for a graph of all layers. Caches are cold before
+        the first layer only; a model's projections and MLP, behind which more of a fetch would
+        hide, are not there.
         """
-        made = {layer: self._made(layer, 1, 31 * (step + 1)) for layer in self.shape.layers}
-        keys = self.exact[0] if self.exact is not None else made[self.compared][0]
-        view.next = {
-            layer: synthetic.queries(keys, self.shape.group, 1000 * layer + step) for layer in made
-        }
-        hidden, outputs = torch.empty(0), {}
+        for layer in self.shape.layers:
+            made = self._input(layer, step)
+            if self.executor == "graph" and layer in self.inputs:  # addresses stay
+                for held, new in zip(self.inputs[layer], made, strict=True):
+                    held.copy_(new)
+            else:
+                self.inputs[layer] = made
+        if self.view is not None:
+            self.view.next = {layer: made[0] for layer, made in self.inputs.items()}
         if self.config.cold:
             read(flush_data(self.shape.device))
         start = self.clock()
         self.method.begin_step()
-        for layer, (k, v) in made.items():
-            self.method.layer_input(layer, hidden)
-            outputs[layer] = self.method.decode(layer, view.next[layer], k, v, self.args)
+        self.decode_all() if self.executor == "graph" else self._decode_all()
         self.method.end_step()
         seconds = self.clock() - start
-        if self.exact is not None:
-            self._append(*made[self.compared])
-            if compare:
-                q, out = view.next[self.compared], outputs[self.compared]
-                self.timed.errors += _errors(q, out, *self.exact, self.args.scale)
+        self._compare(self.inputs[self.compared], compare)
         return seconds
+
+    def _decode_all(self) -> None:
+        """Every layer's decode call, from ``inputs`` to ``outputs``."""
+        for layer, (q, k, v) in self.inputs.items():
+            if self.view is not None:
+                self.method.layer_input(layer, torch.empty(0))
+            self.outputs[layer] = self.method.decode(layer, q, k, v, self.args)
+
+    def _input(self, layer: int, step: int) -> tuple[Tensor, ...]:
+        """``q, k, v`` of one layer's step. With ``task.drift`` the query follows the last one."""
+        k, v = self._made(layer, 1, 31 * (step + 1))
+        keys = self.exact[0] if self.exact is not None else self.keys
+        q = synthetic.queries(keys, self.shape.group, 1000 * layer + step)
+        if self.config.drift:
+            before = self.drifting.get(layer, q.float())
+            fresh_share = (1 - self.config.drift**2) ** 0.5  # keeps the length of queries
+            self.drifting[layer] = self.config.drift * before + fresh_share * q.float()
+            q = self.drifting[layer].to(q.dtype)
+        return q, k, v
+
+    def _compare(self, made: tuple[Tensor, ...], compare: bool) -> None:
+        """Output error of the compared layer, where it is asked for."""
+        if self.exact is None:
+            return
+        q, k, v = made
+        self._append(k, v)
+        if compare:
+            out = self.outputs[self.compared]
+            self.timed.errors += _errors(q, out, *self.exact, self.args.scale)
 
     def _append(self, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
         """The reference grows only while it is still compared."""
@@ -205,8 +250,10 @@ class SyntheticRun:
             self.exact = torch.cat([k, k_BGTD], 2), torch.cat([v, v_BGTD], 2)
 
     def counting(self, on: bool) -> None:
-        """Count, and time spans, from here on."""
-        self.probe.counting = self.probe.timing = on
+        """Count from here on; and time spans, which a graph cannot."""
+        self.probe.counting = on
+        self.probe.timing = on and self.executor == "eager"
+        self.decode_all.restart()
 
     def report_counts(self) -> None:
         """What was counted elsewhere."""
@@ -215,7 +262,9 @@ class SyntheticRun:
     def close(self) -> None:
         """Free everything."""
         self.method.close()
-        self.exact = None
+        self.exact, self.keys = None, torch.empty(0)
+        self.decode_all.restart()
+        self.inputs, self.outputs = {}, {}
 
 
 def _errors(

@@ -35,7 +35,7 @@ from retrobench.measure.probe import CountingProbe
 from retrobench.run.spec import RunSpec, parse_run
 from retrobench.tasks.prompt import PromptBuilder
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+CONF = Path(__file__).resolve().parents[3] / "conf"
 _LOG = logging.getLogger(__name__)
 _MAX_NEW_TOKENS = 256  # where a task does not say; the harness's own default
 

@@ -28,7 +28,8 @@ class CountingProbe(Probe):
         self._host: dict[tuple[int, str], float] = defaultdict(float)
         self._device: dict[tuple[int, str], Tensor] = {}
         self._spans: dict[str, list[Any]] = defaultdict(list)
-        self._graph: list[tuple[int, dict[str, float]]] | None = None
+        self._graph: list[tuple[int, dict[str, float]]] = []  # host's amounts of a captured step
+        self._capturing = False
 
     def reset(self) -> None:
         """Forget everything counted so far (a warm-up). Device tensors keep their addresses."""
@@ -64,9 +65,10 @@ class CountingProbe(Probe):
                 known[name] = amount
         if "attended" in amounts:
             known["calls"] = 1
-        self._add(layer, known)
-        if self._graph is not None:
+        if self._capturing:  # nothing runs while a graph is captured
             self._graph.append((layer, known))
+        else:
+            self._add(layer, known)
 
     def _add(self, layer: int, known: Mapping[str, float]) -> None:
         for name, amount in known.items():
@@ -77,12 +79,13 @@ class CountingProbe(Probe):
 
     def capture(self) -> None:
         """A graph is captured from here on: remember the host's amounts of one step."""
-        self._graph = []
+        self._graph, self._capturing = [], True
 
     def replayed(self, steps: int = 1) -> None:
-        """The captured step ran again: its device amounts added themselves, the host's follow."""
+        """The captured step ran: its device amounts added themselves, the host's follow."""
+        self._capturing = False
         for _ in range(steps):
-            for layer, known in self._graph or ():
+            for layer, known in self._graph:
                 self._add(layer, known)
 
     def missing(self, layers: tuple[int, ...], steps: int) -> list[int]:

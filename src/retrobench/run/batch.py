@@ -12,16 +12,16 @@ import torch
 from retrobench.core.method import Needs
 from retrobench.core.task import Sample
 from retrobench.engine.hf import MethodBypassed, stop_ids
-from retrobench.engine.prefill import PrefilledPrompt, prefill
+from retrobench.engine.prefill import PrefilledPrompt
 from retrobench.engine.prefill_cache import PrefillCache
 from retrobench.engine.replay import TraceRecorder
 from retrobench.engine.session import Decoding, Generation, Session
-from retrobench.evaluate import fidelity, speed
+from retrobench.evaluate import fidelity
 from retrobench.evaluate.record import record
 from retrobench.measure.fidelity import write_arrays
 from retrobench.measure.machine import reset_peak
 from retrobench.measure.probe import CountingProbe
-from retrobench.run import rows
+from retrobench.run import rows, timed
 from retrobench.run.context import OpenSession, RunContext
 from retrobench.run.conversation import Conversation
 from retrobench.run.failures import failure
@@ -39,7 +39,7 @@ def run_batch(cells: Sequence[RunContext], samples: list[Sample]) -> None:
     """Rows of these samples in every cell. Cells differ in method and measure only."""
     if cells[0].task.measure == "latency":
         for sample in samples:
-            _time(cells, sample)
+            timed.run_sample(cells, sample)
         return
     ready = [asked for sample in samples if (asked := _encode(cells, sample))]
     if not ready:
@@ -289,47 +289,3 @@ def _compare(
         samples = [asked.sample.id for asked in ready]
         write_arrays(folder, samples, found.arrays, found.rows[0]["layers"])
     return found
-
-
-def _time(cells: Sequence[RunContext], sample: Sample) -> None:
-    """Rows of ``task=speed``."""
-    shared = SharedPrefill(lambda: _prefill_random(cells, sample), len(cells), len(cells))
-    for run in cells:
-        try:
-            fields = speed.measure(
-                speed.SpeedRun(
-                    config=run.spec.task_config,
-                    method_class=run.spec.method_class,
-                    method_config=run.spec.method_config,
-                    budget=run.spec.budget,
-                    device=str(run.loaded.model.device),
-                    executor=run.spec.engine.executor,
-                ),
-                sample,
-                run.opener(shared),
-                run.progress.detail,
-            )
-            shape = run.spec.task_config.shape
-            more = shared.fields() if shape == "model" else {}
-            row = rows.row(run, sample, OK, **fields, **more)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:
-            status, message = failure(error)
-            row = rows.row(run, sample, status, message=message)
-        run.write(row)
-
-
-def _prefill_random(cells: Sequence[RunContext], sample: Sample) -> PrefilledPrompt:
-    """Random token ids, a different prompt in each row (``task.shape=model``)."""
-    run = cells[0]
-    ids = speed.random_prompts(run.loaded, run.spec.task_config, sample)
-    return prefill(
-        run.loaded.model,
-        ids,
-        clock=run.clock,
-        needs=_needs(cells),
-        chunk_tokens=run.spec.engine.chunk_tokens,
-        room=sample.max_new_tokens + speed.COUNTED_STEPS,
-        on_chunk=lambda done: run.progress.detail(f"prefill {done}"),
-    )

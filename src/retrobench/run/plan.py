@@ -13,7 +13,7 @@ from retrobench.core.cell import Cell, digest
 from retrobench.core.method import Needs
 from retrobench.core.registry import method_class
 from retrobench.core.shapes import Footprint, KVShape
-from retrobench.core.spec import changed, to_plain
+from retrobench.core.spec import changed, identity, to_plain
 from retrobench.core.task import Task
 from retrobench.engine import loader
 from retrobench.engine.prefill import prompt_bytes
@@ -72,9 +72,9 @@ def prepare(spec: RunSpec, calibration: str | None = None) -> PreparedRun:
     model = loader.describe(spec.model)
     prompt = _prompt(spec.model)
     task = spec.make_task()
-    identity = task.model_identity() or model.identity
+    model_identity = task.model_identity() or model.identity
     labels = {
-        "model": identity["name"],
+        "model": model_identity["name"],
         "method": spec.method,
         "changed": _changed(spec),
         "benchmark": spec.task,  # rows carry the sub-task as `task`
@@ -87,9 +87,9 @@ def prepare(spec: RunSpec, calibration: str | None = None) -> PreparedRun:
         model=model,
         prompt=prompt,
         task=task,
-        cell=make_cell(spec, identity, task.fingerprint(prompt), calibration),
+        cell=make_cell(spec, model_identity, task.fingerprint(prompt), calibration),
         labels=labels,
-        request=digest({"task": to_plain(spec.task_config)}),
+        request=digest({"task": identity(spec.task_config)}),
     )
 
 
@@ -101,13 +101,13 @@ def _changed(spec: RunSpec) -> str:
 
 
 def make_cell(
-    spec: RunSpec, identity: dict[str, Any], fingerprint: str, calibration: str | None = None
+    spec: RunSpec, model: dict[str, Any], fingerprint: str, calibration: str | None = None
 ) -> Cell:
     """The cell of a run; the number of samples asked for is left out of the key."""
-    task = {k: v for k, v in to_plain(spec.task_config).items() if k != "samples"}
+    task = {k: v for k, v in identity(spec.task_config).items() if k != "samples"}
     made = {} if calibration is None else {"calibration": calibration}
     return Cell(
-        model=identity,
+        model=model,
         method={"name": spec.method, **to_plain(spec.method_config), **made},
         task={"name": spec.task, "fingerprint": fingerprint, **task},
         engine=spec.engine.identity,

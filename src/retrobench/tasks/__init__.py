@@ -15,6 +15,7 @@ _TASKS = {
     "reasoning": "retrobench.tasks.reasoning:ReasoningTask",
     "longbench": "retrobench.tasks.longbench.task:LongBenchTask",
     "speed": "retrobench.tasks.speed:SpeedTask",
+    "machine": "retrobench.tasks.machine:MachineTask",
     "longbench_v2": "retrobench.tasks.longbench.v2:LongBenchV2Task",
 }
 

@@ -48,6 +48,14 @@ class SpeedConfig:
     cold: bool = option(
         True, "push the caches of the processor out before each timed call (injected shapes)"
     )
+    drift: float = option(
+        0.0,
+        "how much of a query stays from the step before (injected shapes), which decides the hit "
+        "ratio of a block cache: drift * previous + sqrt(1 - drift^2) * fresh; 0: fresh queries",
+        low=0,
+        high=1,
+        added=True,
+    )
     seed: int = option(0, "of the data", low=0)
 
 
@@ -85,4 +93,5 @@ class SpeedTask(Task):
         """The shape in place of a model, unless the model itself is timed."""
         if self.config.shape == "model":
             return None
-        return {"name": f"{self.config.shape} shape", "layers": self.config.layers}
+        drift = f", drift {self.config.drift:g}" if self.config.drift else ""
+        return {"name": f"{self.config.shape} shape{drift}", "layers": self.config.layers}

@@ -10,7 +10,7 @@ from retrobench.report.benchmarks import averages, is_timed
 from retrobench.report.checks.compare_published import compare_published
 from retrobench.report.checks.significance import significance
 from retrobench.report.rows import HELD_BYTES
-from retrobench.report.tables import fidelity, speed
+from retrobench.report.tables import fidelity, machine, speed
 from retrobench.report.tables.cost import cost_matrix
 from retrobench.report.tables.labels import LABELS
 from retrobench.report.tables.layout import print_line, rich_table
@@ -22,7 +22,7 @@ COLUMNS = (
     "score prompt_hash prefill_s seal_s decode_s decode_steps meta.stand_in meta.* "
     "live.attended_tokens live.estimated_tokens live.hit_ratio live.bytes_per_step.*"
 ).split()
-COLUMNS += [*HELD_BYTES, *fidelity.COLUMNS, *speed.COLUMNS]
+COLUMNS += [*HELD_BYTES, *fidelity.COLUMNS, *speed.COLUMNS, *machine.COLUMNS]
 _MAX_COLUMNS = 12  # cells side by side in a turned table
 
 
@@ -31,6 +31,11 @@ def print_tables(frame: pd.DataFrame, console: Console) -> None:
     if frame.empty:
         console.print("no rows yet")
         return
+    of_machine = frame["benchmark"] == "machine"
+    if of_machine.any():
+        matrix = machine.machine_matrix(frame[of_machine])
+        console.print(_rich("this machine and its kernels", matrix))
+        frame = frame[~of_machine]
     timed = is_timed(frame)
     if timed.any():
         title = "decode speed (medians over steps)"

@@ -1,1 +1,0 @@
-"""Stages of ``scripts/gpu_bench.py``: each takes a ``Bench`` and adds rows to it."""

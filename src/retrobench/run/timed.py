@@ -1,0 +1,84 @@
+"""Samples of the tasks that are timed, not answered: ``speed`` and ``machine``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+from retrobench.core.method import Needs
+from retrobench.core.task import Sample
+from retrobench.engine.prefill import PrefilledPrompt, prefill
+from retrobench.engine.session import plan_session
+from retrobench.engine.shape import kv_shape
+from retrobench.evaluate import machine, speed
+from retrobench.measure.machine import NotEnoughMemory, available_bytes
+from retrobench.run import rows
+from retrobench.run.context import RunContext
+from retrobench.run.failures import failure
+from retrobench.run.shared import SharedPrefill
+from retrobench.store.results import OK
+
+
+def run_sample(cells: Sequence[RunContext], sample: Sample) -> None:
+    """A row of the sample in every cell."""
+    shared = SharedPrefill(lambda: _prefill_random(cells, sample), len(cells), len(cells))
+    for run in cells:
+        try:
+            row = rows.row(run, sample, OK, **_measured(run, sample, shared))
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            status, message = failure(error)
+            row = rows.row(run, sample, status, message=message)
+        run.write(row)
+
+
+def _measured(run: RunContext, sample: Sample, shared: SharedPrefill) -> dict[str, Any]:
+    """Fields of a sample in one cell."""
+    spec, device = run.spec, str(run.loaded.model.device)
+    if spec.task == "machine":
+        run.progress.detail(sample.id)
+        return machine.measure(spec.task_config, sample, device)
+    asked = speed.SpeedRun(
+        config=spec.task_config,
+        method_class=spec.method_class,
+        method_config=spec.method_config,
+        budget=spec.budget,
+        device=device,
+        executor=spec.engine.executor,
+    )
+    if spec.task_config.shape == "model":
+        _check_memory(run, sample)
+    found = speed.measure(asked, sample, run.opener(shared), run.progress.detail)
+    return found | (shared.fields() if spec.task_config.shape == "model" else {})
+
+
+def _check_memory(run: RunContext, sample: Sample) -> None:
+    """NotEnoughMemory if the host cannot hold its part of the session; before the prefill."""
+    spec, model = run.spec, run.loaded.model
+    rows, new_tokens = (0,) * int(sample.meta["batch"]), sample.max_new_tokens + speed.COUNTED_STEPS
+    shape = kv_shape(model, rows, sample.length, new_tokens)
+    method, dense = spec.method_class, spec.engine.dense_layers
+    need = plan_session(method, spec.method_config, shape, spec.budget, dense)
+    host, free = need.total - (need.device if model.device.type == "cuda" else 0), available_bytes()
+    if free and host > free:
+        raise NotEnoughMemory(
+            f"method={spec.method} with {sample.length} tokens x {len(rows)} needs "
+            f"{host / 2**30:.1f} GiB of host memory but {free / 2**30:.1f} GiB are free; use a "
+            "smaller task.context or task.batch"
+        )
+
+
+def _prefill_random(cells: Sequence[RunContext], sample: Sample) -> PrefilledPrompt:
+    """Random token ids, a different prompt in each row (``task.shape=model``)."""
+    run = cells[0]
+    return prefill(
+        run.loaded.model,
+        speed.random_prompts(run.loaded, run.spec.task_config, sample),
+        clock=run.clock,
+        needs=reduce(Needs.__or__, (cell.needs for cell in cells)),
+        chunk_tokens=run.spec.engine.chunk_tokens,
+        room=sample.max_new_tokens + speed.COUNTED_STEPS,
+        on_chunk=lambda done: run.progress.detail(f"prefill {done}"),
+    )
