@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from retrobench.cli import app as cli
+from retrobench.cli import sweep
 from retrobench.cli import overrides
 from retrobench.core.registry import method_class, method_names
 from retrobench.run.spec import parse_run
@@ -50,7 +51,7 @@ def test_every_experiment_runs_small(path, tmp_path):
     assert f"python run.py -m experiment={path.stem}" in text
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", [f"experiment={path.stem}"], return_hydra_config=True)
-    last = cli.jobs(config)[-1]
+    last = sweep.jobs(config)[-1]
     raw = composed(f"experiment={path.stem}", *last, f"results_dir={tmp_path}", "progress=false")
     small = {"longbench": {}, "speed": {"context": 256, "batch": 1, "steps": 3, "error_steps": 1}}
     raw["task"] |= small.get(raw["task"]["name"], {"length": 1800, "samples": 1})

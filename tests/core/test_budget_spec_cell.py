@@ -91,3 +91,21 @@ def test_every_method_option_is_documented(name):
 
     for field in dataclasses.fields(method_class(name).Config):
         assert field.metadata["help"]
+
+
+@pytest.mark.parametrize("budget", ["10%", "77tok", "64KiB", "100%"])
+@pytest.mark.parametrize("weight", [None, [[1, 2], [5, 0.5], [0, 100]]])
+def test_an_allocation_adds_up_to_the_budget(budget, weight):
+    from tests.support import kv_shape
+
+    shape = kv_shape(layers=(0, 1, 2), pad_tokens=(0, 50), prompt_tokens=200, max_tokens=220)
+    parsed = Budget.parse(budget)
+    tokens_LBG = parsed.allocate(shape, weight)
+    for row, context in enumerate((200, 150)):
+        shares = [tokens_LBG[layer][row][g] for layer in range(3) for g in range(2)]
+        assert sum(shares) == 6 * parsed.tokens(context, shape.kv_bytes_per_token)
+        assert all(0 <= share <= context for share in shares)
+        if weight is None:
+            assert max(shares) == min(shares)
+        elif budget == "10%":
+            assert shares[5] == max(shares) and shares[4] == 0 and shares[2] > shares[3]

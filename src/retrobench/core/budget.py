@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from retrobench.core.shapes import KVShape
 
 _UNITS = {
     "%": "frac",
@@ -66,9 +69,53 @@ class Budget:
             )
         return max(1, int(tokens))
 
+    def allocate(
+        self, shape: KVShape, weight_LG: Sequence[Sequence[float]] | None = None
+    ) -> list[list[list[int]]]:
+        """Tokens of every layer, row and KV head, ``tokens_LBG``: equal shares, or by weight.
+
+        The tokens of a row add up to what the budget gives to all its layers and heads; no head
+        gets more than the context. ``weight_LG`` says how layers and heads share them.
+        """
+        layers, groups = len(shape.layers), shape.num_kv_heads
+        weight = weight_LG or [[1.0] * groups] * layers
+        flat = [w for row in weight for w in row]
+        found = []
+        for pad in shape.pad_tokens:
+            context = shape.prompt_tokens - pad
+            total = self.tokens(context, shape.kv_bytes_per_token) * layers * groups
+            found.append(_shares(total, flat, context))
+        return [
+            [shares[layer * groups : (layer + 1) * groups] for shares in found]
+            for layer in range(layers)
+        ]
+
     def __str__(self) -> str:
         if self.unit == "frac":
             return f"{self.value * 100:g}%"
         if self.unit == "tokens":
             return f"{self.value:g}tok"
         return f"{self.value / 1024**2:g}MiB"
+
+
+def _shares(total: int, weights: Sequence[float], limit: int) -> list[int]:
+    """Whole numbers up to ``limit`` that follow the weights and add up to ``total``."""
+    shares, open_ends = [0.0] * len(weights), set(range(len(weights)))
+    left = float(total)
+    while open_ends:  # what a full share cannot take goes to the others
+        scale = sum(weights[i] for i in open_ends)
+        wanted = {
+            i: left * weights[i] / scale if scale else left / len(open_ends) for i in open_ends
+        }
+        full = {i for i in open_ends if wanted[i] >= limit}
+        for i in full or open_ends:
+            shares[i] = limit if full else wanted[i]
+        if not full:
+            break
+        left -= limit * len(full)
+        open_ends -= full
+    whole = [int(share) for share in shares]
+    by_rest = sorted(range(len(shares)), key=lambda i: whole[i] - shares[i])
+    for i in by_rest[: total - sum(whole)]:
+        whole[i] += 1
+    return whole

@@ -36,7 +36,8 @@ class Selection:
     ``estimate`` or ``estimation`` (the same by cluster number, for kernels) are attended beside the
     chosen tokens; ``estimated_tokens`` counts what they stand for, mean per row and KV head;
     ``members`` gives those positions to a probe that asks. ``partials`` are ready parts of the
-    softmax. ``index_bytes`` is what choosing has read.
+    softmax, over ``partial_tokens`` tokens of all rows and heads together. ``index_bytes`` is what
+    choosing has read.
     """
 
     estimate: Estimate | None = None
@@ -44,6 +45,7 @@ class Selection:
     estimated_tokens: float | Tensor = 0.0
     members: Callable[[], Tensor] | None = None
     partials: tuple[Partial, ...] = ()
+    partial_tokens: float | Tensor = 0
     index_bytes: float | Tensor = 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from retrobench.core.shapes import KVShape
 
@@ -17,8 +18,7 @@ class SlotMap:
 
     def place(self, i: int, position_BGR: Tensor, room: int) -> None:
         """Slots 0, 1, ... hold these positions (-1: nothing), and ``room`` more may follow."""
-        filled = torch.nn.functional.pad(position_BGR, (0, room), value=-1)
-        self.position_BGS[i] = filled
+        self.position_BGS[i] = pad(position_BGR.int(), (0, room), value=-1)
 
     def append(self, i: int, slot: int, position: int, tokens: int) -> None:
         """New tokens in the next slots."""

@@ -114,6 +114,14 @@ class ResidentStore:
         rows = len(shape.layers) * shape.batch * shape.num_kv_heads * shape.max_tokens
         return placed(2 * rows * vector, place)
 
+    @staticmethod
+    def plan_evicted(shape: KVShape, kept: int) -> Footprint:
+        """Bytes after ``evict`` has kept ``kept`` tokens of each head's prompt (positions too)."""
+        slots = kept + shape.max_tokens - shape.prompt_tokens
+        heads = len(shape.layers) * shape.batch * shape.num_kv_heads
+        vector = 2 * shape.head_dim * shape.value_bytes
+        return Footprint(device=heads * slots * (vector + 4))
+
     def load(self, layer: int, prompt: PromptLayer) -> None:
         """Take a layer: its own memory if the prompt gives that away, else a copy."""
         i, tokens = self.index[layer], prompt.k_BGSD.shape[2]

@@ -235,6 +235,7 @@ class SelectiveMethod(Method):
         self, layer: int, tokens: int | Tensor, heads: int, selection: Selection, **more: Any
     ) -> None:
         """Tell the probe what a step attended: ``tokens`` of all rows and ``heads`` together."""
+        tokens = tokens + selection.partial_tokens
         self.probe.count(
             layer,
             attended=tokens / heads,
@@ -272,6 +273,7 @@ def as_tokens(spans: Spans) -> Tokens:
         estimated_tokens=spans.estimated_tokens,
         members=spans.members,
         partials=spans.partials,
+        partial_tokens=spans.partial_tokens,
         index_bytes=spans.index_bytes,
     )
 
