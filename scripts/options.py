@@ -8,7 +8,7 @@ from pathlib import Path
 from retrobench.core.registry import method_class, method_names
 from retrobench.core.spec import table
 from retrobench.engine.loader import ModelConfig
-from retrobench.run.spec import EngineConfig, MeasureConfig, ProtocolConfig
+from retrobench.run.spec import EngineConfig, MeasureConfig, PrefillConfig, ProtocolConfig
 from retrobench.tasks import task_class, task_names
 
 DOC = Path(__file__).resolve().parent.parent / "docs" / "options.md"
@@ -26,7 +26,8 @@ cell's key, or `METHOD@BUDGET`): solve the method's knob for the reference's cos
 def render() -> str:
     """The whole page."""
     sections = [("Model", ModelConfig, "model"), ("Engine", EngineConfig, "engine")]
-    sections += [("Protocol", ProtocolConfig, "protocol"), ("Measure", MeasureConfig, "measure")]
+    sections += [("Prefill", PrefillConfig, "prefill"), ("Protocol", ProtocolConfig, "protocol")]
+    sections += [("Measure", MeasureConfig, "measure")]
     sections += [(f"method={m}", method_class(m).Config, "method") for m in method_names()]
     sections += [(f"task={t}", task_class(t).Config, "task") for t in task_names()]
     parts = [TOP]
