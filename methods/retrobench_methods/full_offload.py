@@ -16,7 +16,8 @@ from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs, Probe
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.core.spec import option
-from retrobench.engine.attention.selective import Index, SelectiveMethod
+from retrobench.engine.attention.index import Index
+from retrobench.engine.attention.selective import SelectiveMethod
 from retrobench.memory.placement import PlacementConfig, ResolvedPlacement, allocate, kv_bytes
 from retrobench.memory.prefetch import Prefetcher
 from retrobench.memory.selection import Everything, Selection

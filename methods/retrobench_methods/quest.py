@@ -14,7 +14,8 @@ from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs, PromptLayer
 from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
 from retrobench.core.spec import option
-from retrobench.engine.attention.selective import Index, SelectiveMethod, as_tokens
+from retrobench.engine.attention.index import Index
+from retrobench.engine.attention.selective import SelectiveMethod, as_tokens
 from retrobench.memory.placement import PlacementConfig
 from retrobench.memory.pool import make_store, plan_store
 from retrobench.memory.selection import Selection, Spans, Tokens

@@ -8,11 +8,8 @@ import torch
 from torch import Tensor
 
 from retrobench.core.method import AttentionArgs
-from retrobench.engine.attention.selective import (
-    ScoringIndex,
-    SelectiveMethod,
-    StaticConfig,
-)
+from retrobench.engine.attention.index import ScoringIndex, StaticConfig
+from retrobench.engine.attention.selective import SelectiveMethod
 from retrobench.memory.selection import Tokens
 from retrobench.memory.store import KVStore
 

@@ -14,7 +14,8 @@ from retrobench.core.spec import parse
 from retrobench.core.task import FollowUp, Sample
 from retrobench.engine import hf
 from retrobench.engine.embedded import build_tokenizer
-from retrobench.engine.session import Decoding, Session
+from retrobench.engine.generation import Decoding
+from retrobench.engine.session import Session
 from retrobench.measure.probe import CountingProbe
 from retrobench.store.results import ResultStore
 from retrobench.tasks.prompt import PromptBuilder

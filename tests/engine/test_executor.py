@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import MistralConfig, Qwen2Config
 
-from retrobench.engine.session import Decoding
+from retrobench.engine.generation import Decoding
 from tests.support import greedy_logits, make_calibrations, open_on, random_ids
 
 STEPS = 40

@@ -20,9 +20,9 @@ from transformers import (
     Qwen3Config,
 )
 
+from retrobench.engine.generation import Decoding
 from retrobench.engine.hf import MethodBypassed
 from retrobench.engine.prefill import NotFinite
-from retrobench.engine.session import Decoding
 from tests.support import greedy_logits, open_on, random_ids
 
 SLIDING = {"sliding_window": 16}

@@ -11,8 +11,9 @@ import torch
 from retrobench.core.method import AttentionArgs, Needs
 from retrobench.core.spec import option
 from retrobench.engine.attention.exact import dense_decode
+from retrobench.engine.attention.index import Index, ScoringIndex, StaticConfig
 from retrobench.engine.attention.parts import partial
-from retrobench.engine.attention.selective import Index, ScoringIndex, SelectiveMethod, StaticConfig
+from retrobench.engine.attention.selective import SelectiveMethod
 from retrobench.measure.probe import CountingProbe
 from retrobench.memory.placement import PlacementConfig, ResolvedPlacement
 from retrobench.memory.pool import PooledStore, make_store, plan_store

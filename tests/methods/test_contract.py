@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from retrobench.core.registry import method_names
-from retrobench.engine.session import Decoding
+from retrobench.engine.generation import Decoding
 from tests.support import greedy_logits, make_calibrations, open_on, random_ids
 
 METHODS = method_names()

@@ -15,8 +15,8 @@ from retrobench.core.spec import parse
 from retrobench.engine import loader
 from retrobench.engine.attention.parts import attend
 from retrobench.engine.attention.selective import as_tokens
+from retrobench.engine.generation import Decoding
 from retrobench.engine.loader import ModelConfig
-from retrobench.engine.session import Decoding
 from retrobench.memory.selection import Spans
 from retrobench.tasks.prompt import PromptBuilder
 from retrobench.tasks.ruler import RulerConfig, RulerTask

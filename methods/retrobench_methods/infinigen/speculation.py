@@ -11,7 +11,7 @@ from torch import Tensor
 from retrobench.core.budget import Budget
 from retrobench.core.method import PromptLayer
 from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
-from retrobench.engine.attention.selective import Index
+from retrobench.engine.attention.index import Index
 from retrobench_methods.infinigen.config import InfiniGenConfig, num_channels, pool_tokens
 from retrobench_methods.infinigen.pool import put
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from retrobench.core.method import PromptLayer
 from retrobench.core.shapes import Footprint, KVShape
+from retrobench.memory.paged_pool import PagedPool
 from retrobench.memory.placement import ResolvedPlacement
-from retrobench.memory.pool import PagedPool
 from retrobench.memory.selection import Spans, SpanView
 from retrobench_methods.retroinfer.config import RetroInferConfig, pool_tokens, steady_tokens
 

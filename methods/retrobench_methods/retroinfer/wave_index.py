@@ -19,7 +19,7 @@ from torch import Tensor
 from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs
 from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
-from retrobench.engine.attention.selective import Index
+from retrobench.engine.attention.index import Index
 from retrobench.memory.selection import Partial, Spans
 from retrobench_methods.retroinfer import estimation as estimate
 from retrobench_methods.retroinfer.adaptive import ErrorBound

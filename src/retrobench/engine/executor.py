@@ -16,7 +16,8 @@ from torch import Tensor
 from retrobench.engine import hf
 
 if TYPE_CHECKING:
-    from retrobench.engine.session import Decoding, Session
+    from retrobench.engine.generation import Decoding
+from retrobench.engine.session import Session
 
 EXECUTORS = ("auto", "eager", "graph")
 

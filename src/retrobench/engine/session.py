@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -17,11 +16,10 @@ from retrobench.core.shapes import Footprint, KVShape
 from retrobench.engine import hf
 from retrobench.engine.attention.dense import DenseMethod
 from retrobench.engine.executor import make_executor
+from retrobench.engine.generation import AnswerLoop, Decoding, Generation, Stop
 from retrobench.engine.prefill import NotFinite, PrefilledPrompt, prefill
 from retrobench.engine.queries import ModelQueries
 from retrobench.engine.shape import kv_shape, split_layers
-
-Stop = Callable[[list[int]], bool]  # whether the tokens of an answer end it
 
 
 class Comparator(Protocol):
@@ -30,38 +28,6 @@ class Comparator(Protocol):
     def compare(self, call: ComparedCall) -> None:
         """One decode call of one layer."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decoding:
-    """How tokens are chosen (``temperature`` 0 is greedy), and how many end an answer.
-
-    The host looks for the end of an answer every ``check_every`` steps; tokens beyond it are cut.
-    """
-
-    max_new_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    check_every: int = 1
-
-
-@dataclass(slots=True, kw_only=True)
-class Generation:
-    """What a session produced, row by row, and what it took (seconds, bytes)."""
-
-    token_ids: list[list[int]] = field(default_factory=list)
-    stop_reasons: list[str] = field(default_factory=list)
-    prefill_s: float | None = 0.0  # None: a later turn of a conversation
-    build_s: float | None = 0.0
-    decode_s: float = 0.0
-    decode_steps: int = 0
-    footprint: Footprint = field(default_factory=Footprint)
-    method_stats: dict[str, Any] = field(default_factory=dict)
-
-    def pending(self) -> list[int]:
-        """Tokens of the answer (batch 1) that the model has not seen yet: the last, unless eos."""
-        return [] if self.stop_reasons[0] == "eos" else self.token_ids[0][-1:]
 
 
 class Session:
@@ -203,7 +169,7 @@ class Session:
         start = self.clock()
         self.feed(given_BT)
         result.decode_steps = given_BT.shape[1]
-        _Answers(self, decoding, stop_ids, stop, result).run()
+        AnswerLoop(self, decoding, stop_ids, stop, result).run()
         result.decode_s = self.clock() - start
         self.report_counts()
         result.method_stats = dict(self.method.stats())
@@ -244,57 +210,6 @@ class Session:
         view = ModelQueries(self.model, self.layers)
         self.method.bind(view)
         self._hooks = hf.hook_layer_inputs(self.model, self.layer_input, view)
-
-
-class _Answers:
-    """The loop of one answer per row: choose, decode, look for the end now and then."""
-
-    def __init__(
-        self,
-        session: Session,
-        decoding: Decoding,
-        stop_ids: frozenset[int],
-        stop: Stop | None,
-        result: Generation,
-    ) -> None:
-        self.session, self.decoding, self.result = session, decoding, result
-        self.stop_ids, self.stop = stop_ids, stop
-        batch = session.logits.shape[0]
-        result.token_ids = [[] for _ in range(batch)]
-        result.stop_reasons = ["length"] * batch
-        self.active = set(range(batch))
-        self.unread: list[Tensor] = []  # tokens that the host has not looked at
-
-    def run(self) -> None:
-        """Fill ``result``; steps taken beyond the end are counted, their tokens are not kept."""
-        session, decoding = self.session, self.decoding
-        generator = torch.Generator(session.logits.device).manual_seed(decoding.seed)
-        for index in range(decoding.max_new_tokens):
-            token_B1 = session.executor.choose(session.logits, decoding, generator)
-            self.unread.append(token_B1)
-            last = index + 1 == decoding.max_new_tokens
-            if last or len(self.unread) == decoding.check_every:
-                self._read()
-            if last or not self.active:
-                return
-            session.step(token_B1)
-            self.result.decode_steps += 1
-
-    def _read(self) -> None:
-        for tokens in torch.cat(self.unread, 1).T.tolist():
-            for row in sorted(self.active):
-                self._take(row, tokens[row])
-        self.unread.clear()
-
-    def _take(self, row: int, token: int) -> None:
-        if token in self.stop_ids:
-            self.active.discard(row)
-            self.result.stop_reasons[row] = "eos"
-            return
-        self.result.token_ids[row].append(token)
-        if self.stop is not None and self.stop(self.result.token_ids[row]):
-            self.active.discard(row)
-            self.result.stop_reasons[row] = "stop_string"
 
 
 def open_session(

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retrobench.engine.session import Generation, Session
+from retrobench.engine.generation import Generation
+from retrobench.engine.session import Session
 from retrobench.measure.fidelity import FidelityProbe, logit_gap
 from retrobench.measure.probe import CountingProbe
 

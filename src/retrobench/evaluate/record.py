@@ -10,9 +10,10 @@ import torch
 
 from retrobench.core.task import Sample
 from retrobench.engine import loader, replay
+from retrobench.engine.generation import Generation
 from retrobench.engine.hf import stop_ids
 from retrobench.engine.queries import weights_id
-from retrobench.engine.session import Generation, Session
+from retrobench.engine.session import Session
 from retrobench.measure.clock import make_clock, utc_now
 from retrobench.measure.machine import commit
 from retrobench.measure.probe import CountingProbe

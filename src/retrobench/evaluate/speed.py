@@ -17,8 +17,9 @@ import torch
 from retrobench.core.method import Method
 from retrobench.core.spec import to_plain
 from retrobench.core.task import Sample
+from retrobench.engine.generation import Decoding
 from retrobench.engine.loader import Loaded
-from retrobench.engine.session import Decoding, Session
+from retrobench.engine.session import Session
 from retrobench.evaluate.synthetic import COUNTED_STEPS, SpeedRun, SyntheticRun, Timed
 from retrobench.measure.ceilings import read_gb_s
 from retrobench.measure.clock import make_clock

@@ -27,8 +27,9 @@ from tqdm import tqdm
 from retrobench.cli.overrides import prepare
 from retrobench.core.spec import to_plain
 from retrobench.engine import loader
+from retrobench.engine.generation import Decoding
 from retrobench.engine.hf import MethodBypassed, stop_ids
-from retrobench.engine.session import Decoding, Session, open_session
+from retrobench.engine.session import Session, open_session
 from retrobench.measure.clock import make_clock
 from retrobench.measure.machine import provenance
 from retrobench.measure.probe import CountingProbe

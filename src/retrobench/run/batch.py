@@ -11,11 +11,12 @@ import torch
 
 from retrobench.core.method import Needs
 from retrobench.core.task import Sample
+from retrobench.engine.generation import Decoding, Generation
 from retrobench.engine.hf import MethodBypassed, stop_ids
 from retrobench.engine.prefill import PrefilledPrompt
 from retrobench.engine.prefill_cache import PrefillCache
 from retrobench.engine.replay import TraceRecorder
-from retrobench.engine.session import Decoding, Generation, Session
+from retrobench.engine.session import Session
 from retrobench.evaluate import fidelity
 from retrobench.evaluate.record import record
 from retrobench.measure.fidelity import write_arrays

@@ -6,8 +6,8 @@ from typing import Any
 
 from retrobench.core.spec import to_plain
 from retrobench.core.task import Sample
+from retrobench.engine.generation import Generation
 from retrobench.engine.hf import stop_ids
-from retrobench.engine.session import Generation
 from retrobench.measure.clock import utc_now
 from retrobench.measure.machine import peak_bytes
 from retrobench.run.context import RunContext
