@@ -88,7 +88,7 @@ def test_no_step_waits_for_the_device(case, executor, model_factory, monkeypatch
     session.report_counts()
     assert session.probe.missing(session.layers, STEPS) == []
     if executor == "graph" and not INTERPRETED:
-        assert session.executor.graph is not None
+        assert session.executor.captured.graph is not None
 
 
 def test_the_detector_sees_a_wait():

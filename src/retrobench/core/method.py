@@ -125,6 +125,12 @@ class Probe:
         on their device until the answer is complete.
         """
 
+    def capture(self) -> None:
+        """A step is captured as a graph from here on: what it counts on the host will repeat."""
+
+    def replayed(self) -> None:
+        """The captured step ran (again)."""
+
     def selected(
         self,
         layer: int,

@@ -8,16 +8,17 @@ devices it runs the same static step eagerly, which is how it is tested.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from retrobench.engine import hf
+from retrobench.measure.graph import CapturedCall
 
 if TYPE_CHECKING:
     from retrobench.engine.generation import Decoding
-from retrobench.engine.session import Session
+    from retrobench.engine.session import Session
 
 EXECUTORS = ("auto", "eager", "graph")
 
@@ -80,22 +81,13 @@ class GraphExecutor(EagerExecutor):
         self.token_B1 = torch.zeros(batch, 1, dtype=torch.int64, device=device)
         self.position_B1 = session.length - session.pad_B1
         self.logits_BV: Tensor | None = None
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.captured = CapturedCall(self._forward, str(device), session.probe)
 
     def run(self, token_B1: Tensor) -> Tensor:
         """Logits ``BV``, in memory that the next step overwrites."""
         if token_B1 is not self.token_B1:
             self.token_B1.copy_(token_B1)
-        if not self.token_B1.is_cuda:
-            self._forward()
-        elif self.logits_BV is None:
-            self._warm_up()
-        else:
-            if self.graph is None:
-                self._capture()
-            assert self.graph is not None
-            self.graph.replay()
-            _each_probe(self.session, "replayed")
+        self.captured()
         assert self.logits_BV is not None
         return self.logits_BV
 
@@ -108,20 +100,7 @@ class GraphExecutor(EagerExecutor):
 
     def restart(self) -> None:
         """Capture anew: the step does something else now (it counts, or no longer does)."""
-        self.graph, self.logits_BV = None, None
-
-    def _warm_up(self) -> None:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self._forward()
-        torch.cuda.current_stream().wait_stream(side)
-
-    def _capture(self) -> None:
-        _each_probe(self.session, "capture")
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self._forward()
+        self.captured.restart()
 
     def _forward(self) -> None:
         session = self.session
@@ -160,9 +139,3 @@ def no_graph(session: Session) -> str | None:
         return "a comparison with exact attention reads every step on the host"
     reasons = [method.no_graph() for method in session.methods]
     return next((reason for reason in reasons if reason is not None), None)
-
-
-def _each_probe(session: Session, call: str) -> None:
-    probe: Any = session.probe
-    if hasattr(probe, call):
-        getattr(probe, call)()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
+
+from retrobench.core.method import Probe
 
 
 class CapturedCall:
@@ -15,7 +16,7 @@ class CapturedCall:
     it was captured. On other devices every call runs the function.
     """
 
-    def __init__(self, run: Callable[[], None], device: str, probe: Any = None) -> None:
+    def __init__(self, run: Callable[[], None], device: str, probe: Probe | None = None) -> None:
         self.run, self.probe = run, probe
         self.on_gpu = torch.device(device).type == "cuda"
         self.warm, self.graph = False, None
