@@ -42,11 +42,12 @@ class Full(DenseMethod):
         _check(config, shape)
         return super().plan(config, shape, budget)
 
-    def no_graph(self) -> str | None:
+    @classmethod
+    def no_graph(cls, config: Any, shape: KVShape) -> str | None:
         """A graph holds this project's kernel."""
-        if self.config.backend in ("auto", "cpu", "triton"):
+        if config.backend in ("auto", "cpu", "triton"):
             return None
-        return f"method.backend={self.config.backend} has no graph form; use method.backend=auto"
+        return f"method.backend={config.backend} has no graph form; use method.backend=auto"
 
     def stats(self) -> Mapping[str, Any]:
         """The backends that ran, and how long each candidate took where that was measured."""

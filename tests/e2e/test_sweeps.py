@@ -338,3 +338,18 @@ def test_a_sweep_raises_the_alarms_from_the_command_line(tmp_path, monkeypatch, 
         assert f"oracle_topk {budgets['6%']}" in alarms[0] and "beats full" in alarms[0]
         assert budgets["90%"] in alarms[1] and budgets["6%"] in alarms[1]
         assert "a larger budget answers worse" in alarms[1]
+
+
+def test_a_graph_that_cannot_be_is_refused_before_anything_runs(tmp_path):
+    refused, run = sweep(
+        tmp_path, [{"name": "quest"}, {"name": "full"}], engine={"executor": "graph"}
+    )
+    assert isinstance(refused, ValueError) and "method=quest needs the host" in str(refused)
+    assert run["failed"] == {}
+    rows = ResultStore(tmp_path).read(run["key"]).rows.values()
+    assert {row["executor"] for row in rows} == {"graph"}
+    eager = cli.run_job(config(tmp_path, method={"name": "full"}))
+    assert eager["key"] != run["key"]
+    again = ResultStore(tmp_path).read(eager["key"]).rows
+    for row in rows:
+        assert again[row["sample"]]["prediction"] == row["prediction"]

@@ -194,11 +194,12 @@ class RetroInfer(SelectiveMethod):
             for layer in self.shape.layers:
                 self.filler.finish(layer)
 
-    def no_graph(self) -> str | None:
+    @classmethod
+    def no_graph(cls, config: Any, shape: KVShape) -> str | None:
         """A graph cannot ask the host for pages, nor wait for a thread."""
-        if self.placement.manager == "host":
+        if resolve_placement(config, shape).manager == "host":
             return "method.cache=host asks the host in every layer; use method.cache=device or none"
-        if self.filler is not None:
+        if config.overlap or config.prefetch_frac:
             return (
                 "pages are admitted inside the attention kernel; use method.overlap=false and "
                 "method.prefetch_frac=0"

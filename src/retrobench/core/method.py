@@ -251,9 +251,10 @@ class Method(ABC):
     def report_counts(self) -> None:
         """Tell the probe what was counted elsewhere (a block cache), once the answer is there."""
 
-    def no_graph(self) -> str | None:
+    @classmethod
+    def no_graph(cls, config: Any, shape: KVShape) -> str | None:
         """Why a CUDA graph cannot hold this method's decode step; None if it can."""
-        return f"method={self.name} needs the host in every step"
+        return f"method={cls.name} needs the host in every step"
 
     def allocated(self) -> Footprint:
         """Bytes held now, by place; after ``finish_build`` it must equal ``plan``."""

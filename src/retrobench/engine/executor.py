@@ -137,5 +137,5 @@ def no_graph(session: Session) -> str | None:
         )
     if session.comparator is not None:
         return "a comparison with exact attention reads every step on the host"
-    reasons = [method.no_graph() for method in session.methods]
+    reasons = [method.no_graph(method.config, method.shape) for method in session.methods]
     return next((reason for reason in reasons if reason is not None), None)

@@ -110,7 +110,7 @@ class SyntheticRun:
 
     def _choose_executor(self, asked: str) -> str:
         """One CUDA graph of all layers, or a call per layer; see ``engine.executor``."""
-        reason = self.method.no_graph()
+        reason = self.method.no_graph(self.method.config, self.shape)
         if self.view is not None:
             reason = f"method={self.method.name} predicts a layer from the one before"
         if asked == "graph" and reason is not None:

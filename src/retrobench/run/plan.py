@@ -134,6 +134,12 @@ def footprint(prepared: PreparedRun) -> Footprint:
         shape = _shape(prepared, length)
         dense = spec.engine.dense_layers
         plan = plan_session(spec.method_class, spec.method_config, shape, spec.budget, dense)
+        if spec.engine.executor == "graph":
+            reason = spec.method_class.no_graph(spec.method_config, shape)
+            if reason is not None:
+                raise ValueError(
+                    f"engine.executor=graph: {reason}; use engine.executor=auto or eager"
+                )
         largest = max(largest, plan, key=lambda entry: entry.total)
     return largest
 

@@ -79,7 +79,8 @@ class DenseMethod(Method):
         num_bytes = tokens * self.shape.num_kv_heads * self.store.bytes_per_token()
         self.probe.count(layer, attended=tokens / self.shape.batch, kv=num_bytes)
 
-    def no_graph(self) -> str | None:
+    @classmethod
+    def no_graph(cls, config: Any, shape: KVShape) -> str | None:
         """A graph can hold it."""
         return None
 
