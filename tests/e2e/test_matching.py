@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrobench.cli import app as cli
-from retrobench.evaluate.matching import TOLERANCE, cost, search
+from retrobench.run.matching import TOLERANCE, cost, search
 from retrobench.store.results import ResultStore
 
 

@@ -2,45 +2,31 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from retrobench.core.budget import Budget
-from retrobench.core.registry import method_class
-from retrobench.core.spec import parse
 from retrobench.core.task import FollowUp, Sample
-from retrobench.engine import hf
 from retrobench.engine.embedded import build_tokenizer
 from retrobench.engine.generation import Decoding
-from retrobench.engine.session import Session
-from retrobench.measure.probe import CountingProbe
 from retrobench.store.results import ResultStore
 from retrobench.tasks.prompt import PromptBuilder
 from retrobench.tasks.ruler import RulerConfig, RulerTask
 from tests.e2e.test_run import job
-from tests.methods.test_contract import OPTIONS, make_calibrations, prompt
+from tests.methods.test_contract import OPTIONS, prompt
+from tests.support import make_calibrations, open_on
 
 CONTEXT, QUESTIONS, ANSWER = 400, 3, 6
 TURNS = {"name": "multi_turn", "turns": 3}
 TASK = {"name": "ruler", "tasks": ["niah_multikey_2"], "length": 1400, "samples": 1}
 
 
-def session(model, name, ids, new_tokens, budget):
-    hf.attach(model)
-    method, ticks = method_class(name), itertools.count()
-    return Session(
-        model,
-        method,
-        parse(method.Config, OPTIONS.get(name, {}), "method"),
-        [ids],
-        probe=CountingProbe(),
-        clock=lambda: float(next(ticks)),
-        max_new_tokens=new_tokens,
-        budget=budget,
-    )
+def session(model, name, ids, new_tokens, budget, tail_tokens=0):
+    return open_on(
+        model, name, [ids], OPTIONS.get(name, {}), new_tokens=new_tokens, budget=budget,
+        tail_tokens=tail_tokens,
+    )  # fmt: skip
 
 
 def converse(model, name, budget=None):
@@ -48,14 +34,14 @@ def converse(model, name, budget=None):
     context, *questions = (prompt(n, seed) for seed, n in enumerate([CONTEXT, 9, 11, 7]))
     decoding = Decoding(max_new_tokens=ANSWER)
     room = QUESTIONS * (ANSWER + 11)
-    talk = session(model, name, context + questions[0], room, budget)
+    talk = session(model, name, context + questions[0], room, budget, len(questions[0]))
     try:
-        result = talk.generate(decoding, frozenset(), tail_tokens=len(questions[0]))
+        result = talk.generate(decoding, frozenset())
         answers, seen = [result.token_ids[0]], [context + questions[0]]
         for question in questions[1:]:
             given = [*result.pending(), *question]
             seen.append(seen[-1] + answers[-1] + question)
-            result = talk.go_on(given, decoding, frozenset())
+            result = talk.continue_generation(torch.tensor([given]), decoding, frozenset())
             answers.append(result.token_ids[0])
             assert result.decode_steps == len(given) + ANSWER - 1
             assert talk.length == len(seen[-1]) + ANSWER - 1
@@ -176,11 +162,9 @@ def test_the_text_between_two_answers():
 def test_a_stop_string_ends_a_turn(tiny_llama):
     answer = converse(tiny_llama, "full")[0][0]
     ids = prompt(CONTEXT, 0) + prompt(9, 1)
-    talk = session(tiny_llama, "full", ids, ANSWER, None)
-    with torch.inference_mode():
-        result = talk.generate(
-            Decoding(max_new_tokens=ANSWER), frozenset(), 9, lambda ids: len(ids) == 2
-        )
+    talk = session(tiny_llama, "full", ids, ANSWER, None, tail_tokens=9)
+    decoding = Decoding(max_new_tokens=ANSWER)
+    result = talk.generate(decoding, frozenset(), lambda ids: len(ids) == 2)
     talk.close()
     assert result.token_ids == [answer[:2]] and result.stop_reasons == ["stop_string"]
     assert result.pending() == [answer[1]]

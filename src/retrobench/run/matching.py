@@ -8,6 +8,7 @@ clusters reach a cost only approximately; the table says how near they came.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -173,9 +174,10 @@ def _on_the_line(known: dict[int, float], target: float) -> int:
     """Where the line through the two costs nearest to the target reaches it."""
     costs = sorted(((t, c) for t, c in known.items() if c > 0), key=lambda e: abs(e[1] - target))
     if len(costs) < 2 or costs[0][1] == costs[1][1]:
-        return round(costs[0][0] * target / costs[0][1]) if costs else 0
+        return round(costs[0][0] * target / max(costs[0][1], 1e-9)) if costs else 0
     (at, cost), (other, far) = costs[:2]
-    return round(at + (target - cost) * (other - at) / (far - cost))
+    guess = at + (target - cost) * (other - at) / (far - cost)
+    return round(guess) if math.isfinite(guess) else at
 
 
 def _unmatched(spec: RunSpec) -> dict[str, Any]:
