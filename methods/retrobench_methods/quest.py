@@ -105,9 +105,10 @@ class PageIndex(Index):
         # a row's pages begin at its first real token, whatever its padding
         position_BS = self.pad_B1 + torch.arange(used * size, device=keys.device)
         valid = position_BS < keys.shape[2]
-        row = torch.arange(self.shape.batch, device=keys.device)[:, None]
-        paged_BGSD = keys.transpose(1, 2)[row, position_BS.clamp_max(keys.shape[2] - 1)]
-        low, high = page_extrema(paged_BGSD.transpose(1, 2), size, valid)
+        row = torch.arange(self.shape.batch, device=keys.device)[:, None, None]
+        head = torch.arange(self.shape.num_kv_heads, device=keys.device)[:, None]
+        paged_BGSD = keys[row, head, position_BS.clamp_max(keys.shape[2] - 1)[:, None]]
+        low, high = page_extrema(paged_BGSD, size, valid)
         self.low_LBGCD[i, :, :, :used], self.high_LBGCD[i, :, :, :used] = low, high
 
     def append(self, layer: int, k_BGTD: Tensor) -> None:

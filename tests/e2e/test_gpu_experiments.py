@@ -8,7 +8,7 @@ from rich.console import Console
 
 from retrobench.cli import app as cli
 from retrobench.evaluate import kernels
-from retrobench.report.tables.scores import COLUMNS, print_tables
+from retrobench.report.tables.overview import COLUMNS, print_tables
 from retrobench.store.results import ResultStore
 from retrobench.tasks.machine import KERNELS
 

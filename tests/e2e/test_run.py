@@ -140,9 +140,9 @@ def test_bad_input_names_the_thing_and_the_fix(tmp_path, changes, words):
 
 def test_more_memory_than_there_is_is_refused_before_running(tmp_path, monkeypatch):
     from retrobench.engine import loader
-    from retrobench.run import plan as preflight
+    from retrobench.run import summary
 
-    monkeypatch.setattr(preflight, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(summary, "available_bytes", lambda: 1000)
     monkeypatch.setattr(loader, "load", None)  # no weights are read
     with pytest.raises(ValueError, match="GiB for its KV cache"):
         job(tmp_path)

@@ -28,7 +28,8 @@ RESIDENT = {**SMALL, "cache": "none", "placement": "gpu"}
 CASES = [("retroinfer", CACHED), ("full", {"backend": "auto"}), ("quest", {"page_size": 4})]
 CASES += [("oracle_topk", {}), ("random", {}), ("streaming", {})]
 CASES += [] if INTERPRETED else [("retroinfer", RESIDENT)]
-GRAPHS = [case for case in CASES if case[0] in ("retroinfer", "full")]
+RUNS = [(case, "eager") for case in CASES]
+RUNS += [(case, "graph") for case in CASES if case[0] in ("retroinfer", "full")]
 
 
 class NoHostSync(TorchDispatchMode):
@@ -70,12 +71,9 @@ def steps(session, watch):
     return found
 
 
-@pytest.mark.parametrize("executor", ["eager", "graph"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
+@pytest.mark.parametrize(("case", "executor"), RUNS, ids=str)
 @torch.inference_mode()
 def test_no_step_waits_for_the_device(case, executor, model_factory, monkeypatch):
-    if executor == "graph" and case not in GRAPHS:
-        pytest.skip("this method has no graph form")
     model = model_factory(num_hidden_layers=1 if INTERPRETED else 3).to(DEVICE)
     monkeypatch.setenv("RETROBENCH_KERNELS", "naive")
     expected = steps(opened(model, case, "eager"), watch=False)

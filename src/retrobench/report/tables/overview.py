@@ -34,7 +34,7 @@ def print_tables(frame: pd.DataFrame, console: Console) -> None:
     of_machine = frame["benchmark"] == "machine"
     if of_machine.any():
         matrix = machine.machine_matrix(frame[of_machine])
-        console.print(_rich("this machine and its kernels", matrix))
+        console.print(_rich("what this machine reaches (medians)", matrix))
         frame = frame[~of_machine]
     timed = is_timed(frame)
     if timed.any():
