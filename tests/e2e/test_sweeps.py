@@ -353,3 +353,11 @@ def test_a_graph_that_cannot_be_is_refused_before_anything_runs(tmp_path):
     again = ResultStore(tmp_path).read(eager["key"]).rows
     for row in rows:
         assert again[row["sample"]]["prediction"] == row["prediction"]
+
+
+def test_a_cell_known_from_another_folder_joins_its_group(tmp_path):
+    """What is remembered of a run must not tell where its results went."""
+    cli.run_job(config(tmp_path / "elsewhere", method={"name": "full"}))
+    raws = [config(tmp_path / "here", method={"name": name}) for name in ("full", "oracle_topk")]
+    first, second = (entry.group for entry in cli.plan_runs(raws))
+    assert first == second != ""

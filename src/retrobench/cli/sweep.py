@@ -30,7 +30,10 @@ class SweepTable(Callback):
         code = app.show_plan(planned)
         if config.dry_run:
             sys.exit(code)
-        groups = [entry.group for entry in planned]
+        groups = [
+            f"{entry.group} {raw['results_dir']}" if entry.group else ""
+            for entry, raw in zip(planned, raws, strict=True)
+        ]
         names = [" ".join(job) for job in overrides]
         folder, workers = Path(config.hydra.sweep.dir), units.parallel_jobs(config)
         units.write(folder, groups, names, [_plain(raw) for raw in raws], workers)

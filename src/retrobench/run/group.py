@@ -40,7 +40,7 @@ def run_cells(
     ``on_summary`` hears what each cell is, by its number.
     """
     results: dict[int, CellResult | Exception] = {}
-    groups: dict[str, list[tuple[int, PreparedRun]]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[tuple[int, PreparedRun]]] = defaultdict(list)
     for number, spec in enumerate(specs):
         try:
             store = ResultStore(spec.options.results_dir)
@@ -56,7 +56,7 @@ def run_cells(
         if found is not None:
             results[number] = found
         else:
-            groups[plan.prefill_group(prepared)].append((number, prepared))
+            groups[spec.options.results_dir, summary.group].append((number, prepared))
     for members in groups.values():
         runs = [prepared for _, prepared in members]
         whole = [runs] if plan.can_share(runs) else [[run] for run in runs]

@@ -165,7 +165,7 @@ def prefill_group(prepared: PreparedRun) -> str:
         "protocol": spec.protocol.identity,
         "prefill": to_plain(spec.prefill),
         "engine": [engine.batch, engine.chunk_tokens, engine.prefill_cache_gib],
-        "place": [spec.model.device, spec.model.device_map, spec.options.results_dir],
+        "place": [spec.model.device, spec.model.device_map],
         "records": spec.task == "trace" and spec.measure.name != "fidelity",
     }
     return digest(same)
