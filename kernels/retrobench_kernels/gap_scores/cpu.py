@@ -18,7 +18,7 @@ __all__ = ["gap_scores", "unsupported"]
 
 
 def unsupported(tensor: Tensor) -> str | None:
-    """Why these keys cannot be served, or None."""
+    """Why this form cannot run on these keys, or None."""
     if tensor.dtype not in (torch.float32, torch.bfloat16):
         return f"dtype {tensor.dtype}"
     return None if native.library() is not None else "no library"

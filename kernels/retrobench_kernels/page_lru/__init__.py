@@ -1,4 +1,4 @@
-"""Page table lookup and exact batch LRU of a fast tier that lives on the accelerator."""
+"""Page table lookup and exact batch LRU of a block cache, with its tables on the accelerator."""
 
 from retrobench_kernels.dispatch import op
 from retrobench_kernels.page_lru import naive

@@ -41,7 +41,7 @@ class Estimation(NamedTuple):
 
 
 class PageCache(NamedTuple):
-    """A fast copy of some pages of the pool: page p is in slot ``slot_BGP[p]`` (int32), or -1.
+    """Block cache: copies of some pages. Page p is in slot ``slot_BGP[p]`` (int32), or -1: in none.
 
     Page p covers tokens ``p * page_tokens`` and on of the pool, slot s those of the cache tensors.
     """

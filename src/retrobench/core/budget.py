@@ -25,7 +25,7 @@ class Budget:
 
     Static tokens (sinks, local window) are inside the budget. A selector that picks a different
     set for each query head is charged per query head. Estimation and index reads are not tokens:
-    the byte ledger charges them.
+    the byte counters charge them.
     """
 
     value: float

@@ -1,4 +1,4 @@
-"""Recorded queries, keys and values of a model on prompts, and a stand-in model that replays them.
+"""Recorded queries, keys and values of a model on prompts, and a model that replays them.
 
 A trace is a folder: ``manifest.json`` (what was recorded, of which weights, by which commit) and
 one safetensors shard per prompt and layer with ``q_HSD``, ``k_GSD``, ``v_GSD`` over all positions

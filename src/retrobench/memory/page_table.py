@@ -1,4 +1,4 @@
-"""Page table and replacement of a fast tier, for many heads at once, without torch.
+"""Page table and replacement of a block cache, for many heads at once, without torch.
 
 All pages that a head touches in one step are one batch: they are equally recent, and none of them
 is evicted for another one of the same step. So least-recently-used is exact over steps, and ties
@@ -20,7 +20,7 @@ _AGE_BITS = 40  # steps; the uses of lfu are counted above them
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Pages that enter the fast tier, and the pages whose slots they take (-1: a free slot)."""
+    """Pages that enter the cache, and the pages whose slots they take (-1: a free slot)."""
 
     head_M: np.ndarray
     page_M: np.ndarray
@@ -29,12 +29,12 @@ class Admission:
 
     @property
     def num_evicted(self) -> int:
-        """Pages that left the fast tier."""
+        """Pages that left the cache."""
         return int((self.evicted_M >= 0).sum())
 
 
 class PageTable:
-    """Where ``pages`` pages of each of ``heads`` heads are in a tier of ``slots`` slots per head.
+    """Where ``pages`` pages of each of ``heads`` heads are in a cache of ``slots`` slots per head.
 
     A step is ``lookup`` (what is there) and then ``admit`` (make room for what was not). Pages
     beyond the capacity of a step are left out, last asked first.

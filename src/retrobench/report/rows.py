@@ -72,7 +72,7 @@ def step_seconds(frame: pd.DataFrame) -> pd.Series:
 
 
 def uses_stand_in(frame: pd.DataFrame) -> bool:
-    """Whether any row used stand-in data."""
+    """Whether any row used substitute data."""
     return "meta.stand_in" in frame and bool(frame["meta.stand_in"].eq(True).any())
 
 

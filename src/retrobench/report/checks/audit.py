@@ -33,7 +33,7 @@ def audit(store: ResultStore, keys: list[str]) -> list[str]:
 
     Compared per sample: prompt hash, truncation, chat template, stop rules, answer room. Compared
     per cell: sampling, protocol, revision, dtype, device and the versions that decide the attention
-    backend. Failed rows, unequal sample sets and stand-in data beside real data are named.
+    backend. Failed rows, unequal sample sets and substitute data beside real data are named.
     """
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for key in keys:

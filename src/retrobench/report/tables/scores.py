@@ -66,7 +66,7 @@ def _column_names(frame: pd.DataFrame) -> pd.Series:
 
 
 def caption(frame: pd.DataFrame) -> str:
-    """Samples per group, protocol, stand-in data, failures."""
+    """Samples per group, protocol, substitute data, failures."""
     notes = [f"{count_range(frame, ['key', 'task', 'length'])} samples per entry"]
     notes.append(f"protocol: {', '.join(sorted(set(frame['protocol'])))}")
     if uses_stand_in(frame):
