@@ -8,19 +8,31 @@ devices it runs the same static step eagerly, which is how it is tested.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
 
+from retrobench.core.method import Method, Probe
 from retrobench.engine import hf
+from retrobench.engine.generation import Decoding
 from retrobench.measure.graph import CapturedCall
 
-if TYPE_CHECKING:
-    from retrobench.engine.generation import Decoding
-    from retrobench.engine.session import Session
-
 EXECUTORS = ("auto", "eager", "graph")
+
+
+class Steps(hf.AttentionOwner, Protocol):
+    """What an executor asks of a session."""
+
+    model: PreTrainedModel
+    cache: DynamicCache
+    layers: tuple[int, ...]
+    reached: set[int]  # managed layers that asked for their attention in this step
+    methods: tuple[Method, ...]
+    probe: Probe
+    pad_B1: Tensor
+    comparator: Any
 
 
 class EagerExecutor:
@@ -28,7 +40,7 @@ class EagerExecutor:
 
     name = "eager"
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Steps) -> None:
         self.session = session
         self._nan: Tensor | None = None
 
@@ -72,7 +84,7 @@ class GraphExecutor(EagerExecutor):
 
     name = "graph"
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Steps) -> None:
         super().__init__(session)
         for method in session.methods:
             method.static = True
@@ -114,7 +126,7 @@ class GraphExecutor(EagerExecutor):
         self.position_B1.add_(1)
 
 
-def make_executor(session: Session, name: str) -> EagerExecutor:
+def make_executor(session: Steps, name: str) -> EagerExecutor:
     """The executor that was asked for; ``auto`` takes a graph on a GPU where one is possible.
 
     ValueError with the reason if a graph was asked for and cannot be.
@@ -127,7 +139,7 @@ def make_executor(session: Session, name: str) -> EagerExecutor:
     return GraphExecutor(session) if wanted else EagerExecutor(session)
 
 
-def no_graph(session: Session) -> str | None:
+def no_graph(session: Steps) -> str | None:
     """Why a graph cannot hold the session's step; None if it can."""
     unmanaged = len(session.cache.layers) - len(session.layers)
     if unmanaged:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from retrobench.core.shapes import Footprint
-
-if TYPE_CHECKING:
-    from retrobench.engine.session import Session
 
 Stop = Callable[[list[int]], bool]  # whether the tokens of an answer end it
 
@@ -49,12 +46,35 @@ class Generation:
         return [] if self.stop_reasons[0] == "eos" else self.token_ids[0][-1:]
 
 
+class Chooser(Protocol):
+    """Chooses next tokens."""
+
+    def choose(self, logits_BV: Tensor, decoding: Decoding, generator: torch.Generator) -> Tensor:
+        """Next token of each row, ``B1``."""
+        ...
+
+
+class Decoder(Protocol):
+    """What the loop asks of a session."""
+
+    logits: Tensor
+
+    @property
+    def executor(self) -> Chooser:
+        """Who runs its steps."""
+        ...
+
+    def step(self, token_B1: Tensor) -> Tensor:
+        """One decode step."""
+        ...
+
+
 class AnswerLoop:
     """The loop of one answer per row: choose, decode, look for the end now and then."""
 
     def __init__(
         self,
-        session: Session,
+        session: Decoder,
         decoding: Decoding,
         stop_ids: frozenset[int],
         stop: Stop | None,
