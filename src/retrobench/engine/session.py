@@ -144,36 +144,42 @@ class Session:
         for t in range(given_BT.shape[1]):
             yield self.step(given_BT[:, t : t + 1])
 
+    @torch.inference_mode()
     def generate(
-        self, decoding: Decoding, stop_ids: frozenset[int], stop: Stop | None = None
+        self,
+        decoding: Decoding,
+        stop_ids: frozenset[int],
+        stop: Stop | None = None,
+        given_BT: Tensor | None = None,
     ) -> Generation:
-        """Decode what the prefill left of the prompt, then an answer.
+        """Decode given tokens, then an answer; without any, what the prefill left of the prompt.
 
         The rest of the prompt goes through the method's decode path (protocols ``query_agnostic``
         and ``decode_tail``).
         """
-        result = self.continue_generation(self.ids_BS[:, self.length :], decoding, stop_ids, stop)
-        result.prefill_s, result.build_s = self.prompt.seconds, self.build_s
-        return result
-
-    @torch.inference_mode()
-    def continue_generation(
-        self,
-        given_BT: Tensor,
-        decoding: Decoding,
-        stop_ids: frozenset[int],
-        stop: Stop | None = None,
-    ) -> Generation:
-        """Decode given tokens, then the next answer."""
         result = Generation(footprint=self.allocated(), prefill_s=None, build_s=None)
+        if given_BT is None:
+            result.prefill_s, result.build_s = self.prompt.seconds, self.build_s
+        ids_BT = self.ids_BS[:, self.length :] if given_BT is None else given_BT
         start = self.clock()
-        self.feed(given_BT)
-        result.decode_steps = given_BT.shape[1]
+        self.feed(ids_BT)
+        result.decode_steps = ids_BT.shape[1]
         AnswerLoop(self, decoding, stop_ids, stop, result).run()
         result.decode_s = self.clock() - start
         self.report_counts()
         result.method_stats = dict(self.method.stats())
         return result
+
+    def continue_generation(
+        self,
+        given: Sequence[int],
+        decoding: Decoding,
+        stop_ids: frozenset[int],
+        stop: Stop | None = None,
+    ) -> Generation:
+        """Decode more given tokens after an answer, then the next answer (batch 1)."""
+        given_BT = torch.tensor([list(given)], device=self.ids_BS.device)
+        return self.generate(decoding, stop_ids, stop, given_BT)
 
     def allocated(self) -> Footprint:
         """Bytes that the methods hold, by place."""

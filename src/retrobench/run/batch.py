@@ -218,8 +218,7 @@ def _turns(
         run.progress.detail(f"turn {turn + 1}")
         given = [*result.pending(), *ids]
         before = session.length + len(given)
-        given_BT = torch.tensor([given], device=session.ids_BS.device)
-        result = session.continue_generation(given_BT, decoding, ends, stop)
+        result = session.continue_generation(given, decoding, ends, stop)
         yield result, before
 
 

@@ -7,7 +7,8 @@ status and tracker; one that fails never stops the others.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 
 from retrobench.core.task import Sample
 from retrobench.run import plan
@@ -69,55 +70,54 @@ def _run_group(runs: list[PreparedRun]) -> list[CellResult | Exception]:
     store, first = ResultStore(runs[0].spec.options.results_dir), runs[0]
     title = f"{first.spec.method} {first.spec.task}"
     title += f" and {len(runs) - 1} more" if len(runs) > 1 else ""
-    with Progress(title, first.spec.options.progress) as progress:
+    with Progress(title, first.spec.options.progress) as progress, ExitStack() as held:
         cells: list[OpenCell | Exception] = []
         for prepared in runs:
             cell = OpenCell(store, prepared, progress)
+            held.callback(cell.release)
             try:
                 cell.open()
                 cells.append(cell)
             except Exception as error:
-                cell.release()
                 cells.append(error)
-        running = [cell for cell in cells if isinstance(cell, OpenCell)]
+        running = [cell for cell in cells if isinstance(cell, OpenCell) and cell.run is not None]
         try:
-            if any(cell.run for cell in running):
-                _run_samples(first, running, progress)
-        finally:
+            for ready, samples in _batches(first, running, progress) if running else ():
+                run_batch([cell.run for cell in ready if cell.run is not None], samples)
+        except Exception as error:  # building prompts, or what no row can hold
             for cell in running:
-                cell.release()
+                cell.fail(error)
+        for cell in running:
+            cell.finish()
     return [cell if isinstance(cell, Exception) else (cell.error or cell.result) for cell in cells]
 
 
-def _run_samples(first: PreparedRun, cells: list[OpenCell], progress: Progress) -> None:
-    """All samples in order; a batch runs as soon as it is full for some cell."""
+def _batches(
+    first: PreparedRun, cells: list[OpenCell], progress: Progress
+) -> Iterator[tuple[list[OpenCell], list[Sample]]]:
+    """Batches of samples in order, each with the cells that miss just these samples."""
     total, size = first.num_samples, first.spec.engine.batch
     progress.total(None if total is None else total * len(cells))
-    pending: dict[OpenCell, list[Sample]] = {cell: [] for cell in cells}
     progress.detail("building prompts")
-    try:
-        for sample in first.task.samples(first.prompt):
-            for cell in cells:
-                if cell.wants(sample):
-                    pending[cell].append(sample)
-            _run_ready(pending, size)
-        _run_ready(pending, 1)
-    except Exception as error:  # building prompts, or what no row can hold
+    pending: dict[OpenCell, list[Sample]] = {cell: [] for cell in cells}
+    for sample in first.task.samples(first.prompt):
         for cell in cells:
-            if cell.run is not None:
-                cell.fail(error)
-    for cell in cells:
-        cell.finish()
+            if cell.wants(sample):
+                pending[cell].append(sample)
+        yield from _take_ready(pending, size)
+    yield from _take_ready(pending, 1)
 
 
-def _run_ready(pending: dict[OpenCell, list[Sample]], size: int) -> None:
-    """Run the batches of at least ``size`` samples, those with the same samples together."""
+def _take_ready(
+    pending: dict[OpenCell, list[Sample]], size: int
+) -> Iterator[tuple[list[OpenCell], list[Sample]]]:
+    """Take out the batches of at least ``size`` samples, equal ones together."""
     together: dict[tuple[str, ...], list[OpenCell]] = defaultdict(list)
     for cell, samples in pending.items():
         if len(samples) >= size:
             together[tuple(sample.id for sample in samples)].append(cell)
     for cells in together.values():
         samples = pending[cells[0]]
-        run_batch([cell.run for cell in cells if cell.run is not None], samples)
         for cell in cells:
             pending[cell] = []
+        yield cells, samples
