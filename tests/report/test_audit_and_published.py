@@ -45,7 +45,7 @@ def test_equal_cells_are_clean(tmp_path):
         ({"rules": {**RULES, "truncate": {"tokens": 5}}}, "truncate differs"),
         ({"status": "oom"}, "vt/0 is oom"),
         ({"sample": "vt/1"}, "hold different samples"),
-        ({"meta": {"stand_in": True}}, "stand-in and real data side by side in vt"),
+        ({"meta": {"stand_in": True}}, "substitute and real data side by side in vt"),
         ({"about": {"provenance": {"versions": {"torch": "3"}}}}, "versions.torch differs"),
         ({"about": {"provenance": {"versions": {"torch": "2"}, "gpu": "H"}}}, "gpu differs"),
         ({"about": {"cell": {**CELL, "protocol": "decode_tail:8"}}}, "protocol differs"),

@@ -63,7 +63,7 @@ def test_niah_grid():
     ]
     grid = score_grid(pd.DataFrame(rows), "meta.depth")
     assert grid.loc[0, 4096] == 1.0 and grid.loc[100, 4096] == 0.0
-    assert "stand-in data" in caption(pd.DataFrame(rows))
+    assert "substitute data" in caption(pd.DataFrame(rows))
 
 
 def test_comparisons_pair_the_same_prompts_and_alarm():

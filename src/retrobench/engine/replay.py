@@ -45,7 +45,7 @@ class TraceRecorder(DenseMethod):
         self.model: ModelView | None = None
 
     def bind(self, model: ModelView) -> None:
-        """The model whose queries are guessed."""
+        """The model whose queries are approximated."""
         self.model = model
 
     def layer_input(self, layer: int, hidden_BTM: Tensor) -> None:

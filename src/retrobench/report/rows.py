@@ -87,7 +87,7 @@ def describe(frame: pd.DataFrame, by: list[str]) -> str:
     """Model, length, protocol, samples per point and kind of data, for the line below a figure."""
     number = count_range(frame, by)
     models = ", ".join(sorted(frame["model"].unique()))
-    kind = "stand-in data" if uses_stand_in(frame) else "real data"
+    kind = "substitute data" if uses_stand_in(frame) else "real data"
     lengths = sorted(frame["length"].unique())
     length = f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]}-{lengths[-1]}"
     length = f"{length} tokens, " if lengths[-1] else ""

@@ -85,7 +85,7 @@ def _prompts(store: ResultStore, keys: list[str], where: str) -> list[str]:
             findings.append(f"{where}: {name} differs in {len(differing)} samples ({first})")
     mixed = [task for task, kinds in stand_in.items() if len(kinds) > 1]
     if mixed:
-        findings.append(f"{where}: stand-in and real data side by side in {', '.join(mixed)}")
+        findings.append(f"{where}: substitute and real data side by side in {', '.join(mixed)}")
     if len(set(samples.values())) > 1:
         counts = ", ".join(f"{key[:6]}: {len(ids)}" for key, ids in samples.items())
         findings.append(f"{where}: cells hold different samples ({counts})")

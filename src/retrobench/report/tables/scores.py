@@ -70,7 +70,7 @@ def caption(frame: pd.DataFrame) -> str:
     notes = [f"{count_range(frame, ['key', 'task', 'length'])} samples per entry"]
     notes.append(f"protocol: {', '.join(sorted(set(frame['protocol'])))}")
     if uses_stand_in(frame):
-        notes.append("stand-in data: not comparable with published scores")
+        notes.append("substitute data: not comparable with published scores")
     if (frame["status"] == _UNSUPPORTED).any():
         notes.append("n/a: beyond the model, not averaged")
     return "; ".join(notes)
