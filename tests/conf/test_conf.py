@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from retrobench.cli import overrides, sweep
 from retrobench.core.registry import method_class, method_names
 from retrobench.run.spec import parse_run
 from retrobench.tasks import task_class, task_names
+from tests import small_longbench
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 CHOICES = [
@@ -76,20 +76,12 @@ def test_every_experiment_runs_small(path, tmp_path):
     if path.stem == "gpu_ceilings":
         raw["task"]["cases"] = ["copy", "read", "launch"]  # the others need a GPU
     if raw["task"]["name"] == "longbench":
-        _small_data().write(tmp_path / "data", count=1, size=6)
+        small_longbench.write(tmp_path / "data", count=1, size=6)
         raw["data"]["root"], raw["task"]["tasks"] = str(tmp_path / "data"), ["qasper"]
     elif "tasks" in raw["task"]:
         raw["task"]["tasks"] = raw["task"]["tasks"][:1]
     outcome = cli.run_job(raw)
     assert outcome["ran"] > 0 and not outcome["failed"]
-
-
-def _small_data():
-    path = CONF.parent / "scripts" / "small_data.py"
-    spec = importlib.util.spec_from_file_location("small_data", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_prepare_adds_typed_options_and_checks_choices():

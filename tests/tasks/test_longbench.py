@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import zipfile
-from pathlib import Path
 
 import pytest
 
@@ -18,12 +16,7 @@ from retrobench.tasks.longbench.prompts import DATASETS, E_DATASETS
 from retrobench.tasks.longbench.task import LongBenchConfig, LongBenchTask
 from retrobench.tasks.longbench.v2 import LongBenchV2Config, LongBenchV2Task
 from retrobench.tasks.prompt import PromptBuilder
-
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "small_data.py"
-SPEC = importlib.util.spec_from_file_location("small_data", SCRIPT)
-assert SPEC and SPEC.loader
-small_data = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(small_data)
+from tests import small_longbench
 
 # A real, if untrained, model: every row is generated and scored.
 RANDOM = {
@@ -45,7 +38,7 @@ RANDOM = {
 
 
 def record(name, **changes):
-    return {**small_data.records(name, 1, 8)[0], **changes}
+    return {**small_longbench.records(name, 1, 8)[0], **changes}
 
 
 def write(root, name, *entries):
@@ -91,7 +84,7 @@ def test_every_data_set_from_file_to_score(tmp_path, name):
 @pytest.mark.slow
 def test_the_whole_small_set_through_a_model(tmp_path):
     pytest.importorskip("jieba")
-    small_data.write(tmp_path, count=1, size=6)
+    small_longbench.write(tmp_path, count=1, size=6)
     task = {"name": "longbench", "max_prompt_tokens": 500}
     outcome, store = run(tmp_path, tmp_path / "r", task)
     rows = store.read(outcome["key"]).rows.values()
@@ -186,7 +179,7 @@ def v2(root, **options):
 
 
 def test_longbench_v2(tmp_path):
-    records = small_data.records_v2(6, 5)
+    records = small_longbench.records_v2(6, 5)
     records[0]["context"] = " $Q$ and $C_B$ \n"
     folder = tmp_path / "longbench_v2"
     folder.mkdir()
@@ -211,7 +204,7 @@ def test_longbench_v2(tmp_path):
 
 
 def test_longbench_v2_keeps_both_ends_and_its_splits(tmp_path):
-    small_data.write(tmp_path, count=1, size=300)
+    small_longbench.write(tmp_path, count=1, size=300)
     task = {"name": "longbench_v2", "max_prompt_tokens": 601}
     outcome, store = run(tmp_path, tmp_path / "r", task)
     rows = store.read(outcome["key"]).rows.values()

@@ -1,4 +1,4 @@
-"""Write a small data set of our own in LongBench's layout: ``python scripts/small_data.py``.
+"""Write a small data set of our own in LongBench's layout: ``python tests/small_longbench.py``.
 
 It holds every data set of LongBench v1, E and v2 with its schema, Chinese and code included. The
 texts are invented. It exercises the pipeline offline. Its scores are not comparable with published

@@ -2,8 +2,8 @@
 
 A refactoring must leave them as they are, token for token:
 
-    python scripts/answers.py --model constructed            # compare with the recording
-    python scripts/answers.py --model constructed --record   # replace the recording
+    python tests/answers.py --model constructed            # compare with the recording
+    python tests/answers.py --model constructed --record   # replace the recording
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-RECORDING = Path(__file__).resolve().parents[1] / "tests" / "goldens" / "answers.json"
+RECORDING = Path(__file__).resolve().parent / "goldens" / "answers.json"
 METHODS = "full,full_offload,retroinfer,quest,infinigen,oracle_topk,random,streaming"
 SWEEPS = {  # name -> what is added to the command
     "defaults": ["task.length=[2048,4096]", f"method={METHODS}"],
