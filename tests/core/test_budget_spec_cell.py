@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from retrobench.core.budget import Budget
 from retrobench.core.cell import Cell
@@ -19,10 +21,42 @@ def test_budget_tokens(text, tokens):
     assert Budget.parse(text).tokens(1000, kv_bytes_per_token=1024) == tokens
 
 
-@pytest.mark.parametrize("text", ["2", "120%", "0%", "many", "5 apples", "-3tok"])
+@pytest.mark.parametrize(
+    "text", ["2", "120%", "0%", "many", "5 apples", "-3tok", "9" * 400 + "tok", "infMiB", "nan%"]
+)
 def test_bad_budgets_are_refused(text):
     with pytest.raises(ValueError, match="budget"):
         Budget.parse(text)
+
+
+_POSITIVE = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
+_BUDGETS = st.one_of(
+    st.builds(Budget, st.floats(0, 1, exclude_min=True), st.just("frac")),
+    st.builds(Budget, _POSITIVE, st.sampled_from(["tokens", "bytes"])),
+)
+
+
+@given(_BUDGETS)
+@example(Budget(100, "bytes"))
+@example(Budget(1e-7, "frac"))
+@example(Budget(1_000_000, "tokens"))
+def test_a_budget_is_what_its_label_says(budget):
+    assert Budget.parse(str(budget)) == budget
+
+
+@pytest.mark.parametrize(
+    "label", ["2%", "1.8%", "100%", "0.5%", "1024tok", "64MiB", "1.5MiB", "0.0625MiB", "100B"]
+)
+def test_labels_of_ordinary_budgets_stay(label):
+    assert str(Budget.parse(label)) == label
+
+
+@pytest.mark.parametrize(
+    "values", [(0, "tokens"), (float("inf"), "bytes"), (1.5, "frac"), (1, "x")]
+)
+def test_budgets_that_cannot_be_are_refused(values):
+    with pytest.raises(ValueError, match="budget"):
+        Budget(*values)
 
 
 def test_budget_larger_than_the_context_says_so():
@@ -54,6 +88,9 @@ def test_parse_converts_and_keeps_defaults():
         ({"sizes": [2, 0]}, ["method.sizes", "got 0"]),
         ({"sizes": "x"}, ["whole number"]),
         ({"limit": True}, ["whole number"]),
+        ({"limit": 10**21}, ["method.limit", "2^53", str(10**21)]),
+        ({"retrieval_frac": float("nan")}, ["method.retrieval_frac", "got nan"]),
+        ({"retrieval_frac": float("inf")}, ["method.retrieval_frac", "got inf"]),
     ],
 )
 def test_bad_options_name_the_option_and_the_fix(raw, words):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 from retrobench.core.shapes import KVShape
 
@@ -16,6 +18,7 @@ _UNITS = {
     "mib": "bytes",
     "gib": "bytes",
 }
+_FLOAT_DIGITS = 15  # decimal digits that a float surely keeps
 _SCALE = {"b": 1, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
 
 
@@ -31,28 +34,30 @@ class Budget:
     value: float
     unit: str  # "frac" | "tokens" | "bytes" (K and V of one KV head and layer)
 
+    def __post_init__(self) -> None:
+        if self.unit not in _UNITS.values():
+            raise ValueError(f"budget: {self.unit!r} is no unit; use frac, tokens or bytes")
+        if not 0 < self.value < math.inf:
+            raise ValueError(f"budget: {self.value} {self.unit} must be finite and greater than 0")
+        if self.unit == "frac" and self.value > 1:
+            raise ValueError(f"budget: {self} is larger than the context (at most 100%)")
+
     @classmethod
     def parse(cls, text: str | int | float | Budget) -> Budget:
         """``2%``, ``1024tok`` or ``64MiB`` (KiB, GiB, B) to a Budget; ValueError otherwise."""
         if isinstance(text, Budget):
             return text
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%|[A-Za-z]+)\s*", str(text))
+        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(%|[A-Za-z]+)\s*", str(text))
         unit = match.group(2).lower() if match else ""
         if match is None or unit not in _UNITS:
             raise ValueError(
                 f"budget: {text!r} is not a budget. Write a share of the context (2%), "
                 "tokens per KV head (1024tok) or bytes of the whole cache (64MiB)."
             )
-        number = float(match.group(1))
-        if number <= 0:
-            raise ValueError(f"budget: {text!r} must be greater than 0")
+        number = match.group(1)
         if unit == "%":
-            if number > 100:
-                raise ValueError(f"budget: {text!r} is larger than the context (at most 100%)")
-            return cls(number / 100, "frac")
-        if unit == "tok":
-            return cls(number, "tokens")
-        return cls(number * _SCALE[unit], "bytes")
+            return cls(_share(number), "frac")
+        return cls(float(number) * _SCALE.get(unit, 1), _UNITS[unit])
 
     def tokens(self, context_tokens: int, kv_bytes_per_token: int) -> int:
         """Tokens per KV head for a context; ValueError if the budget exceeds it.
@@ -91,11 +96,38 @@ class Budget:
         ]
 
     def __str__(self) -> str:
+        """A label that ``parse`` reads back as the same budget, so distinct budgets differ."""
+        exact = Decimal(repr(float(self.value)))
         if self.unit == "frac":
-            return f"{self.value * 100:g}%"
+            return f"{_percent(self.value, exact)}%"
         if self.unit == "tokens":
-            return f"{self.value:g}tok"
-        return f"{self.value / 1024**2:g}MiB"
+            return f"{_plain(exact)}tok"
+        short = f"{self.value / _SCALE['mib']:g}"
+        if "e" not in short and float(short) * _SCALE["mib"] == self.value:
+            return f"{short}MiB"
+        return f"{_plain(exact)}B"
+
+
+def _share(percent: str) -> float:
+    """A share from its percentage. Many digits are exact: not every share is a float over 100."""
+    digits = len(percent.replace(".", "").lstrip("0"))
+    return float(f"{percent}e-2") if digits > _FLOAT_DIGITS else float(percent) / 100
+
+
+def _percent(share: float, exact: Decimal) -> str:
+    """The shortest percentage that ``_share`` reads as this share."""
+    for text in (f"{share * 100:g}", _plain(Decimal(repr(share * 100)))):
+        if "e" not in text and _share(text) == share:
+            return text
+    text = f"{exact.scaleb(2):f}"
+    missing = _FLOAT_DIGITS + 1 - len(text.replace(".", "").lstrip("0"))
+    return text + ("" if "." in text else ".") + "0" * max(0, missing)
+
+
+def _plain(number: Decimal) -> str:
+    """All digits, without exponent and trailing zeros."""
+    text = f"{number:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _shares(total: int, weights: Sequence[float], limit: int) -> list[int]:

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+LARGEST = 2**53  # whole numbers up to here are exact in every file format and table
+
 
 def option(
     default: Any,
@@ -139,11 +141,11 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return tuple(_convert(item, args[0], where) for item in items)
     if hint is bool and isinstance(value, bool):
         return value
-    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    if hint is int and whole and not isinstance(value, bool):
-        return int(value)
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+    if hint in (int, float) and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not abs(value) <= LARGEST:  # NaN too
+            raise ValueError(f"{where} must be a number from -2^53 to 2^53, got {value}")
+        if hint is float or float(value).is_integer():
+            return hint(value)
     if hint is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return str(value)
     wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
