@@ -84,11 +84,7 @@ class ModelInfo:
 @lru_cache(maxsize=4)
 def describe(config: ModelConfig) -> ModelInfo:
     """Architecture, tokenizer and revision; ValueError naming what is missing and how to get it."""
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"model.device={config.device}: no CUDA device here; use model.device=cpu")
+    device = _device(config.device)
     dtype_name = config.dtype
     if dtype_name == "auto":
         dtype_name = "bfloat16" if device.startswith("cuda") else "float32"
@@ -133,6 +129,18 @@ def describe(config: ModelConfig) -> ModelInfo:
         device=device,
         supported_tasks=supported,
     )
+
+
+def _device(name: str) -> str:
+    """``auto`` resolved; ValueError for a device that torch does not know or that is not here."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "cuda" if count else "cpu"
+    here = ["auto", "cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
+    if name not in here:
+        lacks = "" if count or not name.startswith("cuda") else ": no CUDA device here"
+        raise ValueError(f"model.device={name}{lacks}; use one of {', '.join(here)}")
+    return name
 
 
 def _template(text: str) -> str:

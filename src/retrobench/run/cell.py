@@ -17,7 +17,7 @@ from retrobench.run.context import RunContext
 from retrobench.run.failures import failure, redact
 from retrobench.run.plan import PreparedRun
 from retrobench.run.progress import Progress
-from retrobench.run.summary import CellResult, check_memory
+from retrobench.run.summary import CellResult, attempts, check_memory
 from retrobench.store.history import summarise
 from retrobench.store.results import FINAL, Locked, ResultStore
 from retrobench.track.base import NullTracker, Tracker, make_tracker
@@ -116,10 +116,12 @@ class OpenCell:
             return
         kind, self.result.message = failure(error)
         self.result.failed[kind] = self.result.failed.get(kind, 0) + 1
-        attempts = self._status.get("attempts", 0) + 1
+        asked = plan.asked(self.prepared.spec)
+        count = attempts(self._status, asked) + 1
         trace = "".join(traceback.format_exception(error))
         self.store.keep(self.prepared.cell.key, "error.txt", redact(trace))
-        self._end({"attempts": attempts, "message": self.result.message})
+        failed = {"attempts": count, "attempts_of": asked}
+        self._end({**failed, "message": self.result.message})
 
     def finish(self) -> None:
         """All samples ran: write the status."""

@@ -217,7 +217,13 @@ def summarise(prepared: PreparedRun) -> RunSummary:
         notes=prepared.task.notes(),
         refusal=refusal,
         match="" if spec.match is None else f"match={spec.match} of {spec.reference}",
+        asked=asked(spec),
     )
+
+
+def asked(spec: RunSpec) -> str:
+    """Hash of all options of a run that can make it fail."""
+    return digest(spec.requested_config)
 
 
 def plan_summary(spec: RunSpec) -> tuple[RunSummary, bool]:

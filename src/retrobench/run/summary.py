@@ -35,6 +35,7 @@ class RunSummary:
     notes: tuple[str, ...] = ()
     refusal: str = ""
     match: str = ""
+    asked: str = ""  # hash of all options, also of those that do not decide the cell
 
     def plain(self) -> dict[str, Any]:
         """JSON-ready values."""
@@ -141,8 +142,16 @@ def is_done(summary: RunSummary, store: ResultStore) -> bool:
 
 
 def is_quarantined(summary: RunSummary, store: ResultStore) -> bool:
-    """Whether the cell as a whole failed too often to be tried again unasked."""
-    return store.status(summary.key).get("attempts", 0) >= MAX_ATTEMPTS
+    """Whether the cell as a whole failed too often to be tried again unasked.
+
+    Failures under other options that share its key (a device, a cache) do not count.
+    """
+    return attempts(store.status(summary.key), summary.asked) >= MAX_ATTEMPTS
+
+
+def attempts(status: Mapping[str, Any], asked: str) -> int:
+    """How often the cell as a whole failed with just these options."""
+    return status.get("attempts", 0) if status.get("attempts_of", asked) == asked else 0
 
 
 def check_memory(summary: RunSummary, need: Footprint, *, weights: bool) -> None:

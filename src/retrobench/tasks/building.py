@@ -42,39 +42,39 @@ def cache_dir() -> Path:
 
 
 class UnitCache:
-    """Haystack units of each sample, on disk. With them a prompt is rebuilt without counting.
+    """Haystack units of each sample, on disk. With them a prompt is rebuilt without a search.
 
     There is one file for each group of samples. A folder that cannot be written is no error.
     """
 
     def __init__(self, name: str) -> None:
-        self._path = cache_dir() / "units" / f"{name}.jsonl"
+        self.path = cache_dir() / "units" / f"{name}.jsonl"
 
     @cached_property
-    def _known(self) -> dict[str, int]:
-        known: dict[str, int] = {}
+    def _known(self) -> dict[str, tuple[int, int | None]]:
+        known: dict[str, tuple[int, int | None]] = {}
         try:
-            lines = self._path.read_text("utf-8").splitlines()
-        except OSError:
+            lines = self.path.read_text("utf-8").splitlines()
+        except (OSError, ValueError):
             return known
         for line in lines:
             try:
-                sample, units = json.loads(line)
-                known[str(sample)] = int(units)
-            except (ValueError, TypeError):
+                sample, units, *tokens = json.loads(line)
+                known[str(sample)] = int(units), int(tokens[0]) if tokens else None
+            except (ValueError, TypeError, OverflowError, RecursionError):
                 continue  # a torn line of a killed run
         return known
 
-    def get(self, sample: str) -> int | None:
-        """Units of a sample, if known."""
+    def get(self, sample: str) -> tuple[int, int | None] | None:
+        """Units of a sample and the tokens of its prompt (None in older files), if known."""
         return self._known.get(sample)
 
-    def put(self, sample: str, units: int) -> None:
+    def put(self, sample: str, units: int, tokens: int) -> None:
         """Remember a sample's units, now and on disk."""
-        self._known[sample] = units
+        self._known[sample] = units, tokens
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps([sample, units]) + "\n")
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps([sample, units, tokens]) + "\n")
         except OSError:
             return

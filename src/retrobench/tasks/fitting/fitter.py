@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import warnings
 
 from retrobench.core.task import Prompt
 from retrobench.tasks.building import UnitCache
 from retrobench.tasks.fitting.parts import PromptFactory, PromptParts, SampleGroup
-from retrobench.tasks.fitting.search import TokensPerUnit, estimate, fill
+from retrobench.tasks.fitting.search import MIN_FILL, TokensPerUnit, estimate, fill
 
 
 class LengthFitter:
@@ -20,17 +21,38 @@ class LengthFitter:
         self._caches: dict[str, UnitCache] = {}
 
     def fit(self, sample_id: str, group: SampleGroup, factory: PromptFactory) -> PromptParts:
-        """The prompt that fills the group's limit; ValueError if the smallest is too long."""
+        """The prompt that fills the group's limit; ValueError if the smallest is too long.
+
+        Units that an earlier run remembers are checked against the limit, not believed.
+        """
         with self._lock:
             cache = self._caches.setdefault(group.key, UnitCache(group.key))
         if (known := cache.get(sample_id)) is not None:
-            return factory(known)
-        tokens_per_unit = self._estimate(group)
-        units, parts = fill(
-            factory, self._count, group.max_prompt_tokens, tokens_per_unit, sample_id
-        )
-        cache.put(sample_id, units)
+            if (parts := self._rebuilt(*known, group, factory)) is not None:
+                return parts
+            warnings.warn(
+                f"{cache.path}: {known[0]} units of {sample_id} are not what fills "
+                f"{group.max_prompt_tokens} tokens; the prompt is fitted anew",
+                stacklevel=2,
+            )
+        limit, tokens_per_unit = group.max_prompt_tokens, self._estimate(group)
+        units, parts = fill(factory, self._count, limit, tokens_per_unit, sample_id)
+        cache.put(sample_id, units, self._count(parts))
         return parts
+
+    def _rebuilt(
+        self, units: int, tokens: int | None, group: SampleGroup, factory: PromptFactory
+    ) -> PromptParts | None:
+        """The prompt of that many units, if it is what ``fill`` looks for; None otherwise."""
+        limit = group.max_prompt_tokens
+        if units < 1 or (units > limit and units > 2 * self._estimate(group).units(limit)):
+            return None  # far too many could take forever to build
+        parts = factory(units)
+        counted = self._count(parts)
+        if counted > limit or tokens not in (None, counted):
+            return None
+        full = counted >= MIN_FILL * limit or self._count(factory(units + 1)) > limit
+        return parts if full else None
 
     def _count(self, parts: PromptParts) -> int:
         """Tokens of a prompt as it is sent: chat template and answer prefix, without BOS."""
