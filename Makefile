@@ -13,7 +13,7 @@ DEMO_TASKS := niah_single_2,niah_multikey_1,niah_multikey_2
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(STAMP) ## create .venv with the pinned dependencies
+setup: $(STAMP) ## create .venv with the pinned dependencies; fetch the small model
 
 # torch goes first and by its pin: a looser requirement could pull gigabytes of CUDA packages
 $(STAMP): pyproject.toml constraints.txt
@@ -21,6 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/retrobench fetch smollm2
 	@touch $@
 
 demo: $(STAMP) ## full attention, RetroInfer and the controls on RULER with both embedded models

@@ -14,12 +14,17 @@ import torch
 from retrobench_kernels import native
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from retrobench.fetch.models import models_root
+
 torch.set_num_threads(1)
-# a cache of its own, but for compiled kernels, which are named by what they were built from
+# a cache of its own, but for fetched models and compiled kernels (named by what they are made of)
+models = models_root()
+models.mkdir(parents=True, exist_ok=True)
 kernels = native.cache_dir()
 kernels.mkdir(parents=True, exist_ok=True)
 os.environ["RETROBENCH_CACHE"] = tempfile.mkdtemp(prefix="retrobench-")
 native.cache_dir().symlink_to(kernels)
+models_root().symlink_to(models)
 atexit.register(shutil.rmtree, os.environ["RETROBENCH_CACHE"], ignore_errors=True)
 
 TINY = {

@@ -55,11 +55,12 @@ def test_runs_without_optional_packages(blocked):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_core_store_and_stats_need_no_torch():
+def test_core_store_stats_and_fetch_need_no_torch():
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "import retrobench.core.cell, retrobench.core.method, retrobench.core.task\n"
         "import retrobench.store.results, retrobench.stats, retrobench.report.tables.scores\n"
+        "import retrobench.cli.fetch\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

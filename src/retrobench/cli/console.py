@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from retrobench.cli import app as cli
+from retrobench.cli import fetch
 from retrobench.report.tables.layout import print_line
 from retrobench.store.results import MAX_ATTEMPTS, ResultStore
 from retrobench.store.sweeps import sweep_entries, sweep_keys, sweep_names
@@ -33,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("cases", type=Path, help="jsonl: benchmark, task, prediction, references")
     score.add_argument("--out", type=Path, help="write every line back with `ours` in [0, 1]")
     score.set_defaults(run=_score)
+    fetch.add(commands)
 
     for name, (function, text) in {
         "ls": (_ls, "list the cells of a results folder"),

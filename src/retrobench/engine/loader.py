@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from retrobench.core.cell import digest
 from retrobench.core.spec import option
 from retrobench.engine import hf
 from retrobench.engine.replay import TraceModel, TraceTokenizer
+from retrobench.fetch import digests
+from retrobench.fetch.models import fetched
 
 TINY_DIR = Path(__file__).parent / "tiny"
 SUPPORTED = "supported_tasks.json"  # which tasks the model does; decided by its own scores
@@ -29,9 +30,13 @@ class ModelConfig:
 
     name: str = option("", "name shown in rows and tables")
     source: str = option(
-        "hf", "where weights come from", choices=("hf", "local", "constructed", "tiny", "trace")
+        "hf",
+        "where weights come from; fetched: `retrobench fetch`",
+        choices=("hf", "local", "fetched", "constructed", "tiny", "trace"),
     )
-    id: str = option("", "Hugging Face id, e.g. meta-llama/Llama-3.1-8B-Instruct")
+    id: str = option(
+        "", "Hugging Face id, e.g. meta-llama/Llama-3.1-8B-Instruct; name of a fetched model"
+    )
     revision: str = option("main", "branch, tag or commit of the id")
     path: str = option("", "folder of a local checkpoint, or of a trace")
     weights: str = option(
@@ -228,6 +233,7 @@ def _describe_checkpoint(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, 
     elif not config.id and not config.config_json:
         raise ValueError("model=hf needs model.id=org/name")
     source, common = _source(config)
+    pinned = fetched(config.id)[1] if config.source == "fetched" else None
     with _missing(config):
         if config.config_json and config.weights == "random":
             values = json.loads(config.config_json)
@@ -239,7 +245,7 @@ def _describe_checkpoint(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, 
             revision = "random-seed0"
         else:
             commit = getattr(model_config, "_commit_hash", None)
-            revision = commit or _folder_hash(Path(source))
+            revision = pinned or commit or _folder_hash(Path(source))
         tokenizer_source = config.tokenizer or source
         if tokenizer_source:
             tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, **common)
@@ -264,6 +270,8 @@ def _source(config: ModelConfig) -> tuple[str, dict[str, Any]]:
     common: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
     if config.source == "local":
         return config.path, common
+    if config.source == "fetched":
+        return str(fetched(config.id)[0]), common
     return config.id, {**common, "revision": config.revision}
 
 
@@ -293,15 +301,4 @@ def _folder_hash(folder: Path) -> str:
         for path in sorted(folder.glob("*"))
         if path.suffix in suffixes and path.name != SUPPORTED
     ]
-    return _hash(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
-
-
-@lru_cache(maxsize=4)
-def _hash(files: tuple[tuple[Path, int, int], ...]) -> str:
-    hasher = hashlib.sha256()
-    for path, _, _ in files:
-        hasher.update(path.name.encode())
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 24):
-                hasher.update(block)
-    return hasher.hexdigest()[:16]
+    return digests.of_files(paths)

@@ -89,7 +89,7 @@ def _code_state(method: str) -> str:
 
 
 def _named_files(asked: Mapping[str, Any]) -> list[Any]:
-    """State of every path that a value names, of the data folder, and of a hub model's snapshot."""
+    """State of every path that a value names, of the data folder, and of a model's files."""
     found: list[Any] = []
     for text in dict.fromkeys(_texts(asked)):
         if len(text) < 512 and ("/" in text or "." in text or text == "data"):
@@ -97,6 +97,8 @@ def _named_files(asked: Mapping[str, Any]) -> list[Any]:
             if path.exists():
                 found += _state(path)
     model = asked.get("model") or {}
+    if model.get("source") == "fetched":
+        found += _state(cache_root() / "models" / str(model.get("id")))
     for name in (model.get("id"), model.get("tokenizer")):
         if name:
             home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")

