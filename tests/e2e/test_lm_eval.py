@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from retrobench.engine.loader import TINY_DIR
 from retrobench.integrations.lm_eval import RetrobenchLM
+from retrobench.tasks.prompt import PromptBuilder
+from tests.tasks.test_prompt import KINDS, build, plain
 
 FACT = "The special magic number for apple is 4071365."
 TEXT = "The grass is green. The sky is blue. " * 60
@@ -49,6 +51,25 @@ def test_full_attention_gives_the_exact_log_likelihoods(protocol, batch_size):
     for (total, greedy), (context, continuation) in zip(found, pairs, strict=True):
         expected, best = naive(lm, context, continuation)
         assert total == pytest.approx(expected, abs=2e-3) and greedy == best
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_contexts_have_the_ids_of_the_rendered_template(kind):
+    lm = RetrobenchLM(model="tiny", method="full")
+    lm.tokenizer = build(kind)
+    lm._prompt = PromptBuilder(lm.tokenizer)
+    before = KINDS[kind][0].partition("$0")[0].split()
+    start = [lm.tokenizer.convert_tokens_to_ids(mark) for mark in before]
+    assert lm.tok_encode("The sky") == [*start, *plain(lm.tokenizer, "The sky")]
+    assert lm._encode_pair("The sky", " is")[0] == lm.tok_encode("The sky")
+    turn = [{"role": "user", "content": "Is it?"}]
+    text = lm.apply_chat_template(turn)
+    own = lm.tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+    assert lm.tok_encode(text) == own and sum(lm._encode_pair(text, "It"), [])[: len(own)] == own
+    lm.chat_template(False)
+    assert lm.tok_encode("The sky") == [*start, *plain(lm.tokenizer, "The sky")]
+    lm.chat_template(True)
+    assert lm.tok_encode(text) == own
 
 
 def test_a_continuation_goes_through_the_method():

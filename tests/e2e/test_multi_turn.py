@@ -149,13 +149,13 @@ def test_the_text_between_two_answers():
     first, second = sample.turns(5)
     assert (first.id, second.id, second.answer_prefix) == ("a/turn1", "a/turn2", "")
     base = PromptBuilder(backend)
-    assert base.follow_up(second) == base._tokens("\nWhy?")
+    assert base.follow_up(second) == base.tokens("\nWhy?")
     chat = PreTrainedTokenizerFast(tokenizer_object=backend.backend_tokenizer)
     chat.chat_template = (
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}<assistant>"
     )
     talk = PromptBuilder(chat)
-    assert talk.follow_up(first) == talk._tokens("</><user>Who?</><assistant> It is")
+    assert talk.follow_up(first) == talk.tokens("</><user>Who?</><assistant> It is")
 
 
 def test_a_stop_string_ends_a_turn(tiny_llama):

@@ -83,6 +83,8 @@ class RetrobenchLM(TemplateLM):
         loaded = loader.resident(self.spec.model)
         self.model, self.tokenizer, self._identity = loaded.model, loaded.tokenizer, loaded.identity
         self.context_limit = loaded.context_limit
+        self._prompt = PromptBuilder(self.tokenizer)
+        self._chats = False  # the harness renders all requests as chats, or none
         self._attended: list[float] = []
 
     @property
@@ -101,7 +103,7 @@ class RetrobenchLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        return PromptBuilder(self.tokenizer).tokenizer_id
+        return self._prompt.tokenizer_id
 
     @cached_property
     def _stop_ids(self) -> frozenset[int]:
@@ -110,19 +112,25 @@ class RetrobenchLM(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Ids; BOS as the tokenizer adds it, once."""
+        """Ids; of a text that is no chat, after what the tokenizer puts before one (BOS), once."""
         if add_special_tokens is None:
             bos = self.tokenizer.bos_token
-            add_special_tokens = not (bos and string.startswith(bos))
-        return self.tokenizer(string, add_special_tokens=add_special_tokens).input_ids
+            add_special_tokens = not (self._chats or (bos and string.startswith(bos)))
+        start = self._prompt.start_ids if add_special_tokens else []
+        return [*start, *self._prompt.tokens(string)]
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The harness asks for it even where it has the rendered requests of an earlier run."""
+        self._chats = bool(chat_template)
+        return super().chat_template(chat_template)
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The tokenizer's chat template."""
-        return self.tokenizer.apply_chat_template(
+        """The tokenizer's chat template, which then decides about BOS in all requests."""
+        self._chats = True
+        return self._prompt.template.render(
             chat_history,
-            tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
         )
@@ -205,7 +213,7 @@ class RetrobenchLM(TemplateLM):
             result = session.generate(decoding, self._stop_ids, stop)
             self._observed(session, probe, result.decode_steps)
         text = decode(result.token_ids[0], skip_special_tokens=True)
-        return PromptBuilder(self.tokenizer).trim_answer(text, until)[0]
+        return self._prompt.trim_answer(text, until)[0]
 
     @torch.inference_mode()
     def _score(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from retrobench.core.task import Sample
+from retrobench.tasks.chat import PROBE, ChatTemplate
 
 
 class PromptTooLong(ValueError):
@@ -36,6 +38,7 @@ class PromptBuilder:
     def __init__(self, tokenizer: Any, chat: bool = True) -> None:
         self.tokenizer = tokenizer
         self.chat = chat and getattr(tokenizer, "chat_template", None) is not None
+        self.template = ChatTemplate(tokenizer)
 
     @property
     def tokenizer_id(self) -> str:
@@ -57,50 +60,75 @@ class PromptBuilder:
         else:
             content = repr(sorted(self.tokenizer.get_vocab().items()))
         template = self.tokenizer.chat_template if self.chat else ""
-        return hashlib.sha256(f"{content}\0{template}".encode()).hexdigest()[:16]
+        rules = "\0rules 2" if self._is_respelled else ""
+        return hashlib.sha256(f"{content}\0{template}{rules}".encode()).hexdigest()[:16]
+
+    @cached_property
+    def _is_respelled(self) -> bool:
+        """Whether prompts start otherwise than they once did, so that their cells need new keys.
+
+        Once a BOS at the start of a rendered chat was cut off, and put back only if the tokenizer
+        adds one itself; of what tokenizers put before a text, only BOS was known.
+        """
+        bos = self.tokenizer.bos_token_id
+        added = [bos] if bos is not None and self.tokenizer("a").input_ids[:1] == [bos] else []
+        if self.start_ids != added:
+            return True
+        if not self.chat:
+            return False
+        text = self.template.render(PROBE)
+        cut = text.removeprefix(self.tokenizer.bos_token or "")
+        return self.wrap("a") != cut or added + self.tokens(cut) != self.tokens(text)
 
     def count(self, text: str) -> int:
         """Tokens of ``text`` without special tokens."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:
-            return len(self._tokens(text))
+            return len(self.tokens(text))
         backend.no_truncation()
         return len(backend.encode_batch_fast([text], add_special_tokens=False)[0])
 
     def wrap(self, user_text: str) -> str:
-        """``user_text`` as one user turn, without BOS (unchanged for base models)."""
+        """``user_text`` as one user turn (unchanged for base models).
+
+        A BOS that stands once, before the whole conversation, is left out: ``encode`` puts it
+        before the preamble.
+        """
         if not self.chat:
             return user_text
-        turn = [{"role": "user", "content": user_text}]
-        text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        return text.removeprefix(self.tokenizer.bos_token or "")
+        text = self.template.render([{"role": "user", "content": user_text}])
+        return text.removeprefix(self.template.bos)
 
     def encode(self, sample: Sample, *, max_prompt_tokens: int | None = None) -> EncodedPrompt:
-        """Ids of a sample's prompt: BOS once, template, answer prefix.
+        """Ids of a sample's prompt: template, answer prefix, and BOS as the model was trained.
 
-        ``meta["truncate"] = {"side": "middle", "tokens": n}`` cuts the prompt. Without it a prompt
-        over ``max_prompt_tokens`` raises ``PromptTooLong``. ``meta["chat"] = False`` switches the
-        chat template off. ``meta["preamble"]`` is text before the wrapped user turn (cwe's one-shot
-        example).
+        In a chat the template alone decides about BOS. Other text gets what the tokenizer puts
+        before it. ``meta["truncate"] = {"side": "middle", "tokens": n}`` cuts the prompt. Without
+        it a prompt over ``max_prompt_tokens`` raises ``PromptTooLong``. ``meta["chat"] = False``
+        switches the chat template off. ``meta["preamble"]`` is text before the wrapped user turn
+        (cwe's one-shot example).
         """
         user, truncated = self._truncate(sample)
-        use_chat = sample.meta.get("chat", True)
+        use_chat = self.chat and sample.meta.get("chat", True)
         text = (self.wrap(user) if use_chat else user) + sample.answer_prefix
         text = sample.meta.get("preamble", "") + text
-        ids = self._tokens(text)
-        if self.tokenizer.bos_token_id is not None and self._adds_bos:
-            ids = [self.tokenizer.bos_token_id, *ids]
+        bos = self.template.bos if use_chat else ""
+        start = [] if use_chat else self.start_ids
+        ids = [*start, *self.tokens(bos + text)]
         if max_prompt_tokens is not None and len(ids) > max_prompt_tokens:
             raise PromptTooLong(
                 f"{sample.id}: the prompt has {len(ids)} tokens but the model takes "
                 f"{max_prompt_tokens} beside {sample.max_new_tokens} new ones"
             )
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        tail = sample.question + sample.answer_prefix
-        if sample.question in text:  # truncation decodes ids, which may change the spelling
-            tail = text[text.rindex(sample.question) :]
-        context = max(1, len(ids) - self.count(tail))
-        return EncodedPrompt(ids=ids, context_tokens=context, text_hash=digest, truncated=truncated)
+        if sample.question in text:
+            border = len(bos) + text.rindex(sample.question)
+            context = len(start) + self._tokens_before(bos + text, border)
+        else:  # truncation decodes ids, which may change the spelling
+            context = len(ids) - self.count(sample.question + sample.answer_prefix)
+        return EncodedPrompt(
+            ids=ids, context_tokens=max(1, context), text_hash=digest, truncated=truncated
+        )
 
     def follow_up(self, sample: Sample) -> list[int]:
         """Ids of a further question after an answer: end of turn, question, answer prefix."""
@@ -109,15 +137,23 @@ class PromptBuilder:
             text = self._next_turn(text)
         elif not text[:1].isspace():
             text = "\n" + text
-        return self._tokens(text + sample.answer_prefix)
+        text += sample.answer_prefix
+        # As it is spelled after an answer: some tokenizers put a space before their first word.
+        answer, ids = self.tokens("a"), self.tokens("a" + text)
+        return ids[len(answer) :] if ids[: len(answer)] == answer else self.tokens(text)
 
     def _next_turn(self, user_text: str) -> str:
         """What the chat template puts between an answer and the next one."""
         mark = "[[answer]]"
         roles = ("user", "user"), ("assistant", mark), ("user", user_text)
         turns = [{"role": role, "content": content} for role, content in roles]
-        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return text.partition(mark)[2]
+        _, found, text = self.template.render(turns).partition(mark)
+        if not found:
+            raise ValueError(
+                "the chat template leaves out the answers of a conversation: use another one "
+                "(model.chat_template), or model.chat=false"
+            )
+        return text
 
     def trim_answer(self, text: str, stop: tuple[str, ...]) -> tuple[str, bool]:
         """(``text`` up to the first stop string, whether there was one)."""
@@ -131,12 +167,25 @@ class PromptBuilder:
         return lambda ids: any(mark in self.tokenizer.decode(ids) for mark in stop)
 
     @cached_property
-    def _adds_bos(self) -> bool:
-        """Whether the tokenizer itself puts BOS first, as in the model's training."""
-        return self.tokenizer("a").input_ids[:1] == [self.tokenizer.bos_token_id]
+    def start_ids(self) -> list[int]:
+        """What the tokenizer itself puts before a text that is no chat (BOS, where it adds one).
 
-    def _tokens(self, text: str) -> list[int]:
+        What it puts after a text (EOS, SEP) would end the prompt and is left out.
+        """
+        text, whole = self.tokens("a"), self.tokenizer("a").input_ids
+        starts = range(len(whole) - len(text) + 1)
+        return next((whole[:i] for i in starts if whole[i : i + len(text)] == text), [])
+
+    def tokens(self, text: str) -> list[int]:
+        """Ids of ``text`` alone, without special tokens around it."""
         return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def _tokens_before(self, text: str, border: int) -> int:
+        """Tokens of ``text`` that end at character ``border`` or before it."""
+        if not getattr(self.tokenizer, "is_fast", False):
+            return len(self.tokens(text)) - self.count(text[border:])
+        spans = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return bisect_right([end for _, end in spans.offset_mapping], border)
 
     def _truncate(self, sample: Sample) -> tuple[str, bool]:
         """Middle truncation of the raw prompt (LongBench): keeps the first and the last ids.
