@@ -15,6 +15,7 @@ import wandb
 
 from retrobench.report.checks.significance import significance
 from retrobench.report.figures.draw import draw
+from retrobench.report.headroom import load
 from retrobench.report.html import write_report
 from retrobench.report.tables.cost import cost_matrix
 from retrobench.report.tables.overview import COLUMNS
@@ -38,7 +39,7 @@ def main() -> int:
         keys = sweep_keys(store, options.sweep)
     except ValueError as error:
         parser.error(str(error))
-    frame, folder = store.columns(COLUMNS, keys), options.dir / "reports" / options.sweep
+    frame, folder = load(store, COLUMNS, keys), options.dir / "reports" / options.sweep
     page = write_report(store, keys, f"retrobench: {options.sweep}", folder / "report.html")
     name = re.sub(r"[^A-Za-z0-9_-]", "-", options.sweep)
     with wandb.init(

@@ -217,6 +217,7 @@ def fail(error: Exception) -> None:
 
 def show(outcomes: list[Outcome], results_dir: str) -> None:
     """What ran, what was cached, the table of all cells, and what failed."""
+    from retrobench.report.headroom import load
     from retrobench.report.tables.overview import COLUMNS, print_tables
 
     out = console()
@@ -230,7 +231,7 @@ def show(outcomes: list[Outcome], results_dir: str) -> None:
                 out.print(text, markup=False, highlight=False, soft_wrap=True)
     keys = list(dict.fromkeys(o["key"] for o in outcomes if "key" in o))
     if keys:
-        print_tables(ResultStore(results_dir).columns(COLUMNS, keys), out)
+        print_tables(load(ResultStore(results_dir), COLUMNS, keys), out)
     for outcome in outcomes:
         if line := failure_line(outcome):
             out.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -130,18 +130,20 @@ def _sweeps(options: argparse.Namespace) -> int:
 
 
 def _table(options: argparse.Namespace) -> int:
+    from retrobench.report.headroom import load
     from retrobench.report.tables.overview import COLUMNS, print_tables
 
     store = ResultStore(options.results)
-    print_tables(store.columns(COLUMNS, _chosen(store, options)), cli.console())
+    print_tables(load(store, COLUMNS, _chosen(store, options)), cli.console())
     return 0
 
 
 def _effects(options: argparse.Namespace) -> int:
+    from retrobench.report.headroom import load
     from retrobench.report.tables.effects import effects, effects_table
 
     store, console = ResultStore(options.results), Console()
-    single, pairs = effects(store.columns(None, _chosen(store, options)), options.of)
+    single, pairs = effects(load(store, None, _chosen(store, options)), options.of)
     console.print(effects_table(single, f"main effects on {options.of}"))
     if pairs:
         console.print(effects_table(pairs, f"interactions on {options.of}"))

@@ -93,6 +93,7 @@ class Task(ABC):
     display_names: ClassVar[Mapping[str, str]] = {}  # of sub-tasks, in figures
     short_names: ClassVar[Mapping[str, str]] = {}  # of sub-tasks, in the columns of tables
     figure_tasks: ClassVar[tuple[str, ...]] = ()  # sub-tasks in the order of a figure; (): all
+    chance: ClassVar[Mapping[str, float]] = {}  # mean score of guessing, by sub-task; else 0
     num_tasks: ClassVar[int] = 0  # sub-tasks of the official average; 0: there is none
 
     def __init__(self, config: Any, data_root: str | None = None) -> None:

@@ -63,7 +63,6 @@ class Loaded:
     tokenizer: Any
     identity: dict[str, Any]
     context_limit: int | None
-    supported_tasks: frozenset[str] | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,7 +77,6 @@ class ModelInfo:
     identity: dict[str, Any]
     context_limit: int | None
     device: str
-    supported_tasks: frozenset[str] | None = None
 
     @property
     def weight_bytes(self) -> int:
@@ -94,19 +92,17 @@ def describe(config: ModelConfig) -> ModelInfo:
     if dtype_name == "auto":
         dtype_name = "bfloat16" if device.startswith("cuda") else "float32"
     dtype = getattr(torch, dtype_name)
-    supported = None
     if config.source == "trace":
         return _describe_trace(config, device)
     if config.source == "constructed":
         from retrobench.engine import embedded
 
         meta_model, tokenizer = embedded.load_constructed(dtype)
-        revision, supported = embedded.content_hash(), frozenset(embedded.SUPPORTED_TASKS)
+        revision = embedded.content_hash()
     elif config.source == "tiny":
         meta_model = _build_meta_model(AutoConfig.from_pretrained(TINY_DIR), dtype)
         tokenizer = AutoTokenizer.from_pretrained(TINY_DIR)
         revision = _folder_hash(TINY_DIR)
-        supported = frozenset(json.loads((TINY_DIR / SUPPORTED).read_text(encoding="utf-8")))
     else:
         meta_model, tokenizer, revision = _describe_checkpoint(config, dtype)
     limit = hf.context_limit(meta_model)
@@ -132,7 +128,6 @@ def describe(config: ModelConfig) -> ModelInfo:
         identity=identity,
         context_limit=limit,
         device=device,
-        supported_tasks=supported,
     )
 
 
@@ -187,7 +182,6 @@ def load(config: ModelConfig) -> Loaded:
         tokenizer=info.tokenizer,
         identity=info.identity,
         context_limit=info.context_limit,
-        supported_tasks=info.supported_tasks,
     )
 
 

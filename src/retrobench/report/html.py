@@ -13,6 +13,7 @@ import pandas as pd
 
 from retrobench.report.checks.significance import significance
 from retrobench.report.figures.draw import draw
+from retrobench.report.headroom import load
 from retrobench.report.tables.cost import cost_matrix
 from retrobench.report.tables.overview import COLUMNS
 from retrobench.report.tables.scores import caption, score_matrix
@@ -28,7 +29,7 @@ th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #ddd
   white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; }
-figcaption, .note { color: #555; font-size: 13px; }
+figcaption, .note { color: #555; font-size: 13px; white-space: pre-line; }
 .alarm { color: #a11; font-weight: 600; }
 code { font-size: 12px; }
 """
@@ -36,7 +37,7 @@ code { font-size: 12px; }
 
 def write_report(store: ResultStore, keys: Sequence[str], title: str, path: Path) -> Path:
     """Write the report of some cells to ``path``."""
-    frame = store.columns(COLUMNS, keys)
+    frame = load(store, COLUMNS, keys)
     if frame.empty:
         raise ValueError(f"{title}: no rows yet in {store.root}")
     parts = [f"<h1>{escape(title)}</h1>", f'<p class="note">{escape(caption(frame))}</p>']

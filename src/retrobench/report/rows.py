@@ -54,10 +54,10 @@ def shared_samples(frame: pd.DataFrame, by: str) -> pd.DataFrame:
     return frame[frame["sample"].isin(counts[counts == frame[by].nunique()].index)]
 
 
-def score_grid(frame: pd.DataFrame, by: str) -> pd.DataFrame:
+def score_grid(frame: pd.DataFrame, by: str, values: str = "score") -> pd.DataFrame:
     """Mean score by the values of a column (rows, in their order) and by length (columns)."""
     rows = frame[frame["status"] == OK]
-    grid = rows.pivot_table(index=by, columns="length", values="score", aggfunc="mean", sort=False)
+    grid = rows.pivot_table(index=by, columns="length", values=values, aggfunc="mean", sort=False)
     return grid.sort_index(axis=1)
 
 

@@ -54,12 +54,9 @@ def run_batch(cells: Sequence[RunContext], samples: list[Sample]) -> None:
 def _encode(cells: Sequence[RunContext], sample: Sample) -> Conversation | None:
     """What to run for a sample; None, and a row of each turn, if it cannot be asked."""
     run = cells[0]
-    supported, message = run.loaded.supported_tasks, {}
     asked = run.turns(sample)
     if sample.error:
         status, message = "error", {"message": sample.error}
-    elif supported is not None and sample.meta.get("like", sample.task) not in supported:
-        status = "unsupported_by_model"
     else:
         try:
             return Conversation.encode(run.prompt, asked, run.loaded.context_limit)

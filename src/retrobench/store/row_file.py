@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 OK = "ok"
-FINAL = frozenset({OK, "unsupported_by_model", "prompt_too_long"})
+FINAL = frozenset({OK, "prompt_too_long"})
 MAX_ATTEMPTS = 3  # after so many failures a sample is quarantined
 
 

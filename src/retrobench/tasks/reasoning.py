@@ -36,6 +36,7 @@ class ReasoningTask(Task):
 
     name = "reasoning"
     Config = ReasoningConfig
+    chance = {"gpqa": 1 / 4}
     config: ReasoningConfig
 
     def fingerprint(self, prompt: Prompt) -> str:

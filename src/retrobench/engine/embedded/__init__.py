@@ -15,19 +15,7 @@ from retrobench.engine.embedded.tokenizer import build_tokenizer
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-__all__ = ["MAX_TOKENS", "SUPPORTED_TASKS", "build_tokenizer", "content_hash", "load_constructed"]
-
-# RULER tasks that the constructed weights answer; the others need more than one lookup.
-SUPPORTED_TASKS = frozenset(
-    {
-        "niah_single_1",
-        "niah_single_2",
-        "niah_single_3",
-        "niah_multikey_1",
-        "niah_multikey_2",
-        "niah_multikey_3",
-    }
-)
+__all__ = ["MAX_TOKENS", "build_tokenizer", "content_hash", "load_constructed"]
 
 
 def load_constructed(dtype: torch.dtype) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:

@@ -76,7 +76,7 @@ def _prompts(store: ResultStore, keys: list[str], where: str) -> list[str]:
                 for name, value in _marks(row).items():
                     marks = seen.setdefault(name, {}).setdefault(sample, {})
                     marks.setdefault(value, []).append(key[:6])
-            elif row["status"] != "unsupported_by_model":
+            else:
                 findings.append(f"{where}: {key[:6]} {sample} is {row['status']}")
     for name, by_sample in seen.items():
         differing = [sample for sample, marks in by_sample.items() if len(marks) > 1]

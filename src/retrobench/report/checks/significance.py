@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from retrobench.core.budget import Budget
+from retrobench.report.headroom import informative
 from retrobench.stats.paired import PairedComparison, compare, holm
 from retrobench.store.row_file import OK
 
@@ -71,8 +72,8 @@ def _corrected(pairs: _Pairs) -> list[tuple[str, int]]:
 
 
 def _scored(frame: pd.DataFrame) -> pd.DataFrame:
-    """Answered rows; ``pair`` is the same number wherever sample and prompt are the same."""
-    rows = frame[(frame["status"] == OK) & frame["score"].notna()]
+    """Answered rows of columns with headroom; ``pair``: equal where sample and prompt are."""
+    rows = informative(frame[(frame["status"] == OK) & frame["score"].notna()])
     pairs = rows.groupby(["sample", "prompt_hash"], sort=False, dropna=False).ngroup()
     return rows.reindex(columns=[*_APART, "key", "budget", "score"]).assign(pair=pairs)
 

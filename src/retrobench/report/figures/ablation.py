@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from retrobench.report import headroom
 from retrobench.report.checks.published import DEFAULTS, HIT_RATIO, RETROINFER
 from retrobench.report.figures import parts, style
 from retrobench.report.rows import moved_bytes, require, shared_samples
@@ -83,7 +84,9 @@ PANELS = (
 def draw(ablation: Ablation, frame: pd.DataFrame) -> Any:
     """A panel for every quantity that the rows hold."""
     rows = select(frame, ablation)
-    rows = rows.assign(percent=rows["score"] * 100, moved_mib=moved_bytes(rows) / 2**20)
+    marked = headroom.lacks_headroom(rows)
+    percent = (rows["score"] * 100).mask(marked)
+    rows = rows.assign(percent=percent, moved_mib=moved_bytes(rows) / 2**20)
     panels = [p for p in PANELS if p.column in rows and rows[p.column].notna().any()]
     one_row = len(panels) < 5
     shape = {"rows": 1 if one_row else 2, "width": style.TWO_COLUMNS}
@@ -98,8 +101,9 @@ def draw(ablation: Ablation, frame: pd.DataFrame) -> Any:
         _option_axis(panel_axes, ablation, places)
         _value_axis(panel_axes, panel.label, rows)
     drawing.align_ylabels()
-    marked = DEFAULTS.get(ablation.name) in places.values()
-    note = f"; dotted: {RETROINFER}'s default" if marked else ""
+    at_default = DEFAULTS.get(ablation.name) in places.values()
+    note = f"; dotted: {RETROINFER}'s default" if at_default else ""
+    note += headroom.figure_note(rows, left_out=rows[marked])
     legend = "above" if ablation.within else "none"
     points = [ablation.column, *ablation.line_columns]
     return style.finish(drawing, rows, points, note, legend=legend)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from retrobench.report import headroom
 from retrobench.report.benchmarks import benchmark, display_name
 from retrobench.report.checks.published import RULER
 from retrobench.report.figures import parts, style
@@ -45,47 +47,47 @@ def _bars(rows: pd.DataFrame, title: str) -> Any:
     series = {method: (own, {"color": style.color(method)}) for method, own in methods}
     parts.score_bars(axes, rows, series)
     axes.set_title(title)
-    return style.finish(drawing, rows, ["method", "task"])
+    return style.finish(drawing, rows, ["method", "task"], headroom.figure_note(rows))
 
 
 def ruler_by_length(frame: pd.DataFrame) -> Any:
-    """Average over tasks by context length, a panel per model (RetroInfer paper, Fig. 10)."""
-    rows = one_setting(scored(frame, "ruler", _BY_LENGTH), _BY_LENGTH)
-    rows = rows[rows.groupby("model")["length"].transform("nunique") > 1]
-    require(len(rows), "needs two lengths", _BY_LENGTH)
-    models = sorted(rows["model"].unique())
-    drawing, panels = style.figure(2.7, len(models))
-    for panel, model in zip(panels, models, strict=True):
-        own = rows[rows["model"] == model]
-        for method, line in style.by_method(own).items():
-            _length_line(panel, line, model, method)
-        parts.token_axis(panel, own["length"])
-        panel.set(ylabel="RULER average", ylim=(-3, 105), title=model if len(models) > 1 else "")
-    return style.finish(drawing, rows, ["model", "method", "length"], columns=3)
+    """Average over tasks by context length (RetroInfer paper, Fig. 10)."""
+    whole = one_setting(scored(frame, "ruler", _BY_LENGTH), _BY_LENGTH)
+    rows = headroom.informative(whole)
+    require(rows["length"].nunique() > 1, "needs two lengths with headroom", _BY_LENGTH)
+    drawing, (axes,) = style.figure(2.7)
+    for method, line in style.by_method(rows).items():
+        _length_line(axes, line, method)
+    parts.token_axis(axes, rows["length"])
+    axes.set(ylabel="RULER average", ylim=(-3, 105))
+    note = headroom.figure_note(rows, left_out=whole.drop(rows.index))
+    return style.finish(drawing, rows, ["method", "length"], note, columns=3)
 
 
-def _length_line(panel: Any, rows: pd.DataFrame, model: str, method: str) -> None:
-    points = []
+def _length_line(axes: Any, rows: pd.DataFrame, method: str) -> None:
+    """A method's line with its interval; published averages where ours is over the same tasks."""
+    points, whole = [], []
     for length, group in rows.groupby("length"):
         tasks = group.groupby("task")["score"].mean()
         _, low, high = mean_interval(group["score"])
         shift = tasks.mean() - group["score"].mean()  # tasks weigh the same, samples need not
         points.append((length, *(100 * v for v in (tasks.mean(), low + shift, high + shift))))
+        whole += [length] if len(tasks) == benchmark("ruler").num_tasks else []
     x, mean, low, high = zip(*points, strict=True)
     look = style.look(method)
-    panel.plot(x, mean, linewidth=1.2, **look)
-    panel.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
-    published = [p for p in RULER if p.model == model and p.method == method and p.length in x]
+    axes.plot(x, mean, linewidth=1.2, **look)
+    axes.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
+    setting = (rows["model"].iloc[0], method)
+    published = [p for p in RULER if (p.model, p.method) == setting and p.length in whole]
     if published:
         look["label"] = f"{method} ({published[0].source})"
         places = [p.length for p in published], [p.score for p in published]
-        panel.plot(*places, **look, **style.PUBLISHED)
+        axes.plot(*places, **look, **style.PUBLISHED)
 
 
 def ruler_tasks(frame: pd.DataFrame) -> Any:
     """Score by task and length, a panel per method (heat map)."""
     rows = one_setting(scored(frame, "ruler", _BY_LENGTH), _BY_LENGTH)
-    rows = rows[rows["model"] == rows["model"].mode().iloc[0]]
     require(rows["length"].nunique() > 1, "needs two lengths", _BY_LENGTH)
     return _score_maps(rows, "task", "", lambda task: display_name("ruler", task))
 
@@ -99,7 +101,9 @@ def niah_grid(frame: pd.DataFrame) -> Any:
 
 def _score_maps(rows: pd.DataFrame, by: str, label: str, text: Callable[[Any], str]) -> Any:
     """Mean scores by the column ``by`` and length, a heat map per method."""
-    grids = {name: 100 * score_grid(own, by) for name, own in style.by_method(rows).items()}
+    rows = rows.assign(marked=headroom.lacks_headroom(rows))
+    methods = style.by_method(rows)
+    grids = {name: 100 * score_grid(own, by) for name, own in methods.items()}
     height = 1.4 + 0.2 * max(map(len, grids.values()))
     drawing, panels = style.figure(height, len(grids), width=style.TWO_COLUMNS)
     for panel, (method, grid) in zip(panels, grids.items(), strict=True):
@@ -108,19 +112,19 @@ def _score_maps(rows: pd.DataFrame, by: str, label: str, text: Callable[[Any], s
         first = panel is panels[0]
         panel.set_yticks(range(len(grid)), [text(y) if first else "" for y in grid.index])
         panel.set_xlabel("context (tokens)")
-        _write_values(panel, grid)
+        _write_values(panel, grid, score_grid(methods[method], by, "marked"))
     panels[0].set_ylabel(label)
     drawing.colorbar(image, ax=panels, label="score")
-    return style.finish(drawing, rows, ["method", by, "length"], legend="none")
+    note = headroom.figure_note(rows)
+    return style.finish(drawing, rows, ["method", by, "length"], note, legend="none")
 
 
-def _write_values(panel: Any, grid: pd.DataFrame) -> None:
-    for y, row in enumerate(grid.to_numpy()):
-        for x, value in enumerate(row):
-            ink = "white" if value < 60 else "black"
-            text = "" if pd.isna(value) else f"{value:.0f}"
-            where = {"ha": "center", "va": "center", "fontsize": style.SMALL}
-            panel.text(x, y, text, color=ink, **where)
+def _write_values(panel: Any, grid: pd.DataFrame, marked: pd.DataFrame) -> None:
+    for (y, x), value in np.ndenumerate(grid):
+        if not np.isnan(value):
+            text = f"{value:.0f}" + (headroom.MARK if marked.iat[y, x] > 0 else "")
+            look = {"color": "white" if value < 60 else "black", "fontsize": style.SMALL}
+            panel.text(x, y, text, ha="center", va="center", **look)
 
 
 FIGURES = {

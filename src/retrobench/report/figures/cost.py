@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from retrobench.report import headroom
 from retrobench.report.benchmarks import is_timed
 from retrobench.report.figures import parts, style
 from retrobench.report.rows import (
@@ -27,8 +28,8 @@ def pareto_accuracy_bytes(frame: pd.DataFrame) -> Any:
     """Mean score against bytes moved per decode step: one point per cell, on shared samples."""
     command = "python run.py -m experiment=pareto_accuracy_bytes"
     rows = scored(frame, "ruler", command)
-    rows = usual_length(rows[rows["budget"].notna() | (rows["method"] == "full")])
-    rows = shared_samples(rows, "key")
+    whole = usual_length(rows[rows["budget"].notna() | (rows["method"] == "full")])
+    rows = shared_samples(headroom.informative(whole), "key")
     require(rows["key"].nunique() > 2, "needs three cells with budgets and shared samples", command)
     drawing, (axes,) = style.figure(2.7)
     for method, own in style.by_method(rows).items():
@@ -41,7 +42,8 @@ def pareto_accuracy_bytes(frame: pd.DataFrame) -> Any:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.minorticks_off()
     axes.set(xlabel="MiB moved per decode step", ylabel="score", ylim=(-3, 105))
-    return style.finish(drawing, rows, ["key"], columns=3)
+    note = headroom.figure_note(rows, left_out=whole[headroom.lacks_headroom(whole)])
+    return style.finish(drawing, rows, ["key"], note, columns=3)
 
 
 def prefill_breakdown(frame: pd.DataFrame) -> Any:
@@ -122,7 +124,7 @@ def estimation_on_off(frame: pd.DataFrame) -> Any:
         "without": (rows[~rows["zone"]], {**look, "alpha": 0.45, "hatch": _HATCH}),
     }
     parts.score_bars(axes, rows, series)
-    return style.finish(drawing, rows, ["zone", "task"])
+    return style.finish(drawing, rows, ["zone", "task"], headroom.figure_note(rows))
 
 
 FIGURES = {

@@ -13,10 +13,11 @@ import pandas as pd
 from retrobench.core.cell import digest
 from retrobench.core.code import code_fingerprint
 from retrobench.core.registry import method_names
+from retrobench.report import headroom
 from retrobench.report.figures import ablation, accuracy, cost, fidelity, speed, style, throughput
 from retrobench.report.rows import NotEnoughRows
 from retrobench.store.columns import cell_columns
-from retrobench.store.results import ResultStore
+from retrobench.store.results import OK, ResultStore
 
 FIGURES: dict[str, Callable[[pd.DataFrame], Any]] = {
     **accuracy.FIGURES,
@@ -82,7 +83,7 @@ def load(store: ResultStore, keys: Sequence[str] | None = None) -> pd.DataFrame:
     A cell that was refused for lack of memory counts as a row of status ``oom`` for each of its
     tasks, at its longest length.
     """
-    frame = _with_refused(store.columns(None, keys), store, keys)
+    frame = _with_refused(headroom.load(store, None, keys), store, keys)
     if "fidelity.steps" not in frame:
         return frame
     measured = frame.loc[frame["fidelity.steps"].notna(), "key"].unique()
@@ -148,7 +149,7 @@ def _wrong(rows: pd.DataFrame, mark: str, now: dict[str, str], show_oom: bool) -
     findings = []
     if _mark(rows) != mark:
         findings.append("its rows have changed since the figure was drawn")
-    fine = {"ok", "unsupported_by_model", *(["oom"] if show_oom else [])}
+    fine = {OK, *(["oom"] if show_oom else [])}
     for status, count in rows["status"].value_counts().items():
         if status not in fine:
             findings.append(f"{count} rows are {status}")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from retrobench.report import headroom
 from retrobench.report.benchmarks import display_name
 from retrobench.report.figures import style
 from retrobench.stats.intervals import mean_interval
@@ -61,13 +62,16 @@ def score_bars(
             scores = own.loc[own["task"] == task, "score"] * 100
             if len(scores):
                 interval_bar(axes, x, (index, len(series)), mean_interval(scores), **look)
-    task_axis(axes, rows, tasks)
+    task_axis(axes, rows, tasks, marked=rows.loc[headroom.lacks_headroom(rows), "task"].unique())
     axes.set(ylim=(0, 105), ylabel="score")
 
 
-def task_axis(axes: Any, rows: pd.DataFrame, tasks: Sequence[str]) -> None:
-    """Names of sub-tasks of one benchmark below groups of bars."""
-    names = [display_name(rows["benchmark"].iloc[0], task) for task in tasks]
+def task_axis(
+    axes: Any, rows: pd.DataFrame, tasks: Sequence[str], marked: Iterable[str] = ()
+) -> None:
+    """Names of sub-tasks of one benchmark below groups of bars; those without headroom marked."""
+    marks = dict.fromkeys(marked, headroom.MARK)
+    names = [display_name(rows["benchmark"].iloc[0], task) + marks.get(task, "") for task in tasks]
     group_axis(axes, names)
     if len(names) > 7:
         axes.tick_params(axis="x", labelrotation=30)

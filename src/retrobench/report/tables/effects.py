@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from rich.table import Table
 
+from retrobench.report.headroom import informative
 from retrobench.report.rows import moved_bytes, step_seconds
 from retrobench.report.tables.layout import rich_table
 from retrobench.stats.effects import Effect, interactions, main_effects
@@ -26,6 +27,8 @@ def effects(frame: pd.DataFrame, response: str) -> tuple[list[Effect], list[Effe
     if response not in RESPONSES:
         raise ValueError(f"--of {response}: choose from {', '.join(RESPONSES)}")
     rows = frame[frame["status"] == OK]
+    if response == "score":
+        rows = informative(rows)
     rows = rows.assign(response=RESPONSES[response](rows)).dropna(subset=["response"])
     options = [c for c in rows if c.startswith("method.")]
     names = [c for c in [*_SETTINGS, *options] if c in rows]

@@ -52,6 +52,7 @@ class LongBenchV2Task(Task):
 
     name = "longbench_v2"
     Config = LongBenchV2Config
+    chance = {"longbench_v2": 1 / 4}
     config: LongBenchV2Config
 
     def fingerprint(self, prompt: Prompt) -> str:
