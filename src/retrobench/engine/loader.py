@@ -14,45 +14,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from retrobench.core.cell import digest
-from retrobench.core.spec import option
 from retrobench.engine import hf
+from retrobench.engine.model_config import ModelConfig
 from retrobench.engine.replay import TraceModel, TraceTokenizer
 from retrobench.fetch import digests
 from retrobench.fetch.models import fetched
 
 TINY_DIR = Path(__file__).parent / "tiny"
 SUPPORTED = "supported_tasks.json"  # which tasks the model does; decided by its own scores
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Options of ``model.*``."""
-
-    name: str = option("", "name shown in rows and tables")
-    source: str = option(
-        "hf",
-        "where weights come from; fetched: `retrobench fetch`",
-        choices=("hf", "local", "fetched", "constructed", "tiny", "trace"),
-    )
-    id: str = option(
-        "", "Hugging Face id, e.g. meta-llama/Llama-3.1-8B-Instruct; name of a fetched model"
-    )
-    revision: str = option("main", "branch, tag or commit of the id")
-    path: str = option("", "folder of a local checkpoint, or of a trace")
-    weights: str = option(
-        "pretrained", "random: build from the config alone", choices=("pretrained", "random")
-    )
-    config_json: str = option("", "architecture for random weights, as JSON (needs no download)")
-    tokenizer: str = option("", "tokenizer folder or id; empty: the model's own")
-    dtype: str = option(
-        "auto", "weights and KV cache", choices=("auto", "float32", "float16", "bfloat16")
-    )
-    device: str = option("auto", "auto, cpu, cuda, cuda:0 ...")
-    device_map: str = option("", "accelerate's device map, e.g. auto, for several GPUs")
-    chat: bool = option(True, "use the tokenizer's chat template where it has one")
-    chat_template: str = option("", "a Jinja file or a template, in place of the tokenizer's")
-    trust_remote_code: bool = option(False, "run code from the model's repository")
-    max_context_tokens: int = option(0, "lower the context limit; 0: the model's own", low=0)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -33,8 +33,8 @@ from retrobench.engine.session import Session, open_session
 from retrobench.measure.clock import make_clock
 from retrobench.measure.machine import provenance
 from retrobench.measure.probe import CountingProbe
+from retrobench.run.plan import prompt_builder
 from retrobench.run.spec import RunSpec, parse_run
-from retrobench.tasks.prompt import PromptBuilder
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
 _LOG = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class RetrobenchLM(TemplateLM):
         loaded = loader.resident(self.spec.model)
         self.model, self.tokenizer, self._identity = loaded.model, loaded.tokenizer, loaded.identity
         self.context_limit = loaded.context_limit
-        self._prompt = PromptBuilder(self.tokenizer)
+        self._prompt = prompt_builder(self.spec.model)
         self._chats = False  # the harness renders all requests as chats, or none
         self._attended: list[float] = []
 
@@ -196,10 +196,9 @@ class RetrobenchLM(TemplateLM):
     def _answer(self, context: str, wanted: dict[str, Any]) -> str:
         until, new_tokens = tuple(wanted["until"]), int(wanted["max_gen_toks"])
         ids = self._fit(self.tok_encode(context), new_tokens)
-        decode = self.tokenizer.decode
 
         def stop(tokens: list[int]) -> bool:
-            text = decode(tokens, skip_special_tokens=True)
+            text = self._prompt.answer(tokens, self._chats)
             return any(mark in text for mark in until)
 
         decoding = Decoding(
@@ -212,7 +211,7 @@ class RetrobenchLM(TemplateLM):
         with session:
             result = session.generate(decoding, self._stop_ids, stop)
             self._observed(session, probe, result.decode_steps)
-        text = decode(result.token_ids[0], skip_special_tokens=True)
+        text = self._prompt.answer(result.token_ids[0], self._chats)
         return self._prompt.trim_answer(text, until)[0]
 
     @torch.inference_mode()

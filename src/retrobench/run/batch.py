@@ -208,7 +208,7 @@ def _turns(
         check_every=GRAPH_CHECK_STEPS if on_gpu and not talk else 1,
     )
     ends = stop_ids(run.loaded.model, run.loaded.tokenizer)
-    stop = run.prompt.stopper(first.sample.stop) if talk else None
+    stop = run.prompt.stopper(first.sample) if talk else None
     result = session.generate(decoding, ends, stop)
     yield result, session.prompt.num_tokens
     for turn, ids in enumerate(first.follow_ups, 1):

@@ -25,9 +25,9 @@ from retrobench.engine.shape import kv_shape
 from retrobench.measure.clock import monotonic_s
 from retrobench.measure.probe import CountingProbe
 from retrobench.run.group import run_cell
+from retrobench.run.plan import prompt_builder
 from retrobench.run.spec import RunSpec
 from retrobench.store.results import OK, ResultStore
-from retrobench.tasks.prompt import PromptBuilder
 
 TOLERANCE = 0.02
 STEPS = 16  # decode steps of a measurement, at most
@@ -93,7 +93,7 @@ def solve(spec: RunSpec, key: str) -> tuple[RunSpec, Matched]:
     """The run with its knob set to match the cell ``key``; ValueError if there is no knob."""
     assert spec.match is not None
     loaded = loader.resident(spec.model)
-    prompt = PromptBuilder(loaded.tokenizer, chat=spec.model.chat)
+    prompt = prompt_builder(spec.model)
     sample = next(iter(spec.make_task().samples(prompt)))
     row = ResultStore(spec.options.results_dir).read(key).rows.get(sample.id)
     if row is None or row["status"] != OK:

@@ -70,9 +70,9 @@ def prepare(spec: RunSpec, calibration: str | None = None) -> PreparedRun:
         method = method_class(spec.method)
         calibration = calibrated(method, spec.method_config, spec.data_root, loaded)
     model = loader.describe(spec.model)
-    prompt = _prompt(spec.model)
+    prompt = prompt_builder(spec.model)
     task = spec.make_task()
-    model_identity = task.model_identity() or model.identity
+    model_identity = task.model_identity() or {**model.identity, **prompt.identity}
     labels = {
         "model": model_identity["name"],
         "method": spec.method,
@@ -251,5 +251,11 @@ def num_samples(config: Any) -> int | None:
 
 
 @lru_cache(maxsize=4)
-def _prompt(config: loader.ModelConfig) -> PromptBuilder:
-    return PromptBuilder(loader.describe(config).tokenizer, chat=config.chat)
+def prompt_builder(config: loader.ModelConfig) -> PromptBuilder:
+    """The prompts of a model as its options want them."""
+    return PromptBuilder(
+        loader.describe(config).tokenizer,
+        chat=config.chat,
+        chat_date=config.chat_date,
+        thinking=config.thinking,
+    )

@@ -34,10 +34,12 @@ def session_fields(
 
 def prompt_fields(encoded: EncodedPrompt) -> dict[str, Any]:
     """What was asked."""
+    warning = {"warning": encoded.warning} if encoded.warning else {}
     return {
         "prompt_tokens": encoded.num_tokens,
         "prompt_hash": encoded.text_hash,
         "truncated": encoded.truncated,
+        **warning,
     }
 
 
@@ -46,8 +48,8 @@ def scored(
 ) -> dict[str, Any]:
     """Row of one answer of the batch; ``fields`` of its session and prompt."""
     ids = result.token_ids[index][: sample.max_new_tokens]
-    text = run.loaded.tokenizer.decode(ids, skip_special_tokens=True)
-    text, stopped = run.prompt.trim_answer(text, sample.stop)
+    answer = run.prompt.answer(ids, sample.meta.get("chat", True))
+    text, stopped = run.prompt.trim_answer(answer, sample.stop)
     return row(
         run,
         sample,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from retrobench.core.task import Sample
-from retrobench.tasks.chat import PROBE, ChatTemplate
+from retrobench.tasks.chat import DATE, PROBE, ChatTemplate
+from retrobench.tasks.thinking import MARKS, without_thinking
 
 
 class PromptTooLong(ValueError):
@@ -25,6 +26,7 @@ class EncodedPrompt:
     context_tokens: int
     text_hash: str
     truncated: bool = False
+    warning: str = ""
 
     @property
     def num_tokens(self) -> int:
@@ -33,12 +35,28 @@ class EncodedPrompt:
 
 
 class PromptBuilder:
-    """Renders samples for one tokenizer; ``chat`` uses its chat template where it has one."""
+    """Renders samples for one tokenizer; ``chat`` uses its chat template where it has one.
 
-    def __init__(self, tokenizer: Any, chat: bool = True) -> None:
+    ``chat_date`` is the day that a template shows (YYYY-MM-DD). ``thinking``: ``off`` asks the
+    template for no think block, ``strip`` takes them out of answers.
+    """
+
+    def __init__(
+        self, tokenizer: Any, *, chat: bool = True, chat_date: str = DATE, thinking: str = "auto"
+    ) -> None:
         self.tokenizer = tokenizer
         self.chat = chat and getattr(tokenizer, "chat_template", None) is not None
-        self.template = ChatTemplate(tokenizer)
+        self.chat_date, self.thinking = chat_date, thinking
+        self.template = ChatTemplate(tokenizer, chat_date, thinking if self.chat else "auto")
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """What the cell key says of date and thinking: nothing where they change no prompt."""
+        dated = self.chat and self.template.shows_date
+        return {
+            **({"chat_date": self.chat_date} if dated else {}),
+            **({"thinking": self.thinking} if self.chat and self.thinking != "auto" else {}),
+        }
 
     @property
     def tokenizer_id(self) -> str:
@@ -61,7 +79,9 @@ class PromptBuilder:
             content = repr(sorted(self.tokenizer.get_vocab().items()))
         template = self.tokenizer.chat_template if self.chat else ""
         rules = "\0rules 2" if self._is_respelled else ""
-        return hashlib.sha256(f"{content}\0{template}{rules}".encode()).hexdigest()[:16]
+        options = f"\0{self.identity}" if self.identity else ""
+        text = f"{content}\0{template}{rules}{options}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property
     def _is_respelled(self) -> bool:
@@ -110,7 +130,8 @@ class PromptBuilder:
         """
         user, truncated = self._truncate(sample)
         use_chat = self.chat and sample.meta.get("chat", True)
-        text = (self.wrap(user) if use_chat else user) + sample.answer_prefix
+        answer_prefix, warning = self._answer_prefix(sample)
+        text = (self.wrap(user) if use_chat else user) + answer_prefix
         text = sample.meta.get("preamble", "") + text
         bos = self.template.bos if use_chat else ""
         start = [] if use_chat else self.start_ids
@@ -125,10 +146,30 @@ class PromptBuilder:
             border = len(bos) + text.rindex(sample.question)
             context = len(start) + self._tokens_before(bos + text, border)
         else:  # truncation decodes ids, which may change the spelling
-            context = len(ids) - self.count(sample.question + sample.answer_prefix)
+            context = len(ids) - self.count(sample.question + answer_prefix)
         return EncodedPrompt(
-            ids=ids, context_tokens=max(1, context), text_hash=digest, truncated=truncated
+            ids=ids,
+            context_tokens=max(1, context),
+            text_hash=digest,
+            truncated=truncated,
+            warning=warning,
         )
+
+    def _answer_prefix(self, sample: Sample) -> tuple[str, str]:
+        """(The sample's answer prefix as far as the prompt takes it, a warning or nothing)."""
+        mark = self._open_mark(sample.meta.get("chat", True))
+        if not mark:
+            return sample.answer_prefix, ""
+        if self.thinking == "strip":  # the answer comes after the thought, and so would its start
+            return "", f"the answer prefix is left out, since the chat template opens {mark}"
+        return sample.answer_prefix, (
+            f"the prompt ends inside an open {mark} block, so the answer starts as a thought; use "
+            "model.thinking=off or strip"
+        )
+
+    def _open_mark(self, chat: bool) -> str:
+        """The mark of the think block in which a prompt ends."""
+        return self.template.open_mark if self.chat and chat else ""
 
     def follow_up(self, sample: Sample) -> list[int]:
         """Ids of a further question after an answer: end of turn, question, answer prefix."""
@@ -137,7 +178,7 @@ class PromptBuilder:
             text = self._next_turn(text)
         elif not text[:1].isspace():
             text = "\n" + text
-        text += sample.answer_prefix
+        text += self._answer_prefix(sample)[0]
         # As it is spelled after an answer: some tokenizers put a space before their first word.
         answer, ids = self.tokens("a"), self.tokens("a" + text)
         return ids[len(answer) :] if ids[: len(answer)] == answer else self.tokens(text)
@@ -155,16 +196,34 @@ class PromptBuilder:
             )
         return text
 
+    def answer(self, ids: Sequence[int], chat: bool = True) -> str:
+        """Text of an answer's ids; with ``thinking=strip`` what is left without think blocks.
+
+        ``chat``: whether the prompt was wrapped in the chat template.
+        """
+        if self.thinking != "strip":
+            return self.tokenizer.decode(ids, skip_special_tokens=True)
+        kept = [token for token in ids if token not in self._silent_ids]
+        return without_thinking(self._open_mark(chat) + self.tokenizer.decode(kept))
+
+    @cached_property
+    def _silent_ids(self) -> frozenset[int]:
+        """Special tokens except the marks of think blocks, which some tokenizers count as such."""
+        marks = {mark for pair in MARKS for mark in pair}
+        known = getattr(self.tokenizer, "added_tokens_decoder", {}).items()
+        return frozenset(i for i, token in known if token.special and token.content not in marks)
+
     def trim_answer(self, text: str, stop: tuple[str, ...]) -> tuple[str, bool]:
         """(``text`` up to the first stop string, whether there was one)."""
         ends = [text.index(mark) for mark in stop if mark in text]
         return (text[: min(ends)], True) if ends else (text, False)
 
-    def stopper(self, stop: tuple[str, ...]) -> Callable[[list[int]], bool] | None:
+    def stopper(self, sample: Sample) -> Callable[[list[int]], bool] | None:
         """A test whether the ids of an answer hold a stop string; None without stop strings."""
-        if not stop:
+        if not sample.stop:
             return None
-        return lambda ids: any(mark in self.tokenizer.decode(ids) for mark in stop)
+        chat = sample.meta.get("chat", True)
+        return lambda ids: any(mark in self.answer(ids, chat) for mark in sample.stop)
 
     @cached_property
     def start_ids(self) -> list[int]:

@@ -18,6 +18,8 @@ _RULES = (
     "cell.model.dtype",
     "cell.model.chat",
     "cell.model.chat_template",
+    "cell.model.chat_date",
+    "cell.model.thinking",
     "cell.model.weights",
     "provenance.gpu",
     "provenance.versions.torch",

@@ -1,0 +1,54 @@
+"""Options of ``model.*``: where a model comes from, on what it runs, how its chat is rendered."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+
+from retrobench.core.spec import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Options of ``model.*``."""
+
+    name: str = option("", "name shown in rows and tables")
+    source: str = option(
+        "hf",
+        "where weights come from; fetched: `retrobench fetch`",
+        choices=("hf", "local", "fetched", "constructed", "tiny", "trace"),
+    )
+    id: str = option(
+        "", "Hugging Face id, e.g. meta-llama/Llama-3.1-8B-Instruct; name of a fetched model"
+    )
+    revision: str = option("main", "branch, tag or commit of the id")
+    path: str = option("", "folder of a local checkpoint, or of a trace")
+    weights: str = option(
+        "pretrained", "random: build from the config alone", choices=("pretrained", "random")
+    )
+    config_json: str = option("", "architecture for random weights, as JSON (needs no download)")
+    tokenizer: str = option("", "tokenizer folder or id; empty: the model's own")
+    dtype: str = option(
+        "auto", "weights and KV cache", choices=("auto", "float32", "float16", "bfloat16")
+    )
+    device: str = option("auto", "auto, cpu, cuda, cuda:0 ...")
+    device_map: str = option("", "accelerate's device map, e.g. auto, for several GPUs")
+    chat: bool = option(True, "use the tokenizer's chat template where it has one")
+    chat_template: str = option("", "a Jinja file or a template, in place of the tokenizer's")
+    chat_date: str = option(
+        "2024-07-26", "the day that a chat template with a date shows, YYYY-MM-DD"
+    )
+    thinking: str = option(
+        "auto",
+        "think blocks. auto: as the chat template has it; off: ask it for none "
+        "(enable_thinking=false); strip: think, and score what comes after",
+        choices=("auto", "off", "strip"),
+    )
+    trust_remote_code: bool = option(False, "run code from the model's repository")
+    max_context_tokens: int = option(0, "lower the context limit; 0: the model's own", low=0)
+
+    def __post_init__(self) -> None:
+        try:
+            datetime.date.fromisoformat(self.chat_date)
+        except ValueError as error:
+            raise ValueError(f"chat_date={self.chat_date}: write a day as YYYY-MM-DD") from error
