@@ -59,9 +59,9 @@ def test_budgets_that_cannot_be_are_refused(values):
         Budget(*values)
 
 
-def test_budget_larger_than_the_context_says_so():
-    with pytest.raises(ValueError, match=r"5000 tokens per KV head but the context has 1000"):
-        Budget.parse("5000tok").tokens(1000, 1024)
+@pytest.mark.parametrize("text", ["100%", "1000tok", "5000tok", "1MiB", "1GiB"])
+def test_a_budget_that_covers_the_context_takes_all_of_it(text):
+    assert Budget.parse(text).tokens(1000, kv_bytes_per_token=1024) == 1000
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,6 +43,15 @@ def test_budget_of_everything_equals_full(name, tiny_llama):
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("budget", ["100%", "5000tok"])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_context_shorter_than_the_static_zone_is_attended_whole(name, budget, tiny_llama):
+    prompts = [prompt(40)]
+    expected, _ = run(tiny_llama, "full", prompts)
+    got, _ = run(tiny_llama, name, prompts, None if name == "full" else budget)
+    torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_plan_equals_what_is_allocated(name, tiny_llama):
     _, session = run(tiny_llama, name, [prompt(LENGTH)])

@@ -60,19 +60,14 @@ class Budget:
         return cls(float(number) * _SCALE.get(unit, 1), _UNITS[unit])
 
     def tokens(self, context_tokens: int, kv_bytes_per_token: int) -> int:
-        """Tokens per KV head for a context; ValueError if the budget exceeds it.
+        """Tokens per KV head for a context; all of it where the budget covers it.
 
         ``kv_bytes_per_token`` are the K and V bytes of one token over all layers and KV heads.
         """
         if self.unit == "frac":
             return max(1, round(self.value * context_tokens))
         tokens = self.value if self.unit == "tokens" else self.value / kv_bytes_per_token
-        if tokens > context_tokens:
-            raise ValueError(
-                f"budget: {self} is {int(tokens)} tokens per KV head but the context has "
-                f"{context_tokens}; use at most 100% (or method=full)"
-            )
-        return max(1, int(tokens))
+        return max(1, int(min(tokens, context_tokens)))
 
     def allocate(
         self, shape: KVShape, weight_LG: Sequence[Sequence[float]] | None = None

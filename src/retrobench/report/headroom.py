@@ -13,7 +13,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from retrobench.core.budget import Budget
 from retrobench.report.benchmarks import benchmark
+from retrobench.report.rows import ORDER
 from retrobench.store.results import OK, ResultStore
 
 LEAST_SCORE, ABOVE_CHANCE = 0.20, 0.10
@@ -30,21 +32,29 @@ _SHOWN = 6  # names in a note
 def load(
     store: ResultStore, names: Sequence[str] | None, keys: Sequence[str] | None
 ) -> pd.DataFrame:
-    """``store.columns`` in the order of ``keys``, with ``full_score``, full attention's mean score.
+    """Rows by model, method and budget, with full attention's mean score (``full_score``).
 
     Other cells of the store count as well, if they were asked the same prompts.
     """
     frame = store.columns(names, keys)
     if frame.empty or "score" not in frame:
         return frame
-    if keys is not None:
-        order = {key: place for place, key in enumerate(keys)}
-        frame = frame.sort_values(
-            "key", key=lambda k: k.map(order), kind="stable", ignore_index=True
-        )
     every = store.columns([*_COLUMN, "key", "method", "status", "score", "prompt_hash"])
     asked = every["prompt_hash"].isin(set(frame["prompt_hash"].dropna()))
+    frame = frame.sort_values(
+        ["model", "method", "budget"], key=_place, na_position="first", ignore_index=True,
+        kind="stable",
+    )  # fmt: skip
     return frame.assign(full_score=_full_scores(frame, every[asked]))
+
+
+def _place(column: pd.Series) -> pd.Series:
+    """What a column is sorted by: methods as in every legend, budgets by their amount."""
+    if column.name == "method":
+        return column.map({name: place for place, name in enumerate(ORDER)}).fillna(len(ORDER))
+    if column.name == "budget":
+        return column.map(lambda text: Budget.parse(text).value, na_action="ignore").astype(float)
+    return column
 
 
 def _full_scores(frame: pd.DataFrame, among: pd.DataFrame) -> pd.Series:

@@ -8,6 +8,8 @@ import pandas as pd
 
 from retrobench.store.row_file import OK
 
+# methods in tables and legends; others follow
+ORDER = ("full", "retroinfer", "oracle_topk", "quest", "infinigen", "streaming", "random")
 HELD_BYTES = ["footprint.device", "footprint.pinned", "footprint.host"]
 
 
@@ -71,6 +73,11 @@ def step_seconds(frame: pd.DataFrame) -> pd.Series:
     return frame["decode_s"] / frame["decode_steps"].clip(lower=1)
 
 
+def token_count(count: float) -> str:
+    """A token count in few characters: 512, 4K, 128K."""
+    return f"{count / 1024:g}K" if count >= 1024 else f"{count:g}"
+
+
 def uses_stand_in(frame: pd.DataFrame) -> bool:
     """Whether any row used substitute data."""
     return "meta.stand_in" in frame and bool(frame["meta.stand_in"].eq(True).any())
@@ -89,7 +96,7 @@ def describe(frame: pd.DataFrame, by: list[str]) -> str:
     models = ", ".join(sorted(frame["model"].unique()))
     kind = "substitute data" if uses_stand_in(frame) else "real data"
     lengths = sorted(frame["length"].unique())
-    length = f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]}-{lengths[-1]}"
+    length = "-".join(map(token_count, dict.fromkeys([lengths[0], lengths[-1]])))
     length = f"{length} tokens, " if lengths[-1] else ""
     protocols = ", ".join(sorted(frame["protocol"].unique()))
     noun = "sample" if number == "1" else "samples"

@@ -91,7 +91,7 @@ def retrieved_tokens(config: Any, shape: KVShape, budget: Budget | None) -> tupl
             continue
         total = budget.tokens(context, shape.kv_bytes_per_token)
         static = config.sink_tokens + config.local_tokens
-        if total <= static:
+        if total <= static and total < context:
             raise ValueError(
                 f"budget: {budget} is {total} tokens of a context of {context}, but the static "
                 f"zone alone takes {static} (method.sink_tokens + method.local_tokens); "

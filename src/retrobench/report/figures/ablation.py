@@ -12,7 +12,7 @@ import pandas as pd
 from retrobench.report import headroom
 from retrobench.report.checks.published import DEFAULTS, HIT_RATIO, RETROINFER
 from retrobench.report.figures import parts, style
-from retrobench.report.rows import moved_bytes, require, shared_samples
+from retrobench.report.rows import moved_bytes, require, shared_samples, token_count
 from retrobench.stats.intervals import mean_interval
 from retrobench.store.row_file import OK
 
@@ -181,7 +181,7 @@ def _value_axis(axes: Any, label: str, rows: pd.DataFrame) -> None:
 def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
-    return style.tokens(value) if value >= 1024 else f"{value:g}"
+    return token_count(value) if value >= 1024 else f"{value:g}"
 
 
 # an ablation's figure bears the name of its experiment

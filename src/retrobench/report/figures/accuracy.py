@@ -17,6 +17,7 @@ from retrobench.report.rows import (
     require,
     score_grid,
     scored,
+    token_count,
     usual_length,
 )
 from retrobench.stats.intervals import mean_interval
@@ -28,7 +29,7 @@ def ruler_scores(frame: pd.DataFrame) -> Any:
     """Mean score per RULER task and method (bars), at the length with most rows."""
     command = "python run.py -m method=full,retroinfer task=ruler"
     rows = usual_length(one_setting(scored(frame, "ruler", command), command))
-    return _bars(rows, f"RULER at {style.tokens(rows['length'].iloc[0])}")
+    return _bars(rows, f"RULER at {token_count(rows['length'].iloc[0])}")
 
 
 def longbench(frame: pd.DataFrame) -> Any:
@@ -108,7 +109,7 @@ def _score_maps(rows: pd.DataFrame, by: str, label: str, text: Callable[[Any], s
     drawing, panels = style.figure(height, len(grids), width=style.TWO_COLUMNS)
     for panel, (method, grid) in zip(panels, grids.items(), strict=True):
         image = parts.heat_map(panel, grid, method, 100)
-        panel.set_xticks(range(grid.shape[1]), [style.tokens(c) for c in grid.columns])
+        panel.set_xticks(range(grid.shape[1]), [token_count(c) for c in grid.columns])
         first = panel is panels[0]
         panel.set_yticks(range(len(grid)), [text(y) if first else "" for y in grid.index])
         panel.set_xlabel("context (tokens)")

@@ -16,6 +16,7 @@ from retrobench.report.rows import (
     require,
     scored,
     shared_samples,
+    token_count,
     usual_length,
 )
 from retrobench.stats.intervals import mean_interval
@@ -63,7 +64,7 @@ def prefill_breakdown(frame: pd.DataFrame) -> Any:
         places = [parts.slot_place(lengths.index(n), slot) for n in missing]
         parts.out_of_memory(axes, places, style.color(method))
     axes.bar([0], [0], color="white", edgecolor="#555555", hatch=_HATCH, label="index build")
-    parts.group_axis(axes, [style.tokens(n) for n in lengths])
+    parts.group_axis(axes, [token_count(n) for n in lengths])
     axes.set(xlabel="context (tokens)", ylabel="prefill (s)")
     note = describe(rows, ["method", "length"])
     return style.finish(drawing, pd.concat([rows, failed]), None, note, columns=3)

@@ -11,6 +11,7 @@ import pandas as pd
 from retrobench.report import headroom
 from retrobench.report.benchmarks import display_name
 from retrobench.report.figures import style
+from retrobench.report.rows import token_count
 from retrobench.stats.intervals import mean_interval
 
 Interval = tuple[float, float, float]  # middle, low, high
@@ -85,7 +86,7 @@ def group_axis(axes: Any, names: Sequence[str]) -> None:
 
 def token_axis(axes: Any, lengths: Iterable[float]) -> None:
     """Context lengths on a log scale, each with its number."""
-    _log2_axis(axes, lengths, style.tokens, "context (tokens)")
+    _log2_axis(axes, lengths, token_count, "context (tokens)")
 
 
 def batch_axis(axes: Any, batches: Iterable[float]) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from retrobench.report.benchmarks import is_timed
 from retrobench.report.figures import parts, style
-from retrobench.report.rows import default_options, require
+from retrobench.report.rows import default_options, require, token_count
 from retrobench.store.row_file import OK
 
 
@@ -59,7 +59,7 @@ def throughput_by_batch(frame: pd.DataFrame) -> Any:
             failed = _failed(here, own, method, "meta.batch")
             parts.out_of_memory(panel, failed, style.color(method), order)
         parts.batch_axis(panel, here["meta.batch"])
-        panel.set_title(f"{style.tokens(context)} tokens")
+        panel.set_title(f"{token_count(context)} tokens")
     return style.finish(drawing, rows, None, f"{_where(good)}; median, quartiles")
 
 
@@ -79,7 +79,7 @@ def latency_vs_load(frame: pd.DataFrame) -> Any:
     for panel, (tokens_in, tokens_out) in zip(panels, loads, strict=True):
         here = good[(good["length"] == tokens_in) & (good["decode_steps"] == tokens_out)]
         _load_panel(panel, here, rows[rows["length"] == tokens_in])
-        panel.set_title(f"{style.tokens(tokens_in)} tokens in, {style.tokens(tokens_out)} out")
+        panel.set_title(f"{token_count(tokens_in)} tokens in, {token_count(tokens_out)} out")
     note = f"{_where(good)}; numbers: batch; one run of each, random token ids"
     return style.finish(drawing, rows, None, note)
 

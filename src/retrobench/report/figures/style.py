@@ -7,11 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from retrobench.report.rows import describe
+from retrobench.report.rows import ORDER, describe
 
 ONE_COLUMN, TWO_COLUMNS = 3.5, 7.2  # inches
 COLORS = ("#000000", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
-ORDER = ("full", "retroinfer", "oracle_topk", "quest", "infinigen", "streaming", "random")
 MARKERS = "os^DvPX*"
 PUBLISHED = {"linestyle": "none", "fillstyle": "none", "markersize": 7}
 SMALL = 6  # font size of notes inside a panel
@@ -114,8 +113,3 @@ def close(drawing: Any) -> None:
     import matplotlib.pyplot as plt
 
     plt.close(drawing)
-
-
-def tokens(count: float) -> str:
-    """A token count for an axis: 512, 4K, 128K."""
-    return f"{count / 1024:g}K" if count >= 1024 else f"{count:g}"

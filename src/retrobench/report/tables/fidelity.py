@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from retrobench.report.tables.labels import label
+from retrobench.report.tables.labels import each_label
 from retrobench.report.tables.layout import number
 from retrobench.store.row_file import OK
 
@@ -56,12 +56,13 @@ def fidelity_matrix(frame: pd.DataFrame, columns: dict[str, tuple[str, str]]) ->
     }
     means = pd.DataFrame(numbers, dtype=float).groupby(measured["key"], sort=False).mean()
     rows = []
-    for key, cell in measured.groupby("key", sort=False):
-        own = " or ".join(sorted({layer_range(layers) for layers in sparse[cell.index]}))
+    for (key,), labels in each_label(measured):
+        own = sparse[measured["key"] == key]
+        own = " or ".join(sorted({layer_range(layers) for layers in own}))
         values = {"sparse layers": own, "compared": layer_range(common)}
         for column, mean in means.loc[key].items():
             values[column] = number(0 if abs(mean) < 5e-7 else mean, ".3g")
-        rows.append({**label(cell.iloc[0]), **values})
+        rows.append({**labels, **values})
     table = pd.DataFrame(rows)
     return table.drop(columns=[c for c in columns if rows and not table[c].any()])
 

@@ -1,4 +1,4 @@
-"""What identifies a cell in a table."""
+"""What identifies a line of a table: the labels of its cell, and what was attended."""
 
 from __future__ import annotations
 
@@ -7,16 +7,24 @@ from typing import Any
 
 import pandas as pd
 
-LABELS = ["model", "method", "changed", "engine.batch", "budget", "protocol", "key"]
+from retrobench.report import attended
+
+LABELS = ["model", "method", "changed", "engine.batch", "budget", "attended", "protocol", "key"]
 
 
-def each_label(frame: pd.DataFrame) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Key and labels of every cell, in the order of the rows."""
-    for first in frame.drop_duplicates("key").reindex(columns=LABELS).to_dict("records"):
-        yield first["key"], label(first)
+def each_label(
+    frame: pd.DataFrame, by: tuple[str, ...] = ("key",)
+) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """(Values of ``by``, labels) of every line, in the order of the rows."""
+    by = list(by)
+    texts = attended.texts(frame, by)
+    columns = list(dict.fromkeys([*LABELS, *by]))
+    for first in frame.drop_duplicates(by).reindex(columns=columns).to_dict("records"):
+        line = tuple(first[name] for name in by)
+        yield line, _label(first, texts.get(line, ""))
 
 
-def label(row: Mapping[str, Any]) -> dict[str, Any]:
+def _label(row: Mapping[str, Any], attended_text: str) -> dict[str, Any]:
     """Labels of a row's cell; what is as usual is left out or empty."""
     labels = {name: row.get(name) for name in LABELS}
     labels["key"] = labels["key"][:6]
@@ -26,6 +34,7 @@ def label(row: Mapping[str, Any]) -> dict[str, Any]:
         labels.pop("protocol")
     if labels["budget"] is None or pd.isna(labels["budget"]):
         labels["budget"] = "default"
+    labels["attended"] = attended_text
     batch = labels.pop("engine.batch")
     if batch > 1:
         labels["batch"] = f"{batch:.0f}"

@@ -11,6 +11,7 @@ from retrobench.report.checks.compare_published import compare_published
 from retrobench.report.checks.significance import significance
 from retrobench.report.rows import HELD_BYTES
 from retrobench.report.tables import fidelity, machine, speed
+from retrobench.report.tables.cost import NOTE as COST_NOTE
 from retrobench.report.tables.cost import cost_matrix
 from retrobench.report.tables.labels import LABELS
 from retrobench.report.tables.layout import print_line, rich_table
@@ -19,6 +20,7 @@ from retrobench.report.tables.scores import caption, score_matrix
 # what the tables read of a row (see store.columns)
 COLUMNS = (
     "key model method changed benchmark protocol budget engine.batch sample task length status "
+    "prompt_tokens "
     "score prompt_hash prefill_s seal_s decode_s decode_steps meta.stand_in meta.* "
     "live.attended_tokens live.estimated_tokens live.hit_ratio live.bytes_per_step.*"
 ).split()
@@ -51,7 +53,7 @@ def print_tables(frame: pd.DataFrame, console: Console) -> None:
         console.print(_rich("published scores beside ours", published))
     for line in significance(frame):
         print_line(console, line, "bold red" if "ALARM" in line else None)
-    console.print(caption(frame), style="dim", markup=False, highlight=False)
+    print_line(console, f"{caption(frame)}\n{COST_NOTE}", "dim")
 
 
 def _print_matrices(frame: pd.DataFrame, console: Console) -> None:
@@ -87,8 +89,9 @@ def _width(table: Table, console: Console) -> int:
 
 
 def _turned(matrix: pd.DataFrame) -> pd.DataFrame:
-    heads = matrix["method"] + "\n" + matrix["key"]
-    turned = matrix.drop(columns=["method", "key"]).T
+    names = [name for name in ("method", "key", "context") if name in matrix]
+    heads = matrix[names].agg("\n".join, axis=1)
+    turned = matrix.drop(columns=names).T
     turned.columns = list(heads)
     turned.insert(0, "", [str(name) for name in turned.index])
     return turned
@@ -96,13 +99,15 @@ def _turned(matrix: pd.DataFrame) -> pd.DataFrame:
 
 def _trimmed(matrix: pd.DataFrame) -> pd.DataFrame:
     """Without columns that say nothing."""
-    optional = ("changed", "backend", "hit", "hidden", "prefill s")
+    optional = "changed attended context backend hit hidden".split() + ["hit ratio", "prefill s"]
     silent = [c for c in optional if c in matrix and not matrix[c].any()]
     return matrix.drop(columns=silent)
 
 
 def _rich(title: str, matrix: pd.DataFrame) -> Table:
     """A matrix as a table; a length that all its columns share goes to the title."""
+    if "context" in matrix and matrix["context"].nunique() == 1:
+        title, matrix = f"{title} at {matrix['context'].iloc[0]}", matrix.drop(columns="context")
     columns = [str(column) for column in matrix.columns]
     lengths = {column.split("@")[1] for column in columns if "@" in column}
     if len(lengths) == 1:

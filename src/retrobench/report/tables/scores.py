@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from retrobench.report import headroom
+from retrobench.report import attended, headroom
 from retrobench.report.benchmarks import short_names
-from retrobench.report.rows import count_range, uses_stand_in
+from retrobench.report.rows import count_range, token_count, uses_stand_in
 from retrobench.report.tables.labels import each_label
 from retrobench.store.row_file import OK
 
@@ -35,7 +35,7 @@ def score_matrix(frame: pd.DataFrame) -> pd.DataFrame:
     average, is_whole = counted["mean"].mean(), counted["failed"].sum() == 0
     shown = texts.unstack().reindex(columns=frame["column"].unique()).fillna("")
     rows = []
-    for key, labels in each_label(frame):
+    for (key,), labels in each_label(frame):
         known = bool(is_whole.get(key, False)) and pd.notna(average[key])
         rows.append({**labels, **shown.loc[key], "avg": f"{average[key]:.1f}" if known else "-"})
     return pd.DataFrame(rows)
@@ -44,7 +44,7 @@ def score_matrix(frame: pd.DataFrame) -> pd.DataFrame:
 def column_names(frame: pd.DataFrame) -> pd.Series:
     """Sub-task and length of every row: ``vt@4K``, ``vt*@4K`` without headroom."""
     mark = headroom.lacks_headroom(frame).map({True: headroom.MARK, False: ""})
-    length = "@" + (frame["length"] / 1024).map("{:g}K".format)
+    length = "@" + frame["length"].map(token_count)
     return short_names(frame) + mark + length.where(frame["length"] > 0, "")
 
 
@@ -54,4 +54,6 @@ def caption(frame: pd.DataFrame) -> str:
     lines = [f"{number} samples per entry; protocol: {', '.join(sorted(protocols))}"]
     if uses_stand_in(frame):
         lines.append("substitute data: not comparable with published scores")
+    if attended.texts(frame, ["key"]):
+        lines.append(attended.NOTE)
     return "\n".join([*lines, *headroom.notes(frame, column_names(frame))])

@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from retrobench.report.rows import HELD_BYTES
-from retrobench.report.tables.labels import label
+from retrobench.report.rows import HELD_BYTES, token_count
+from retrobench.report.tables.labels import each_label
 from retrobench.report.tables.layout import number
 from retrobench.store.row_file import OK
 
@@ -27,8 +27,10 @@ def speed_matrix(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.assign(sparse=frame["method"] != "full")  # full attention first
     order = ["length", "meta.batch", "sparse", "method", "key"]
     rows = []
-    for row in frame.sort_values(order, kind="stable").to_dict("records"):
-        cell = {**label(row), "context": f"{row['length']}"}
+    frame = frame.sort_values(order, kind="stable").assign(line=range(len(frame)))
+    labels = each_label(frame, by=("line",))
+    for (_, label), row in zip(labels, frame.to_dict("records"), strict=True):
+        cell = {**label, "context": token_count(row["length"])}
         cell["batch"] = f"{row['meta.batch']:.0f}"
         if row["status"] == OK:
             cell |= _measured(row, full_step_s(row, frame))

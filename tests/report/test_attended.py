@@ -1,0 +1,54 @@
+"""Tables say what was attended wherever it is not what the budget asked for."""
+
+from __future__ import annotations
+
+import pytest
+
+from retrobench.report.headroom import load
+from retrobench.report.tables.cost import cost_matrix
+from retrobench.report.tables.overview import COLUMNS
+from retrobench.report.tables.scores import caption, score_matrix
+
+
+def table(lab, budget, tokens, method="quest"):
+    """The scores of a cell that attends ``tokens`` (context length: tokens)."""
+    rows = []
+    for length, attended in tokens.items():
+        row = lab.row(length=length)  # ten steps: the cache holds 5.5 tokens more on average
+        row["live"]["attended_tokens"] = attended
+        rows.append({**row, "prompt_tokens": length})
+    lab.cell(method, budget=budget, rows=rows)
+    return load(lab.store, COLUMNS, None)
+
+
+@pytest.mark.parametrize(
+    ("budget", "tokens", "text"),
+    [
+        ("10%", {4000: 410.0}, ""),  # whole pages
+        ("10%", {1000: 1005.5}, "100%"),
+        ("10%", {1000: 1005.5, 4000: 400.0}, "10-100%"),
+        ("69tok", {4000: 85.0}, "85 tok"),
+        ("1tok", {4000: 26.0}, "26 tok"),
+        ("2tok", {4000: 3.0}, ""),  # one token apart
+        ("100%", {1000: 1005.5}, ""),
+        ("5000tok", {1000: 1005.5}, ""),  # all there is
+        ("1000tok", {4000: 500.0}, "500 tok"),
+        ("1MiB", {4000: 512.0}, "512 tok"),
+        (None, {4000: 128.0}, "3.2%"),
+    ],
+)
+def test_what_was_attended_is_shown_where_it_is_not_what_was_asked(lab, budget, tokens, text):
+    frame = table(lab, budget, tokens)
+    assert list(score_matrix(frame)["attended"]) == [text]
+    assert ("attended: share of the context" in caption(frame)) == bool(text)
+
+
+def test_full_attention_has_nothing_to_say(lab):
+    assert list(score_matrix(table(lab, None, {4000: 4005.5}, "full"))["attended"]) == [""]
+
+
+def test_costs_are_told_by_context_length(lab):
+    costs = cost_matrix(table(lab, "10%", {1024: 1029.5, 4096: 410.0}))
+    assert list(costs["context"]) == ["1K", "4K"]
+    assert list(costs["attended"]) == ["100%", ""]
+    assert list(costs["tokens attended"]) == ["1030", "410"]
