@@ -124,7 +124,7 @@ def _model_config():
         ({"budget": "5 apples"}, "is not a budget"),
         ({"method": {"name": "retroinfer", "num_clusters": 1399}}, "larger than the 1332 tokens"),
         ({"model": {"source": "local", "path": "nowhere"}}, "no config.json"),
-        ({"model": {"source": "hf", "id": "no/such-model"}}, "hf download no/such-model"),
+        ({"model": {"source": "hf", "id": "no/such-model"}}, "retrobench fetch no/such-model"),
         ({"model": {"source": "hf"}}, "needs model.id"),
         ({"tracker": {"name": "wandbb"}}, "did you mean wandb"),
         ({"protocl": "x"}, "did you mean protocol"),

@@ -160,12 +160,12 @@ def test_the_archive_and_long_prompts(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="no whole zip archive"):
             samples(tmp_path, **options)
-        with pytest.raises(ValueError, match=r"data.zip.*scripts/fetch_data.py longbench"):
+        with pytest.raises(ValueError, match=r"data.zip.*retrobench fetch longbench"):
             task.fingerprint(PromptBuilder(build_tokenizer()))
 
 
 def test_missing_data_names_file_folder_and_command(tmp_path):
-    message = r"qasper.jsonl not found in .*longbench.*scripts/fetch_data.py longbench"
+    message = r"qasper.jsonl not found in .*longbench.*retrobench fetch longbench"
     with pytest.raises(ValueError, match=message):
         samples(tmp_path, tasks=("qasper",))
     write(tmp_path, "qasper", "version https://git-lfs.github.com/spec/v1")

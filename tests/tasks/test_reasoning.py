@@ -17,7 +17,7 @@ def make(root, tasks):
 
 
 def test_questions_and_scores(tmp_path):
-    with pytest.raises(ValueError, match=r"aime24.json not found in .*fetch_data.py aime24"):
+    with pytest.raises(ValueError, match=r"aime24.json not found in .*retrobench fetch aime24"):
         make(tmp_path, ("aime24",))
     folder = tmp_path / "reasoning"
     folder.mkdir()
@@ -46,7 +46,7 @@ def test_questions_and_scores(tmp_path):
 def test_a_broken_file_names_the_command_that_fetches_it(tmp_path):
     (tmp_path / "reasoning").mkdir()
     (tmp_path / "reasoning" / "gpqa.json").write_text("{")
-    with pytest.raises(ValueError, match=r"gpqa.json is not JSON .*fetch_data.py gpqa"):
+    with pytest.raises(ValueError, match=r"gpqa.json is not JSON .*retrobench fetch gpqa"):
         make(tmp_path, ("gpqa",))
 
 

@@ -257,5 +257,5 @@ def test_local_essays_replace_the_substitute(tmp_path):
 def test_missing_data_is_named_with_the_command_that_fetches_it(tmp_path):
     for task, name in (("niah_single_2", "PaulGrahamEssays.json"), ("qa_2", "hotpotqa.json")):
         config = RulerConfig(tasks=(task,), samples=1, stand_in=False)
-        with pytest.raises(ValueError, match=f"{name}.*scripts/fetch_data.py ruler"):
+        with pytest.raises(ValueError, match=f"{name}.*retrobench fetch ruler"):
             next(RulerTask(config, str(tmp_path)).samples(prompt("embedded")))

@@ -5,24 +5,110 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rich.table import Table
+
+from retrobench.cli.app import console
+from retrobench.core.spec import nearest
+from retrobench.fetch import data, hub, models
+from retrobench.fetch.benchmarks import BENCHMARKS
 from retrobench.fetch.catalogue import MODELS
-from retrobench.fetch.models import fetch_model
+
+EPILOG = """NAME is one of the list, `data` for the data of all benchmarks, or ORG/NAME[@REVISION]
+for a model of the Hugging Face Hub (kept in the Hub's own cache). What is whole already is kept,
+and a stopped fetch goes on. Data of the Hub need retrobench[data]; some of it needs
+`hf auth login`."""
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The sub-command's options."""
-    command = commands.add_parser("fetch", help="bring models; nothing else downloads")
-    command.add_argument("names", nargs="+", choices=MODELS, metavar="NAME", help=", ".join(MODELS))
+    text = "bring models and data, or list them; nothing else downloads"
+    command = commands.add_parser("fetch", help=text, description=text, epilog=EPILOG)
+    command.add_argument("names", nargs="*", metavar="NAME", help="none: list what there is")
+    command.add_argument("--list", action="store_true", help="what can be fetched, what is here")
+    command.add_argument("--root", type=Path, default=Path("data"), help="the data.root of run.py")
     command.add_argument(
         "--from", dest="given", type=Path, help="folder of downloaded files: no network"
     )
-    command.set_defaults(run=_fetch)
+    command.add_argument("--verify", action="store_true", help="only check; none: all that is here")
+    command.set_defaults(run=_run)
 
 
-def _fetch(options: argparse.Namespace) -> int:
-    for name in options.names:
-        fetch_model(MODELS[name], options.given, _say)
+def _run(options: argparse.Namespace) -> int:
+    names = [
+        name for asked in options.names for name in (BENCHMARKS if asked == "data" else [asked])
+    ]
+    for name in names:
+        if name not in MODELS and name not in BENCHMARKS and "/" not in name:
+            known = [*MODELS, *BENCHMARKS, "data"]
+            raise ValueError(
+                f"{name}: no such name{nearest(name, known)} Known: {', '.join(known)}"
+            )
+    if options.given is not None and not options.given.is_dir():
+        raise ValueError(f"--from {options.given}: no such folder")
+    if options.verify:
+        return _verify(names, options.root)
+    if options.list or not names:
+        console().print(listing(options.root))
+        return 0
+    for name in names:
+        _fetch(name, options)
     return 0
+
+
+def _fetch(name: str, options: argparse.Namespace) -> None:
+    """Bring one thing; ValueError saying what went wrong."""
+    try:
+        if name in MODELS:
+            models.fetch_model(MODELS[name], options.given, _say)
+        elif name in BENCHMARKS:
+            data.fetch_benchmark(options.root, name, hub.Hub(), options.given, _say)
+        elif options.given is not None:
+            raise ValueError(f"{name} is already a folder there: model=local model.path=FOLDER")
+        else:
+            _say(f"{name}: {hub.fetch_model(name)}")
+    except ImportError as error:
+        raise ValueError(f"{name} needs {error.name}: pip install 'retrobench[data]'") from error
+    except ValueError:
+        raise
+    except Exception as error:  # the libraries raise many kinds for a missing network
+        raise ValueError(f"{name} not fetched: {type(error).__name__}: {error}") from error
+
+
+def _verify(names: list[str], root: Path) -> int:
+    """Check what was named, or all that is here; exit code 1 if anything is wrong."""
+    if not names:
+        names = [name for name in MODELS if models.read_manifest(models.models_root() / name)]
+        fetched = data.read_manifest(root)
+        names += [name for name, files in BENCHMARKS.items() if any(f in fetched for f in files)]
+    wrong = []
+    for name in names:
+        found = models.verify(name) if name in MODELS else data.verify(root, name)
+        wrong += found
+        _say("\n".join(found) or f"{name}: whole")
+    if not names:
+        _say("nothing is here")
+    return 1 if wrong else 0
+
+
+def listing(root: Path) -> Table:
+    """What can be fetched, its size and terms, and what is here."""
+    folder = models.models_root()
+    caption = f"models in {folder}, data in {root}; MB of the download, or of the file that is here"
+    table = Table(title="retrobench fetch NAME", caption=caption)
+    for name in ("name", "what", "MB", "licence", "here"):
+        table.add_column(name, justify="right" if name == "MB" else "left")
+    for model in MODELS.values():
+        here = "yes" if models.read_manifest(folder / model.name) else ""
+        size = f"{model.download_bytes / 1e6:.0f}"
+        table.add_row(model.name, model.about, size, model.licence, here)
+    for benchmark, files in BENCHMARKS.items():
+        for name, source in files.items():
+            path = root / name
+            size = path.stat().st_size / 1e6 if path.exists() else source.about_mb
+            what = f"{Path(name).name} from {source.repo}"
+            here = "yes" if path.exists() else ""
+            table.add_row(benchmark, what, f"{size:.0f}" if size else "?", source.licence, here)
+    return table
 
 
 def _say(text: str) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,14 +11,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from retrobench.core.cell import digest
-from retrobench.engine import hf
+from retrobench.engine import checkpoint, hf
 from retrobench.engine.model_config import ModelConfig
 from retrobench.engine.replay import TraceModel, TraceTokenizer
-from retrobench.fetch import digests
-from retrobench.fetch.models import fetched
 
 TINY_DIR = Path(__file__).parent / "tiny"
-SUPPORTED = "supported_tasks.json"  # which tasks the model does; decided by its own scores
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,11 +63,11 @@ def describe(config: ModelConfig) -> ModelInfo:
         meta_model, tokenizer = embedded.load_constructed(dtype)
         revision = embedded.content_hash()
     elif config.source == "tiny":
-        meta_model = _build_meta_model(AutoConfig.from_pretrained(TINY_DIR), dtype)
+        meta_model = checkpoint.build_meta_model(AutoConfig.from_pretrained(TINY_DIR), dtype)
         tokenizer = AutoTokenizer.from_pretrained(TINY_DIR)
-        revision = _folder_hash(TINY_DIR)
+        revision = checkpoint.folder_hash(TINY_DIR)
     else:
-        meta_model, tokenizer, revision = _describe_checkpoint(config, dtype)
+        meta_model, tokenizer, revision = checkpoint.describe(config, dtype)
     limit = hf.context_limit(meta_model)
     if config.max_context_tokens:
         limit = min(limit or config.max_context_tokens, config.max_context_tokens)
@@ -141,7 +135,7 @@ def load(config: ModelConfig) -> Loaded:
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(info.meta_model.config, dtype=dtype)
     else:
-        model = _load_checkpoint(config, dtype)
+        model = checkpoint.load(config, dtype)
     if not config.device_map:
         model = model.to(info.device)  # type: ignore[arg-type]
     model.eval()
@@ -185,83 +179,3 @@ def _describe_trace(config: ModelConfig, device: str) -> ModelInfo:
         context_limit=None,
         device=device,
     )
-
-
-def _describe_checkpoint(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, Any, str]:
-    if config.source == "local":
-        if not config.path:
-            raise ValueError("model=local needs model.path=FOLDER (a transformers checkpoint)")
-        if not (Path(config.path) / "config.json").exists():
-            raise ValueError(f"model.path={config.path}: no config.json in that folder")
-    elif not config.id and not config.config_json:
-        raise ValueError("model=hf needs model.id=org/name")
-    source, common = _source(config)
-    pinned = fetched(config.id)[1] if config.source == "fetched" else None
-    with _missing(config):
-        if config.config_json and config.weights == "random":
-            values = json.loads(config.config_json)
-            model_config = AutoConfig.for_model(values.pop("model_type"), **values)
-            source = ""
-        else:
-            model_config = AutoConfig.from_pretrained(source, **common)
-        if config.weights == "random":
-            revision = "random-seed0"
-        else:
-            commit = getattr(model_config, "_commit_hash", None)
-            revision = pinned or commit or _folder_hash(Path(source))
-        tokenizer_source = config.tokenizer or source
-        if tokenizer_source:
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, **common)
-        else:
-            from retrobench.engine.embedded.tokenizer import build_tokenizer
-
-            tokenizer = build_tokenizer()
-    return _build_meta_model(model_config, dtype, config.trust_remote_code), tokenizer, revision
-
-
-def _load_checkpoint(config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
-    source, common = _source(config)
-    if config.device_map:
-        common["device_map"] = config.device_map
-    with _missing(config):
-        return AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, **common
-        )
-
-
-def _source(config: ModelConfig) -> tuple[str, dict[str, Any]]:
-    common: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
-    if config.source == "local":
-        return config.path, common
-    if config.source == "fetched":
-        return str(fetched(config.id)[0]), common
-    return config.id, {**common, "revision": config.revision}
-
-
-@contextlib.contextmanager
-def _missing(config: ModelConfig) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        what = config.path if config.source == "local" else config.id
-        raise ValueError(
-            f"model {what!r} could not be loaded: {str(error).splitlines()[0]} "
-            f"Fetch it with `hf download {what}` or use model=local model.path=FOLDER."
-        ) from error
-
-
-def _build_meta_model(config: Any, dtype: torch.dtype, remote: bool = False) -> PreTrainedModel:
-    """The architecture without data: no memory, well under a second for an 8B model."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=remote)
-
-
-def _folder_hash(folder: Path) -> str:
-    """Hash of names and contents of the files that decide a checkpoint."""
-    suffixes = {".json", ".safetensors", ".jinja", ".model"}
-    paths = [
-        path
-        for path in sorted(folder.glob("*"))
-        if path.suffix in suffixes and path.name != SUPPORTED
-    ]
-    return digests.of_files(paths)

@@ -113,6 +113,15 @@ def make_checkpoint(file: Path, sha256: str, folder: Path, about: dict[str, Any]
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def verify(name: str) -> list[str]:
+    """One line for each thing that is wrong with a fetched model; every file is read."""
+    folder = models_root() / name
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return [f"{folder}: missing"]
+    return damage(folder, manifest, deep=True)
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """What a converted checkpoint was made from; None where there is none, or half of one."""
     try:

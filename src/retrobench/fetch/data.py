@@ -1,0 +1,112 @@
+"""Benchmark data under ``data.root``: fetched, kept if whole, checked against a manifest.
+
+The manifest holds each file's source, revision and SHA-256. A stopped fetch goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from retrobench.fetch.benchmarks import BENCHMARKS, DataFile
+from retrobench.fetch.digests import sha256
+from retrobench.fetch.models import Say
+
+
+def fetch_benchmark(
+    root: Path, benchmark: str, hub: Any, given: Path | None = None, say: Say = print
+) -> None:
+    """Write every file of a benchmark that is missing or differs from the manifest.
+
+    ``given`` is a folder of downloaded originals; ``say`` is told of each file. The manifest is
+    written after each file. ValueError if a file is damaged or not in ``given``.
+    """
+    manifest = read_manifest(root)
+    for name, source in BENCHMARKS[benchmark].items():
+        path = root / name
+        if problem(path, manifest.get(name)) is None:
+            say(f"{path}: already there")
+            continue
+        if path.exists() and name not in manifest and damage(path, name) is None:
+            say(f"{path}: kept, though not fetched by this command")
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".part")
+        entry = _write(temporary, name, source, hub, given)
+        if (broken := damage(temporary, path.name)) is not None:
+            temporary.unlink()
+            raise ValueError(f"{name} from {entry['source']} is {broken}; not kept")
+        temporary.replace(path)
+        manifest[name] = {**entry, "sha256": sha256(path), "bytes": path.stat().st_size}
+        _replace(root / "manifest.json", json.dumps(manifest, indent=1))
+        say(f"{path}: {path.stat().st_size / 2**20:.1f} MiB from {entry['source']}")
+        say(f"  licence: {source.licence}")
+
+
+def _write(path: Path, name: str, source: DataFile, hub: Any, given: Path | None) -> dict[str, str]:
+    """Writes one file and says where it came from."""
+    if given is not None:
+        names = (name, Path(name).name, *source.originals)
+        found = next((given / each for each in names if (given / each).exists()), None)
+        if found is None:
+            raise ValueError(f"{' or '.join(names)} not found in {given}")
+        shutil.copyfile(found, path)
+        return {"source": found.name, "revision": "given"}
+    revision = hub.revision(source)
+    if source.convert is None:
+        shutil.copyfile(hub.file(source, revision), path)
+    else:
+        data = source.convert(hub.rows(source, revision))
+        path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+    return {"source": f"hf://datasets/{source.repo}", "revision": revision}
+
+
+def problem(path: Path, entry: Mapping[str, Any] | None) -> str | None:
+    """What is wrong with a file on disk, or None."""
+    if not path.exists():
+        return "missing"
+    if entry is None:
+        return "not in the manifest"
+    return None if sha256(path) == entry["sha256"] else "changed since it was fetched"
+
+
+def damage(path: Path, name: str) -> str | None:
+    """What is wrong with a file's content (a git-lfs pointer, half a zip, no JSON), or None."""
+    with path.open("rb") as stream:
+        if stream.read(23) == b"version https://git-lfs":
+            return "a git-lfs pointer, not the data"
+    if name.endswith(".zip"):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                bad = archive.testzip()
+        except zipfile.BadZipFile as error:
+            return f"no whole zip archive ({error})"
+        return f"damaged in {bad}" if bad else None
+    try:
+        json.loads(path.read_bytes())
+    except ValueError as error:
+        return f"not JSON ({error})"
+    return None
+
+
+def verify(root: Path, benchmark: str) -> list[str]:
+    """One line for each file that is missing, unknown or changed."""
+    manifest = read_manifest(root)
+    states = {name: problem(root / name, manifest.get(name)) for name in BENCHMARKS[benchmark]}
+    return [f"{root / name}: {wrong}" for name, wrong in states.items() if wrong is not None]
+
+
+def read_manifest(root: Path) -> dict[str, Any]:
+    """What was fetched before; empty without a manifest."""
+    path = root / "manifest.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
