@@ -23,6 +23,7 @@ A digit is an axis of that size. Where the axes of a tensor are flattened into r
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, fields
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -90,3 +91,16 @@ class Footprint:
     def total(self) -> int:
         """Bytes in all places."""
         return self.device + self.pinned + self.host
+
+
+def split_layers(shape: KVShape, dense: tuple[int, ...]) -> tuple[KVShape, KVShape]:
+    """Shapes of the dense layers and of the others; ValueError if either is not there."""
+    strange = sorted(set(dense) - set(shape.layers))
+    if dense and (strange or len(set(dense)) >= len(shape.layers)):
+        raise ValueError(
+            f"engine.dense_layers={','.join(map(str, dense))}: name some, not all, of the model's "
+            f"layers {shape.layers[0]}-{shape.layers[-1]}"
+        )
+    kept = tuple(layer for layer in shape.layers if layer in dense)
+    left = tuple(layer for layer in shape.layers if layer not in dense)
+    return dataclasses.replace(shape, layers=kept), dataclasses.replace(shape, layers=left)

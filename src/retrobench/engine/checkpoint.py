@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from retrobench.engine.context import set_rope
 from retrobench.engine.model_config import ModelConfig
 from retrobench.fetch import digests
 from retrobench.fetch.models import fetched
@@ -34,6 +35,7 @@ def describe(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, Any, str]:
             source = ""
         else:
             model_config = AutoConfig.from_pretrained(source, **common)
+        set_rope(model_config, config.rope_scaling)
         if config.weights == "random":
             revision = "random-seed0"
         else:
@@ -49,9 +51,11 @@ def describe(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, Any, str]:
     return build_meta_model(model_config, dtype, config.trust_remote_code), tokenizer, revision
 
 
-def load(config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The model with its weights, from safetensors alone."""
+def load(config: ModelConfig, dtype: torch.dtype, described: Any) -> PreTrainedModel:
+    """The model with its weights, from safetensors alone; ``described`` is its changed config."""
     source, common = _source(config)
+    if config.rope_scaling:
+        common["config"] = described
     if config.device_map:
         common["device_map"] = config.device_map
     with _missing(config):

@@ -12,11 +12,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from retrobench.core.method import Method, Probe
 from retrobench.engine import hf
 from retrobench.engine.generation import Decoding
+from retrobench.engine.model_cache import ServedCache, fully_managed
 from retrobench.measure.graph import CapturedCall
 
 EXECUTORS = ("auto", "eager", "graph")
@@ -26,7 +27,7 @@ class Steps(hf.AttentionOwner, Protocol):
     """What an executor asks of a session."""
 
     model: PreTrainedModel
-    cache: DynamicCache
+    cache: ServedCache
     layers: tuple[int, ...]
     reached: set[int]  # managed layers that asked for their attention in this step
     methods: tuple[Method, ...]
@@ -141,11 +142,10 @@ def make_executor(session: Steps, name: str) -> EagerExecutor:
 
 def no_graph(session: Steps) -> str | None:
     """Why a graph cannot hold the session's step; None if it can."""
-    unmanaged = len(session.cache.layers) - len(session.layers)
-    if unmanaged:
+    if not fully_managed(session.cache, session.layers):
         return (
-            f"{type(session.model).__name__} keeps {unmanaged} sliding-window layers in its own "
-            "growing cache, which a CUDA graph cannot hold"
+            f"{type(session.model).__name__} keeps sliding-window or recurrent layers in its own "
+            "cache, which a CUDA graph cannot hold"
         )
     if session.comparator is not None:
         return "a comparison with exact attention reads every step on the host"

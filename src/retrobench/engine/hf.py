@@ -1,23 +1,29 @@
-"""Adapter to transformers: one attention function, one mask function, one pass-through cache layer.
+"""Adapter to transformers: one attention function, one mask function, one forward.
 
-No model is forked or patched. The session travels as a keyword of the model's forward and reaches
-the attention function; full-attention layers hand their new keys and values through untouched
-because the method owns them; sliding-window layers keep the model's own cache.
+No model is forked or patched. ``forward`` names the owner of its attention (a prefill, or a
+session) for the time of the call, and the attention function hands the new queries, keys and values
+of managed layers to it. All other layers keep the model's own cache, mask and window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
-from transformers.masking_utils import flash_attention_mask
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import causal_mask_function, flash_attention_mask, sdpa_mask
 
 from retrobench.core.method import AttentionArgs
 from retrobench.engine.attention.exact import causal
+from retrobench.engine.model_cache import ServedCache, fully_managed
+from retrobench.engine.rope import fixed_rope
 
 NAME = "retrobench"
 
@@ -26,15 +32,22 @@ class MethodBypassed(RuntimeError):
     """A managed layer was not reached in a step: the model computes its attention by itself."""
 
 
+class Unserved(ValueError):
+    """The model computes attention in a way that no method can serve."""
+
+
 class AttentionOwner(Protocol):
     """What computes the attention of managed layers: a prefill, or a session.
 
-    ``ids_BS`` is the whole prompt, ``length`` how many tokens went through the model before.
+    ``layers`` are the managed ones, ``ids_BS`` is the whole prompt, ``length`` how many tokens went
+    through the model before. ``rope_tokens`` is how long each row will get (``engine.rope``).
     """
 
+    layers: tuple[int, ...]
     ids_BS: Tensor
     length: int
     pad_tokens: tuple[int, ...]
+    rope_tokens: tuple[int, ...]
 
     def attend(
         self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
@@ -47,35 +60,22 @@ class AttentionOwner(Protocol):
         ...
 
 
-class PassThroughLayer(DynamicLayer):
-    """Counts tokens and returns new keys and values as they came: the method stores them."""
+_serving: ContextVar[tuple[Any, Any]] = ContextVar("serving", default=(None, None))
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_tokens = 0
 
-    def lazy_initialization(self, key_states: Tensor, *args: Any) -> None:
-        """Nothing to allocate (the signature differs between transformers versions)."""
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.is_initialized = True
+@contextlib.contextmanager
+def serving(owner: Any, cache: ServedCache | None = None) -> Iterator[None]:
+    """Attention calls inside go to this owner. (Not every model passes keywords down to them.)"""
+    token = _serving.set((owner, cache))
+    try:
+        yield
+    finally:
+        _serving.reset(token)
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Count and pass through."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states)
-        self.num_tokens += key_states.shape[2]
-        return key_states, value_states
 
-    def get_seq_length(self) -> int:
-        """Tokens seen so far, padding included."""
-        return self.num_tokens
-
-    def get_mask_sizes(self, query: Any) -> tuple[int, int]:
-        """(KV length, offset) for a query of T tokens (a count, or positions before 5.x)."""
-        num_query = query if isinstance(query, int) else query.shape[0]
-        return self.num_tokens + num_query, 0
+def current_owner() -> Any:
+    """Who serves the attention of the forward that is going on."""
+    return _serving.get()[0]
 
 
 def attention(
@@ -89,34 +89,78 @@ def attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    session: AttentionOwner | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The registered attention function: ``(o_BTHD, None)``."""
-    if session is None:
-        raise RuntimeError("this model runs inside a retrobench session only (session=... missing)")
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    """The registered attention function: ``(o_BTHD, None)``. ValueError for what nobody serves."""
+    owner, cache = _serving.get()
+    if owner is None:
+        raise RuntimeError("this model runs inside a retrobench session only")
+    passed = None if cache is None else cache.newest.take(key)
+    layer: Any = getattr(module, "layer_idx", None) if passed is None else passed
+    where = f"layer {layer} ({type(module).__name__})"
     if s_aux is not None:
-        raise ValueError(
-            f"layer {layer} ({type(module).__name__}) uses attention sinks (s_aux), which no "
-            "method supports; use a model without them"
+        raise Unserved(
+            f"{where} uses attention sinks (s_aux), which no method supports; use a model "
+            "without them"
         )
+    bias = sorted(name for name, value in kwargs.items() if "bias" in name and value is not None)
+    if bias:
+        raise Unserved(f"{where} adds {', '.join(bias)} to its logits, which no method supports")
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     args = AttentionArgs(scale=scale, softcap=softcap)
-    if sliding_window is None:
-        out = session.attend(layer, query, key, value, args)
-    else:
+    has_matrix = attention_mask is not None and attention_mask.dim() == 4
+    if layer in owner.layers:
+        if has_matrix:
+            raise Unserved(
+                f"{where} adds a mask or bias of its own to full attention, which no method "
+                "supports; use a model without it"
+            )
+        out = _attend(owner, int(layer), query, key, value, args)
+    elif has_matrix:
+        out = causal(query, key, value, args, mask_B1TS=attention_mask)
+    elif sliding_window is not None:
         valid = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
         if valid is not None:
             valid = valid[:, -key.shape[2] :]
         out = causal(query, key, value, args, valid, window=sliding_window)
+    else:
+        raise Unserved(
+            f"{where} computes full attention with keys that are not in the model's KV cache; "
+            "no method can serve it"
+        )
     return out.transpose(1, 2).contiguous(), None
 
 
+def _attend(
+    owner: AttentionOwner, layer: int, query: Tensor, key: Tensor, value: Tensor, args: Any
+) -> Tensor:
+    """Ask the owner. Where keys and values differ in width (MLA), zeros make them equal."""
+    width = value.shape[-1]
+    dim = max(key.shape[-1], width)
+    query, key, value = (F.pad(x, (0, dim - x.shape[-1])) for x in (query, key, value))
+    return owner.attend(layer, query, key, value, args)[..., :width]
+
+
+def mask(mask_function: Callable = causal_mask_function, **sizes: Any) -> Tensor | None:
+    """The registered mask function: a padding mask or None, never a q x kv matrix ...
+
+    ... except for layers that see neither everything nor a sliding window (chunks, images).
+    Without the registration the mask would be None and sliding windows with left padding wrong.
+    """
+    if mask_function is causal_mask_function or _is_sliding(mask_function):
+        return flash_attention_mask(mask_function=mask_function, **sizes)
+    return sdpa_mask(mask_function=mask_function, **{**sizes, "allow_is_causal_skip": False})
+
+
+def _is_sliding(mask_function: Callable) -> bool:
+    """Whether a mask is a causal sliding window and nothing else."""
+    parts = inspect.getclosurevars(mask_function).nonlocals.get("mask_functions", ())
+    names = [getattr(part, "__qualname__", "").split(".")[0] for part in parts]
+    return names == ["sliding_window_overlay", "causal_mask_function"]
+
+
 AttentionInterface.register(NAME, attention)
-# A 2-D padding mask or None reaches us, never a q x kv matrix. Without this registration the mask
-# would be None and sliding windows with left padding silently wrong.
-AttentionMaskInterface.register(NAME, flash_attention_mask)
+AttentionMaskInterface.register(NAME, mask)
 
 
 def attach(model: PreTrainedModel) -> None:
@@ -125,66 +169,54 @@ def attach(model: PreTrainedModel) -> None:
     try:
         model.set_attn_implementation(NAME)
     except Exception as error:
-        raise ValueError(f"model {family} does not support attention functions: {error}") from error
+        raise Unserved(f"model {family} does not support attention functions: {error}") from error
     config = model.config.get_text_config()
     if getattr(config, "_attn_implementation", None) != NAME:
-        raise ValueError(f"model {family} ignores the attention interface; it cannot be managed")
-
-
-def make_cache(model: PreTrainedModel) -> tuple[DynamicCache, tuple[int, ...]]:
-    """A cache whose full-attention layers pass through, and the indexes of those layers.
-
-    ValueError if the model has no such layer, naming what it has.
-    """
-    config = model.config.get_text_config()
-    cache = DynamicCache(config=config)
-    if not cache.layers:
-        cache.layers = [DynamicLayer() for _ in range(config.num_hidden_layers)]  # type: ignore
-    managed = tuple(i for i, layer in enumerate(cache.layers) if type(layer) is DynamicLayer)
-    if not managed:
-        kinds = sorted({type(layer).__name__ for layer in cache.layers})
-        raise ValueError(
-            f"model {type(model).__name__} has no full-attention layer to serve "
-            f"(its cache layers are {', '.join(kinds)})"
-        )
-    for i in managed:
-        cache.layers[i] = PassThroughLayer()
-    return cache, managed
+        raise Unserved(f"model {family} ignores the attention interface; it cannot be managed")
 
 
 def forward(
     model: PreTrainedModel,
     ids_BT: Tensor,
-    cache: DynamicCache,
-    owner: Any,
+    cache: ServedCache,
+    owner: AttentionOwner,
     position_BT: Tensor | None = None,
 ) -> Tensor:
     """The model on new tokens; float32 logits ``BV`` of the last one.
 
     Managed layers need no mask: their attention knows the padding. The others get one.
     """
-    mask = None
+    padding = None
     if position_BT is None:
         end = owner.length + ids_BT.shape[1]
         pad_B1 = torch.tensor(owner.pad_tokens, device=ids_BT.device)[:, None]
         position = torch.arange(end, device=ids_BT.device)
         position_BT = (position[owner.length :] - pad_B1).clamp_min(0)
-        if any(owner.pad_tokens) and not all(map(_managed, cache.layers)):
-            mask = (position >= pad_B1).long()
-    output = model(
-        input_ids=ids_BT,
-        attention_mask=mask,
-        position_ids=position_BT,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-        session=owner,
-    )
+        if any(owner.pad_tokens) and not fully_managed(cache, owner.layers):
+            padding = (position >= pad_B1).long()
+    given = {
+        "input_ids": ids_BT,
+        "attention_mask": padding,
+        "position_ids": position_BT,
+        "past_key_values": cache,
+        "use_cache": True,
+        "logits_to_keep": 1,
+    }
+    names = _parameters(type(model))
+    if names is not None:
+        given = {name: value for name, value in given.items() if name in names}
+    with serving(owner, cache), fixed_rope(model, owner.rope_tokens):
+        output = model(**given)
     return output.logits[:, -1].float()
 
 
-def _managed(layer: Any) -> bool:
-    return isinstance(layer, PassThroughLayer)
+@lru_cache
+def _parameters(model_class: type) -> frozenset[str] | None:
+    """Names that a model's forward takes; None for any."""
+    parameters = inspect.signature(model_class.forward).parameters  # type: ignore[attr-defined]
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return None
+    return frozenset(parameters)
 
 
 def check_reached(model: PreTrainedModel, layers: tuple[int, ...], reached: set[int]) -> None:
@@ -229,23 +261,9 @@ def attention_modules(model: PreTrainedModel) -> dict[int, Any]:
     return {i: layer.self_attn for i, layer in enumerate(decoder.layers)}
 
 
-def kv_geometry(model: PreTrainedModel) -> tuple[int, int, int]:
-    """(query heads, KV heads, head dim) of the model's text config."""
-    config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return heads, kv_heads, head_dim
-
-
 def text_dtype(model: PreTrainedModel) -> str:
     """The model's dtype by name, e.g. ``bfloat16``."""
     return str(model.dtype).removeprefix("torch.")
-
-
-def context_limit(model: PreTrainedModel) -> int | None:
-    """Longest context that the config claims, in tokens (None if it does not say)."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:

@@ -12,8 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from retrobench.core.cell import digest
 from retrobench.engine import checkpoint, hf
+from retrobench.engine.context import beyond_claim, context_limit, parse_rope, set_limit
 from retrobench.engine.model_config import ModelConfig
 from retrobench.engine.replay import TraceModel, TraceTokenizer
+from retrobench.engine.traits import serve, traits
 
 TINY_DIR = Path(__file__).parent / "tiny"
 
@@ -26,6 +28,7 @@ class Loaded:
     tokenizer: Any
     identity: dict[str, Any]
     context_limit: int | None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,6 +48,15 @@ class ModelInfo:
     def weight_bytes(self) -> int:
         """Bytes of parameters and buffers."""
         return self.meta_model.get_memory_footprint()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a row must say of the model."""
+        name = self.identity["name"]
+        found = [beyond_claim(self.meta_model, name)]
+        if untried := traits(self.meta_model).untried:
+            found.append(f"{name} was not compared with transformers' own attention: {untried}")
+        return tuple(filter(None, found))
 
 
 @lru_cache(maxsize=4)
@@ -68,13 +80,13 @@ def describe(config: ModelConfig) -> ModelInfo:
         revision = checkpoint.folder_hash(TINY_DIR)
     else:
         meta_model, tokenizer, revision = checkpoint.describe(config, dtype)
-    limit = hf.context_limit(meta_model)
-    if config.max_context_tokens:
-        limit = min(limit or config.max_context_tokens, config.max_context_tokens)
-    template = {}
+    set_limit(meta_model, config.max_context_tokens)
+    chosen = {}
     if config.chat_template:
         tokenizer.chat_template = _template(config.chat_template)
-        template = {"chat_template": digest(tokenizer.chat_template)}
+        chosen["chat_template"] = digest(tokenizer.chat_template)
+    if config.rope_scaling:
+        chosen["rope_scaling"] = parse_rope(config.rope_scaling)
     identity = {
         "name": config.name or config.id or config.path,
         "source": config.source,
@@ -83,13 +95,13 @@ def describe(config: ModelConfig) -> ModelInfo:
         "dtype": dtype_name,
         "chat": config.chat,
         "max_context_tokens": config.max_context_tokens,
-        **template,
+        **chosen,
     }
     return ModelInfo(
         meta_model=meta_model,
         tokenizer=tokenizer,
         identity=identity,
-        context_limit=limit,
+        context_limit=context_limit(meta_model),
         device=device,
     )
 
@@ -126,6 +138,7 @@ def load(config: ModelConfig) -> Loaded:
             identity=info.identity,
             context_limit=info.context_limit,
         )
+    serve(info.meta_model)
     dtype = info.meta_model.dtype
     if config.source == "constructed":
         model = info.meta_model
@@ -135,7 +148,8 @@ def load(config: ModelConfig) -> Loaded:
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(info.meta_model.config, dtype=dtype)
     else:
-        model = checkpoint.load(config, dtype)
+        model = checkpoint.load(config, dtype, info.meta_model.config)
+    set_limit(model, config.max_context_tokens)
     if not config.device_map:
         model = model.to(info.device)  # type: ignore[arg-type]
     model.eval()
@@ -145,6 +159,7 @@ def load(config: ModelConfig) -> Loaded:
         tokenizer=info.tokenizer,
         identity=info.identity,
         context_limit=info.context_limit,
+        warnings=info.warnings,
     )
 
 

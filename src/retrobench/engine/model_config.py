@@ -45,7 +45,10 @@ class ModelConfig:
         choices=("auto", "off", "strip"),
     )
     trust_remote_code: bool = option(False, "run code from the model's repository")
-    max_context_tokens: int = option(0, "lower the context limit; 0: the model's own", low=0)
+    rope_scaling: str = option("", "rope parameters as JSON, over those of the config (YaRN ...)")
+    max_context_tokens: int = option(
+        0, "another context limit, lower or (with a warning) higher; 0: the model's own", low=0
+    )
 
     def __post_init__(self) -> None:
         try:

@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from retrobench.core.method import ALL_QUERIES, AttentionArgs, Needs, PromptLayer
 from retrobench.core.shapes import KVShape
 from retrobench.engine import hf
 from retrobench.engine.attention.exact import causal
 from retrobench.engine.attention.parts import logits as attention_logits
+from retrobench.engine.model_cache import ServedCache, is_recurrent, make_cache
 
 
 class NotFinite(RuntimeError):
@@ -33,17 +34,35 @@ class PrefilledPrompt:
 
     ``ids_BS`` is the whole prompt, left-padded; its first ``num_tokens`` were prefilled.
     ``layers`` holds the managed layers, ``cache`` the state of the others (sliding windows),
-    ``logits_BV`` those of the last prefilled token. ``seconds`` is what it took.
+    ``logits_BV`` those of the last prefilled token. ``rope_tokens`` is how long each row was said
+    to get, answer included. ``seconds`` is what it took.
     """
 
     ids_BS: Tensor
     pad_tokens: tuple[int, ...]
     num_tokens: int
     layers: dict[int, PromptLayer]
-    cache: DynamicCache
+    cache: ServedCache
     logits_BV: Tensor
+    rope_tokens: tuple[int, ...]
+    num_heads: int
     seconds: float = 0.0
     origin: str = "computed"  # computed | disk
+
+    def shape(self, new_tokens: int) -> KVShape:
+        """The KV cache of a session that adds so many tokens."""
+        k_BGSD, tokens = next(iter(self.layers.values())).k_BGSD, self.ids_BS.shape[1]
+        return KVShape(
+            pad_tokens=self.pad_tokens,
+            layers=tuple(sorted(self.layers)),
+            num_heads=self.num_heads,
+            num_kv_heads=k_BGSD.shape[1],
+            head_dim=k_BGSD.shape[3],
+            prompt_tokens=tokens,
+            max_tokens=tokens + new_tokens,
+            dtype=str(k_BGSD.dtype).removeprefix("torch."),
+            device=str(self.ids_BS.device),
+        )
 
     def layer(self, layer: int, last_use: bool) -> PromptLayer:
         """A layer for one method; the last one to ask gets the memory itself."""
@@ -51,7 +70,7 @@ class PrefilledPrompt:
             return self.layers.pop(layer)
         return dataclasses.replace(self.layers[layer], memory=None)
 
-    def fork_cache(self, last_use: bool) -> DynamicCache:
+    def fork_cache(self, last_use: bool) -> ServedCache:
         """The unmanaged layers' state for one session, which changes it."""
         return self.cache if last_use else copy.deepcopy(self.cache)
 
@@ -80,11 +99,19 @@ class _Recorder:
     """The attention owner of a prefill: exact attention, and the parts that ``Needs`` asks for."""
 
     def __init__(
-        self, ids_BS: Tensor, pad_tokens: tuple[int, ...], needs: Needs, room: int, replays: bool
+        self,
+        ids_BS: Tensor,
+        pad_tokens: tuple[int, ...],
+        layers: tuple[int, ...],
+        needs: Needs,
+        room: int,
+        replays: bool,
     ) -> None:
         self.ids_BS, self.pad_tokens, self.needs = ids_BS, pad_tokens, needs
-        self.memory_tokens, self.replays = ids_BS.shape[1] + room, replays
-        self.length = 0
+        self.layers, self.replays = layers, replays
+        self.memory_tokens = ids_BS.shape[1] + room
+        self.rope_tokens = tuple(self.memory_tokens - pad for pad in pad_tokens)
+        self.length = self.num_heads = 0
         self.reached: set[int] = set()
         self.memory: dict[int, tuple[Tensor, Tensor]] = {}
         self.queries: dict[int, list[Tensor]] = {}
@@ -96,7 +123,7 @@ class _Recorder:
     ) -> Tensor:
         """Attention of a chunk over the prompt so far."""
         self.reached.add(layer)
-        self.args[layer] = args
+        self.args[layer], self.num_heads = args, q_BHTD.shape[1]
         end = self.length + k_BGTD.shape[2]
         if layer not in self.memory:
             self.memory[layer] = self._room(k_BGTD), self._room(v_BGTD)
@@ -163,15 +190,21 @@ def prefill(
 ) -> PrefilledPrompt:
     """Prefill all but the last ``tail_tokens`` of left-padded prompts, in chunks.
 
-    ``room`` tokens of memory follow the prompt for the method that may keep it. NotFinite for NaN
+    ``room`` tokens of memory follow the prompt for the method that may keep it. A model whose
+    recurrent state is wrong after a second chunk gets the prompt in one. NotFinite for NaN
     in the logits; hf.MethodBypassed if a layer computes its attention by itself.
     """
+    from retrobench.engine.traits import traits  # not above: it tries prefills itself
+
     ids_BS, pads = pad_left(prompts, model.device)
     split = ids_BS.shape[1] - tail_tokens
     if split < 1:
         raise ValueError(f"protocol tail of {tail_tokens} tokens leaves no prompt to prefill")
-    cache, managed = hf.make_cache(model)
-    owner = _Recorder(ids_BS, pads, needs or Needs(), room, getattr(model, "replays", False))
+    cache, managed = make_cache(model)
+    if split > chunk_tokens and is_recurrent(cache) and traits(model).whole_prompt:
+        chunk_tokens = split
+    replays = getattr(model, "replays", False)
+    owner = _Recorder(ids_BS, pads, managed, needs or Needs(), room, replays)
     hooks = hf.hook_layer_inputs(model, owner.layer_input) if owner.needs.prompt_inputs else []
     start, output = clock(), None
     try:
@@ -197,6 +230,8 @@ def prefill(
         layers={layer: owner.layer(layer, split) for layer in managed},
         cache=cache,
         logits_BV=output,
+        rope_tokens=owner.rope_tokens,
+        num_heads=owner.num_heads,
         seconds=seconds,
     )
 

@@ -25,10 +25,11 @@ from transformers import PreTrainedModel
 from retrobench.core.cell import digest
 from retrobench.core.method import AttentionArgs, Needs, PromptLayer
 from retrobench.core.paths import cache_root
-from retrobench.engine import hf
+from retrobench.engine.model_cache import fully_managed, make_cache
 from retrobench.engine.prefill import PrefilledPrompt, pad_left, prefill
+from retrobench.engine.rope import varies
 
-VERSION = 1  # of the file's layout
+VERSION = 2  # of the file's layout
 _PARTS = ("k_BGSD", "v_BGSD", "q_BHWD", "mass_BHS", "input_BSM")
 
 
@@ -64,6 +65,8 @@ class PrefillCache:
             **settings,
             "needs": kept,
         }
+        if varies(model):
+            key["room"] = options.get("room", 0)
         file = self.folder / f"{digest(key, 32)}.safetensors"
         if file.exists():
             found = self._read(file, model, prompts)
@@ -88,7 +91,7 @@ class PrefillCache:
             return None
         os.utime(file)
         ids_BS, pads = pad_left(prompts, model.device)
-        cache, managed = hf.make_cache(model)
+        cache, managed = make_cache(model)
         layers = {}
         for layer in managed:
             parts = {name: tensors.get(f"{layer}.{name}") for name in _PARTS}
@@ -103,6 +106,8 @@ class PrefillCache:
             ids_BS=ids_BS,
             pad_tokens=pads,
             num_tokens=num_tokens,
+            rope_tokens=tuple(map(int, about["rope_tokens"].split(","))),
+            num_heads=int(about["num_heads"]),
             layers=layers,
             cache=cache,
             logits_BV=tensors["logits_BV"].to(model.device),
@@ -124,6 +129,8 @@ class PrefillCache:
         if num_bytes > self.capacity_bytes:
             return
         about = {"num_tokens": str(prompt.num_tokens), "seconds": repr(prompt.seconds)}
+        about["rope_tokens"] = ",".join(map(str, prompt.rope_tokens))
+        about["num_heads"] = str(prompt.num_heads)
         about["checksum"] = _checksum(tensors)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._make_room(num_bytes)
@@ -152,8 +159,8 @@ class PrefillCache:
 
 def _portable(model: PreTrainedModel) -> bool:
     """Whether all of a prompt's state is in managed layers (no sliding windows, no trace)."""
-    cache, managed = hf.make_cache(model)
-    return len(managed) == len(cache.layers) and not getattr(model, "replays", False)
+    cache, managed = make_cache(model)
+    return fully_managed(cache, managed) and not getattr(model, "replays", False)
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:

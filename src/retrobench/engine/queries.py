@@ -28,6 +28,9 @@ class _Captured(Exception):
 class _Capture:
     """Stands where a session would: takes the queries."""
 
+    def __init__(self, layer: int) -> None:
+        self.layers = (layer,)
+
     def attend(
         self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
     ) -> Tensor:
@@ -62,13 +65,13 @@ class ModelQueries:
             return None
         self.computing = True
         try:
-            self.attention[layer](
-                hidden_states=hidden_BTM,
-                attention_mask=None,
-                past_key_values=None,
-                session=_Capture(),
-                **self._context,
-            )
+            with hf.serving(_Capture(layer)):
+                self.attention[layer](
+                    hidden_states=hidden_BTM,
+                    attention_mask=None,
+                    past_key_values=None,
+                    **self._context,
+                )
         except _Captured as captured:
             return captured.q_BHTD
         finally:

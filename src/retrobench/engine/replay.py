@@ -24,7 +24,8 @@ from transformers import LlamaConfig
 from retrobench.core.cell import digest
 from retrobench.core.method import ALL_QUERIES, AttentionArgs, ModelView, Needs, PromptLayer
 from retrobench.engine.attention.dense import DenseMethod
-from retrobench.engine.hf import AttentionOwner
+from retrobench.engine.hf import current_owner
+from retrobench.engine.traits import Traits
 
 MANIFEST = "manifest.json"
 
@@ -171,15 +172,23 @@ class TraceModel(torch.nn.Module):
             num_attention_heads=self.manifest["heads"],
             num_key_value_heads=self.manifest["kv_heads"],
             head_dim=self.manifest["head_dim"],
+            hidden_size=self.manifest["heads"] * self.manifest["head_dim"],
             max_position_embeddings=max(len(s["ids"]) for s in self.manifest["samples"]) + 1,
             eos_token_id=self.end_id,
+        )
+        self.traits = Traits(
+            layers=tuple(self.manifest["layers"]),
+            num_heads=self.manifest["heads"],
+            num_kv_heads=self.manifest["kv_heads"],
+            head_dim=self.manifest["head_dim"],
         )
         self.view = TraceView(self)
         self._sample: dict[str, Any] = {}
         self._position = 0
 
-    def forward(self, input_ids: Tensor, session: AttentionOwner, **kwargs: Any) -> Any:
+    def forward(self, input_ids: Tensor, **kwargs: Any) -> Any:
         """One chunk or step of the recorded prompt that a prefill or session runs."""
+        session = current_owner()
         start, end = session.length, session.length + input_ids.shape[1]
         if start == 0:
             self._sample = self._find(session.ids_BS)

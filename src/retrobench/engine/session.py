@@ -12,14 +12,13 @@ from transformers import PreTrainedModel
 
 from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs, ComparedCall, Method, Probe
-from retrobench.core.shapes import Footprint, KVShape
+from retrobench.core.shapes import Footprint, KVShape, split_layers
 from retrobench.engine import hf
 from retrobench.engine.attention.dense import DenseMethod
 from retrobench.engine.executor import make_executor
 from retrobench.engine.generation import AnswerLoop, Decoding, Generation, Stop
 from retrobench.engine.prefill import NotFinite, PrefilledPrompt, prefill
 from retrobench.engine.queries import ModelQueries
-from retrobench.engine.shape import kv_shape, split_layers
 
 
 class Comparator(Protocol):
@@ -58,10 +57,10 @@ class Session:
         self.probe = Probe() if probe is None else probe
         self.comparator, self.last_use = comparator, last_use
         self.ids_BS, self.length = prompt.ids_BS, prompt.num_tokens
-        self.pad_tokens = prompt.pad_tokens
+        self.pad_tokens, self.rope_tokens = prompt.pad_tokens, prompt.rope_tokens
         self.pad_B1 = torch.tensor(prompt.pad_tokens, device=model.device)[:, None]
         self.layers = tuple(sorted(prompt.layers))
-        self.shape = kv_shape(model, prompt.pad_tokens, self.ids_BS.shape[1], max_new_tokens)
+        self.shape = prompt.shape(max_new_tokens)
         kept, left = split_layers(self.shape, dense_layers)
         self.method = method_class(config, left, self.probe, budget)
         self.routes: dict[int, Method] = dict.fromkeys(left.layers, self.method)

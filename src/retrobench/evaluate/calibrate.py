@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from retrobench.core.method import Method
+from retrobench.engine.hf import attention_modules
 from retrobench.engine.loader import Loaded
 from retrobench.engine.prefill import prefill
 from retrobench.engine.queries import weights_id
@@ -52,6 +53,8 @@ def calibrate(
     """
     if method.Calibrator is None:
         raise ValueError(f"method={method.name} needs no calibration")
+    if method.needs.layer_inputs:
+        attention_modules(loaded.model)  # ValueError here, not after the calibration
     source = "given text"
     if text is None:
         haystack = Haystack(data_root)

@@ -40,7 +40,7 @@ class OpenCell:
 
     def __init__(self, store: ResultStore, prepared: PreparedRun, progress: Progress) -> None:
         self.store, self.prepared, self.progress = store, prepared, progress
-        self.result = CellResult(prepared.cell.key, prepared.labels, notes=prepared.task.notes())
+        self.result = CellResult(prepared.cell.key, prepared.labels, notes=prepared.notes)
         self.error: Exception | None = None  # what the user must change
         self.run: RunContext | None = None
         self.tracker: Tracker = NullTracker()
@@ -79,7 +79,7 @@ class OpenCell:
                 tracker=tracker,
                 progress=self.progress,
                 result=self.result,
-                stamp={"code": code_fingerprint(spec.method), "commit": provenance()["commit"]},
+                stamp=_stamp(prepared),
             )
         except Exception as error:
             self.fail(error)
@@ -148,12 +148,20 @@ class OpenCell:
         self._stack.close()
 
 
+def _stamp(prepared: PreparedRun) -> dict[str, Any]:
+    """What every row says: our code, and warnings about the model where there are any."""
+    code = code_fingerprint(prepared.spec.method)
+    stamp: dict[str, Any] = {"code": code, "commit": provenance()["commit"]}
+    warnings = list(prepared.model.warnings)
+    return stamp | ({"model_warnings": warnings} if warnings else {})
+
+
 def _about(prepared: PreparedRun) -> dict[str, Any]:
     spec = prepared.spec
     return {
         "labels": prepared.labels,
         "provenance": {**provenance(), "time": utc_now()},
-        "notes": list(prepared.task.notes()),
+        "notes": list(prepared.notes),
         "weight_bytes": prepared.model.weight_bytes,
         "asked": spec.requested_config,
     }

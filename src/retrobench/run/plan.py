@@ -16,9 +16,12 @@ from retrobench.core.shapes import Footprint, KVShape
 from retrobench.core.spec import changed, identity, to_plain
 from retrobench.core.task import Task
 from retrobench.engine import loader
+from retrobench.engine.hf import attention_modules
 from retrobench.engine.prefill import prompt_bytes
+from retrobench.engine.rope import varies
 from retrobench.engine.session import plan_session
 from retrobench.engine.shape import kv_shape
+from retrobench.engine.traits import serve
 from retrobench.evaluate.calibrate import calibrated
 from retrobench.measure.machine import NotEnoughMemory
 from retrobench.run.spec import RunSpec
@@ -50,6 +53,11 @@ class PreparedRun:
         words += [labels["protocol"] if labels["protocol"] != "query_aware" else ""]
         words += [labels["measure"] if labels["measure"] != "score" else ""]
         return " ".join(word for word in words if word)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the rows must know of data and model."""
+        return (*self.task.notes(), *self.model.warnings)
 
     @property
     def num_samples(self) -> int | None:
@@ -123,6 +131,7 @@ def footprint(prepared: PreparedRun) -> Footprint:
     Free memory is another question: ``check_memory``.
     """
     spec, model = prepared.spec, prepared.model
+    _check_served(prepared)
     limit, largest = model.context_limit, Footprint()
     for length in _lengths(prepared):
         if limit is not None and length > limit:
@@ -142,6 +151,19 @@ def footprint(prepared: PreparedRun) -> Footprint:
                 )
         largest = max(largest, plan, key=lambda entry: entry.total)
     return largest
+
+
+def _check_served(prepared: PreparedRun) -> None:
+    """ValueError for a model, or a batch of it, that cannot be served."""
+    spec, model = prepared.spec, prepared.model
+    found, needs = serve(model.meta_model), spec.method_class.needs
+    if found.equal_rows and spec.engine.batch > 1:
+        raise ValueError(
+            f"engine.batch={spec.engine.batch}: model {model.identity['name']} computes rows of "
+            "different length wrongly when they are padded; use engine.batch=1"
+        )
+    if (needs.layer_inputs or needs.prompt_inputs) and spec.model.source != "trace":
+        attention_modules(model.meta_model)
 
 
 def _shape(prepared: PreparedRun, length: int) -> KVShape:
@@ -168,6 +190,8 @@ def prefill_group(prepared: PreparedRun) -> str:
         "place": [spec.model.device, spec.model.device_map],
         "records": spec.task == "trace" and spec.measure.name != "fidelity",
     }
+    if varies(prepared.model.meta_model):  # rope factors depend on the answer's length
+        same["measure"] = cell["measure"]
     return digest(same)
 
 
@@ -214,7 +238,7 @@ def summarise(prepared: PreparedRun) -> RunSummary:
         weight_bytes=prepared.model.weight_bytes,
         device=prepared.model.device,
         mapped=bool(spec.model.device_map),
-        notes=prepared.task.notes(),
+        notes=prepared.notes,
         refusal=refusal,
         match="" if spec.match is None else f"match={spec.match} of {spec.reference}",
         asked=asked(spec),

@@ -21,12 +21,16 @@ def causal(
     pad_tokens: tuple[int, ...] | Tensor | None = None,
     window: int | None = None,
     block: int = 1024,
+    mask_B1TS: Tensor | None = None,
 ) -> Tensor:
     """Exact causal attention of the last T tokens over S >= T tokens, aligned to the end.
 
     Never builds a mask over more than ``block`` queries. ``pad_tokens`` is the left padding of
-    each row (or a boolean mask ``valid_BS``); ``window`` limits how far a token looks back.
+    each row (or a boolean mask ``valid_BS``); ``window`` limits how far a token looks back. A
+    boolean ``mask_B1TS`` says it all by itself.
     """
+    if mask_B1TS is not None:
+        return _masked(q_BHTD, k_BGSD, v_BGSD, args, mask_B1TS)
     num_q, num_k = q_BHTD.shape[2], k_BGSD.shape[2]
     valid_BS = _valid(pad_tokens, num_k, q_BHTD.device)
     windowed = window is not None and num_k > window
@@ -45,14 +49,14 @@ def causal(
         high = num_k - num_q + end
         low = max(0, num_k - num_q + start - window + 1) if windowed and window else 0
         query_position = position[num_k - num_q + start : high, None]
-        mask = position[low:high] <= query_position
+        seen = position[low:high] <= query_position
         if windowed and window:
-            mask = mask & (position[low:high] > query_position - window)
-        mask = mask[None, None]
+            seen = seen & (position[low:high] > query_position - window)
+        seen = seen[None, None]
         if valid_BS is not None:
-            mask = mask & valid_BS[:, None, None, low:high]
+            seen = seen & valid_BS[:, None, None, low:high]
         out[:, :, start:end] = _masked(
-            q_BHTD[:, :, start:end], k_BGSD[:, :, low:high], v_BGSD[:, :, low:high], args, mask
+            q_BHTD[:, :, start:end], k_BGSD[:, :, low:high], v_BGSD[:, :, low:high], args, seen
         )
     return out
 
