@@ -48,7 +48,9 @@ class LongGenerationConfig(SamplingConfig):
     length: tuple[int, ...] = option(
         (8192,), "context lengths in tokens, answer included", low=512, high=4_194_304
     )
-    items: int = option(400, "items of the answer; about 3 tokens each (walk: 9)", low=2)
+    items: int = option(
+        400, "items of the answer; about 3 tokens each (walk: 9)", low=2, high=1_000_000
+    )
 
 
 class LongGenerationTask(GeneratedTask):

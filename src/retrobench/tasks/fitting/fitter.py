@@ -17,7 +17,7 @@ class LengthFitter:
     def __init__(self, prompt: Prompt) -> None:
         self._prompt = prompt
         self._lock = threading.Lock()
-        self._estimates: dict[str, TokensPerUnit] = {}
+        self._estimates: dict[str, TokensPerUnit | str] = {}
         self._caches: dict[str, UnitCache] = {}
 
     def fit(self, sample_id: str, group: SampleGroup, factory: PromptFactory) -> PromptParts:
@@ -62,7 +62,16 @@ class LengthFitter:
     def _estimate(self, group: SampleGroup) -> TokensPerUnit:
         with self._lock:
             if group.key not in self._estimates:
-                self._estimates[group.key] = estimate(
-                    group.example(), self._count, group.max_prompt_tokens, group.unit
-                )
-            return self._estimates[group.key]
+                self._estimates[group.key] = self._measured(group)
+            found = self._estimates[group.key]
+        if isinstance(found, str):
+            raise ValueError(found)
+        return found
+
+    def _measured(self, group: SampleGroup) -> TokensPerUnit | str:
+        """The estimate, or why there is none: no sample needs to find that out again."""
+        try:
+            limit = group.max_prompt_tokens
+            return estimate(group.example(), self._count, limit, group.unit)
+        except ValueError as error:
+            return str(error)

@@ -18,6 +18,7 @@ TARGET_FILL = 0.993  # where the first guess lands, so that small errors of the 
 _NEXT_FILL = 0.995  # where the later guesses land
 _MAX_PROBES = 60
 _MIN_PER_UNIT = 0.01  # tokens per unit: keeps the steps finite
+_PROBE_UNITS = 16  # per token of the limit: whatever makes no tokens by then never will
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,19 @@ class TokensPerUnit:
 def estimate(
     make: Callable[[int], T], count: Callable[[T], int], limit: int, unit: int
 ) -> TokensPerUnit:
-    """Measures two small prompts, and one near ``limit``. ``unit`` units are about one line."""
+    """Measures two small prompts, and one near ``limit``. ``unit`` units are about one line.
+
+    ValueError if a prompt does not grow with its text.
+    """
     small, large = 4 * unit, 24 * unit
     tokens = count(make(small))
-    per_unit = max(_MIN_PER_UNIT, (count(make(large)) - tokens) / (large - small))
+    per_unit = (count(make(large)) - tokens) / (large - small)
+    if per_unit < _MIN_PER_UNIT and tokens <= limit:  # documents that must be there are longer
+        far = large + _PROBE_UNITS * limit
+        found = count(make(far))
+        if found - tokens < _MIN_PER_UNIT * far:
+            raise _stuck(far, found, limit)
+    per_unit = max(_MIN_PER_UNIT, per_unit)
     fixed = tokens - small * per_unit
     units = TokensPerUnit(per_unit, fixed).units(TARGET_FILL * limit)
     if units > 2 * large:  # far from the small prompts: measure where it matters
@@ -55,7 +65,8 @@ def fill(
 ) -> tuple[int, T]:
     """(units, ``make(units)``) of the largest prompt found with ``count <= limit``.
 
-    With a good estimate the first guess is taken. ValueError if one unit does not fit.
+    With a good estimate the first guess is taken. ValueError if one unit does not fit, or if no
+    number of units fills the limit.
     """
     fits, too_many = 0, None
     best: T | None = None
@@ -69,6 +80,8 @@ def fill(
             best, fits = candidate, units
             if tokens >= MIN_FILL * limit:
                 break
+            if units * _MIN_PER_UNIT > limit:
+                raise _stuck(units, tokens, limit)
             units += step
         else:
             too_many = units
@@ -81,3 +94,11 @@ def fill(
     if best is None:
         raise ValueError(f"{name}: the smallest prompt does not fit {limit} tokens; ask for more")
     return fits, best
+
+
+def _stuck(units: int, tokens: int, limit: int) -> ValueError:
+    return ValueError(
+        f"{units} units of text make a prompt of {tokens} tokens, and {limit} are asked for. "
+        "Either the chat template leaves out the message (use another model.chat_template, or "
+        "model.chat=false), or the tokenizer does not know the text (check model.tokenizer)"
+    )

@@ -62,11 +62,11 @@ def _follow_ups(corpus: Corpus, index: int, chosen: set[str]) -> Iterator[Follow
 
 
 def _filling(documents: Iterable[str], room: int) -> list[str]:
-    """Documents in order, at most ``room`` characters together. Too long ones are skipped."""
+    """Documents in order, at most ``room`` characters together; neither empty nor too long ones."""
     chosen: list[str] = []
     misses = 0
     for document in documents:
-        if len(document) <= room:
+        if 0 < len(document) <= room:
             chosen.append(document)
             room -= len(document)
             misses = 0
