@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from retrobench.core.budget import Budget
 from retrobench.core.cell import Cell
 from retrobench.core.registry import method_class, method_names
-from retrobench.core.spec import option, parse, to_plain
+from retrobench.core.spec import identity, option, parse, to_plain
+from retrobench.tasks.ruler import RulerConfig
 
 
 @pytest.mark.parametrize(
@@ -146,3 +147,14 @@ def test_an_allocation_adds_up_to_the_budget(budget, weight):
             assert max(shares) == min(shares)
         elif budget == "10%":
             assert shares[5] == max(shares) and shares[4] == 0 and shares[2] > shares[3]
+
+
+def test_a_renamed_option_keeps_its_old_spelling_and_its_place_in_keys():
+    config = parse(RulerConfig, {"stand_in": False}, "task")
+    assert config == parse(RulerConfig, {"substitute": False}, "task") and not config.substitute
+    assert identity(config)["stand_in"] is False and "substitute" not in identity(config)
+    assert identity(RulerConfig())["stand_in"] is True
+    with pytest.raises(ValueError, match="the same option: give one"):
+        parse(RulerConfig, {"stand_in": False, "substitute": True}, "task")
+    with pytest.raises(ValueError, match="task.stand_in must be true or false"):
+        parse(RulerConfig, {"stand_in": "no"}, "task")

@@ -74,7 +74,7 @@ def test_fetched_files_feed_the_tasks_and_a_stopped_fetch_goes_on(tmp_path):
     assert ["already there" in text for text in said] == [True, True, False, False]
     assert "licence: CC BY-SA 4.0" in said[-1]
     config = RulerConfig(
-        tasks=("niah_single_2", "qa_1", "qa_2"), length=(2048,), samples=2, stand_in=False
+        tasks=("niah_single_2", "qa_1", "qa_2"), length=(2048,), samples=2, substitute=False
     )
     task = RulerTask(config, str(tmp_path))
     samples = list(task.samples(PromptBuilder(build_tokenizer())))

@@ -236,7 +236,7 @@ def test_fast_counting_equals_the_tokenizer():
 
 def test_the_long_word_list(tmp_path):
     count = len(all_words()) + 1
-    assert "stand-in" in word_pool(count, str(tmp_path)).name
+    assert "substitute" in word_pool(count, str(tmp_path)).name
     assert len(set(word_pool(count, None).words)) >= count
     (tmp_path / "english_words.json").write_text(json.dumps({i: f"w{i}" for i in range(20_000)}))
     assert word_pool(count, str(tmp_path)).name == "english words"
@@ -254,8 +254,35 @@ def test_local_essays_replace_the_substitute(tmp_path):
         next(RulerTask(task.config, str(tmp_path)).samples(prompt("embedded")))
 
 
+def test_prose_of_ones_own_comes_after_the_essays(tmp_path):
+    config = RulerConfig(tasks=("niah_single_2",), length=(1024,), samples=1)
+
+    def build():
+        task = RulerTask(config, str(tmp_path))
+        sample = next(task.samples(prompt("embedded")))
+        return task, sample, task.fingerprint(prompt("embedded"))
+
+    prints = [build()[2]]
+    (tmp_path / "prose").mkdir()
+    for name, word in (("b", "later"), ("a", "first")):
+        (tmp_path / "prose" / f"{name}.txt").write_text(f"The {word} line is here.\n" * 9, "utf-8")
+    task, sample, mark = build()
+    prints.append(mark)
+    first, later = (sample.context.index(f"The {word} line") for word in ("first", "later"))
+    assert first < later and sample.context.count("The first line") > 9
+    assert sample.meta["haystack"] == "prose" and sample.meta["stand_in"] is False
+    assert task.notes() == ("haystack: prose of data.root, not the essays",)
+    (tmp_path / "PaulGrahamEssays.json").write_text(json.dumps({"text": "An essay. " * 900}))
+    task, sample, mark = build()
+    assert "An essay." in sample.context and task.notes() == ()
+    assert len({*prints, mark}) == 3
+    (tmp_path / "PaulGrahamEssays.json").write_text(json.dumps({"text": " "}))
+    with pytest.raises(ValueError, match="there is no text in it"):
+        build()
+
+
 def test_missing_data_is_named_with_the_command_that_fetches_it(tmp_path):
     for task, name in (("niah_single_2", "PaulGrahamEssays.json"), ("qa_2", "hotpotqa.json")):
-        config = RulerConfig(tasks=(task,), samples=1, stand_in=False)
+        config = RulerConfig(tasks=(task,), samples=1, substitute=False)
         with pytest.raises(ValueError, match=f"{name}.*retrobench fetch ruler"):
             next(RulerTask(config, str(tmp_path)).samples(prompt("embedded")))

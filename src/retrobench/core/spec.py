@@ -29,12 +29,14 @@ def option(
     choices: Iterable[Any] | None = None,
     hint: str = "",
     added: bool = False,
+    was: str = "",
 ) -> Any:
     """A dataclass field with documentation and limits.
 
     ``low`` and ``high`` are inclusive, ``above`` is exclusive; for tuples they hold per element.
     ``hint`` is appended to range errors (what to use instead). ``added``: the option is younger
     than rows on disk; at its default it stays out of the cell key, so that they keep theirs.
+    ``was``: the option's older name, which still works and is the one in the cell key.
     """
     meta = {
         "help": help,
@@ -44,6 +46,7 @@ def option(
         "choices": tuple(choices) if choices is not None else None,
         "hint": hint,
         "added": added,
+        "was": was,
     }
     if isinstance(default, (list, dict)):
         raise TypeError("defaults of options are immutable: use a tuple")
@@ -74,14 +77,19 @@ def parse(cls: type[T], raw: Mapping[str, Any], where: str) -> T:
     """
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    renamed = {f.metadata["was"]: f.name for f in fields.values() if f.metadata.get("was")}
     values: dict[str, Any] = {}
-    for name, value in raw.items():
+    for given, value in raw.items():
+        name = renamed.get(given, given)
+        if name in values:
+            older = fields[name].metadata["was"]
+            raise ValueError(f"{where}.{older} and {where}.{name} are the same option: give one")
         if name not in fields:
             known = ", ".join(fields) or "(none)"
             suggestion = _nearest_option(name, fields, where)
             raise ValueError(f"{where}.{name}: no such option{suggestion} Options: {known}")
-        values[name] = _convert(value, hints[name], f"{where}.{name}")
-        _check(values[name], fields[name].metadata, f"{where}.{name}")
+        values[name] = _convert(value, hints[name], f"{where}.{given}")
+        _check(values[name], fields[name].metadata, f"{where}.{given}")
     try:
         return cls(**values)
     except ValueError as error:
@@ -97,11 +105,14 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 
 def identity(config: Any) -> dict[str, Any]:
-    """A config as plain values for the cell key: options added later only if they are set."""
+    """A config as plain values for the cell key: renamed options under their older names, options
+    added later only if they are set."""
     plain = to_plain(config)
     for f in dataclasses.fields(config):
         if f.metadata.get("added") and getattr(config, f.name) == f.default:
             del plain[f.name]
+        elif f.metadata.get("was"):
+            plain[f.metadata["was"]] = plain.pop(f.name)
     return plain
 
 

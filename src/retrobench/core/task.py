@@ -122,5 +122,5 @@ class Task(ABC):
         return None
 
     def notes(self) -> tuple[str, ...]:
-        """What every table must say beside the scores (e.g. ``haystack: stand-in``)."""
+        """What every table must say beside the scores (e.g. ``haystack: substitute prose``)."""
         return ()

@@ -108,4 +108,4 @@ def _synthetic(task: str) -> Corpus:
             query, answer = f"What does the river on which {town} lies carry to the coast?", good
         documents += gold
         questions.append(Question(query, (answer,), gold))
-    return Corpus("synthetic stand-in", tuple(questions), tuple(documents), True)
+    return Corpus("synthetic substitute", tuple(questions), tuple(documents), True)

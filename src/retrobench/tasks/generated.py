@@ -25,8 +25,10 @@ class SamplingConfig:
     )
     samples: int = option(1, "samples per length and task, or depth", low=1)
     seed: int = option(42, "seed of the generator", low=0)
-    stand_in: bool = option(
-        True, "use labelled substitute data where files are missing; false: an error instead"
+    substitute: bool = option(
+        True,
+        "use labelled substitute data where files are missing; false: an error instead",
+        was="stand_in",
     )
 
 
@@ -43,17 +45,15 @@ class GeneratedTask(Task):
 
     @cached_property
     def _haystack(self) -> Haystack:
-        return Haystack(self.data_root, self.config.stand_in)
+        return Haystack(self.data_root, self.config.substitute)
 
     @abstractmethod
     def groups(self, prompt: Prompt) -> Iterator[SampleGroup]:
         """The groups of samples in their fixed order."""
 
     def notes(self) -> tuple[str, ...]:
-        """Names the haystack if it is not the real essays."""
-        if not self._haystack.is_substitute:
-            return ()
-        return (f"haystack: {self._haystack.name}, not the essays",)
+        """Names the haystack if it is not the benchmark's own essays."""
+        return self._haystack.notes
 
     def samples(self, prompt: Prompt) -> Iterator[Sample]:
         """Group by group. A sample that cannot be made has an ``error``; the others are made."""

@@ -1,4 +1,4 @@
-"""The essays that needles are hidden in: a local file, or labelled substitute prose without one."""
+"""The prose that needles are hidden in: local files, or labelled substitute prose without any."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from retrobench.tasks import substitute
 from retrobench.tasks.local_files import locate, missing, read_json, text_hash
 
 _ESSAYS = ("PaulGrahamEssays.json",)
+_FOLDERS = ("ruler/essays", "prose")  # under the data root: UTF-8 files *.txt, in order of name
 
 
 class Haystack:
-    """Essay words, repeated end to end if a prompt needs more.
+    """Words of prose, repeated end to end if a prompt needs more.
 
-    ValueError if there is no file and ``allow_substitute`` is false.
+    The essays come first (a file, or a folder of texts), then the user's own prose. ValueError if
+    there is no file and ``allow_substitute`` is false.
     """
 
     def __init__(self, root: str | None, allow_substitute: bool = True) -> None:
         self._path = locate(root, _ESSAYS)
         if self._path is None and root is not None:
-            folder = Path(root) / "ruler" / "essays"
-            self._path = folder if any(folder.glob("*.txt")) else None
+            folders = (Path(root) / name for name in _FOLDERS)
+            self._path = next((f for f in folders if any(f.glob("*.txt"))), None)
         if self._path is None and not allow_substitute:
-            raise missing(root, (*_ESSAYS, "essays/*.txt"))
+            raise missing(root, (*_ESSAYS, *(f"{name}/*.txt" for name in _FOLDERS)))
         self.is_substitute = self._path is None
         self.name = substitute.NAME if self._path is None else self._path.name
         self._substitute_words: list[str] = []
@@ -35,7 +37,16 @@ class Haystack:
             text = " ".join(p.read_text("utf-8") for p in sorted(self._path.glob("*.txt")))
         else:
             text = read_json(self._path, "ruler")["text"]
-        return text.split()
+        if not (words := text.split()):
+            raise ValueError(f"{self._path}: there is no text in it")
+        return words
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What tables must say if this is not the benchmark's own text."""
+        if self.is_substitute:
+            return (f"haystack: {self.name}, not the essays",)
+        return ("haystack: prose of data.root, not the essays",) if self.name == "prose" else ()
 
     def words(self, count: int) -> list[str]:
         """The first ``count`` words."""
@@ -50,5 +61,5 @@ class Haystack:
     def fingerprint(self) -> str:
         """Hash of the text."""
         if self.is_substitute:
-            return f"{self.name}:{text_hash(' '.join(substitute.essay_words(5000)))}"
+            return f"{substitute.KEY_NAME}:{text_hash(' '.join(substitute.essay_words(5000)))}"
         return text_hash(" ".join(self._essay_words))

@@ -28,7 +28,7 @@ def missing(root: str | None, names: tuple[str, ...]) -> ValueError:
     return ValueError(
         f"{' or '.join(names)} not found in {root} or {root}/ruler. Fetch it with "
         f"{fetch_command('ruler')}, point data.root at a folder that has it, or allow "
-        "task.stand_in=true"
+        "task.substitute=true"
     )
 
 

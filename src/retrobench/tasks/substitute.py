@@ -11,7 +11,8 @@ from functools import cache
 from itertools import islice
 from pathlib import Path
 
-NAME = "stand-in prose"  # as rows on disk and cell keys have it
+NAME = "substitute prose"
+KEY_NAME = "stand-in prose"  # its older name, which cell keys have
 ESSAY_SEED = 0
 
 _SENTENCES = (

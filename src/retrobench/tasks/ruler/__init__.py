@@ -75,11 +75,11 @@ class RulerTask(GeneratedTask):
         tasks = self.config.tasks
         notes = super().notes() if any(map(_has_essays, tasks)) else ()
         if any(self._corpus(task).is_substitute for task in tasks if task.startswith("qa")):
-            notes = (*notes, "qa: synthetic stand-in")
+            notes = (*notes, "qa: synthetic substitute data")
         return notes
 
     def _corpus(self, task: str) -> Corpus:
-        return load_corpus(task, self.data_root, self.config.stand_in)
+        return load_corpus(task, self.data_root, self.config.substitute)
 
     def _source(self, task: str) -> str:
         """Fingerprint of the texts that a task draws on."""
@@ -90,7 +90,7 @@ class RulerTask(GeneratedTask):
         return english_words_fingerprint(self.data_root) if task == "cwe" else ""
 
     def _has_substitute(self, parts: PromptParts) -> bool:
-        return "stand-in" in parts.meta.get("haystack", "")
+        return "substitute" in parts.meta.get("haystack", "")
 
     def _factory(
         self, prompt: Prompt, task: str, length: int, seed: str, index: int

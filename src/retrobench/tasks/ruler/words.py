@@ -75,7 +75,7 @@ def word_pool(count: int, root: str | None) -> WordPool:
     listed = english_words(root)
     if len(listed) >= count:
         return WordPool(listed, "english words")
-    return WordPool(_with_substitutes(-(-count // 10_000) * 10_000), "words and stand-in words")
+    return WordPool(_with_substitutes(-(-count // 10_000) * 10_000), "words and substitute words")
 
 
 @cache
