@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from retrobench.cli import app
 from retrobench.report.headroom import load
 from retrobench.report.tables.cost import cost_matrix
 from retrobench.report.tables.overview import COLUMNS
@@ -52,3 +53,18 @@ def test_costs_are_told_by_context_length(lab):
     assert list(costs["context"]) == ["1K", "4K"]
     assert list(costs["attended"]) == ["100%", ""]
     assert list(costs["tokens attended"]) == ["1030", "410"]
+
+
+def test_the_plan_says_what_dense_layers_make_of_a_budget(tmp_path, capsys):
+    task = {"name": "ruler", "tasks": ["niah_single_2"], "length": [1024, 2048], "samples": 1}
+    raw = {"model": {"name": "constructed", "source": "constructed"}, "task": task}
+    raw |= {"budget": "10%", "results_dir": str(tmp_path)}
+
+    def shown(**method):
+        app.show_plan(app.plan_runs([{**raw, "method": method}]))
+        return capsys.readouterr().out
+
+    assert "2 of 2 layers are dense" in shown(name="quest")
+    half = shown(name="quest", dense_layers=[0])
+    assert "budget=10% attends 55% of 1024 tokens, 55% of 2048 tokens" in half
+    assert "dense" not in shown(name="random")

@@ -100,4 +100,4 @@ def describe(frame: pd.DataFrame, by: list[str]) -> str:
     length = f"{length} tokens, " if lengths[-1] else ""
     protocols = ", ".join(sorted(frame["protocol"].unique()))
     noun = "sample" if number == "1" else "samples"
-    return f"{models}, {length}{protocols}, {number} {noun} per point, {kind}"
+    return f"model {models}, {length}protocol {protocols}, {number} {noun} per point, {kind}"

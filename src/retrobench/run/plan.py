@@ -166,6 +166,22 @@ def _check_served(prepared: PreparedRun) -> None:
         attention_modules(model.meta_model)
 
 
+def attended_text(prepared: PreparedRun) -> str:
+    """What dense layers make of a budget; empty where the plan knows of none."""
+    spec, lengths = prepared.spec, _lengths(prepared)
+    if spec.budget is None or not lengths:
+        return ""
+    shape, own = _shape(prepared, lengths[0]), getattr(spec.method_config, "dense_layers", ())
+    dense, layers = len({*spec.engine.dense_layers, *own} & {*shape.layers}), len(shape.layers)
+    found = []
+    for length in lengths:
+        sparse_frac = spec.budget.tokens(length, shape.kv_bytes_per_token) / length
+        frac = (dense + (layers - dense) * sparse_frac) / layers
+        found.append(f"{frac:.0%} of {length} tokens")
+    text = f"{dense} of {layers} layers are dense, so that budget={spec.budget} attends "
+    return text + ", ".join(found) if dense else ""
+
+
 def _shape(prepared: PreparedRun, length: int) -> KVShape:
     """The KV cache of a session at a prompt length."""
     spec = prepared.spec
@@ -221,9 +237,9 @@ def _lengths(prepared: PreparedRun) -> tuple[int, ...]:
 
 def summarise(prepared: PreparedRun) -> RunSummary:
     """The run as plain values, with what it would hold; a refusal is part of them."""
-    spec, held, refusal = prepared.spec, Footprint(), ""
+    spec, held, refusal, attended = prepared.spec, Footprint(), "", ""
     try:
-        held = footprint(prepared)
+        held, attended = footprint(prepared), attended_text(prepared)
     except ValueError as error:
         refusal = str(error)
     return RunSummary(
@@ -240,6 +256,7 @@ def summarise(prepared: PreparedRun) -> RunSummary:
         mapped=bool(spec.model.device_map),
         notes=prepared.notes,
         refusal=refusal,
+        attended=attended,
         match="" if spec.match is None else f"match={spec.match} of {spec.reference}",
         asked=asked(spec),
     )

@@ -35,6 +35,7 @@ class RunSummary:
     notes: tuple[str, ...] = ()
     refusal: str = ""
     match: str = ""
+    attended: str = ""  # where the plan knows that it is not what the budget asks for
     asked: str = ""  # hash of all options, also of those that do not decide the cell
 
     def plain(self) -> dict[str, Any]:
@@ -63,6 +64,7 @@ class PlannedRun:
     seconds: float | None = None
     message: str = ""
     group: str = ""
+    attended: str = ""
 
 
 def plan_run(summary: RunSummary, store: ResultStore, retry: bool) -> PlannedRun:
@@ -76,6 +78,7 @@ def plan_run(summary: RunSummary, store: ResultStore, retry: bool) -> PlannedRun
         footprint=summary.footprint,
         message=summary.refusal,
         group=summary.group,
+        attended=summary.attended,
     )
     if not entry.message:
         try:

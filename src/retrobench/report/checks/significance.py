@@ -65,7 +65,7 @@ def _corrected(pairs: _Pairs) -> list[tuple[str, int]]:
         text = (
             f"{label}: {100 * result.difference:+.1f} points "
             f"[{100 * result.low:+.1f}, {100 * result.high:+.1f}], "
-            f"{result.wins} wins {result.losses} losses {result.ties} ties, p={p:.3g}"
+            f"{result.wins} wins {result.losses} losses {result.ties} ties, p={p:.3g} (Holm)"
         )
         lines.append((text, int(np.sign(result.difference)) if p < ALPHA else 0))
     return lines

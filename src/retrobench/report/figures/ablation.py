@@ -102,7 +102,8 @@ def draw(ablation: Ablation, frame: pd.DataFrame) -> Any:
         _value_axis(panel_axes, panel.label, rows)
     drawing.align_ylabels()
     at_default = DEFAULTS.get(ablation.name) in places.values()
-    note = f"; dotted: {RETROINFER}'s default" if at_default else ""
+    note = parts.INTERVALS + ", quartiles of times and bytes"
+    note += f"; dotted: {RETROINFER}'s default" if at_default else ""
     note += headroom.figure_note(rows, left_out=rows[marked])
     legend = "above" if ablation.within else "none"
     points = [ablation.column, *ablation.line_columns]

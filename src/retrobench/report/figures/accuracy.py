@@ -48,7 +48,9 @@ def _bars(rows: pd.DataFrame, title: str) -> Any:
     series = {method: (own, {"color": style.color(method)}) for method, own in methods}
     parts.score_bars(axes, rows, series)
     axes.set_title(title)
-    return style.finish(drawing, rows, ["method", "task"], headroom.figure_note(rows))
+    return style.finish(
+        drawing, rows, ["method", "task"], parts.INTERVALS + headroom.figure_note(rows)
+    )
 
 
 def ruler_by_length(frame: pd.DataFrame) -> Any:
@@ -60,8 +62,8 @@ def ruler_by_length(frame: pd.DataFrame) -> Any:
     for method, line in style.by_method(rows).items():
         _length_line(axes, line, method)
     parts.token_axis(axes, rows["length"])
-    axes.set(ylabel="RULER average", ylim=(-3, 105))
-    note = headroom.figure_note(rows, left_out=whole.drop(rows.index))
+    axes.set(ylabel="mean score of RULER tasks", ylim=(-3, 105))
+    note = parts.INTERVALS + headroom.figure_note(rows, left_out=whole.drop(rows.index))
     return style.finish(drawing, rows, ["method", "length"], note, columns=3)
 
 

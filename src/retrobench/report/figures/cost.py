@@ -42,8 +42,9 @@ def pareto_accuracy_bytes(frame: pd.DataFrame) -> Any:
     axes.xaxis.set_major_locator(parts.few_per_decade())
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.minorticks_off()
-    axes.set(xlabel="MiB moved per decode step", ylabel="score", ylim=(-3, 105))
-    note = headroom.figure_note(rows, left_out=whole[headroom.lacks_headroom(whole)])
+    axes.set(xlabel="MiB moved per decode step", ylabel="mean score", ylim=(-3, 105))
+    left_out = whole[headroom.lacks_headroom(whole)]
+    note = parts.INTERVALS + headroom.figure_note(rows, left_out=left_out)
     return style.finish(drawing, rows, ["key"], note, columns=3)
 
 
@@ -65,8 +66,8 @@ def prefill_breakdown(frame: pd.DataFrame) -> Any:
         parts.out_of_memory(axes, places, style.color(method))
     axes.bar([0], [0], color="white", edgecolor="#555555", hatch=_HATCH, label="index build")
     parts.group_axis(axes, [token_count(n) for n in lengths])
-    axes.set(xlabel="context (tokens)", ylabel="prefill (s)")
-    note = describe(rows, ["method", "length"])
+    axes.set(xlabel="context (tokens)", ylabel="prefill and index build (s)")
+    note = describe(rows, ["method", "length"]) + "; medians"
     return style.finish(drawing, pd.concat([rows, failed]), None, note, columns=3)
 
 
@@ -105,7 +106,7 @@ def step_breakdown(frame: pd.DataFrame) -> Any:
     axes.invert_yaxis()
     axes.set_xlabel("ms per decode step, all layers")
     axes.grid(axis="y", visible=False)
-    return style.finish(drawing, rows, ["method"], columns=4)
+    return style.finish(drawing, rows, ["method"], "; medians", columns=4)
 
 
 def estimation_on_off(frame: pd.DataFrame) -> Any:
@@ -125,7 +126,9 @@ def estimation_on_off(frame: pd.DataFrame) -> Any:
         "without": (rows[~rows["zone"]], {**look, "alpha": 0.45, "hatch": _HATCH}),
     }
     parts.score_bars(axes, rows, series)
-    return style.finish(drawing, rows, ["zone", "task"], headroom.figure_note(rows))
+    return style.finish(
+        drawing, rows, ["zone", "task"], parts.INTERVALS + headroom.figure_note(rows)
+    )
 
 
 FIGURES = {

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from retrobench.report.benchmarks import display_name
 from retrobench.report.figures import parts, style
 from retrobench.report.rows import require
 from retrobench.report.tables.fidelity import common_layers, layer_means, layer_range
@@ -24,9 +25,15 @@ def mass_cdf(frame: pd.DataFrame) -> Any:
         curves = [measured["cdf"]["mass"] for measured in group["fidelity"]]
         percent = 100 * np.array(group["fidelity"].iloc[0]["cdf"]["frac"])
         color = style.COLORS[i % len(style.COLORS)]
-        axes.plot(percent, np.mean(curves, 0), color=color, label=str(task))
+        axes.plot(
+            percent,
+            np.mean(curves, 0),
+            color=color,
+            label=display_name(group["benchmark"].iloc[0], task),
+        )
     axes.set(xlabel="heaviest tokens (% of context)", ylabel="attention mass")
     axes.set(xscale="log", ylim=(0, 1.02))
+    axes.xaxis.set_major_formatter("{x:g}")
     return style.finish(drawing, rows, ["key", "task"], legend="inside")
 
 
@@ -42,7 +49,7 @@ def step_overlap(frame: pd.DataFrame) -> Any:
     axes.axhline(level, color="black", ls="--", lw=0.8, label="100 heaviest tokens")
     axes.set_xticks(place, list(means.index), rotation=30, ha="right")
     axes.set(ylabel="overlap with the step before", ylim=(0, 1.02))
-    return style.finish(drawing, rows, ["key"], legend="inside")
+    return style.finish(drawing, rows, ["key"])
 
 
 def cluster_mass(frame: pd.DataFrame) -> Any:

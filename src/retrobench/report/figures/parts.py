@@ -14,6 +14,7 @@ from retrobench.report.figures import style
 from retrobench.report.rows import token_count
 from retrobench.stats.intervals import mean_interval
 
+INTERVALS = "; 95% bootstrap intervals"  # of mean scores, for the line below a figure
 Interval = tuple[float, float, float]  # middle, low, high
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -14,6 +16,7 @@ COLORS = ("#000000", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56
 MARKERS = "os^DvPX*"
 PUBLISHED = {"linestyle": "none", "fillstyle": "none", "markersize": 7}
 SMALL = 6  # font size of notes inside a panel
+_NOTE_CHARACTERS = 22  # of the line below a figure, for an inch
 _SETTINGS = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -103,6 +106,8 @@ def finish(
     if legend == "inside":
         drawing.axes[0].legend(fontsize=SMALL)
     text = note if points is None else describe(rows, points) + note
+    wrap = partial(textwrap.fill, width=int(_NOTE_CHARACTERS * drawing.get_figwidth()))
+    text = "\n".join(map(wrap, text.splitlines()))
     drawing.supxlabel(text, fontsize=SMALL, color="#555555")
     drawing.retrobench_cells = tuple(rows["key"].unique())
     return drawing

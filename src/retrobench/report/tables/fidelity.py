@@ -32,6 +32,13 @@ OUTPUT = {
     "mass true": ("layer_mean", "mass_true"),
     "mass estimated": ("layer_mean", "mass_estimated"),
 }
+NOTE = (
+    "recall: attention mass in the tokens attended (p5: 5th percentile); oracle: the most that as "
+    "many tokens can hold; regret: oracle - recall; overlap: with as many heaviest tokens; "
+    "top 100: of the 100 heaviest, share attended; KL: of next-token probabilities, in nats; "
+    "agree: same next token; error: distance from the exact output over its norm (p95: 95th "
+    "percentile), and the part of it in each zone; compared: layers that all methods leave sparse"
+)
 # what these tables read of a row (see store.columns)
 COLUMNS = ["fidelity.steps", "fidelity.layers", "fidelity.sparse_layers"]
 COLUMNS += [f"fidelity.{part}.{name}" for part, name in {**ATTENTION, **OUTPUT}.values()]

@@ -53,7 +53,9 @@ def print_tables(frame: pd.DataFrame, console: Console) -> None:
         console.print(_rich("published scores beside ours", published))
     for line in significance(frame):
         print_line(console, line, "bold red" if "ALARM" in line else None)
-    print_line(console, f"{caption(frame)}\n{COST_NOTE}", "dim")
+    notes = [caption(frame), COST_NOTE]
+    notes += [fidelity.NOTE] if frame["fidelity.steps"].notna().any() else []
+    print_line(console, "\n".join(notes), "dim")
 
 
 def _print_matrices(frame: pd.DataFrame, console: Console) -> None:
