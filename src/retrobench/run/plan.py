@@ -173,11 +173,9 @@ def attended_text(prepared: PreparedRun) -> str:
         return ""
     shape, own = _shape(prepared, lengths[0]), getattr(spec.method_config, "dense_layers", ())
     dense, layers = len({*spec.engine.dense_layers, *own} & {*shape.layers}), len(shape.layers)
-    found = []
-    for length in lengths:
-        sparse_frac = spec.budget.tokens(length, shape.kv_bytes_per_token) / length
-        frac = (dense + (layers - dense) * sparse_frac) / layers
-        found.append(f"{frac:.0%} of {length} tokens")
+    asked = {n: spec.budget.tokens(n, shape.kv_bytes_per_token) / n for n in lengths}
+    share = dense / layers
+    found = [f"{share + (1 - share) * frac:.0%} of {n} tokens" for n, frac in asked.items()]
     text = f"{dense} of {layers} layers are dense, so that budget={spec.budget} attends "
     return text + ", ".join(found) if dense else ""
 
