@@ -106,13 +106,13 @@ def _load_panel(panel: Any, good: pd.DataFrame, rows: pd.DataFrame) -> None:
 def _speed(
     frame: pd.DataFrame, command: str, min_batches: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows of the model with most answers and methods' default options; those with an answer."""
+    """Rows of methods' default options; those with an answer."""
     rows = frame[is_timed(frame)]
     good = rows[rows["status"] == OK]
     enough = len(good) and good["meta.batch"].nunique() >= min_batches
     need = "rows" if min_batches == 1 else f"{min_batches} batch sizes"
     require(enough, f"needs {need} of task=speed", command)
-    rows = rows[(rows["model"] == good["model"].mode().iloc[0]) & default_options(rows)]
+    rows = rows[default_options(rows)]
     require((rows["status"] == OK).any(), "no rows of methods with default options", command)
     return rows, rows[rows["status"] == OK]
 

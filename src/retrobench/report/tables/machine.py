@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from retrobench.report.tables.layout import number
 from retrobench.store.row_file import OK
 
 COLUMNS = (
@@ -16,22 +17,18 @@ def machine_matrix(frame: pd.DataFrame) -> pd.DataFrame:
     """Median time, rate, and the kernel's difference from its naive form; a failure's status."""
     rows = []
     for row in frame.to_dict("records"):
-        line = {"case": row["meta.case"], "context": _shown(row["length"] or None, "d")}
+        line = {"case": row["meta.case"], "context": number(row["length"] or None, "d")}
         line |= {
-            "batch": _shown(row["meta.batch"], ".0f"),
-            "GiB": _shown(row["meta.pool_gib"], "g"),
+            "batch": number(row["meta.batch"], ".0f"),
+            "GiB": number(row["meta.pool_gib"], "g"),
         }
         if row["status"] == OK:
             line |= {
-                "us": _shown(1e6 * row["machine.time_s"], ".1f"),
-                "GB/s": _shown(row["machine.gb_s"], ".1f"),
-                "TFLOP/s": _shown(row["machine.tflop_s"], ".2f"),
-                "parity error": _shown(row["machine.parity_error"], ".1e"),
+                "us": number(1e6 * row["machine.time_s"], ".1f"),
+                "GB/s": number(row["machine.gb_s"], ".1f"),
+                "TFLOP/s": number(row["machine.tflop_s"], ".2f"),
+                "parity error": number(row["machine.parity_error"], ".1e"),
                 "run by": row["machine.mode"],
             }
         rows.append({**line, "status": row["status"]})
     return pd.DataFrame(rows)
-
-
-def _shown(value: float | None, form: str) -> str:
-    return "" if value is None or pd.isna(value) else f"{value:{form}}"
