@@ -1,9 +1,11 @@
 """Runs an op in the form that fits its inputs: C++, Triton, or plain torch.
 
-An op is a folder. ``naive.py`` is the reference in plain torch and runs everywhere. Fast forms
-stand beside it, one for each device: ``cpu.py`` (C++) and ``triton.py`` (CUDA). All forms take the
-arguments of the reference. A fast module defines ``unsupported(tensor)``, which says why it cannot
-run (None: it can). ``RETROBENCH_KERNELS=naive`` turns the fast forms off.
+An op is a folder with a face (``__init__.py``). Its ``naive.py`` declares the op once: signature,
+docstring, and the reference in plain torch, which runs everywhere. Fast forms stand beside it, one
+for each device: ``cpu.py`` (C++) and ``triton.py`` (CUDA), with a function of the op's name.
+``unsupported(tensor)`` says why a form cannot run (None: it can): that of the module, if it has
+one, else that of all forms of the kind (``native``, ``triton_common``). With
+``RETROBENCH_KERNELS=naive`` the fast forms are off.
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ import importlib.util
 import inspect
 import os
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import cache, update_wrapper
 from types import ModuleType
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from torch import Tensor
 
 _FAST = {"cpu": "cpu", "cuda": "triton"}
+_COMMON = {"cpu": "retrobench_kernels.native", "triton": "retrobench_kernels.triton_common"}
 _VARIABLE = "RETROBENCH_KERNELS"
 
 P = ParamSpec("P")
@@ -27,63 +30,87 @@ Result = TypeVar("Result")
 Bundle = TypeVar("Bundle")
 
 
-def op(naive: Callable[P, Result], chosen_by: str | None = None) -> Callable[P, Result]:
-    """The op whose reference is ``naive``, with the signature and docstring of the reference.
+class Op(Generic[P, Result]):
+    """An op, called as its reference; the argument ``chosen_by`` (default: the first) chooses the
+    form by its device, dtype and head dim.
 
-    The argument called ``chosen_by`` (default: the first) chooses the form by its device, dtype
-    and head dim.
+    With ``fields``, a NamedTuple, a call takes these fields, and every form takes the tuple.
     """
-    folder, name = naive.__module__.rpartition(".")[0], naive.__name__
-    parameters = list(inspect.signature(naive).parameters)
-    key = chosen_by or parameters[0]
-    place = parameters.index(key)
 
-    @wraps(naive)
-    def run(*args: P.args, **kwargs: P.kwargs) -> Result:
-        tensor: Any = args[place] if place < len(args) else kwargs[key]
-        module = _fast(folder, tensor)
-        form = naive if module is None else getattr(module, name)
-        return form(*args, **kwargs)
+    def __init__(
+        self,
+        reference: Callable[..., Result],
+        chosen_by: str | None = None,
+        fields: Callable[..., Any] | None = None,
+    ) -> None:
+        update_wrapper(self, reference)
+        self.name, self.folder = reference.__name__, reference.__module__.rpartition(".")[0]
+        self.plain, self.fields = reference, fields
+        self.__signature__ = inspect.signature(fields or reference)
+        names = list(self.__signature__.parameters)
+        self.key = chosen_by or names[0]
+        self.place = names.index(self.key)
 
-    return run
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Result:
+        """The result of the form that fits."""
+        if self.fields is not None:
+            bundle = self.fields(*args, **kwargs)
+            return self._fitting(bundle[self.place])(bundle)
+        tensor: Any = args[self.place] if self.place < len(args) else kwargs[self.key]
+        return self._fitting(tensor)(*args, **kwargs)
 
+    def reference(self, *args: P.args, **kwargs: P.kwargs) -> Result:
+        """The result in plain torch."""
+        return self._called(self.plain)(*args, **kwargs)
 
-def takes(
-    bundle: Callable[P, Bundle],
-) -> Callable[[Callable[Concatenate[Bundle, ...], Result]], Callable[P, Result]]:
-    """Decorate a function of one NamedTuple: it is then called with the fields instead.
+    def form(self, kind: str) -> Callable[..., Result]:
+        """The form ``cpu`` or ``triton``, called as the op; it may have keywords of its own."""
+        return self._called(getattr(form_module(self.folder, kind), self.name))
 
-    An op with many arguments lists them once, as the fields of ``bundle``. Keywords that are no
-    field (``splits`` of a Triton form) reach the function as they are.
-    """
-    signature = inspect.signature(bundle)
-    fields = frozenset(signature.parameters)
+    def _called(self, form: Callable[..., Result]) -> Callable[..., Result]:
+        fields = self.fields
+        if fields is None:
+            return form
 
-    def decorate(function: Callable[Concatenate[Bundle, ...], Result]) -> Callable[P, Result]:
-        @wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> Result:
-            if fields.issuperset(kwargs):
-                return function(bundle(*args, **kwargs))
-            extra = {key: kwargs.pop(key) for key in kwargs.keys() - fields}
-            return function(bundle(*args, **kwargs), **extra)
+        def call(*args: Any, **kwargs: Any) -> Result:
+            own = {key: kwargs.pop(key) for key in kwargs.keys() - self.__signature__.parameters}
+            return form(fields(*args, **kwargs), **own)
 
-        vars(call)["__signature__"] = signature
         return call
 
-    return decorate
+    def _fitting(self, tensor: Tensor) -> Callable[..., Result]:
+        """The fast form for this tensor, or plain torch."""
+        choice = os.environ.get(_VARIABLE, "auto")
+        if choice not in ("auto", "naive"):
+            raise ValueError(f"{_VARIABLE}={choice}: use auto or naive")
+        device = "cpu" if tensor.is_cpu else tensor.device.type  # reading the device takes longer
+        kind = _FAST.get(device)
+        if choice == "naive" or kind is None:
+            return self.plain
+        form, unsupported = _form(self.folder, self.name, kind)
+        return self.plain if form is None or unsupported(tensor) is not None else form
 
 
-def _fast(folder: str, tensor: Tensor) -> ModuleType | None:
-    """The fast form for this tensor; None if plain torch must run."""
-    choice = os.environ.get(_VARIABLE, "auto")
-    if choice not in ("auto", "naive"):
-        raise ValueError(f"{_VARIABLE}={choice}: use auto or naive")
-    device = "cpu" if tensor.is_cpu else tensor.device.type  # reading the device takes longer
-    kind = _FAST.get(device)
-    if choice == "naive" or kind is None:
-        return None
+def op(reference: Callable[P, Result]) -> Op[P, Result]:
+    """Declare an op whose forms take the arguments of ``reference``."""
+    return Op(reference)
+
+
+def op_of(
+    fields: Callable[P, Bundle], chosen_by: str | None = None
+) -> Callable[[Callable[[Bundle], Result]], Op[P, Result]]:
+    """Declare an op of many arguments: they are listed once, as the fields of a NamedTuple."""
+    return lambda reference: Op(reference, chosen_by, fields)
+
+
+@cache
+def _form(folder: str, name: str, kind: str) -> tuple[Any, Any]:
+    """A fast form and what it cannot take; None if it does not exist."""
     module = form_module(folder, kind)
-    return None if module is None or module.unsupported(tensor) is not None else module
+    if module is None:
+        return None, None
+    limits = module if hasattr(module, "unsupported") else importlib.import_module(_COMMON[kind])
+    return getattr(module, name), limits.unsupported
 
 
 @cache

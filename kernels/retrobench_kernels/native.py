@@ -37,7 +37,7 @@ SIGNATURES = {
     "assign": "ppppqqqipii",
     "cluster_select": "pppppppppqqiqqqiffpiii",
     "dense": "pppppppqqiqiffpiiii",
-    "gap_scores": "ppppqqqqqpiii",
+    "logit_margin": "ppppqqqqqpiii",
     "page_select": "ppppppqqqqiipii",
     "read": "pqi",
     "sums": "pppppqqqipii",

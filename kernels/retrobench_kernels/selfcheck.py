@@ -1,7 +1,4 @@
-"""Small parity checks that a freshly built library must pass before it is used.
-
-The forms of an op are found through ``dispatch``; the C++ form is given the library to check.
-"""
+"""Small parity checks that a freshly built library must pass before it is used."""
 
 from __future__ import annotations
 
@@ -13,9 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from retrobench_kernels.cluster_select import cluster_select
 from retrobench_kernels.cpu_common import DTYPES
-from retrobench_kernels.dispatch import form_module
-from retrobench_kernels.wave_attention.zones import Estimation, Pool, Steady
+from retrobench_kernels.dense_decode import dense_decode
+from retrobench_kernels.dispatch import Op
+from retrobench_kernels.logit_margin import logit_margin
+from retrobench_kernels.page_select import page_select
+from retrobench_kernels.wave_attention import Estimation, Pool, Steady, wave_attention
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 DIM = 96
@@ -29,11 +30,9 @@ class Case(NamedTuple):
     dtype: torch.dtype
     generator: torch.Generator
 
-    def forms(self, name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def forms(self, op: Op[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """The C++ form and the reference of an op."""
-        folder = f"retrobench_kernels.{name}"
-        fast, reference = (getattr(form_module(folder, kind), name) for kind in ("cpu", "naive"))
-        return partial(fast, library=self.library), reference
+        return partial(op.form("cpu"), library=self.library), op.reference
 
     def normal(self, *shapes: tuple[int, ...]) -> list[Tensor]:
         """Normal vectors of the head dim."""
@@ -52,10 +51,10 @@ def disagreements(library: ctypes.CDLL) -> list[str]:
     for dtype in DTYPES:
         for group in (1, 2, 4):
             case = Case(library, group, dtype, generator)
-            for check in (_dense, _wave, _pages, _gaps):
-                if check is _gaps and dtype == torch.float16:
+            for check in (_dense, _wave, _pages, _margins):
+                if check is _margins and dtype == torch.float16:
                     continue  # the C++ form has no float16
-                tolerance = 1e-4 if check is _gaps else TOLERANCE[dtype]
+                tolerance = 1e-4 if check is _margins else TOLERANCE[dtype]
                 if not _close(*check(case), tolerance):
                     wrong.append(f"{check.__name__[1:]} {dtype} group {group}")
     return wrong
@@ -67,7 +66,7 @@ def _close(got: Tensor, expected: Tensor, tolerance: float) -> bool:
 
 def _dense(case: Case) -> tuple[Tensor, Tensor]:
     inputs = case.normal((1, 2 * case.group), (1, 2, 100), (1, 2, 100))
-    got, expected = (form(*inputs, 0.1)[0] for form in case.forms("dense_decode"))
+    got, expected = (form(*inputs, 0.1)[0] for form in case.forms(dense_decode))
     return got, expected
 
 
@@ -81,7 +80,7 @@ def _wave(case: Case) -> tuple[Tensor, Tensor]:
     counts = [torch.tensor([n], dtype=torch.int32) for n in (20, 5, 9)]
     limits = {"max_retrieved": 5, "max_estimated": 9}
     outputs = []
-    both = zip(case.forms("cluster_select"), case.forms("wave_attention"), strict=True)
+    both = zip(case.forms(cluster_select), case.forms(wave_attention), strict=True)
     for select, attend in both:
         best, rest, logit = select(q, centroid, size, *counts, 0.1, **limits)
         estimation = Estimation(rest, logit, value_sum)
@@ -93,13 +92,13 @@ def _pages(case: Case) -> tuple[Tensor, Tensor]:
     low, q = case.whole(1, 2, 40, DIM), case.whole(1, 2 * case.group, DIM)
     inputs = (q, low, low + 1, torch.tensor([40]), torch.tensor([9]))
     limits = {"max_selected": 9, "newest": True}
-    got, expected = (form(*inputs, **limits) for form in case.forms("page_select"))
+    got, expected = (form(*inputs, **limits) for form in case.forms(page_select))
     return got.sort(-1).values, expected.sort(-1).values
 
 
-def _gaps(case: Case) -> tuple[Tensor, Tensor]:
+def _margins(case: Case) -> tuple[Tensor, Tensor]:
     q, key = case.whole(1, 2, case.group, 11), case.whole(1, 2, 1500, 11)
     exists = torch.arange(1500).expand(1, 2, -1) > 2
-    fast, reference = case.forms("gap_scores")
+    fast, reference = case.forms(logit_margin)
     got, expected = (form(q, key, exists, 0.5, per_head=False) for form in (fast, reference))
     return got, expected

@@ -18,7 +18,7 @@ from retrobench.core.shapes import Footprint, KVShape
 from retrobench.core.spec import option
 from retrobench.engine.attention.index import Index
 from retrobench.engine.attention.selective import SelectiveMethod
-from retrobench.memory.placement import PlacementConfig, ResolvedPlacement, allocate, kv_bytes
+from retrobench.memory.placement import allocate, host_place, kv_bytes
 from retrobench.memory.prefetch import Prefetcher
 from retrobench.memory.selection import Everything, Selection
 from retrobench.memory.store import KVStore, ResidentStore
@@ -28,7 +28,7 @@ class StreamedStore(ResidentStore):
     """A store in host memory whose layers pass through two buffers on the device, in order."""
 
     def __init__(self, shape: KVShape, prefetch: bool, probe: Probe) -> None:
-        super().__init__(shape, _place(shape))
+        super().__init__(shape, host_place(shape.device))
         size = (2, shape.batch, shape.num_kv_heads, shape.max_tokens, shape.head_dim)
         self.k_2BGSD, self.v_2BGSD = (allocate(size, shape, "gpu") for _ in "kv")
         self.turn = 0  # which buffer the next copy fills
@@ -39,7 +39,7 @@ class StreamedStore(ResidentStore):
     def plan(shape: KVShape, place: str = "gpu", codec: str = "none") -> Footprint:
         """All KV on the host, two layers on the device."""
         buffers = 2 * kv_bytes(shape, shape.max_tokens) // len(shape.layers)
-        return ResidentStore.plan(shape, _place(shape)) + Footprint(device=buffers)
+        return ResidentStore.plan(shape, host_place(shape.device)) + Footprint(device=buffers)
 
     def start(self, layer: int) -> None:
         """Begin the copy of a layer into the buffer that was used longest ago."""
@@ -135,7 +135,3 @@ class FullOffload(SelectiveMethod):
         token_bytes = self.shape.batch * self.shape.num_kv_heads * self.store.bytes_per_token()
         copied = (self.store.length(layer) - 1) * token_bytes
         super().count(layer, tokens, heads, selection, h2d=copied, d2h=token_bytes, **more)
-
-
-def _place(shape: KVShape) -> str:
-    return ResolvedPlacement.of(PlacementConfig(placement="auto"), shape.device).place

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs, PromptLayer
-from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
+from retrobench.core.shapes import Footprint, KVShape
 from retrobench.core.spec import option
 from retrobench.engine.attention.index import Index
-from retrobench.engine.attention.selective import SelectiveMethod, as_tokens
+from retrobench.engine.attention.selective import SelectiveMethod
 from retrobench.memory.placement import PlacementConfig
 from retrobench.memory.pool import make_store, plan_store
-from retrobench.memory.selection import Selection, Spans, Tokens
+from retrobench.memory.selection import Selection, Spans
 from retrobench.memory.store import KVStore
 
 
@@ -85,17 +85,6 @@ class PageIndex(Index):
         self.high_LBGCD = torch.full(size, -torch.inf, dtype=dtype, device=shape.device)
         self.pad_B1 = torch.tensor(shape.pad_tokens, device=shape.device)[:, None]
         self.selected_B = torch.tensor(self.selected, device=shape.device)
-
-    @staticmethod
-    def plan(config: QuestConfig, shape: KVShape) -> Footprint:
-        """Two vectors per page and KV head."""
-        pages = -(-shape.max_tokens // config.page_size)
-        heads = len(shape.layers) * shape.batch * shape.num_kv_heads
-        return Footprint(device=2 * heads * pages * shape.head_dim * DTYPE_BYTES[shape.dtype])
-
-    def footprint(self) -> Footprint:
-        """Bytes held."""
-        return Footprint(device=self.low_LBGCD.nbytes + self.high_LBGCD.nbytes)
 
     def build(self, layer: int, store: KVStore, prompt: PromptLayer) -> None:
         """Extrema of all pages of the prompt; the last one may be partial."""
@@ -164,16 +153,14 @@ class PageIndex(Index):
         length = store.length(layer)
         first, tokens = self.spans(length)
         page = self.pages(layer, q_BHTD, length)
-        index_bytes = self.index_bytes(layer, length)
-        if page.shape[1] == self.shape.num_kv_heads:
-            return Spans(first_BGC=first, size_BGC=tokens, chosen_BGN=page, index_bytes=index_bytes)
-        first, tokens = (x[:, :1].expand(-1, page.shape[1], -1) for x in (first, tokens))
-        chosen = Spans(first_BGC=first, size_BGC=tokens, chosen_BGN=page)
-        return Tokens(token_BGR=as_tokens(chosen).token_BGR, index_bytes=index_bytes)
-
-    def close(self) -> None:
-        """Free the extrema."""
-        self.low_LBGCD = self.high_LBGCD = torch.empty(0)
+        per_head = page.shape[1] != self.shape.num_kv_heads
+        if per_head:
+            first, tokens = (x[:, :1].expand(-1, page.shape[1], -1) for x in (first, tokens))
+        chosen = Spans(
+            first_BGC=first, size_BGC=tokens, chosen_BGN=page,
+            largest=self.config.page_size, index_bytes=self.index_bytes(layer, length),
+        )  # fmt: skip
+        return chosen.tokens() if per_head else chosen
 
 
 class Quest(SelectiveMethod):
@@ -198,5 +185,5 @@ class Quest(SelectiveMethod):
     @classmethod
     def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:
         """Store plus page extrema, after checking the budget."""
-        selected_pages(config, shape, budget)
-        return plan_store(config, shape, config.page_size) + PageIndex.plan(config, shape)
+        index = PageIndex.plan(config, shape, budget)
+        return plan_store(config, shape, config.page_size) + index

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from kernel_parity import DEVICE, TOLERANCE, needs_triton, poisoned, random_index, random_tensor
-from retrobench_kernels.cluster_select import naive as select_naive
-from retrobench_kernels.dense_decode import naive as dense_naive
-from retrobench_kernels.page_select import naive as page_naive
-from retrobench_kernels.wave_attention import naive as wave_naive
-from retrobench_kernels.wave_attention.zones import Estimation, PageCache, Steady, WaveArgs
+from retrobench_kernels.cluster_select import cluster_select
+from retrobench_kernels.dense_decode import dense_decode
+from retrobench_kernels.page_select import page_select
+from retrobench_kernels.wave_attention import Estimation, PageCache, Steady, wave_attention
+from retrobench_kernels.wave_attention.zones import WaveArgs
 
 pytestmark = needs_triton
 
@@ -24,8 +24,6 @@ pytestmark = needs_triton
     ],
 )
 def test_dense_decode(dtype, dim, group, softcap):
-    from retrobench_kernels.dense_decode.triton import dense_decode
-
     q = random_tensor(3, 2 * group, dim, dtype=dtype)
     k, v = (random_tensor(3, 2, 150, dim, dtype=dtype)[:, :, :131] for _ in range(2))
     # a whole row, left padding that ends inside a tile, and an empty row
@@ -36,10 +34,10 @@ def test_dense_decode(dtype, dim, group, softcap):
     k = k.masked_fill(outside[:, None, :, None], torch.nan)
     bounds = {"start_B": start, "end_B": end, "softcap": softcap}
     v_clean = v.masked_fill(outside[:, None, :, None], 0)
-    expected = dense_naive.dense_decode(q, k.nan_to_num(0), v_clean, dim**-0.5, **bounds)
+    expected = dense_decode.reference(q, k.nan_to_num(0), v_clean, dim**-0.5, **bounds)
     v = v.masked_fill(outside[:, None, :, None], torch.nan)
     with poisoned():
-        got = dense_decode(q, k, v, dim**-0.5, splits=3, **bounds)
+        got = dense_decode.form("triton")(q, k, v, dim**-0.5, splits=3, **bounds)
     torch.testing.assert_close(got[0], expected[0], **TOLERANCE[dtype])
     torch.testing.assert_close(got[1], expected[1], atol=1e-3, rtol=1e-3)
     assert (got[0][2] == 0).all() and (got[1][2] == -torch.inf).all()
@@ -50,8 +48,6 @@ def test_dense_decode(dtype, dim, group, softcap):
     [(torch.float32, 64, 4, 16384), (torch.bfloat16, 96, 3, 16384), (torch.float16, 64, 1, 128)],
 )
 def test_cluster_select(dtype, dim, group, in_registers):
-    from retrobench_kernels.cluster_select.triton import cluster_select
-
     batch, groups, clusters = 3, 2, 200
     q = random_tensor(batch, groups * group, dim, dtype=dtype)
     centroid = random_tensor(batch, groups, clusters, dim, dtype=dtype)
@@ -62,9 +58,9 @@ def test_cluster_select(dtype, dim, group, in_registers):
     centroid = centroid.masked_fill(~exists[..., None], torch.nan)
     limits = {"max_retrieved": 12, "max_estimated": 45}
     clean = centroid.nan_to_num(0)
-    expected = select_naive.cluster_select(q, clean, size, used, first, more, 0.3, **limits)
+    expected = cluster_select.reference(q, clean, size, used, first, more, 0.3, **limits)
     with poisoned():
-        got = cluster_select(
+        got = cluster_select.form("triton")(
             q, centroid, size, used, first, more, 0.3, in_registers=in_registers, **limits
         )
     for name, g, e in zip(("retrieved", "estimated"), got[:2], expected[:2], strict=True):
@@ -76,14 +72,12 @@ def test_cluster_select(dtype, dim, group, in_registers):
 
 
 def test_cluster_select_with_equal_masses():
-    from retrobench_kernels.cluster_select.triton import cluster_select
-
     q = random_tensor(1, 2, 64)
     centroid = random_tensor(1, 1, 1, 64).expand(1, 1, 70, 64).contiguous()
     size = torch.ones(1, 1, 70, dtype=torch.int32, device=DEVICE)
     count = [torch.tensor([n], dtype=torch.int32, device=DEVICE) for n in (70, 5, 11)]
     for in_registers in (16384, 32):
-        retrieved, estimated, _ = cluster_select(
+        retrieved, estimated, _ = cluster_select.form("triton")(
             q, centroid, size, *count, 1.0,
             max_retrieved=5, max_estimated=11, in_registers=in_registers,
         )  # fmt: skip
@@ -101,8 +95,6 @@ def test_cluster_select_with_equal_masses():
     ],
 )
 def test_wave_attention(dtype, dim, group, sums, softcap, cached):
-    from retrobench_kernels.wave_attention.triton import wave_attention
-
     batch, groups, page_tokens = 2, 2, 4 if cached else 1
     index = random_index(batch, groups, dim, dtype, page_tokens=page_tokens)
     q = random_tensor(batch, groups * group, dim, dtype=dtype)
@@ -125,9 +117,9 @@ def test_wave_attention(dtype, dim, group, sums, softcap, cached):
     zones = {"estimation": Estimation(estimated.contiguous(), logit, value_sum), "cache": cache}
     zones["softcap"] = softcap
     clean = Steady(k_steady.nan_to_num(0), v_steady.nan_to_num(0), steady_count)
-    expected = wave_naive.wave_attention(q, clean, index.pool, *arguments, **zones)
+    expected = wave_attention.reference(q, clean, index.pool, *arguments, **zones)
     with poisoned():
-        got = wave_attention(
+        got = wave_attention.form("triton")(
             q, Steady(k_steady, v_steady, steady_count), index.poisoned_pool(), *arguments,
             splits=3, **zones,
         )  # fmt: skip
@@ -136,13 +128,11 @@ def test_wave_attention(dtype, dim, group, sums, softcap, cached):
 
 
 def test_wave_attention_of_nothing_is_zero():
-    from retrobench_kernels.wave_attention.triton import wave_attention
-
     index = random_index(1, 1, 64, torch.float32)
     none = torch.full((1, 1, 3), -1, dtype=torch.int32, device=DEVICE)
     empty = torch.full((1, 1, 4, 64), torch.nan, device=DEVICE)
     steady = Steady(empty, empty, torch.zeros(1, dtype=torch.int32, device=DEVICE))
-    out, lse = wave_attention(random_tensor(1, 2, 64), steady, index.pool, none, 1.0)
+    out, lse = wave_attention.form("triton")(random_tensor(1, 2, 64), steady, index.pool, none, 1.0)
     assert (out == 0).all() and (lse == -torch.inf).all()
 
 
@@ -154,9 +144,6 @@ def test_admitted_pages_are_copied_to_their_slot():
     slot = torch.full((1, 2, index.pages), -1, dtype=torch.int32, device=DEVICE)
     cache = PageCache(slot, k, v, 4)
     retrieved = torch.tensor([[[2], [5]]], dtype=torch.int32, device=DEVICE)
-    pages = page_list(index.pool, retrieved, cache)
-    assert pages.source_BGN is not None
-    pages.source_BGN[:, :, 0] = -2 - 3  # first page of the cluster goes to slot 3
     steady = Steady(
         torch.zeros(1, 2, 1, 64, device=DEVICE),
         torch.zeros(1, 2, 1, 64, device=DEVICE),
@@ -164,8 +151,11 @@ def test_admitted_pages_are_copied_to_their_slot():
     )
     q = random_tensor(1, 4, 64)
     args = WaveArgs(q, steady, index.pool, retrieved, 1.0, cache=cache)
+    pages = page_list(args)
+    assert pages.source_BGN is not None
+    pages.source_BGN[:, :, 0] = -2 - 3  # first page of the cluster goes to slot 3
     got = attend_pages(args, pages, splits=2)
-    expected = wave_naive.wave_attention(q, steady, index.pool, retrieved, 1.0)
+    expected = wave_attention.reference(q, steady, index.pool, retrieved, 1.0)
     torch.testing.assert_close(got[0], expected[0], atol=1e-5, rtol=1e-5)
     for g in range(2):
         first = int(index.pool.first_BGC[0, g, retrieved[0, g, 0]])
@@ -183,7 +173,6 @@ def test_admitted_pages_are_copied_to_their_slot():
 )
 def test_page_select(dtype, dim, group, newest):
     """Whole numbers: bounds are exact in any order of summation, and many are equal."""
-    from retrobench_kernels.page_select.triton import page_select
 
     def whole(*shape):
         return torch.randint(-4, 5, shape, device=DEVICE).to(dtype)
@@ -195,8 +184,8 @@ def test_page_select(dtype, dim, group, newest):
     )
     later = (torch.arange(90, device=DEVICE) >= used[:, None])[:, None, :, None]
     limits = {"max_selected": 50, "newest": newest}
-    expected = page_naive.page_select(q, low, high, used, most, **limits)
+    expected = page_select.reference(q, low, high, used, most, **limits)
     low, high = (x.masked_fill(later, torch.nan) for x in (low, high))
     with poisoned():
-        got = page_select(q, low, high, used, most, **limits)
+        got = page_select.form("triton")(q, low, high, used, most, **limits)
     assert got.dtype == torch.int32 and torch.equal(got, expected)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from kernel_parity import DEVICE, TOLERANCE, needs_triton, poisoned, random_index, random_tensor
-from retrobench_kernels.page_lru import naive
-from retrobench_kernels.wave_attention.zones import CacheTable, Steady
+from retrobench_kernels.page_lru import copy_pages, page_admit, page_lru
+from retrobench_kernels.wave_attention import CacheTable, Steady
+from retrobench_kernels.wave_step import wave_step
 
 pytestmark = needs_triton
 BATCH, GROUPS, PAGES = 2, 2, 120
@@ -21,9 +22,10 @@ class Table:
         self.page = torch.full((BATCH, GROUPS, slots), -1, **shape)
         self.stamp = torch.full((BATCH, GROUPS, slots), -1, **shape)
 
-    def bookkeeping(self, now, tally):
+    def at(self, now, tally=None):
         """The tables of a cache without vectors."""
-        nothing = torch.empty(0)
+        nothing = torch.empty(0, device=DEVICE)
+        tally = nothing if tally is None else tally
         return CacheTable(self.slot, self.page, self.stamp, now, tally, nothing, nothing, 1)
 
     def same(self, other):
@@ -43,18 +45,16 @@ def wanted(step, width):
 
 @pytest.mark.parametrize(("slots", "width"), [(23, 17), (7, 19)])
 def test_lookup_admit_equal_naive(slots, width):
-    from retrobench_kernels.page_lru import triton as fast
-
     ours, theirs = Table(slots), Table(slots)
     for step in range(6):
         now = torch.tensor([step], dtype=torch.int32, device=DEVICE)
         page = wanted(step, width)
         with poisoned():
-            got = fast.page_lru(page, ours.slot, ours.stamp, now)
-        expected = naive.page_lru(page, theirs.slot, theirs.stamp, now)
+            got = page_lru.form("triton")(page, ours.at(now))
+        expected = page_lru.reference(page, theirs.at(now))
         assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
-        fast.page_admit(page, got[1], ours.slot, ours.page, ours.stamp, now)
-        naive.page_admit(page, expected[1], theirs.slot, theirs.page, theirs.stamp, now)
+        page_admit.form("triton")(page, got[1], ours.at(now))
+        page_admit.reference(page, expected[1], theirs.at(now))
         assert ours.same(theirs), step
 
 
@@ -71,10 +71,10 @@ def test_one_launch_equals_lookup_and_admit():
         count = torch.tensor([[13, 4], [0, 9]], dtype=torch.int32, device=DEVICE)
         listed = torch.arange(13, device=DEVICE) < count[..., None]
         with poisoned():
-            source = page_step(page, count, ours.bookkeeping(now, tally))
+            source = page_step(page, count, ours.at(now, tally))
         masked = page.masked_fill(~listed, -1)
-        slot, victim = naive.page_lru(masked, theirs.slot, theirs.stamp, now)
-        naive.page_admit(masked, victim, theirs.slot, theirs.page, theirs.stamp, now)
+        slot, victim = page_lru.reference(masked, theirs.at(now))
+        page_admit.reference(masked, victim, theirs.at(now))
         expected = torch.where(victim >= 0, -2 - victim, slot)
         assert torch.equal(source[listed], expected[listed]) and ours.same(theirs)
         hits += int((slot >= 0).sum())
@@ -83,23 +83,18 @@ def test_one_launch_equals_lookup_and_admit():
 
 
 def test_copy_pages():
-    from retrobench_kernels.page_lru.triton import copy_pages
-
     pool = random_tensor(BATCH, GROUPS, PAGES * 4, 24, dtype=torch.bfloat16)
     page = wanted(1, 6)
     victim = torch.stack([torch.randperm(9)[:6] for _ in range(4)]).int()
     victim = victim.reshape(BATCH, GROUPS, 6).to(DEVICE).masked_fill(page < 0, -1)
     caches = [torch.full((BATCH, GROUPS, 36, 24), 7.0, device=DEVICE).bfloat16() for _ in "ab"]
-    copy_pages(pool, caches[0], page, victim, 4)
-    naive.copy_pages(pool, caches[1], page, victim, 4)
+    copy_pages.form("triton")(pool, caches[0], page, victim, 4)
+    copy_pages.reference(pool, caches[1], page, victim, 4)
     assert torch.equal(*caches)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_cached_step_equals_naive(dtype):
-    from retrobench_kernels.wave_step import naive as step_naive
-    from retrobench_kernels.wave_step.triton import wave_step
-
     index = random_index(2, 2, 64, dtype, page_tokens=4, most=9)
     slots, shape = 12, {"dtype": torch.int32, "device": DEVICE}
 
@@ -124,8 +119,8 @@ def test_a_cached_step_equals_naive(dtype):
         retrieved = torch.rand(2, 2, 12, device=DEVICE).argsort(-1)[..., :4].int().contiguous()
         for table in (ours, theirs):
             table.step_1.add_(1)
-        got = wave_step(q, steady, index.pool, retrieved, 0.1, table=ours, splits=2)
-        expected = step_naive.wave_step(q, steady, index.pool, retrieved, 0.1, table=theirs)
+        got = wave_step.form("triton")(q, steady, index.pool, retrieved, 0.1, cache=ours, splits=2)
+        expected = wave_step.reference(q, steady, index.pool, retrieved, 0.1, cache=theirs)
         torch.testing.assert_close(got[0], expected[0], **TOLERANCE[dtype])
         for name in ("slot_BGP", "page_BGQ", "stamp_BGQ", "tally_BG2"):
             assert torch.equal(getattr(ours, name), getattr(theirs, name)), name

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from kernel_parity import DEVICE, TOLERANCE, needs_triton, poisoned, random_tensor
-from retrobench_kernels.cluster_layout import naive as layout_naive
-from retrobench_kernels.page_bounds import naive as bounds_naive
-from retrobench_kernels.segmented_kmeans import naive as kmeans_naive
+from retrobench_kernels.cluster_layout import cluster_layout, place_tokens
+from retrobench_kernels.page_bounds import page_extrema, upper_bound
+from retrobench_kernels.segmented_kmeans import segmented_kmeans
 from retrobench_kernels.segmented_kmeans.lloyd import Segment
 
 pytestmark = needs_triton
@@ -50,26 +50,22 @@ def test_cluster_sums():
 
 @pytest.mark.parametrize("final_assign", ["global", "segment"])
 def test_segmented_kmeans_equals_naive_on_separated_keys(final_assign):
-    from retrobench_kernels.segmented_kmeans.triton import segmented_kmeans
-
     topic = random_tensor(1, 12, 64, scale=4.0)
     k = topic[:, torch.randint(0, 12, (200,), device=DEVICE)] + random_tensor(1, 200, 64, scale=0.1)
     settings = {"iterations": 3, "final_assign": final_assign}
-    got = segmented_kmeans(k, 16, 2, **settings)
-    expected = kmeans_naive.segmented_kmeans(k, 16, 2, **settings)
+    got = segmented_kmeans.form("triton")(k, 16, 2, **settings)
+    expected = segmented_kmeans.reference(k, 16, 2, **settings)
     assert got[1].dtype == expected[1].dtype and torch.equal(got[1], expected[1])
     torch.testing.assert_close(got[0], expected[0], atol=1e-4, rtol=1e-4)
 
 
 def test_place_tokens():
-    from retrobench_kernels.cluster_layout.triton import place_tokens
-
     label = torch.randint(0, 7, (2, 45), device=DEVICE)
-    layout = layout_naive.cluster_layout(label, 7, page_tokens=4)
+    layout = cluster_layout(label, 7, page_tokens=4)
     kv = random_tensor(2, 50, 96, dtype=torch.float16)[:, :45]
     pools = [torch.full((2, 80, 96), 3.0, dtype=torch.float16, device=DEVICE) for _ in "ab"]
-    place_tokens(kv, layout, pools[0])
-    layout_naive.place_tokens(kv, layout, pools[1])
+    place_tokens.form("triton")(kv, layout, pools[0])
+    place_tokens.reference(kv, layout, pools[1])
     assert torch.equal(*pools)
 
 
@@ -77,19 +73,19 @@ def test_place_tokens():
     ("dtype", "dim", "group"), [(torch.float32, 64, 4), (torch.bfloat16, 96, 1)]
 )
 def test_page_bounds(dtype, dim, group):
-    from retrobench_kernels.page_bounds.triton import page_extrema, upper_bound
-
     k = random_tensor(2, 2, 19 * 8, dim, dtype=dtype)
     valid = torch.ones(2, 19 * 8, dtype=torch.bool, device=DEVICE)
     valid[1, :11] = False  # one page without tokens, one in part
-    expected = bounds_naive.page_extrema(k, 8, valid)
+    expected = page_extrema.reference(k, 8, valid)
     with poisoned():
-        got = page_extrema(k.masked_fill(~valid[:, None, :, None], torch.nan), 8, valid)
+        got = page_extrema.form("triton")(
+            k.masked_fill(~valid[:, None, :, None], torch.nan), 8, valid
+        )
     assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
     q = random_tensor(2, 2 * group, dim, dtype=dtype)
     low, high = (t[:, :, 2:] for t in expected)
     with poisoned():
-        bound = upper_bound(q, low, high)
+        bound = upper_bound.form("triton")(q, low, high)
     torch.testing.assert_close(
-        bound, bounds_naive.upper_bound(q, low, high), **TOLERANCE[torch.float16]
+        bound, upper_bound.reference(q, low, high), **TOLERANCE[torch.float16]
     )

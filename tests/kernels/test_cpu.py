@@ -7,18 +7,13 @@ import itertools
 import pytest
 import torch
 from retrobench_kernels import native
-from retrobench_kernels.cluster_select import cpu as select_cpu
-from retrobench_kernels.cluster_select import naive as select_naive
-from retrobench_kernels.dense_decode import cpu as dense_cpu
-from retrobench_kernels.dense_decode import naive as dense_naive
-from retrobench_kernels.page_select import cpu as page_cpu
-from retrobench_kernels.page_select import naive as page_naive
+from retrobench_kernels.cluster_select import cluster_select
+from retrobench_kernels.dense_decode import dense_decode
+from retrobench_kernels.page_select import page_select
 from retrobench_kernels.segmented_kmeans import cpu as kmeans_cpu
-from retrobench_kernels.segmented_kmeans import naive as kmeans_naive
+from retrobench_kernels.segmented_kmeans import segmented_kmeans
 from retrobench_kernels.segmented_kmeans.lloyd import Segment
-from retrobench_kernels.wave_attention import cpu as wave_cpu
-from retrobench_kernels.wave_attention import naive as wave_naive
-from retrobench_kernels.wave_attention.zones import Estimation, PageCache
+from retrobench_kernels.wave_attention import Estimation, PageCache, wave_attention
 
 from .inputs import clustered
 
@@ -48,8 +43,8 @@ def test_dense_decode(dtype, dim, heads, poisoned_empty):
     for x in ((k[:, :, :tokens], v[:, :, :tokens]), (k, v)):  # views of larger buffers too
         for softcap in (0.0, 5.0):
             kwargs = {"start_B": start, "end_B": end, "softcap": softcap}
-            got, lse = dense_cpu.dense_decode(q, *x, dim**-0.5, **kwargs)
-            expected, expected_lse = dense_naive.dense_decode(q, *x, dim**-0.5, **kwargs)
+            got, lse = dense_decode.form("cpu")(q, *x, dim**-0.5, **kwargs)
+            expected, expected_lse = dense_decode.reference(q, *x, dim**-0.5, **kwargs)
             close(got, expected, dtype)
             torch.testing.assert_close(lse, expected_lse, atol=1e-4, rtol=1e-4)
 
@@ -59,10 +54,10 @@ def test_a_long_context_is_split_and_merged():
     try:
         q, k, v = torch.randn(1, 2, 64), torch.randn(1, 1, 9001, 64), torch.randn(1, 1, 9001, 64)
         k[:, :, 5000] = 3 * q[0, 0]  # one dominant token
-        got, lse = dense_cpu.dense_decode(q, k, v, 1.0)
+        got, lse = dense_decode.form("cpu")(q, k, v, 1.0)
     finally:
         torch.set_num_threads(1)
-    expected, expected_lse = dense_naive.dense_decode(q, k, v, 1.0)
+    expected, expected_lse = dense_decode.reference(q, k, v, 1.0)
     close(got, expected, torch.float32)
     torch.testing.assert_close(lse, expected_lse)
 
@@ -73,8 +68,8 @@ def test_cluster_select(dtype, dim, heads, poisoned_empty):
     counts = torch.tensor([9, 0]), torch.tensor([40, 500])
     args = (data.q, data.centroid, data.pool.size_BGC, data.num_clusters, *counts, dim**-0.5)
     limits = {"max_retrieved": 12, "max_estimated": 250}
-    got = select_cpu.cluster_select(*args, **limits)
-    expected = select_naive.cluster_select(*args, **limits)
+    got = cluster_select.form("cpu")(*args, **limits)
+    expected = cluster_select.reference(*args, **limits)
     alive = (data.pool.size_BGC > 0)[:, :, None].expand(-1, -1, heads[0] // heads[1], -1)
     alive = alive.flatten(1, 2)
     torch.testing.assert_close(got[2][alive], expected[2][alive], atol=1e-4, rtol=1e-4)
@@ -103,7 +98,7 @@ def test_equal_scores_are_chosen_once_each():
     q, centroid = torch.randn(1, 2, 64), torch.randn(1, 1, 1, 64).expand(1, 1, 50, 64)
     size = torch.ones(1, 1, 50, dtype=torch.int32)
     one = [torch.tensor([n]) for n in (50, 7, 11)]
-    best, rest, _ = select_cpu.cluster_select(
+    best, rest, _ = cluster_select.form("cpu")(
         q, centroid, size, *one, 1.0, max_retrieved=7, max_estimated=11
     )
     both = chosen(best[0, 0]) + chosen(rest[0, 0])
@@ -124,8 +119,8 @@ def test_page_select(dtype, dim, heads, newest, poisoned_empty):
     for bounds in ((low, high), (wide, high), (low, low)):
         args = (q, *bounds, counts, torch.tensor([9, 50, 2]))
         options = {"max_selected": 50, "newest": newest}
-        got = page_cpu.page_select(*args, **options)
-        expected = page_naive.page_select(*args, **options)
+        got = page_select.form("cpu")(*args, **options)
+        expected = page_select.reference(*args, **options)
         assert got.dtype == torch.int32 and torch.equal(
             got.sort(-1).values, expected.sort(-1).values
         )
@@ -144,8 +139,8 @@ def test_wave_attention(dtype, dim, heads, cached, poisoned_empty):
         cache, pool = PageCache(slot, *data.fill_cache(slot), page), data.only_uncached(slot)
     for more in (None, estimation, estimation._replace(value_sum_BGCD=data.value_sum.float())):
         args = (data.q, data.steady, pool, data.retrieved, dim**-0.5)
-        got = wave_cpu.wave_attention(*args, estimation=more, cache=cache)
-        expected = wave_naive.wave_attention(*args, estimation=more, cache=cache)
+        got = wave_attention.form("cpu")(*args, estimation=more, cache=cache)
+        expected = wave_attention.reference(*args, estimation=more, cache=cache)
         close(got[0], expected[0], dtype)
         torch.testing.assert_close(got[1], expected[1], atol=1e-4, rtol=1e-4)
 
@@ -157,8 +152,8 @@ def test_any_zone_may_be_empty(zones):
     data.retrieved.fill_(-1)
     args = (data.q, data.steady, data.pool, data.retrieved, 0.1)
     estimation = Estimation(data.estimated, data.logit, data.value_sum)
-    got = wave_cpu.wave_attention(*args, estimation=estimation)
-    expected = wave_naive.wave_attention(*args, estimation=estimation)
+    got = wave_attention.form("cpu")(*args, estimation=estimation)
+    expected = wave_attention.reference(*args, estimation=estimation)
     close(got[0], expected[0], torch.float32)
     torch.testing.assert_close(got[1], expected[1], atol=1e-4, rtol=1e-4)
 
@@ -166,14 +161,14 @@ def test_any_zone_may_be_empty(zones):
 def test_all_clusters_equal_full_attention():
     data = clustered(4, 2, 64, clusters=30, batch=1, steady=9)
     everything = torch.arange(30, dtype=torch.int32).expand(1, 2, -1)
-    got, _ = wave_cpu.wave_attention(data.q, data.steady, data.pool, everything, 0.125)
+    got, _ = wave_attention.form("cpu")(data.q, data.steady, data.pool, everything, 0.125)
     for g in range(2):
         inside = data.pool.k_BGSD[0, g].isfinite().all(-1)
         count = int(data.steady.count_B[0])
         k = torch.cat([data.steady.k_BGWD[0, g, :count], data.pool.k_BGSD[0, g][inside]])
         v = torch.cat([data.steady.v_BGWD[0, g, :count], data.pool.v_BGSD[0, g][inside]])
         q = data.q[:, 2 * g : 2 * g + 2]
-        expected, _ = dense_naive.dense_decode(q, k[None, None], v[None, None], 0.125)
+        expected, _ = dense_decode.reference(q, k[None, None], v[None, None], 0.125)
         close(got[:, 2 * g : 2 * g + 2], expected, torch.float32)
 
 
@@ -199,7 +194,7 @@ def test_segmented_kmeans_finds_what_naive_finds(final_assign):
     topic = torch.nn.functional.normalize(torch.randn(2, 16, 64), dim=-1) * 20
     k = topic[:, torch.arange(400) % 16] + torch.randn(2, 400, 64) * 0.1
     args = (k, 32, 2, 6, final_assign)
-    centroid, label = kmeans_cpu.segmented_kmeans(*args)
-    expected_centroid, expected_label = kmeans_naive.segmented_kmeans(*args)
+    centroid, label = segmented_kmeans.form("cpu")(*args)
+    expected_centroid, expected_label = segmented_kmeans.reference(*args)
     torch.testing.assert_close(centroid, expected_centroid, atol=1e-3, rtol=1e-3)
     assert torch.equal(label, expected_label)

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from retrobench_kernels.cluster_layout import Layout
-from retrobench_kernels.cluster_layout import naive as layout_naive
-from retrobench_kernels.wave_attention import Estimation, PageCache, Pool, Steady
-from retrobench_kernels.wave_attention import naive as wave_naive
+from retrobench_kernels.cluster_layout import Layout, place_tokens
+from retrobench_kernels.wave_attention import Estimation, PageCache, Pool, Steady, wave_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -44,10 +42,10 @@ def test_two_devices_are_seen():
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_wave_attention_over_a_pool_in_host_memory(cached, monkeypatch):
-    def tokens(pool, cluster_BGR):  # the real one reads the largest cluster's size
+    def tokens(first_BGC, size_BGC, cluster_BGR):  # the real one reads the largest cluster's size
         return ints(2, 2, 12, dtype=torch.int64)
 
-    monkeypatch.setattr(wave_naive, "cluster_tokens", tokens)
+    monkeypatch.setattr("retrobench_kernels.wave_attention.naive.cluster_tokens", tokens)
     with OneDeviceAnOperation():
         device = torch.randn(2, 2, 16, 8, device=DEVICE)
         host = torch.randn(2, 2, 40, 8)
@@ -58,7 +56,7 @@ def test_wave_attention_over_a_pool_in_host_memory(cached, monkeypatch):
         value_sum = torch.randn(2, 2, 5, 8, device=DEVICE)
         estimation = Estimation(ints(2, 2, 3), logit, value_sum)
         q = torch.randn(2, 4, 8, device=DEVICE)
-        out, lse = wave_naive.wave_attention(
+        out, lse = wave_attention.reference(
             q, steady, pool, ints(2, 2, 3), 0.3, estimation=estimation, cache=cache
         )
     assert out.shape == (2, 4, 8) and lse.shape == (2, 4)
@@ -71,5 +69,5 @@ def test_tokens_move_to_a_pool_in_host_memory():
         target = ints(2, 6, dtype=torch.int64)
         layout = Layout(target, ints(2, 3), ints(2, 3), ints(2))
         pool = torch.zeros(2, 9, 8)
-        layout_naive.place_tokens(kv, layout, pool)
+        place_tokens.reference(kv, layout, pool)
         assert pool.device.type == "cpu"

@@ -17,7 +17,7 @@ def test_an_op_has_the_signature_of_its_reference():
     names = {op: list(inspect.signature(op).parameters) for op in (wave_attention, wave_step)}
     zones = ["q_BHD", "steady", "pool", "retrieved_BGR", "scale"]
     assert names[wave_attention] == [*zones, "estimation", "cache", "softcap"]
-    assert names[wave_step] == [*zones, "table", "estimation", "softcap"]
+    assert names[wave_step] == [*zones, "estimation", "cache", "softcap"]
     assert "One softmax" in (wave_attention.__doc__ or "")
     assert inspect.signature(cluster_select).parameters["softcap"].default == 0.0
 
@@ -36,7 +36,7 @@ def test_every_argument_may_be_given_by_name():
 
 def test_a_wrong_argument_is_named():
     limits = {"max_selected": 3, "newest": True}
-    with pytest.raises(TypeError, match="page_select.* 'oldest'"):
+    with pytest.raises(TypeError, match="PageSelectArgs.* 'oldest'"):
         page_select(*[torch.zeros(1, 1, 1, 5)] * 5, **limits, oldest=True)
 
 

@@ -6,11 +6,10 @@ import math
 
 import pytest
 import torch
-from retrobench_kernels.cluster_layout.naive import cluster_layout, place_tokens
-from retrobench_kernels.cluster_select.naive import cluster_select
-from retrobench_kernels.dense_decode.naive import dense_decode
-from retrobench_kernels.wave_attention.naive import wave_attention
-from retrobench_kernels.wave_attention.zones import Estimation, PageCache
+from retrobench_kernels.cluster_layout import cluster_layout, place_tokens
+from retrobench_kernels.cluster_select import cluster_select
+from retrobench_kernels.dense_decode import dense_decode
+from retrobench_kernels.wave_attention import Estimation, PageCache, wave_attention
 
 from .inputs import clustered
 
@@ -38,7 +37,7 @@ def test_dense_decode(softcap):
         for tensor in (k, v):
             tensor[row, :, : start[row]] = torch.nan
             tensor[row, :, end[row] :] = torch.nan
-    out, lse = dense_decode(q, k, v, 0.3, start_B=start, end_B=end, softcap=softcap)
+    out, lse = dense_decode.reference(q, k, v, 0.3, start_B=start, end_B=end, softcap=softcap)
     for row in range(3):
         for head in range(6):
             g = head // 3
@@ -56,7 +55,7 @@ def test_dense_decode(softcap):
 def test_cluster_select():
     data = clustered(heads=4, groups=2, dim=8)
     retrieved_B, estimated_B = torch.tensor([3, 0], dtype=torch.int32), torch.tensor([4, 200])
-    retrieved, estimated, logit = cluster_select(
+    retrieved, estimated, logit = cluster_select.reference(
         data.q, data.centroid, data.pool.size_BGC, data.num_clusters, retrieved_B, estimated_B,
         0.4, max_retrieved=5, max_estimated=20,
     )  # fmt: skip
@@ -94,7 +93,7 @@ def test_wave_attention(page_tokens, with_estimate):
         slot = data.slots(fraction=0.5)
         cache = PageCache(slot, *data.fill_cache(slot), page_tokens)
         pool = data.only_uncached(slot)  # a hit must not come from the pool
-    out, lse = wave_attention(
+    out, lse = wave_attention.reference(
         data.q, data.steady, pool, data.retrieved, 0.4, estimation=estimation, cache=cache
     )
     for row in range(2):
@@ -128,7 +127,7 @@ def test_cluster_layout(page_tokens):
     layout = cluster_layout(cluster, 12, page_tokens)
     kv = torch.randn(3, 50, 4)
     pool = torch.full((3, 50 + 12 * (page_tokens - 1), 4), torch.nan)
-    place_tokens(kv, layout, pool)
+    place_tokens.reference(kv, layout, pool)
     for g in range(3):
         end = 0
         for c in range(12):

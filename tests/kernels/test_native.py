@@ -8,7 +8,6 @@ import pytest
 import torch
 from retrobench_kernels import native, selfcheck
 from retrobench_kernels.dense_decode import dense_decode
-from retrobench_kernels.dense_decode.naive import dense_decode as naive
 
 
 @pytest.fixture
@@ -25,7 +24,7 @@ def test_without_a_working_compiler_plain_torch_runs_and_says_so_once(fresh, mon
     q, k, v = torch.randn(1, 2, 64), torch.randn(1, 1, 9, 64), torch.randn(1, 1, 9, 64)
     with pytest.warns(UserWarning, match="plain torch is used"):
         out, _ = dense_decode(q, k, v, 0.1)
-    assert torch.equal(out, naive(q, k, v, 0.1)[0])
+    assert torch.equal(out, dense_decode.reference(q, k, v, 0.1)[0])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dense_decode(q, k, v, 0.1)
@@ -44,7 +43,7 @@ def test_a_build_that_disagrees_is_not_kept(fresh, monkeypatch):
 def test_kernels_can_be_turned_off(monkeypatch):
     monkeypatch.setenv("RETROBENCH_KERNELS", "naive")
     q, k, v = torch.randn(1, 2, 64), torch.randn(1, 1, 9, 64), torch.randn(1, 1, 9, 64)
-    assert torch.equal(dense_decode(q, k, v, 0.1)[0], naive(q, k, v, 0.1)[0])
+    assert torch.equal(dense_decode(q, k, v, 0.1)[0], dense_decode.reference(q, k, v, 0.1)[0])
     monkeypatch.setenv("RETROBENCH_KERNELS", "fast")
     with pytest.raises(ValueError, match="RETROBENCH_KERNELS=fast: use auto or naive"):
         dense_decode(q, k, v, 0.1)

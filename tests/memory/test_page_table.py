@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from retrobench_kernels.page_lru import copy_pages, page_admit, page_lru
+from retrobench_kernels.wave_attention import CacheTable
 
 from retrobench.memory.page_table import PageTable, optimal_hits
 
@@ -84,9 +85,10 @@ def test_table_equals_the_model(trace, policy):
 def test_torch_form_equals_the_table(trace):
     heads, slots, steps = trace
     table = PageTable(heads, 20, slots)
-    slot_BGP = torch.full((1, heads, 20), -1, dtype=torch.int32)
-    page_BGQ = torch.full((1, heads, slots), -1, dtype=torch.int32)
-    stamp_BGQ = page_BGQ.clone()
+    slot_BGP, page_BGQ, stamp_BGQ = (
+        torch.full((1, heads, width), -1, dtype=torch.int32) for width in (20, slots, slots)
+    )
+    tables, nothing = (slot_BGP, page_BGQ, stamp_BGQ), torch.empty(0)
     pool = torch.arange(heads * 40.0).reshape(1, heads, 40, 1)
     cache = torch.full((1, heads, slots * 2, 1), torch.nan)
     for number, step in enumerate(steps, 1):
@@ -94,10 +96,11 @@ def test_torch_form_equals_the_table(trace):
         if page.size == 0:
             continue
         page_BGN, step_1 = torch.from_numpy(page)[None], torch.tensor([number], dtype=torch.int32)
-        slot, victim = page_lru(page_BGN, slot_BGP, stamp_BGQ, step_1)
+        cached = CacheTable(*tables, step_1, nothing, nothing, nothing, 2)
+        slot, victim = page_lru(page_BGN, cached)
         assert np.array_equal(slot[0].numpy(), table.lookup(page))
         copy_pages(pool, cache, page_BGN, victim, 2)
-        page_admit(page_BGN, victim, slot_BGP, page_BGQ, stamp_BGQ, step_1)
+        page_admit(page_BGN, victim, cached)
         table.admit()
         assert np.array_equal(slot_BGP[0].numpy(), table.slot_NP)
         assert np.array_equal(page_BGQ[0].numpy(), table.page_NQ)

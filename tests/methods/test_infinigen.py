@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from retrobench_kernels.gap_scores.naive import head_gaps
+from retrobench_kernels.logit_margin import head_margins
 from retrobench_methods.infinigen import InfiniGen, calibration
 from retrobench_methods.infinigen.config import InfiniGenConfig
 from retrobench_methods.infinigen.pool import KVPool
@@ -107,7 +107,7 @@ def test_thresholds_are_per_head(seed, alpha, cap):
     exists = torch.ones(1, 2, 30, dtype=torch.bool)
     exists[..., :2] = False
     config = InfiniGenConfig(alpha=alpha, count="per_head", scope="query_head")
-    score = head_gaps(logit, exists, per_head=True)
+    score = head_margins(logit, exists, per_head=True)
     slots = choose_tokens(score, config, (cap,), fixed=False)
     counts = []
     for head in range(4):
@@ -148,8 +148,7 @@ def test_eviction_follows_its_policy(policy):
     config = InfiniGenConfig(pool_frac=0.4, pool_policy=policy, placement="gpu")
     pool = KVPool(config, shape)
     keys = torch.arange(60.0).reshape(1, 1, 60, 1).expand(1, 2, 60, 8)
-    pool.load(0, prompt_layer(None, keys[:, :, :20], keys[:, :, :20]))
-    pool.start_eviction(0)
+    pool.load_used(0, prompt_layer(None, keys[:, :, :20], keys[:, :, :20]), torch.zeros(1, 2, 20))
     model = [{"position": p, "use": 0} for p in range(20)]
     generator = torch.Generator().manual_seed(0)
     for position in range(20, 60):

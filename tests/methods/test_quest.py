@@ -14,10 +14,8 @@ from retrobench.core.method import AttentionArgs
 from retrobench.core.spec import parse
 from retrobench.engine import loader
 from retrobench.engine.attention.parts import attend
-from retrobench.engine.attention.selective import as_tokens
 from retrobench.engine.generation import Decoding
 from retrobench.engine.loader import ModelConfig
-from retrobench.memory.selection import Spans
 from retrobench.tasks.prompt import PromptBuilder
 from retrobench.tasks.ruler import RulerConfig, RulerTask
 from tests.support import build, kv_shape, open_on
@@ -29,7 +27,7 @@ PAGE = 4
 def selected(method, layer, query, args):
     """Positions that a step would attend."""
     chosen = method.index.select(layer, query, method.store, args)
-    return (as_tokens(chosen) if isinstance(chosen, Spans) else chosen).token_BGR
+    return chosen.token_BGR
 
 
 def make_keys(kind, length, generator):

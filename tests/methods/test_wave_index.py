@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from retrobench_kernels.segmented_kmeans import segmented_kmeans
+from retrobench_kernels.wave_step import cluster_pages
 from retrobench_methods.retroinfer import RetroInfer, RetroInferConfig
 from retrobench_methods.retroinfer.config import sizes
-from retrobench_methods.retroinfer.wave_buffer import cluster_pages
 
 from retrobench.core.method import AttentionArgs
 from retrobench.core.shapes import KVShape
@@ -219,10 +219,8 @@ def test_kmeans_final_assignment_is_the_nearest_direction(seed, clusters, segmen
 
 
 def test_kmeans_in_chunks_equals_one_piece(monkeypatch):
-    from retrobench_kernels.segmented_kmeans import naive
-
     keys = torch.randn(2, 300, 8, generator=torch.Generator().manual_seed(0))
-    whole = naive.segmented_kmeans(keys, 20, 2)
-    monkeypatch.setattr(naive, "_CHUNK_BYTES", 4 * 2 * 20 * 7)
-    pieces = naive.segmented_kmeans(keys, 20, 2)
+    whole = segmented_kmeans.reference(keys, 20, 2)
+    monkeypatch.setattr("retrobench_kernels.segmented_kmeans.naive._CHUNK_BYTES", 4 * 2 * 20 * 7)
+    pieces = segmented_kmeans.reference(keys, 20, 2)
     assert torch.equal(whole[1], pieces[1])

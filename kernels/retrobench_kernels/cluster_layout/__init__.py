@@ -1,9 +1,5 @@
-"""Cluster order of keys and values: aligned offsets and placement."""
+"""Where each token goes when keys and values are stored in cluster order, and its placement."""
 
-from retrobench_kernels.cluster_layout import naive
-from retrobench_kernels.cluster_layout.naive import Layout, cluster_layout
-from retrobench_kernels.dispatch import op
-
-place_tokens = op(naive.place_tokens)
+from retrobench_kernels.cluster_layout.naive import Layout, cluster_layout, place_tokens
 
 __all__ = ["Layout", "cluster_layout", "place_tokens"]

@@ -1,4 +1,4 @@
-"""Where each token goes when keys and values are stored in cluster order, in plain torch."""
+"""Where each token goes when keys and values are stored in cluster order, and its placement."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from retrobench_kernels.dispatch import op
 
 
 class Layout(NamedTuple):
@@ -42,6 +44,7 @@ def cluster_layout(cluster_GS: Tensor, num_clusters: int, page_tokens: int = 1) 
     return Layout(target, first.int(), size.int(), aligned.sum(-1))
 
 
+@op
 def place_tokens(kv_GSD: Tensor, layout: Layout, pool_GSD: Tensor) -> None:
     """Write the tokens into the pool at their positions; the padding between keeps its content.
 

@@ -9,9 +9,7 @@ from torch import Tensor
 from retrobench_kernels import triton_common as common
 from retrobench_kernels.cluster_layout import naive
 from retrobench_kernels.cluster_layout.naive import Layout
-from retrobench_kernels.triton_common import head_stride, unsupported
-
-__all__ = ["place_tokens", "unsupported"]
+from retrobench_kernels.triton_common import head_stride
 
 
 @triton.jit
@@ -29,9 +27,9 @@ def place_kernel(
 
 
 def place_tokens(kv_GSD: Tensor, layout: Layout, pool_GSD: Tensor) -> None:
-    """See ``naive.py``; the GPU writes a pinned pool itself, and torch one in pageable memory."""
+    """See the reference; the GPU writes a pinned pool itself, and torch one in pageable memory."""
     if not common.addressable(pool_GSD, kv_GSD.device):
-        return naive.place_tokens(kv_GSD, layout, pool_GSD)
+        return naive.place_tokens.reference(kv_GSD, layout, pool_GSD)
     groups, tokens, dim = kv_GSD.shape
     tile = 32
     place_kernel[(triton.cdiv(tokens, tile), groups)](

@@ -18,17 +18,12 @@ from retrobench_kernels.cpu_common import (
     strides,
     table,
 )
-from retrobench_kernels.dispatch import takes
-from retrobench_kernels.native import unsupported
-
-__all__ = ["cluster_select", "unsupported"]
 
 
-@takes(SelectArgs)
 def cluster_select(
-    args: SelectArgs, *, library: ctypes.CDLL | None = None
+    args: SelectArgs, library: ctypes.CDLL | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As ``naive.cluster_select``; the sets come in ascending order."""
+    """As ``cluster_select``; the sets come in ascending order."""
     q_BHD, centroid_BGCD, size_BGC, *counts_B, scale, max_retrieved, max_estimated, softcap = args
     batch, heads, dim = q_BHD.shape
     groups, capacity = centroid_BGCD.shape[1:3]

@@ -1,4 +1,4 @@
-"""Scoring of cluster centroids and selection of the zones, in plain torch."""
+"""Scoring of cluster centroids and selection of the retrieval and estimation zones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from retrobench_kernels.dense_decode.naive import logits
-from retrobench_kernels.dispatch import takes
+from retrobench_kernels.dispatch import op_of
 
 
 class SelectArgs(NamedTuple):
@@ -26,7 +26,7 @@ class SelectArgs(NamedTuple):
     softcap: float = 0.0
 
 
-@takes(SelectArgs)
+@op_of(SelectArgs)
 def cluster_select(args: SelectArgs) -> tuple[Tensor, Tensor, Tensor]:
     """Clusters to attend exactly, clusters to estimate, and all centroid logits.
 

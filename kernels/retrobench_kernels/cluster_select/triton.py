@@ -14,10 +14,7 @@ from torch import Tensor
 
 from retrobench_kernels import triton_common as common
 from retrobench_kernels.cluster_select.naive import SelectArgs
-from retrobench_kernels.dispatch import takes
-from retrobench_kernels.triton_common import head_stride, unsupported
-
-__all__ = ["cluster_select", "unsupported"]
+from retrobench_kernels.triton_common import head_stride
 
 IN_REGISTERS = 16384  # clusters whose masses one program holds (16 warps, 32 registers each)
 
@@ -236,11 +233,10 @@ def select_large_kernel(
     _pad(estimated_ptr, both - first, width_e, PAD_E)
 
 
-@takes(SelectArgs)
 def cluster_select(
-    args: SelectArgs, *, in_registers: int = IN_REGISTERS
+    args: SelectArgs, in_registers: int = IN_REGISTERS
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See ``naive.py``; here logits of absent clusters are -inf and lists in cluster order."""
+    """See the reference; here logits of absent clusters are -inf and lists in cluster order."""
     logit = _scores(args)
     batch, groups, capacity, _ = args.centroid_BGCD.shape
     size = {"dtype": torch.int32, "device": logit.device}

@@ -10,15 +10,10 @@ from torch import Tensor
 from retrobench_kernels import native
 from retrobench_kernels.cpu_common import DTYPES, addresses, int32, query, rows, splits, strides
 from retrobench_kernels.dense_decode.naive import DenseArgs
-from retrobench_kernels.dispatch import takes
-from retrobench_kernels.native import unsupported
-
-__all__ = ["dense_decode", "unsupported"]
 
 
-@takes(DenseArgs)
-def dense_decode(args: DenseArgs, *, library: ctypes.CDLL | None = None) -> tuple[Tensor, Tensor]:
-    """As ``naive.dense_decode``; K and V are read once, in the dtype they have."""
+def dense_decode(args: DenseArgs, library: ctypes.CDLL | None = None) -> tuple[Tensor, Tensor]:
+    """As ``dense_decode``; K and V are read once, in the dtype they have."""
     assert args.k_BGSD.dtype == args.v_BGSD.dtype
     batch, heads, dim = args.q_BHD.shape
     groups, tokens = args.k_BGSD.shape[1:3]

@@ -1,4 +1,4 @@
-"""Full attention of one token in plain torch."""
+"""Full attention of one decode token; the reference is in plain torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from retrobench_kernels.dispatch import takes
+from retrobench_kernels.dispatch import op_of
 
 
 class DenseArgs(NamedTuple):
@@ -22,7 +22,7 @@ class DenseArgs(NamedTuple):
     softcap: float = 0.0
 
 
-@takes(DenseArgs)
+@op_of(DenseArgs)
 def dense_decode(args: DenseArgs) -> tuple[Tensor, Tensor]:
     """Attend tokens ``start_B <= s < end_B`` of each row (default: all S).
 

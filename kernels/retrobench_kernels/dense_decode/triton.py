@@ -9,10 +9,7 @@ from torch import Tensor
 
 from retrobench_kernels import triton_common as common
 from retrobench_kernels.dense_decode.naive import DenseArgs
-from retrobench_kernels.dispatch import takes
-from retrobench_kernels.triton_common import head_stride, unsupported
-
-__all__ = ["dense_decode", "unsupported"]
+from retrobench_kernels.triton_common import head_stride
 
 
 @triton.jit
@@ -43,9 +40,8 @@ def dense_kernel(
     common.store_split(o_ptr, top_ptr, total_ptr, top, total, acc, h * splits + split, GROUP, DIM)
 
 
-@takes(DenseArgs)
-def dense_decode(args: DenseArgs, *, splits: int | None = None) -> tuple[Tensor, Tensor]:
-    """See ``naive.py``."""
+def dense_decode(args: DenseArgs, splits: int | None = None) -> tuple[Tensor, Tensor]:
+    """See the reference."""
     q_BHD, k_BGSD, v_BGSD, scale, start_B, end_B, softcap = args
     batch, groups, num_tokens, dim = k_BGSD.shape
     like = {"dtype": torch.int32, "device": q_BHD.device}

@@ -1,9 +1,5 @@
-"""Upper bounds of attention logits per page (Quest)."""
+"""Page extrema and Quest's upper bound of logits per page (arXiv 2406.10774, section 3.3)."""
 
-from retrobench_kernels.dispatch import op
-from retrobench_kernels.page_bounds import naive
-
-page_extrema = op(naive.page_extrema)
-upper_bound = op(naive.upper_bound)
+from retrobench_kernels.page_bounds.naive import page_extrema, upper_bound
 
 __all__ = ["page_extrema", "upper_bound"]

@@ -1,11 +1,14 @@
-"""Page extrema and Quest's upper bound in plain torch (arXiv 2406.10774, section 3.3)."""
+"""Page extrema and Quest's upper bound of logits per page (arXiv 2406.10774, section 3.3)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from retrobench_kernels.dispatch import op
 
+
+@op
 def page_extrema(k_BGSD: Tensor, page_size: int, valid_BS: Tensor) -> tuple[Tensor, Tensor]:
     """Element-wise (min, max) of the keys of each page, ``BGCD``; S is a multiple of the page.
 
@@ -19,6 +22,7 @@ def page_extrema(k_BGSD: Tensor, page_size: int, valid_BS: Tensor) -> tuple[Tens
     return low, paged.masked_fill(~keep, -torch.inf).amax(3)
 
 
+@op
 def upper_bound(q_BHD: Tensor, low_BGCD: Tensor, high_BGCD: Tensor) -> Tensor:
     """``sum_d max(q_d * low_d, q_d * high_d)`` per query head and page, ``BHC`` in float32.
 

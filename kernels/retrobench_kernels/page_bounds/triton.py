@@ -8,9 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from retrobench_kernels import triton_common as common
-from retrobench_kernels.triton_common import head_stride, unsupported
-
-__all__ = ["page_extrema", "unsupported", "upper_bound"]
+from retrobench_kernels.triton_common import head_stride
 
 
 @triton.jit
@@ -64,7 +62,7 @@ def bound_kernel(
 
 
 def page_extrema(k_BGSD: Tensor, page_size: int, valid_BS: Tensor) -> tuple[Tensor, Tensor]:
-    """See ``naive.py``."""
+    """See the reference."""
     batch, groups, num_tokens, dim = k_BGSD.shape
     assert num_tokens % page_size == 0, "whole pages only"
     pages = num_tokens // page_size
@@ -80,7 +78,7 @@ def page_extrema(k_BGSD: Tensor, page_size: int, valid_BS: Tensor) -> tuple[Tens
 
 
 def upper_bound(q_BHD: Tensor, low_BGCD: Tensor, high_BGCD: Tensor) -> Tensor:
-    """See ``naive.py``."""
+    """See the reference."""
     batch, heads, dim = q_BHD.shape
     groups, pages = low_BGCD.shape[1:3]
     out = torch.empty(batch, heads, pages, dtype=torch.float32, device=q_BHD.device)

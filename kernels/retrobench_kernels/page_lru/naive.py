@@ -1,4 +1,4 @@
-"""Page table lookup and exact batch LRU in plain torch, with shapes that never depend on data.
+"""Page table lookup and exact batch LRU of a block cache, with shapes that never depend on data.
 
 ``B`` batch, ``G`` KV heads, ``P`` pages, ``Q`` slots, ``N`` pages asked for in a step. All pages
 of a step are equally recent; ties among slots go to the lower one.
@@ -6,21 +6,26 @@ of a step are equally recent; ties among slots go to the lower one.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+from retrobench_kernels.dispatch import op, op_of
+from retrobench_kernels.wave_attention.zones import CacheTable
 
 _MAX = torch.iinfo(torch.int32).max
 
 
-def page_lru(
-    page_BGN: Tensor, slot_BGP: Tensor, stamp_BGQ: Tensor, step_1: Tensor
-) -> tuple[Tensor, Tensor]:
+@op
+def page_lru(page_BGN: Tensor, table: CacheTable) -> tuple[Tensor, Tensor]:
     """Slots of distinct pages (-1 padded), and for absent ones the slot that they shall take.
 
-    ``slot_BGP`` (page to slot or -1) is read, ``stamp_BGQ`` (step of last use, -1: free) of the
-    hits becomes ``step_1``; all int32. Returns ``(slot_BGN, victim_BGN)``, -1 for absent, and for
-    hits and what does not fit. The table changes only in ``page_admit``, after the data has moved.
+    The stamps of hits become this step. Returns ``(slot_BGN, victim_BGN)``, -1 for absent, and for
+    hits and what does not fit. Page table and owners change only in ``page_admit``, after the data
+    has moved.
     """
+    slot_BGP, stamp_BGQ, step_1 = table.slot_BGP, table.stamp_BGQ, table.step_1
     slots = stamp_BGQ.shape[-1]
     slot_BGN = slot_BGP.gather(-1, page_BGN.clamp_min(0).long())
     slot_BGN = torch.where(page_BGN >= 0, slot_BGN, -1)
@@ -35,15 +40,10 @@ def page_lru(
     return slot_BGN, torch.where(missing & (nth < room_BG1), victim, -1)
 
 
-def page_admit(
-    page_BGN: Tensor,
-    victim_BGN: Tensor,
-    slot_BGP: Tensor,
-    page_BGQ: Tensor,
-    stamp_BGQ: Tensor,
-    step_1: Tensor,
-) -> None:
+@op
+def page_admit(page_BGN: Tensor, victim_BGN: Tensor, table: CacheTable) -> None:
     """Enter pages into the slots that ``page_lru`` gave them; the pages in those slots leave."""
+    slot_BGP, page_BGQ, stamp_BGQ = table.slot_BGP, table.page_BGQ, table.stamp_BGQ
     enters = victim_BGN >= 0
     slot = victim_BGN.clamp_min(0).long()
     leaving = page_BGQ.gather(-1, slot)
@@ -55,17 +55,24 @@ def page_admit(
     slot_BGP.scatter_reduce_(-1, page, torch.where(enters, victim_BGN, -1), "amax")
     page_BGQ.scatter_reduce_(-1, slot, torch.where(enters, -1, _MAX).to(torch.int32), "amin")
     page_BGQ.scatter_reduce_(-1, slot, torch.where(enters, page_BGN, -1), "amax")
-    stamp_BGQ.scatter_reduce_(-1, slot, torch.where(enters, step_1, -1).to(stamp_BGQ.dtype), "amax")
+    stamp = torch.where(enters, table.step_1, -1).to(stamp_BGQ.dtype)
+    stamp_BGQ.scatter_reduce_(-1, slot, stamp, "amax")
 
 
-def copy_pages(
-    pool_BGSD: Tensor,
-    cache_BGQD: Tensor,
-    page_BGN: Tensor,
-    victim_BGN: Tensor,
-    page_tokens: int,
-) -> None:
-    """Copy pages of a pool (on any device) into their slots of the cache."""
+class CopyArgs(NamedTuple):
+    """Arguments of ``copy_pages``. The pool may be on any device."""
+
+    pool_BGSD: Tensor
+    cache_BGQD: Tensor
+    page_BGN: Tensor
+    victim_BGN: Tensor
+    page_tokens: int
+
+
+@op_of(CopyArgs, chosen_by="cache_BGQD")
+def copy_pages(args: CopyArgs) -> None:
+    """Copy pages of a pool into their slots of the cache."""
+    pool_BGSD, cache_BGQD, page_BGN, victim_BGN, page_tokens = args
     row, head, column = torch.nonzero(victim_BGN >= 0, as_tuple=True)
     page, slot = page_BGN[row, head, column].long(), victim_BGN[row, head, column].long()
     source = pool_BGSD.unflatten(2, (-1, page_tokens))

@@ -14,10 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from retrobench_kernels.page_lru import naive
+from retrobench_kernels.page_lru.naive import CopyArgs
 from retrobench_kernels.triton_common import addressable, head_stride
 from retrobench_kernels.wave_attention.zones import CacheTable
-
-__all__ = ["copy_pages", "page_admit", "page_lru", "page_step", "unsupported"]
 
 
 def unsupported(tensor: Tensor) -> str | None:
@@ -126,12 +125,10 @@ def copy_kernel(
     tl.store(target, tl.load(source, mask=mask), mask=mask)
 
 
-def page_lru(
-    page_BGN: Tensor, slot_BGP: Tensor, stamp_BGQ: Tensor, step_1: Tensor
-) -> tuple[Tensor, Tensor]:
-    """See ``naive.py``."""
+def page_lru(page_BGN: Tensor, table: CacheTable) -> tuple[Tensor, Tensor]:
+    """See the reference."""
     slot, victim = torch.empty_like(page_BGN), torch.empty_like(page_BGN)
-    _lookup(page_BGN, slot_BGP, stamp_BGQ, step_1, slot=slot, victim=victim)
+    _lookup(page_BGN, table, slot=slot, victim=victim)
     return slot, victim
 
 
@@ -141,62 +138,48 @@ def page_step(page_BGN: Tensor, count_BG: Tensor, table: CacheTable) -> Tensor:
     Only the first ``count_BG`` pages of each list are looked at. Returns ``source_BGN`` as
     ``PageList`` defines it and adds (hits, misses) to the table's tally.
     """
+    assert table.page_BGQ.is_contiguous()
     source = torch.empty_like(page_BGN)
-    _lookup(
-        page_BGN, table.slot_BGP, table.stamp_BGQ, table.step_1,
-        count=count_BG, owner=table.page_BGQ, source=source, tally=table.tally_BG2,
-    )  # fmt: skip
+    _lookup(page_BGN, table, count=count_BG, source=source)
     return source
 
 
-def _lookup(
-    page_BGN: Tensor, slot_BGP: Tensor, stamp_BGQ: Tensor, step_1: Tensor, **named: Tensor
-) -> None:
+def _lookup(page_BGN: Tensor, table: CacheTable, **given: Tensor) -> None:
+    """Launch the kernel; it admits if ``source`` is given. Any tensor stands for what is not."""
     batch, groups, width = page_BGN.shape
-    slots = stamp_BGQ.shape[-1]
+    slots = table.stamp_BGQ.shape[-1]
     padded = triton.next_power_of_2(slots)
     order = torch.empty(batch, groups, padded, dtype=torch.int32, device=page_BGN.device)
     assert page_BGN.is_contiguous()
-    assert "owner" not in named or named["owner"].is_contiguous()
+    count, slot, victim, source = (
+        given.get(name, page_BGN) for name in ("count", "slot", "victim", "source")
+    )
     lookup_kernel[(batch * groups,)](
-        page_BGN, named.get("count", page_BGN), slot_BGP, stamp_BGQ,
-        named.get("owner", page_BGN), step_1, order, named.get("slot", page_BGN),
-        named.get("victim", page_BGN), named.get("source", page_BGN),
-        named.get("tally", page_BGN),
-        width, slots, head_stride(slot_BGP), head_stride(stamp_BGQ),
-        SLOTS_PAD=padded, CHUNK=256, ADMIT="owner" in named,
+        page_BGN, count, table.slot_BGP, table.stamp_BGQ, table.page_BGQ, table.step_1, order,
+        slot, victim, source, table.tally_BG2,
+        width, slots, head_stride(table.slot_BGP), head_stride(table.stamp_BGQ),
+        SLOTS_PAD=padded, CHUNK=256, ADMIT="source" in given,
         num_warps=min(16, max(4, padded // 256)),
     )  # fmt: skip
 
 
-def page_admit(
-    page_BGN: Tensor,
-    victim_BGN: Tensor,
-    slot_BGP: Tensor,
-    page_BGQ: Tensor,
-    stamp_BGQ: Tensor,
-    step_1: Tensor,
-) -> None:
-    """See ``naive.py``."""
+def page_admit(page_BGN: Tensor, victim_BGN: Tensor, table: CacheTable) -> None:
+    """See the reference."""
     batch, groups, width = page_BGN.shape
+    slot_BGP, page_BGQ, stamp_BGQ = table.slot_BGP, table.page_BGQ, table.stamp_BGQ
     assert page_BGN.is_contiguous() and victim_BGN.is_contiguous() and page_BGQ.is_contiguous()
     admit_kernel[(batch * groups,)](
-        page_BGN, victim_BGN, slot_BGP, page_BGQ, stamp_BGQ, step_1,
+        page_BGN, victim_BGN, slot_BGP, page_BGQ, stamp_BGQ, table.step_1,
         width, stamp_BGQ.shape[-1], head_stride(slot_BGP), head_stride(stamp_BGQ),
         CHUNK=256, num_warps=4,
     )  # fmt: skip
 
 
-def copy_pages(
-    pool_BGSD: Tensor,
-    cache_BGQD: Tensor,
-    page_BGN: Tensor,
-    victim_BGN: Tensor,
-    page_tokens: int,
-) -> None:
-    """See ``naive.py``; a GPU reads a pinned pool itself, and torch one in pageable memory."""
+def copy_pages(args: CopyArgs) -> None:
+    """As the reference; a GPU reads a pinned pool itself, and torch one in pageable memory."""
+    pool_BGSD, cache_BGQD, page_BGN, victim_BGN, page_tokens = args
     if not addressable(pool_BGSD, cache_BGQD.device):
-        return naive.copy_pages(pool_BGSD, cache_BGQD, page_BGN, victim_BGN, page_tokens)
+        return naive.copy_pages.reference(*args)
     batch, groups, width = page_BGN.shape
     values = page_tokens * pool_BGSD.shape[-1]
     copy_kernel[(width, batch * groups)](

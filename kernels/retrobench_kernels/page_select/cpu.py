@@ -13,16 +13,11 @@ from torch import Tensor
 
 from retrobench_kernels import native
 from retrobench_kernels.cpu_common import DTYPES, addresses, int32, rows, strides
-from retrobench_kernels.dispatch import takes
-from retrobench_kernels.native import unsupported
 from retrobench_kernels.page_select.naive import PageSelectArgs
 
-__all__ = ["page_select", "unsupported"]
 
-
-@takes(PageSelectArgs)
-def page_select(args: PageSelectArgs, *, library: ctypes.CDLL | None = None) -> Tensor:
-    """As ``naive.page_select``; the sets come in ascending order."""
+def page_select(args: PageSelectArgs, library: ctypes.CDLL | None = None) -> Tensor:
+    """As ``page_select``; the sets come in ascending order."""
     assert args.low_BGCD.dtype == args.high_BGCD.dtype
     batch, groups, pages, dim = args.low_BGCD.shape
     q_BGND = args.q_BHD.float().unflatten(1, (groups, -1))

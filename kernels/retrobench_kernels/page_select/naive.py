@@ -1,4 +1,4 @@
-"""Selection of pages in plain torch; the bounds come from ``page_bounds``."""
+"""Selection of pages by the upper bound of their logits (Quest), one set per KV head."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from retrobench_kernels.dispatch import takes
+from retrobench_kernels.dispatch import op_of
 from retrobench_kernels.page_bounds.naive import upper_bound
 
 
@@ -30,7 +30,7 @@ class PageSelectArgs(NamedTuple):
         )  # fmt: skip
 
 
-@takes(PageSelectArgs)
+@op_of(PageSelectArgs, chosen_by="low_BGCD")
 def page_select(args: PageSelectArgs) -> Tensor:
     """The ``selected_B`` best of the first ``num_pages_B`` pages of each row and KV head.
 

@@ -8,11 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from retrobench_kernels import triton_common as common
-from retrobench_kernels.dispatch import takes
 from retrobench_kernels.page_select.naive import PageSelectArgs
-from retrobench_kernels.triton_common import head_stride, unsupported
-
-__all__ = ["page_select", "unsupported"]
+from retrobench_kernels.triton_common import head_stride
 
 TILE = 64  # pages per program
 
@@ -42,9 +39,8 @@ def group_bound_kernel(
     tl.store(total_ptr + base * pages + page, bound, mask=page < pages)
 
 
-@takes(PageSelectArgs)
 def page_select(args: PageSelectArgs) -> Tensor:
-    """See ``naive.py``; pages that do not exist yet are never read."""
+    """See the reference; pages that do not exist yet are never read."""
     q, low, high = args.q_BHD.contiguous(), args.low_BGCD, args.high_BGCD
     batch, groups, pages = low.shape[:3]
     bound = torch.empty(batch, groups, pages, dtype=torch.float32, device=q.device)

@@ -1,8 +1,5 @@
-"""Segmented spherical k-means (RetroInfer's index build)."""
+"""Segmented spherical k-means (RetroInfer's index build); the reference is in plain torch."""
 
-from retrobench_kernels.dispatch import op
-from retrobench_kernels.segmented_kmeans import naive
-
-segmented_kmeans = op(naive.segmented_kmeans)
+from retrobench_kernels.segmented_kmeans.naive import segmented_kmeans
 
 __all__ = ["segmented_kmeans"]

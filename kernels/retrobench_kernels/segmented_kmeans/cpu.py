@@ -14,18 +14,11 @@ from torch import Tensor
 
 from retrobench_kernels import native
 from retrobench_kernels.cpu_common import DTYPES, addresses, float32, int32, rows
-from retrobench_kernels.dispatch import takes
-from retrobench_kernels.native import unsupported
 from retrobench_kernels.segmented_kmeans.lloyd import KMeansArgs, Segments, lloyd
 
-__all__ = ["assign", "cluster_sums", "segmented_kmeans", "unsupported"]
 
-
-@takes(KMeansArgs)
-def segmented_kmeans(
-    args: KMeansArgs, *, library: ctypes.CDLL | None = None
-) -> tuple[Tensor, Tensor]:
-    """As ``naive.segmented_kmeans``."""
+def segmented_kmeans(args: KMeansArgs, library: ctypes.CDLL | None = None) -> tuple[Tensor, Tensor]:
+    """As ``segmented_kmeans``."""
     groups, num_keys, dim = args.k_GSD.shape
     everything = torch.zeros(groups, num_keys, dtype=torch.int32)
     sums = partial(cluster_sums, library=library)

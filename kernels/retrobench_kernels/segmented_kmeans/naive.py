@@ -1,17 +1,17 @@
-"""Segmented spherical k-means in plain torch: the reference and the portable path."""
+"""Segmented spherical k-means (RetroInfer's index build); the reference is in plain torch."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from retrobench_kernels.dispatch import takes
+from retrobench_kernels.dispatch import op_of
 from retrobench_kernels.segmented_kmeans.lloyd import KMeansArgs, Segments, lloyd
 
 _CHUNK_BYTES = 64 * 1024**2  # of one score matrix
 
 
-@takes(KMeansArgs)
+@op_of(KMeansArgs)
 def segmented_kmeans(args: KMeansArgs) -> tuple[Tensor, Tensor]:
     """Cluster S keys of G independent heads.
 

@@ -17,11 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from retrobench_kernels import triton_common as common
-from retrobench_kernels.dispatch import takes
 from retrobench_kernels.segmented_kmeans.lloyd import KMeansArgs, Segments, lloyd
-from retrobench_kernels.triton_common import head_stride, unsupported
-
-__all__ = ["assign", "cluster_sums", "segmented_kmeans", "unsupported"]
+from retrobench_kernels.triton_common import head_stride
 
 
 @triton.jit
@@ -89,9 +86,8 @@ def sum_kernel(
     tl.store(sum_ptr + at * DIM + dim, total, mask=wide)
 
 
-@takes(KMeansArgs)
 def segmented_kmeans(args: KMeansArgs) -> tuple[Tensor, Tensor]:
-    """See ``naive.py``. Centroids are rounded to the keys' dtype before each assignment."""
+    """See the reference. Centroids are rounded to the keys' dtype before each assignment."""
     tiles = cache(lambda segments: key_tiles(segments, args.k_GSD))  # copied to the device once
 
     def assign_segments(k: Tensor, mean: Tensor, centroid: Tensor, segments: Segments) -> Tensor:

@@ -1,10 +1,14 @@
-"""RetroInfer's tripartite attention in one pass: steady, retrieved and estimated zone."""
+"""RetroInfer's tripartite attention in one pass: steady, retrieved and estimated zone (4.2)."""
 
-from retrobench_kernels.dispatch import op
-from retrobench_kernels.wave_attention import naive
-from retrobench_kernels.wave_attention.naive import cluster_tokens
-from retrobench_kernels.wave_attention.zones import Estimation, PageCache, Pool, Steady
+from retrobench_kernels.wave_attention.naive import cluster_tokens, wave_attention
+from retrobench_kernels.wave_attention.zones import CacheTable, Estimation, PageCache, Pool, Steady
 
-wave_attention = op(naive.wave_attention)
-
-__all__ = ["Estimation", "PageCache", "Pool", "Steady", "cluster_tokens", "wave_attention"]
+__all__ = [
+    "CacheTable",
+    "Estimation",
+    "PageCache",
+    "Pool",
+    "Steady",
+    "cluster_tokens",
+    "wave_attention",
+]

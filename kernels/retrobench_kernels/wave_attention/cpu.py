@@ -10,20 +10,15 @@ from torch import Tensor
 
 from retrobench_kernels import native
 from retrobench_kernels.cpu_common import DTYPES, float32, int32, query_as_is, rows, splits, table
-from retrobench_kernels.dispatch import takes
-from retrobench_kernels.native import unsupported
 from retrobench_kernels.wave_attention.zones import WaveArgs
-
-__all__ = ["unsupported", "wave_attention"]
 
 # The struct ``Wave`` of attention.cpp: pointers, counts, strides, floats, ints. Packed in one call:
 # field by field a ctypes.Structure costs a tenth of a millisecond when caches are cold.
 _WAVE = struct.Struct("@17P8q20q2f5i")
 
 
-@takes(WaveArgs)
-def wave_attention(args: WaveArgs, *, library: ctypes.CDLL | None = None) -> tuple[Tensor, Tensor]:
-    """As ``naive.wave_attention``; value sums may be float32 or in the dtype of the pool."""
+def wave_attention(args: WaveArgs, library: ctypes.CDLL | None = None) -> tuple[Tensor, Tensor]:
+    """As ``wave_attention``; value sums may be float32 or in the dtype of the pool."""
     q_BHD, steady, pool, retrieved_BGR, scale, estimation, cache, softcap = args
     batch, heads, dim = q_BHD.shape
     groups, clusters = pool.size_BGC.shape[1:3]

@@ -1,4 +1,4 @@
-"""RetroInfer's tripartite attention in plain torch (paper 4.2)."""
+"""RetroInfer's tripartite attention in one pass: steady, retrieved and estimated zone (4.2)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ import torch
 from torch import Tensor
 
 from retrobench_kernels.dense_decode.naive import logits, softmax_sum
-from retrobench_kernels.dispatch import takes
-from retrobench_kernels.wave_attention.zones import Estimation, PageCache, Pool, WaveArgs
+from retrobench_kernels.dispatch import op_of
+from retrobench_kernels.wave_attention.zones import (
+    CacheTable,
+    Estimation,
+    PageCache,
+    Pool,
+    WaveArgs,
+)
 
 
-@takes(WaveArgs)
+@op_of(WaveArgs)
 def wave_attention(args: WaveArgs) -> tuple[Tensor, Tensor]:
     """One softmax over the steady zone, the tokens of retrieved clusters, and estimated clusters.
 
@@ -22,7 +28,7 @@ def wave_attention(args: WaveArgs) -> tuple[Tensor, Tensor]:
     groups = pool.k_BGSD.shape[1]
     q_BGND = q_BHD.unflatten(1, (groups, -1))
     inside = torch.arange(steady.k_BGWD.shape[2], device=q_BHD.device) < steady.count_B[:, None]
-    token_BGX = cluster_tokens(pool, retrieved_BGR)
+    token_BGX = cluster_tokens(pool.first_BGC, pool.size_BGC, retrieved_BGR)
     k_BGXD, v_BGXD = gather_tokens(pool, token_BGX, cache)
     parts = [
         (logits(q_BGND, steady.k_BGWD, scale, softcap), inside[:, None, None], steady.v_BGWD),
@@ -38,18 +44,26 @@ def wave_attention(args: WaveArgs) -> tuple[Tensor, Tensor]:
     return out.flatten(1, 2).to(q_BHD.dtype), lse.flatten(1, 2)
 
 
-def cluster_tokens(pool: Pool, cluster_BGR: Tensor) -> Tensor:
-    """Pool positions of the tokens of clusters, int64, -1 padded, ``token_BGX``."""
+def cluster_tokens(
+    first_BGC: Tensor, size_BGC: Tensor, cluster_BGR: Tensor, largest: int | None = None
+) -> Tensor:
+    """Positions of the tokens of clusters, int64, -1 padded, ``token_BGX``.
+
+    ``largest``: the most tokens of a cluster, if known; else the host asks the device.
+    """
     index = cluster_BGR.clamp_min(0).long()
-    size = pool.size_BGC.gather(-1, index) * (cluster_BGR >= 0)
-    first = pool.first_BGC.gather(-1, index)
-    largest = int(size.max()) if size.numel() else 0
+    size = size_BGC.gather(-1, index) * (cluster_BGR >= 0)
+    first = first_BGC.gather(-1, index)
+    if largest is None:
+        largest = int(size.max()) if size.numel() else 0
     offset = torch.arange(largest, device=size.device)
     token = (first[..., None] + offset).masked_fill(offset >= size[..., None], -1)
     return token.long().flatten(2)
 
 
-def gather_tokens(pool: Pool, token_BGX: Tensor, cache: PageCache | None) -> tuple[Tensor, Tensor]:
+def gather_tokens(
+    pool: Pool, token_BGX: Tensor, cache: PageCache | CacheTable | None
+) -> tuple[Tensor, Tensor]:
     """Keys and values at pool positions, from the cache where it has their page."""
     token = token_BGX.clamp_min(0)
     k, v = _rows(pool.k_BGSD, token), _rows(pool.v_BGSD, token)

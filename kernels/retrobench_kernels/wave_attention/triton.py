@@ -18,11 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 from retrobench_kernels import triton_common as common
-from retrobench_kernels.dispatch import takes
-from retrobench_kernels.triton_common import head_stride, unsupported
-from retrobench_kernels.wave_attention.zones import Estimation, PageCache, Pool, WaveArgs
-
-__all__ = ["PageList", "attend_pages", "page_list", "unsupported", "wave_attention"]
+from retrobench_kernels.triton_common import head_stride
+from retrobench_kernels.wave_attention.zones import Estimation, PageCache, WaveArgs
 
 
 class PageList(NamedTuple):
@@ -192,8 +189,9 @@ def attend_kernel(
     common.store_split(o_ptr, top_ptr, total_ptr, top, total, acc, h * splits + split, GROUP, DIM)
 
 
-def page_list(pool: Pool, retrieved_BGR: Tensor, cache: PageCache | None) -> PageList:
+def page_list(args: WaveArgs) -> PageList:
     """Pages of the retrieved clusters; without a cache a page is one token."""
+    pool, retrieved_BGR, cache = args.pool, args.retrieved_BGR, args.cache
     batch, groups, width = retrieved_BGR.shape
     page_tokens = 1 if cache is None else cache.page_tokens
     capacity = triton.cdiv(pool.k_BGSD.shape[2], page_tokens)
@@ -248,7 +246,6 @@ def attend_pages(
     return part.merge(q_BHD)
 
 
-@takes(WaveArgs)
-def wave_attention(args: WaveArgs, *, splits: int | None = None) -> tuple[Tensor, Tensor]:
-    """See ``naive.py``."""
-    return attend_pages(args, page_list(args.pool, args.retrieved_BGR, args.cache), splits)
+def wave_attention(args: WaveArgs, splits: int | None = None) -> tuple[Tensor, Tensor]:
+    """See the reference."""
+    return attend_pages(args, page_list(args), splits)

@@ -76,7 +76,10 @@ class CacheTable(NamedTuple):
 
 
 class WaveArgs(NamedTuple):
-    """Arguments of ``wave_attention``; ``retrieved_BGR`` lists clusters (int32, -1: none)."""
+    """Arguments of ``wave_attention``; ``retrieved_BGR`` lists clusters (int32, -1: none).
+
+    ``wave_step`` takes the same, with a ``CacheTable`` that it keeps up.
+    """
 
     q_BHD: Tensor
     steady: Steady
@@ -84,5 +87,5 @@ class WaveArgs(NamedTuple):
     retrieved_BGR: Tensor
     scale: float
     estimation: Estimation | None = None
-    cache: PageCache | None = None
+    cache: PageCache | CacheTable | None = None
     softcap: float = 0.0

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from retrobench_kernels.dispatch import takes
 from retrobench_kernels.page_lru.triton import page_step
-from retrobench_kernels.triton_common import unsupported
 from retrobench_kernels.wave_attention.triton import attend_pages, page_list
-from retrobench_kernels.wave_step.naive import StepArgs
-
-__all__ = ["unsupported", "wave_step"]
+from retrobench_kernels.wave_attention.zones import CacheTable, WaveArgs
 
 
-@takes(StepArgs)
-def wave_step(args: StepArgs, *, splits: int | None = None) -> tuple[Tensor, Tensor]:
-    """See ``naive.py``."""
-    pages = page_list(args.pool, args.retrieved_BGR, args.table.view)
-    source = page_step(pages.page_BGN, pages.count_BG, args.table)
-    return attend_pages(args.attention, pages._replace(source_BGN=source), splits)
+def wave_step(args: WaveArgs, splits: int | None = None) -> tuple[Tensor, Tensor]:
+    """See the reference."""
+    assert isinstance(args.cache, CacheTable)
+    args, table = args._replace(cache=args.cache.view), args.cache
+    pages = page_list(args)
+    source = page_step(pages.page_BGN, pages.count_BG, table)
+    return attend_pages(args, pages._replace(source_BGN=source), splits)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from retrobench_kernels.gap_scores import head_gaps
+from retrobench_kernels.logit_margin import head_margins
 from torch import Tensor
 from torch.nn.functional import pad as pad_last
 
@@ -65,7 +65,7 @@ class InfiniGen(SelectiveMethod):
     def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:
         """Pool and partial keys, after checking the budget."""
         fetched_tokens(config, shape, budget)
-        return KVPool.plan_pool(config, shape) + PartialKeys.plan(config, shape)
+        return KVPool.plan_pool(config, shape) + PartialKeys.plan(config, shape, budget)
 
     @classmethod
     def calibration(cls, config: Any, weights_id: str) -> str:
@@ -80,12 +80,12 @@ class InfiniGen(SelectiveMethod):
     def build(self, layer: int, prompt: PromptLayer) -> None:
         """Choose channels, keep what the pool can hold, build partial keys of it."""
         self.args[layer] = prompt.args
-        if self.store.capacity < self.shape.prompt_tokens:
-            self.store.load_used(layer, prompt, self._warm_use(prompt))
+        if self.store.evicts:
+            fits = self.store.capacity >= self.shape.prompt_tokens
+            use = torch.zeros_like(prompt.k_BGSD[..., 0]) if fits else self._warm_use(prompt)
+            self.store.load_used(layer, prompt, use)
         else:
             self.store.load(layer, prompt)
-            if self.store.evicts:
-                self.store.start_eviction(layer)
         if layer in self.index.slot:
             i = self.shape.layers.index(layer)
             skew = {name: part[i] for name, part in self.skew.items()}
@@ -110,7 +110,7 @@ class InfiniGen(SelectiveMethod):
             q_BGND = queries[:, :, t].float().unflatten(1, (keys.shape[1], -1))
             logit = q_BGND @ keys.float().mT * prompt.args.scale
             seen = ((position >= pad_B11) & (position <= first + t)).expand(use.shape)
-            score = head_gaps(logit, seen, per_head=self.config.scope == "query_head")
+            score = head_margins(logit, seen, per_head=self.config.scope == "query_head")
             slot = choose_tokens(score, self.config, self.max_fetched, self.budget is not None)
             slot = slot.unflatten(1, (keys.shape[1], -1)).flatten(2)
             hit = torch.zeros(*use.shape[:2], use.shape[2] + 1, dtype=torch.bool, device=use.device)
@@ -166,14 +166,13 @@ class InfiniGen(SelectiveMethod):
         q_BHTD: Tensor,
         k_BGRD: Tensor,
         v_BGRD: Tensor,
-        valid_BGR: Tensor,
         selection: Tokens,
         args: AttentionArgs,
     ) -> Tensor:
         """By this project's kernel where every head fetched as many tokens."""
-        if bool(valid_BGR.all()):
+        if bool((selection.token_BGR >= 0).all()):
             return kernels(q_BHTD, k_BGRD, v_BGRD, args, ())
-        return super().gathered(q_BHTD, k_BGRD, v_BGRD, valid_BGR, selection, args)
+        return super().gathered(q_BHTD, k_BGRD, v_BGRD, selection, args)
 
     def dense(self, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, args: AttentionArgs) -> Tensor:
         """All tokens by this project's kernel."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from retrobench.core.method import PromptLayer
 from retrobench.core.shapes import Footprint, KVShape
-from retrobench.memory.placement import placed
+from retrobench.memory.placement import host_place, placed
 from retrobench.memory.store import ResidentStore
 from retrobench_methods.infinigen.config import InfiniGenConfig, pool_tokens
 
@@ -28,7 +28,7 @@ class KVPool(ResidentStore):
         super().__init__(shape, place(config, shape))
         self.config, self.capacity = config, pool_tokens(config, shape)
         self.evicts = self.capacity < shape.max_tokens
-        self.on_host = self.place == "pinned"
+        self.slots = self.capacity
         self.use: list[Tensor] = [torch.empty(0)] * len(shape.layers)  # BGP
 
     @staticmethod
@@ -46,15 +46,15 @@ class KVPool(ResidentStore):
             held += Footprint(device=heads * tokens * 2 * 4)
         return held
 
-    def _slots_per_layer(self) -> int:
-        return self.capacity
-
     def footprint(self) -> Footprint:
         """Bytes held."""
         return super().footprint() + Footprint(device=sum(use.nbytes for use in self.use))
 
     def load_used(self, layer: int, prompt: PromptLayer, use_BGS: Tensor) -> None:
-        """Take what the capacity allows of a layer; ``use_BGS`` is each prompt token's use."""
+        """Take what the capacity allows of a layer; positions and uses are kept from now on.
+
+        ``use_BGS`` is each prompt token's use.
+        """
         i, tokens = self.index[layer], prompt.k_BGSD.shape[2]
         keep = min(tokens, self.capacity)
         position = torch.arange(tokens, device=use_BGS.device)
@@ -73,17 +73,6 @@ class KVPool(ResidentStore):
         use = use_BGS.gather(-1, kept_BGP).int()
         self.use[i] = torch.nn.functional.pad(use, (0, self.capacity - keep))
         self.used[i], self.lengths[i] = keep, tokens
-
-    def start_eviction(self, layer: int) -> None:
-        """The prompt fits, prompt and answer will not: keep positions and uses from now on."""
-        i, shape = self.index[layer], self.shape
-        used = self.used[i]
-        position = torch.arange(used, dtype=torch.int32, device=shape.device)
-        position = position.expand(shape.batch, shape.num_kv_heads, -1)
-        self.map.place(i, position, self.capacity - used)
-        self.use[i] = torch.zeros(
-            shape.batch, shape.num_kv_heads, self.capacity, dtype=torch.int32, device=shape.device
-        )
 
     def add(self, layer: int, k_BGTD: Tensor, v_BGTD: Tensor) -> slice | Tensor:
         """Add one token; its slot (a slice, same for all heads), or victims' slots ``slot_BG``."""
@@ -140,7 +129,7 @@ class KVPool(ResidentStore):
         parts = []
         for pool in memory:  # whole rows: several times faster so
             part = pool.flatten(0, 2).index_select(0, rows).unflatten(0, slot.shape)
-            if self.on_host:
+            if self.place == "pinned":
                 part = part.pin_memory().to(device, non_blocking=True)
             parts.append(part)
         return parts[0], parts[1]
@@ -180,7 +169,5 @@ def put(pool_BGP: Tensor, slot: slice | Tensor, value_BGT: Tensor | int) -> None
 
 
 def place(config: InfiniGenConfig, shape: KVShape) -> str:
-    """Where the pool is: page-locked host memory beside a GPU, plain host memory on a CPU."""
-    if config.placement == "gpu":
-        return "gpu"
-    return "cpu" if torch.device(shape.device).type == "cpu" else "pinned"
+    """Where the pool is."""
+    return "gpu" if config.placement == "gpu" else host_place(shape.device)

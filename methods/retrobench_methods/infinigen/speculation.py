@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from retrobench_kernels.gap_scores import gap_scores
+from retrobench_kernels.logit_margin import logit_margin
 from torch import Tensor
 
 from retrobench.core.budget import Budget
 from retrobench.core.method import PromptLayer
-from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
+from retrobench.core.shapes import KVShape
 from retrobench.engine.attention.index import Index
 from retrobench_methods.infinigen.config import InfiniGenConfig, num_channels, pool_tokens
 from retrobench_methods.infinigen.pool import put
@@ -33,23 +33,8 @@ class PartialKeys(Index):
             *head, channels, pool_tokens(config, shape), dtype=dtype, device=device
         ).mT
         self.basis_LBGDC = torch.zeros(*head, shape.head_dim, channels, device=device)
-        sums = (len(self.layers), shape.batch, shape.num_kv_heads, shape.head_dim)
-        self.q_abs_LBGD = torch.zeros(sums, device=device)
-        self.k_abs_LBGD = torch.zeros(sums, device=device)
-
-    @staticmethod
-    def plan(config: InfiniGenConfig, shape: KVShape) -> Footprint:
-        """Partial keys, their bases and the channel sums."""
-        sparse = sum(not config.is_dense(layer) for layer in shape.layers)
-        channels = num_channels(config, shape.head_dim)
-        keys = pool_tokens(config, shape) * channels * DTYPE_BYTES[shape.dtype]
-        rest = 4 * shape.head_dim * (channels + 2)
-        return Footprint(device=sparse * shape.batch * shape.num_kv_heads * (keys + rest))
-
-    def footprint(self) -> Footprint:
-        """Bytes held."""
-        held = (self.key_LBGPC, self.basis_LBGDC, self.q_abs_LBGD, self.k_abs_LBGD)
-        return Footprint(device=sum(tensor.nbytes for tensor in held))
+        self.q_abs_LBGD = torch.zeros(*head, shape.head_dim, device=device)
+        self.k_abs_LBGD = torch.zeros_like(self.q_abs_LBGD)
 
     def choose_channels(self, layer: int, prompt: PromptLayer, skew: Mapping[str, Tensor]) -> None:
         """Pick the channels; ``skew`` holds the layer's basis and the calibration text's sums."""
@@ -104,12 +89,7 @@ class PartialKeys(Index):
         q_BGND = q_BHTD[:, :, 0].float().unflatten(1, (self.shape.num_kv_heads, -1))
         keys = self.key_LBGPC[i, :, :, : exists_BGS.shape[-1]]
         per_head = self.config.scope == "query_head"
-        return gap_scores(q_BGND @ self.basis_LBGDC[i], keys, exists_BGS, scale, per_head=per_head)
-
-    def close(self) -> None:
-        """Free everything."""
-        self.key_LBGPC = self.basis_LBGDC = torch.empty(0)
-        self.q_abs_LBGD = self.k_abs_LBGD = torch.empty(0)
+        return logit_margin(q_BGND @ self.basis_LBGDC[i], keys, exists_BGS, scale, per_head)
 
 
 def choose_tokens(
@@ -119,13 +99,14 @@ def choose_tokens(
 
     ``fixed`` fetches ``max_fetched`` tokens, otherwise those within ``alpha``, so many at most.
     """
-    limit = torch.tensor(max_fetched, device=score.device)[:, None]
+    limit, size = torch.tensor(max_fetched, device=score.device)[:, None], max(max_fetched)
     if not fixed:
         count = (score > -config.alpha).sum(-1)
         if config.count == "mean":
             count = count.float().mean(1, keepdim=True).long().clamp_min(1)
         limit = torch.minimum(count, limit)
-    size = min(int(limit.max()), score.shape[-1])
+        size = int(limit.max())  # how many are fetched depends on the scores
+    size = min(size, score.shape[-1])
     value, slot = score.topk(size, -1)
     rank = torch.arange(size, device=score.device)
     return slot.masked_fill((rank >= limit[..., None]) | (value == -torch.inf), -1)

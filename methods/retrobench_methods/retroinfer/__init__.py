@@ -1,18 +1,19 @@
 """RetroInfer: KV cache as a vector store (arXiv 2505.02922v3, PVLDB 19(5)).
 
 ``WaveIndex`` says which clusters matter, ``WaveBuffer`` where their keys and values are, and this
-module runs a layer's step: append, select, look up, attend in one pass, admit.
+module attends a layer's selection in one pass: look up, attend, admit.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from retrobench_kernels.wave_attention import wave_attention
-from retrobench_kernels.wave_step import wave_step
+from retrobench_kernels.wave_attention import Pool, Steady, wave_attention
+from retrobench_kernels.wave_step import cluster_pages, wave_step
 from torch import Tensor
 
 from retrobench.core.budget import Budget
@@ -20,16 +21,12 @@ from retrobench.core.method import AttentionArgs, PromptLayer
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.engine.attention.parts import merge_all
 from retrobench.engine.attention.selective import SelectiveMethod
-from retrobench.memory.selection import Partial, SpanView
+from retrobench.memory.page_cache import PageCache
+from retrobench.memory.selection import Partial, Selection, Spans, SpanView
 from retrobench_methods.retroinfer.async_cache import CacheFiller
-from retrobench_methods.retroinfer.config import (
-    RetroInferConfig,
-    num_indexed,
-    resolve_placement,
-    sizes,
-)
+from retrobench_methods.retroinfer.config import RetroInferConfig, num_indexed, resolve_placement
 from retrobench_methods.retroinfer.positions import Positions
-from retrobench_methods.retroinfer.wave_buffer import WaveBuffer, cluster_pages, page_tokens
+from retrobench_methods.retroinfer.wave_buffer import WaveBuffer, page_tokens
 from retrobench_methods.retroinfer.wave_index import ClusterSelection, WaveIndex
 
 
@@ -66,9 +63,8 @@ class RetroInfer(SelectiveMethod):
     def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:
         """Pool, steady zone, cache and wave index, after checking budget and options."""
         placement = resolve_placement(config, shape)
-        for pad in shape.pad_tokens:
-            sizes(config, shape.prompt_tokens - pad, budget, shape.kv_bytes_per_token)
-        return WaveBuffer.plan(config, shape, placement) + WaveIndex.plan(config, shape)
+        index = WaveIndex.plan(config, shape, budget)
+        return WaveBuffer.plan(config, shape, placement) + index
 
     def build(self, layer: int, prompt: PromptLayer) -> None:
         """Cluster every row of a layer and arrange it in cluster order."""
@@ -108,85 +104,80 @@ class RetroInfer(SelectiveMethod):
             self.positions.place(i, row, start, layout.target_GS)
         self.updates += 1
 
-    def decode(
-        self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
+    def attend_in_place(
+        self, layer: int, q_BHD: Tensor, spans: Spans, view: SpanView, args: AttentionArgs
     ) -> Tensor:
-        """Append, select clusters, and attend the three zones in one pass."""
-        if self.filler is not None:
-            self.filler.finish(layer)  # it reads pool and index
-        self.store.append(layer, k_BGTD, v_BGTD)
-        with self.probe.span("select"):
-            selection = self.index.select(layer, q_BHTD, self.store, args)
-        view = self.store.spans(layer, selection)
-        out, lse = self._attend(layer, q_BHTD[:, :, 0].contiguous(), selection, view, args)
-        out_BHD = merge_all((out, lse), selection.partials).to(q_BHTD.dtype)
+        """``o_BHD`` of steady, retrieved and estimated zone; the cache is kept up."""
+        assert isinstance(spans, ClusterSelection)
+        cache = self.store.cache if spans.chosen_BGN.shape[-1] else None
+        exact = q_BHD.contiguous(), view.steady, view.pool, spans.chosen_BGN, args.scale
+        more = {"estimation": spans.estimation, "softcap": args.softcap or 0.0}
+        if cache is not None and not self.fused:
+            part = self._attend_and_admit(layer, cache, spans, exact, more)
+        else:
+            with self.probe.span("attend"):
+                table = None if cache is None else cache.table(layer)
+                attend = wave_attention if table is None else wave_step
+                part = attend(*exact, cache=table, **more)
+        out_BHD = merge_all(part, spans.partials).to(q_BHD.dtype)
         if self.index.bound is not None:
             self.index.bound.note_output(self.index.number[layer], out_BHD)
-        if self.probe.counting:
-            self._count(layer, selection)
-        if self.positions is not None:
-            self.positions.report(self.probe, layer, self.index, selection, view)
-        return out_BHD[:, :, None]
+        return out_BHD
 
-    def _attend(
+    def _attend_and_admit(
         self,
         layer: int,
-        q_BHD: Tensor,
-        selection: ClusterSelection,
-        view: SpanView,
-        args: AttentionArgs,
+        cache: PageCache,
+        spans: ClusterSelection,
+        exact: tuple[Tensor, Steady, Pool, Tensor, float],
+        more: Mapping[str, Any],
     ) -> Partial:
-        """``(o_BHD, lse_BH)`` of steady, retrieved and estimated zone; the cache is kept up."""
-        cache, softcap = self.store.cache, args.softcap or 0.0
-        exact = q_BHD, view.steady, view.pool, selection.chosen_BGN, args.scale
-        more: dict[str, Any] = {"estimation": selection.estimation, "softcap": softcap}
-        if cache is None or not selection.chosen_BGN.shape[-1]:
-            with self.probe.span("attend"):
-                return wave_attention(*exact, **more)
-        table = cache.table(layer) if self.fused else None
-        if table is not None:
-            with self.probe.span("attend"):
-                return wave_step(*exact, table=table, **more)
+        """Look pages up, attend over cache and pool, admit what was missed, one after another."""
+        pool = exact[2]
         with self.probe.span("lookup"):
-            pages = cluster_pages(view.pool, selection.chosen_BGN, self.store.page_tokens)
+            pages = cluster_pages(pool, spans.chosen_BGN, self.store.page_tokens)
             cache.lookup(layer, *pages)
         with self.probe.span("attend"):
             if self.config.overlap:
                 assert self.filler is not None
-                part = self.filler.attend(layer, *exact[:3], pages, args.scale, **more)
+                part = self.filler.attend(layer, exact, pages, **more)
             else:
-                part = wave_attention(*exact, cache=view.cache, **more)
+                part = wave_attention(*exact, cache=cache.view(layer), **more)
         with self.probe.span("admit"):
             if not self.config.overlap:
-                cache.admit(layer, view.pool.k_BGSD, view.pool.v_BGSD)
+                cache.admit(layer, pool.k_BGSD, pool.v_BGSD)
             if self.config.prefetch_frac:
                 assert self.filler is not None
                 retrieved = max(self.index.retrieved[self.index.number[layer]])
                 count = math.ceil(self.config.prefetch_frac * retrieved)
-                self.filler.prefetch(layer, selection, view.pool, count)
+                self.filler.prefetch(layer, spans, pool, count)
         return part
 
     @property
     def fused(self) -> bool:
         """Whether lookup, attention and admission are one kernel: on a GPU, and in any graph."""
         on_gpu = torch.device(self.shape.device).type == "cuda"
-        return (on_gpu or self.static) and self.filler is None and not self.config.cache_bound
+        apart = self.filler is not None or self.config.cache_bound
+        return (on_gpu or self.static) and self.placement.manager == "device" and not apart
 
-    def _count(self, layer: int, selection: ClusterSelection) -> None:
-        """Tokens attended and estimated per row and KV head, and bytes read."""
-        i, heads = self.index.number[layer], self.shape.batch * self.shape.num_kv_heads
-        steady = self.store.count_LB[i].sum() * self.shape.num_kv_heads
-        exact = selection.num_tokens + steady
+    def count(
+        self, layer: int, tokens: int | Tensor, heads: int, selection: Selection, **more: Any
+    ) -> None:
+        """Also what estimates stand for, and what choosing has read."""
+        assert isinstance(selection, ClusterSelection)
+        i = self.index.number[layer]
         index_bytes = self.index.index_bytes(i, selection)
         if self.index.bound is not None:  # its steady keys are read once more
+            steady = self.store.count_LB[i].sum() * self.shape.num_kv_heads
             index_bytes = index_bytes + steady * self.store.bytes_per_token() // 2
-        self.probe.count(
-            layer,
-            attended=exact / heads,
-            estimated=self.index.estimated_tokens(i, selection),
-            kv=exact * self.store.bytes_per_token(),
-            index=index_bytes,
-        )
+        estimated = self.index.estimated_tokens(i, selection)
+        found = replace(selection, estimated_tokens=estimated, index_bytes=index_bytes)
+        super().count(layer, tokens, heads, found, **more)
+
+    def report_spans(self, layer: int, spans: Spans, view: SpanView) -> None:
+        """Positions of clusters and of the steady zone, and the estimates."""
+        assert self.positions is not None and isinstance(spans, ClusterSelection)
+        self.positions.report(self.probe, layer, self.index, spans, view)
 
     def end_step(self) -> None:
         """Wait for what still fills the cache."""
@@ -224,5 +215,4 @@ class RetroInfer(SelectiveMethod):
         """Free everything."""
         if self.filler is not None:
             self.filler.close()
-        self.store.close()
-        self.index.close()
+        super().close()

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from retrobench.core.shapes import KVShape
+from retrobench.memory.placement import Holder
 
 _MAX_VARIANCE = 80.0  # exp(40) is certainly too much, and far from overflow
 
 
-class ErrorBound:
+class ErrorBound(Holder):
     """Norms of values and of the last outputs; state of layers, rows and heads."""
 
     def __init__(self, tolerance: float, shape: KVShape) -> None:
@@ -32,16 +33,6 @@ class ErrorBound:
         self.tokens_LB = torch.zeros(*rows, device=shape.device)
         # no output yet: an infinite bound, so that the first step retrieves everything
         self.output_norm_LBH = torch.zeros(*rows, shape.num_heads, device=shape.device)
-
-    @staticmethod
-    def plan_bytes(shape: KVShape) -> int:
-        """Bytes of ``tensors``."""
-        heads = shape.num_kv_heads + 1 + shape.num_heads
-        return 4 * len(shape.layers) * shape.batch * heads
-
-    def tensors(self) -> list[Tensor]:
-        """Everything held."""
-        return [self.square_LBG, self.tokens_LB, self.output_norm_LBH]
 
     def store(self, i: int, row: int, v_GSD: Tensor) -> None:
         """Values of new clusters."""

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import torch
 from retrobench_kernels.wave_attention import Estimation, Pool, Steady, wave_attention
+from retrobench_kernels.wave_step import cluster_pages
 from torch import Tensor
 
 from retrobench.engine.attention.parts import merge
 from retrobench.memory.page_cache import PageCache
 from retrobench.memory.prefetch import Prefetcher
-from retrobench_methods.retroinfer.wave_buffer import cluster_pages
 from retrobench_methods.retroinfer.wave_index import ClusterSelection
 
 
@@ -29,20 +29,20 @@ class CacheFiller:
     def attend(
         self,
         layer: int,
-        q_BHD: Tensor,
-        steady: Steady,
-        pool: Pool,
+        exact: tuple[Tensor, Steady, Pool, Tensor, float],
         pages: tuple[Tensor, Tensor],
-        scale: float,
         *,
         estimation: Estimation | None,
         softcap: float,
     ) -> tuple[Tensor, Tensor]:
-        """``wave_attention`` over looked-up ``pages``, admitting those that were missed.
+        """``wave_attention`` (``exact`` are its first arguments) over looked-up ``pages``.
+
+        Those that were missed are admitted.
 
         They come in while steady zone, estimates and hits are attended; hits stay where they are.
         Three parts over disjoint sets, merged by log-sum-exp.
         """
+        q_BHD, steady, pool, _, scale = exact
         cache, size, (page_BGN, tokens_BGN) = self.cache, self.cache.size.page_tokens, pages
         view = cache.view(layer)
         slot_BGN = view.slot_BGP.gather(-1, page_BGN.clamp_min(0).long())  # before it changes

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from retrobench.core.shapes import KVShape
+from retrobench.memory.codec import Quantised
+from retrobench.memory.placement import Holder
 
 _RIDGE = 1e-3  # of the mean variance: keeps the pooled covariance invertible
 
 
-class KeyCovariance:
+class KeyCovariance(Holder):
     """Covariance of keys around their centroid: one matrix per head, one scale per cluster.
 
     The covariance of cluster j is modelled as ``scale_j`` times the pooled one. The matrix is that
@@ -31,15 +33,6 @@ class KeyCovariance:
         size, dim = (*head, clusters), shape.head_dim
         self.scale = torch.zeros(size, dtype=torch.float16, device=shape.device)
         self.covariance = torch.zeros(*head, dim, dim, device=shape.device)
-
-    @staticmethod
-    def bytes_per_head(clusters: int, shape: KVShape) -> int:
-        """Half precision scales and a float32 matrix."""
-        return 2 * clusters + 4 * shape.head_dim**2
-
-    def tensors(self) -> list[Tensor]:
-        """Everything held."""
-        return [self.scale, self.covariance]
 
     def store(
         self, at: tuple, k_GSD: Tensor, centroid_GCD: Tensor, cluster_GS: Tensor, size_GC: Tensor
@@ -81,32 +74,21 @@ class KeyCovariance:
         return gain.clamp_min(0).flatten(1, 2)
 
 
-class Int4Values:
-    """Vectors in 4 bits: two channels per byte, one half precision scale per vector."""
+class Int4Values(Holder):
+    """Vectors in 4 bits with one scale each."""
 
     def __init__(self, size: tuple[int, ...], dim: int, device: str) -> None:
-        assert dim % 2 == 0, "4-bit values need an even head dim"
-        self.code = torch.zeros(*size, dim // 2, dtype=torch.uint8, device=device)
-        self.scale = torch.zeros(*size, dtype=torch.float16, device=device)
-
-    @staticmethod
-    def bytes_per_cluster(dim: int) -> int:
-        """Half a byte per channel and a scale."""
-        return dim // 2 + 2
+        self.codec = Quantised(dim, "float32", 4, group=dim)
+        self.code = torch.zeros(*size, dim // 2, dtype=torch.int8, device=device)
+        self.scale = torch.zeros(*size, 1, dtype=torch.float16, device=device)
 
     def store(self, at: tuple, mean_GCD: Tensor) -> None:
         """Quantise vectors symmetrically to -7 .. 7."""
-        scale = (mean_GCD.abs().amax(-1) / 7).to(self.scale.dtype)
-        step = scale.float().clamp_min(1e-9)[..., None]
-        code = (mean_GCD / step).round().clamp(-7, 7).to(torch.int16) + 8
-        self.code[at] = (code[..., ::2] | (code[..., 1::2] << 4)).to(torch.uint8)
-        self.scale[at] = scale
+        self.code[at], self.scale[at] = self.codec.encode(mean_GCD)
 
     def read(self, layer: int) -> Tensor:
         """``mean_BGCD`` of a layer, float32."""
-        code = self.code[layer].to(torch.int16)
-        both = torch.stack([code & 15, code >> 4], -1).flatten(-2) - 8
-        return both.float() * self.scale[layer].float()[..., None]
+        return self.codec.decode((self.code[layer], self.scale[layer]))
 
 
 def membership(cluster_BGR: Tensor, clusters: int) -> Tensor:

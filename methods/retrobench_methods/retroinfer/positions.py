@@ -56,7 +56,7 @@ class Positions:
         probe.selected(layer, exact, estimate, members.gather(-1, order))
 
     def _tokens(self, i: int, pool: Pool, cluster_BGR: Tensor) -> Tensor:
-        slot = cluster_tokens(pool, cluster_BGR)
+        slot = cluster_tokens(pool.first_BGC, pool.size_BGC, cluster_BGR)
         token = self.position_LBGS[i].gather(-1, slot.clamp_min(0))
         return token.masked_fill(slot < 0, -1)
 

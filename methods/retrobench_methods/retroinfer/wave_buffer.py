@@ -14,7 +14,7 @@ from torch import Tensor
 
 from retrobench.core.method import PromptLayer
 from retrobench.core.shapes import Footprint, KVShape
-from retrobench.memory.paged_pool import PagedPool
+from retrobench.memory.paged_pool import PagedPool, PoolSize
 from retrobench.memory.placement import ResolvedPlacement
 from retrobench.memory.selection import Spans, SpanView
 from retrobench_methods.retroinfer.config import RetroInferConfig, pool_tokens, steady_tokens
@@ -26,14 +26,14 @@ class WaveBuffer(PagedPool):
     def __init__(
         self, config: RetroInferConfig, shape: KVShape, placement: ResolvedPlacement
     ) -> None:
-        sizes = _sizes(config, shape, placement)
-        super().__init__(shape, placement, sink_tokens=config.sink_tokens, **sizes)
+        size = _size(config, shape, placement)
+        super().__init__(shape, placement, size, config.sink_tokens)
         self.config, self.static = config, False
 
     @staticmethod
     def plan(config: RetroInferConfig, shape: KVShape, placement: ResolvedPlacement) -> Footprint:
         """Bytes before allocation."""
-        return PagedPool.plan_pool(shape, placement, **_sizes(config, shape, placement))
+        return PagedPool.plan_pool(shape, placement, _size(config, shape, placement))
 
     def split_steady(
         self, i: int, row: int, num_indexed: int, prompt: PromptLayer
@@ -72,10 +72,6 @@ class WaveBuffer(PagedPool):
         """Add one token to the steady zone of every row."""
         self.append_recent(self.index[layer], k_BGTD, v_BGTD, self.static)
 
-    def length(self, layer: int) -> int:
-        """Tokens that a layer has seen."""
-        return self.lengths[self.index[layer]]
-
     def spans(self, layer: int, spans: Spans) -> SpanView:
         """Clusters in the pool, beside the steady zone."""
         i = self.index[layer]
@@ -97,29 +93,10 @@ def page_tokens(placement: ResolvedPlacement) -> int:
     return placement.page_tokens if placement.cached else 1
 
 
-def _sizes(
-    config: RetroInferConfig, shape: KVShape, placement: ResolvedPlacement
-) -> dict[str, int]:
+def _size(config: RetroInferConfig, shape: KVShape, placement: ResolvedPlacement) -> PoolSize:
     pages = page_tokens(placement)
-    return {
-        "pool_tokens": pool_tokens(config, shape, pages),
-        "recent_tokens": steady_tokens(config, shape),
-        "page_tokens": pages,
-    }
-
-
-def cluster_pages(pool: Pool, cluster_BGR: Tensor, page_tokens: int) -> tuple[Tensor, Tensor]:
-    """Pages of clusters (-1 padded) and the tokens in each: ``page_BGN``, ``tokens_BGN``, int32."""
-    index = cluster_BGR.clamp_min(0).long()
-    size = pool.size_BGC.gather(-1, index) * (cluster_BGR >= 0)
-    first = pool.first_BGC.gather(-1, index) // page_tokens
-    end = ((size + page_tokens - 1) // page_tokens).cumsum(-1)
-    total = end[..., -1:]
-    nth = torch.arange(int(total.max()), device=end.device).expand(*end.shape[:2], -1)
-    which = torch.searchsorted(end, nth.contiguous(), right=True).clamp_max(end.shape[-1] - 1)
-    pages = (size + page_tokens - 1) // page_tokens
-    inside = nth - (end - pages).gather(-1, which)
-    page = first.gather(-1, which) + inside
-    tokens = (size.gather(-1, which) - inside * page_tokens).clamp(0, page_tokens)
-    absent = nth >= total
-    return page.masked_fill(absent, -1).int(), tokens.masked_fill(absent, 0).int()
+    return PoolSize(
+        pool_tokens=pool_tokens(config, shape, pages),
+        recent_tokens=steady_tokens(config, shape),
+        page_tokens=pages,
+    )

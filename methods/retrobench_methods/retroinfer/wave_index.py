@@ -18,7 +18,7 @@ from torch import Tensor
 
 from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs
-from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
+from retrobench.core.shapes import DTYPE_BYTES, KVShape
 from retrobench.engine.attention.index import Index
 from retrobench.memory.selection import Partial, Spans
 from retrobench_methods.retroinfer import estimation as estimate
@@ -43,7 +43,7 @@ class WaveIndex(Index):
     """Which clusters there are, and which of them a step retrieves and estimates."""
 
     def __init__(
-        self, config: RetroInferConfig, shape: KVShape, budget: Budget | None, page_tokens: int
+        self, config: RetroInferConfig, shape: KVShape, budget: Budget | None, page_tokens: int = 1
     ) -> None:
         super().__init__(config, shape, budget)
         self.page_tokens, self.static = page_tokens, False
@@ -210,39 +210,6 @@ class WaveIndex(Index):
             heads = shape.batch * shape.num_kv_heads
             num_bytes = num_bytes + 2 * clusters + heads * 4 * shape.head_dim**2
         return num_bytes
-
-    @staticmethod
-    def plan(config: RetroInferConfig, shape: KVShape) -> Footprint:
-        """Bytes of the tensors above, before allocation."""
-        rows = len(shape.layers) * shape.batch
-        heads, clusters = rows * shape.num_kv_heads, capacity(config, shape)
-        vector = shape.head_dim * DTYPE_BYTES[shape.dtype]
-        value = Int4Values.bytes_per_cluster(shape.head_dim) if config.int4_values else vector
-        held = heads * (clusters * (vector + value + 2 * 4) + 8) + rows * 3 * 4
-        held += heads * 4 * shape.head_dim * config.tail
-        if config.keeps_covariance:
-            held += heads * KeyCovariance.bytes_per_head(clusters, shape)
-        if config.error_tolerance:
-            held += ErrorBound.plan_bytes(shape)
-        return Footprint(device=held)
-
-    def footprint(self) -> Footprint:
-        """Bytes held."""
-        held = [self.centroid_LBGCD, self.size_LBGC, self.first_LBGC, self.used_LBG]
-        held += [self.num_clusters_LB, self.retrieved_LB, self.estimated_LB, self.total_LBGD]
-        held += [] if self.value_sum_LBGCD is None else [self.value_sum_LBGCD]
-        held += [] if self.means is None else [self.means.code, self.means.scale]
-        held += [] if self.spread is None else self.spread.tensors()
-        held += [] if self.bound is None else self.bound.tensors()
-        return Footprint(device=sum(tensor.nbytes for tensor in held))
-
-    def close(self) -> None:
-        """Free everything."""
-        empty = torch.empty(0)
-        self.centroid_LBGCD, self.size_LBGC, self.first_LBGC, self.used_LBG = (empty,) * 4
-        self.num_clusters_LB, self.retrieved_LB, self.estimated_LB = (empty,) * 3
-        self.total_LBGD, self.value_sum_LBGCD, self.means, self.spread = empty, None, None, None
-        self.bound = None
 
     def add_prompt(self, i: int, row: int, k_GSD: Tensor, v_GSD: Tensor) -> Layout:
         """Index the prompt of layer number ``i``; where each of its tokens goes in the pool."""

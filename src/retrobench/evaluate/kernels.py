@@ -13,15 +13,10 @@ from typing import Any
 
 import torch
 from retrobench_kernels.cluster_select import cluster_select
-from retrobench_kernels.cluster_select import naive as select_naive
 from retrobench_kernels.dense_decode import dense_decode
-from retrobench_kernels.dense_decode import naive as dense_naive
-from retrobench_kernels.segmented_kmeans import naive as kmeans_naive
 from retrobench_kernels.segmented_kmeans import segmented_kmeans
-from retrobench_kernels.wave_attention import Estimation, Pool, Steady, wave_attention
-from retrobench_kernels.wave_attention import naive as wave_naive
-from retrobench_kernels.wave_step import CacheTable, wave_step
-from retrobench_kernels.wave_step import naive as step_naive
+from retrobench_kernels.wave_attention import CacheTable, Estimation, Pool, Steady, wave_attention
+from retrobench_kernels.wave_step import wave_step
 from torch import Tensor
 
 from retrobench.tasks.speed import SHAPES
@@ -94,7 +89,7 @@ class KernelInputs:
     def zones(self) -> tuple[tuple[Any, ...], Estimation]:
         """Arguments of ``wave_attention``."""
         arguments, limits = self.select
-        retrieved, estimated, logit = select_naive.cluster_select(*arguments, **limits)
+        retrieved, estimated, logit = cluster_select.reference(*arguments, **limits)
         value_sum_BGCD = self.normal(*self.head, self.clusters, self.dim)
         exact = (self.q_BHD, self.steady, self.pool, retrieved, self.scale)
         return exact, Estimation(estimated, logit, value_sum_BGCD)
@@ -133,7 +128,7 @@ def _relative(got: Tensor, expected: Tensor) -> float:
 def _cluster_select(inputs: KernelInputs) -> Case:
     arguments, limits = inputs.select
     got = cluster_select(*arguments, **limits)[0]
-    expected = select_naive.cluster_select(*arguments, **limits)[0]
+    expected = cluster_select.reference(*arguments, **limits)[0]
     other = 1 - float((got[..., :, None] == expected[..., None, :]).any(-1).float().mean())
     num_bytes = inputs.batch * inputs.groups * inputs.clusters * (inputs.vector_bytes + 4)
     return _case(other, SETS_TOLERANCE, partial(cluster_select, *arguments, **limits), num_bytes)
@@ -142,7 +137,7 @@ def _cluster_select(inputs: KernelInputs) -> Case:
 def _wave_attention(inputs: KernelInputs) -> Case:
     exact, estimation = inputs.zones
     got = wave_attention(*exact, estimation=estimation)[0]
-    error = _relative(got, wave_naive.wave_attention(*exact, estimation=estimation)[0])
+    error = _relative(got, wave_attention.reference(*exact, estimation=estimation)[0])
     run = partial(wave_attention, *exact, estimation=estimation)
     return _case(error, TOLERANCE[inputs.dtype], run, inputs.attention_bytes())
 
@@ -153,11 +148,11 @@ def _wave_step(inputs: KernelInputs) -> Case:
 
     def step(run: Callable[..., tuple[Tensor, Tensor]], table: CacheTable) -> Tensor:
         table.step_1.add_(1)
-        return run(*exact, table=table, estimation=estimation)[0]
+        return run(*exact, cache=table, estimation=estimation)[0]
 
     errors = []
     for _ in range(2):  # misses, then hits
-        errors.append(_relative(step(wave_step, ours), step(step_naive.wave_step, naive)))
+        errors.append(_relative(step(wave_step, ours), step(wave_step.reference, naive)))
         cached = (ours.slot_BGP >= 0).ne(naive.slot_BGP >= 0)
         errors.append(float(cached.float().mean()))
     worst, run = float(torch.tensor(errors).max()), partial(step, wave_step, ours)
@@ -168,7 +163,7 @@ def _dense_decode(inputs: KernelInputs) -> Case:
     k, v = (inputs.normal(*inputs.head, inputs.context, inputs.dim) for _ in "kv")
     got = dense_decode(inputs.q_BHD, k, v, inputs.scale)[0]
     # the naive form holds float32 copies: one row of it
-    expected = dense_naive.dense_decode(inputs.q_BHD[:1], k[:1], v[:1], inputs.scale)[0]
+    expected = dense_decode.reference(inputs.q_BHD[:1], k[:1], v[:1], inputs.scale)[0]
     run = partial(dense_decode, inputs.q_BHD, k, v, inputs.scale)
     return _case(_relative(got[:1], expected), TOLERANCE[inputs.dtype], run, 2 * k.nbytes)
 
@@ -179,7 +174,7 @@ def _segmented_kmeans(inputs: KernelInputs) -> Case:
     k = inputs.normal(inputs.batch * inputs.groups, tokens, inputs.dim)
     arguments = k, tokens // 16, 1, ITERATIONS
     scatter = []
-    for form in (segmented_kmeans, kmeans_naive.segmented_kmeans):
+    for form in (segmented_kmeans, segmented_kmeans.reference):
         centroid, label = form(*arguments)
         own = centroid.gather(1, label.long()[..., None].expand_as(k))
         scatter.append(float((k.float() - own).norm()))

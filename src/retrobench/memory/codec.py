@@ -55,9 +55,9 @@ class Plain:
 class Quantised:
     """Signed integers of ``bits`` bits with scales; two 4-bit numbers share a byte."""
 
-    def __init__(self, head_dim: int, dtype: str, bits: int) -> None:
+    def __init__(self, head_dim: int, dtype: str, bits: int, group: int | None = None) -> None:
         self.head_dim, self.dtype, self.bits = head_dim, getattr(torch, dtype), bits
-        self.group = head_dim if bits == 8 or head_dim % _GROUP else _GROUP
+        self.group = group or (head_dim if bits == 8 or head_dim % _GROUP else _GROUP)
         self.top = 2 ** (bits - 1) - 1
         assert bits == 8 or head_dim % 2 == 0, "4-bit vectors need an even head dim"
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from retrobench.core.shapes import Footprint, KVShape
-from retrobench.memory.page_cache import CacheSize, PageCache
+from retrobench.memory.page_cache import EVICTIONS, CacheSize, PageCache
 from retrobench.memory.page_table import PageTable
+from retrobench.memory.placement import kv_bytes
 
 
 class HostCache(PageCache):
@@ -28,41 +29,25 @@ class HostCache(PageCache):
         self.slot_LBGP = [slot.to(shape.device) for slot in by_layer]  # the table itself on a CPU
 
     @staticmethod
-    def plan_table(shape: KVShape, size: CacheSize) -> Footprint:
+    def plan(shape: KVShape, size: CacheSize) -> Footprint:
         """Slot of every page; page, rank and mark of every slot; a copy of the former on a GPU."""
         heads = len(shape.layers) * shape.batch * shape.num_kv_heads
         mirror = 4 * size.pages * (torch.device(shape.device).type == "cuda")
-        return Footprint(host=heads * (4 * size.pages + 13 * size.slots), device=heads * mirror)
+        tables = Footprint(host=heads * (4 * size.pages + 13 * size.slots), device=heads * mirror)
+        return tables + Footprint(device=kv_bytes(shape, size.slots * size.page_tokens))
 
     def _lookup(self, i: int, page_BGN: Tensor, tokens_BGN: Tensor) -> None:
-        page = page_BGN.flatten(0, 1).cpu().numpy()
-        hit = self.tables[i].lookup(page) >= 0
-        tokens = tokens_BGN.flatten(0, 1).cpu().numpy()
+        page, tokens = (x.flatten(0, 1).cpu().numpy() for x in (page_BGN, tokens_BGN))
+        hit = self._find(i, page_BGN) >= 0
         missed = (page >= 0) & ~hit
         self.counts[i] += (hit.sum(), missed.sum(), 0, 0, tokens[missed].sum())
 
-    def admit(
-        self, layer: int, k_pool_BGSD: Tensor, v_pool_BGSD: Tensor, *, read: bool = True
-    ) -> None:
-        """Choose victims on the host, then copy."""
-        i = self.index[layer]
-        num_copied = self._copy(i, k_pool_BGSD, v_pool_BGSD)
-        if read and k_pool_BGSD.device != self.k_LBGQD.device:
-            self.counts[i, 4] += num_copied * self.size.page_tokens
-
-    def prefetch(
-        self, layer: int, page_BGN: Tensor, k_pool_BGSD: Tensor, v_pool_BGSD: Tensor
-    ) -> None:
-        """As another step, which nobody attends."""
-        i = self.index[layer]
-        self.tables[i].lookup(page_BGN.flatten(0, 1).cpu().numpy())
-        num_copied = self._copy(i, k_pool_BGSD, v_pool_BGSD)
-        self.counts[i, 3:] += (num_copied, num_copied * self.size.page_tokens)
+    def _find(self, i: int, page_BGN: Tensor) -> np.ndarray:
+        return self.tables[i].lookup(page_BGN.flatten(0, 1).cpu().numpy())
 
     def _copy(self, i: int, k_pool_BGSD: Tensor, v_pool_BGSD: Tensor) -> int:
-        """Let in the pages that the table misses; how many."""
         groups, moved = self.shape.num_kv_heads, self.tables[i].admit()
-        self.counts[i, 2] += moved.num_evicted
+        self.counts[i, EVICTIONS] += moved.num_evicted
         row, head = np.divmod(moved.head_M, groups)
         for pool, slots in ((k_pool_BGSD, self.k_LBGQD[i]), (v_pool_BGSD, self.v_LBGQD[i])):
             source = pool.unflatten(2, (-1, self.size.page_tokens))

@@ -12,17 +12,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from retrobench_kernels.wave_attention import CacheTable
 from retrobench_kernels.wave_attention import PageCache as CacheView
-from retrobench_kernels.wave_step import CacheTable
 from torch import Tensor
 
 from retrobench.core.method import Probe
-from retrobench.core.shapes import Footprint, KVShape
+from retrobench.core.shapes import KVShape
 from retrobench.memory.page_table import optimal_hits
-from retrobench.memory.placement import ResolvedPlacement, allocate, vector_bytes
+from retrobench.memory.placement import Holder, allocate, vector_bytes
+
+HITS, MISSES, EVICTIONS, PREFETCHED, MOVED = range(5)  # of ``counts``: pages; tokens that moved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,19 +36,12 @@ class CacheSize:
     slots: int
     page_tokens: int
 
-    @classmethod
-    def of(
-        cls, placement: ResolvedPlacement, pool_tokens: int, kv_tokens: int, page_tokens: int
-    ) -> CacheSize:
-        """``cache_frac`` of ``kv_tokens`` tokens in a pool of ``pool_tokens`` positions."""
-        slots = max(1, round(placement.cache_frac * kv_tokens / page_tokens))
-        return cls(pages=-(-pool_tokens // page_tokens), slots=slots, page_tokens=page_tokens)
 
-
-class PageCache(ABC):
+class PageCache(Holder, ABC):
     """Slots on the model's device, and counters; subclasses manage which page is where."""
 
     slot_LBGP: Sequence[Tensor] | Tensor  # page table of each layer
+    counts: Any  # ``(layers, 5)`` since the last report: an array, or a tensor on the device
 
     def __init__(self, shape: KVShape, size: CacheSize, record: bool = False) -> None:
         self.shape, self.size = shape, size
@@ -72,7 +68,6 @@ class PageCache(ABC):
         i = self.index[layer]
         return CacheView(self.slot_LBGP[i], self.k_LBGQD[i], self.v_LBGQD[i], self.size.page_tokens)
 
-    @abstractmethod
     def admit(
         self, layer: int, k_pool_BGSD: Tensor, v_pool_BGSD: Tensor, *, read: bool = True
     ) -> None:
@@ -80,8 +75,10 @@ class PageCache(ABC):
 
         ``read``: attention has read them from the pool by itself, so the copy moves them again.
         """
+        num_copied = self._copy(self.index[layer], k_pool_BGSD, v_pool_BGSD)
+        if read and k_pool_BGSD.device != self.k_LBGQD.device:
+            self.counts[self.index[layer], MOVED] += num_copied * self.size.page_tokens
 
-    @abstractmethod
     def prefetch(
         self, layer: int, page_BGN: Tensor, k_pool_BGSD: Tensor, v_pool_BGSD: Tensor
     ) -> None:
@@ -89,6 +86,19 @@ class PageCache(ABC):
 
         Neither hits nor misses; copies and evictions count like those of ``admit``.
         """
+        i = self.index[layer]
+        self._find(i, page_BGN)
+        num_copied = self._copy(i, k_pool_BGSD, v_pool_BGSD)
+        self.counts[i, PREFETCHED] += num_copied
+        self.counts[i, MOVED] += num_copied * self.size.page_tokens
+
+    @abstractmethod
+    def _find(self, i: int, page_BGN: Tensor) -> Any:
+        """Begin a step: the slots of these pages, -1 where absent."""
+
+    @abstractmethod
+    def _copy(self, i: int, k_pool_BGSD: Tensor, v_pool_BGSD: Tensor) -> Any:
+        """Let in the pages that the last ``_find`` missed; how many."""
 
     def table(self, layer: int) -> CacheTable | None:
         """What a fused step reads and changes; None where the host manages the pages."""
@@ -96,7 +106,7 @@ class PageCache(ABC):
 
     @abstractmethod
     def _drain(self) -> np.ndarray:
-        """``(layers, 5)`` hits, misses, evictions, prefetched pages, moved tokens; then zero."""
+        """The counts of every layer since the last call."""
 
     def report_counts(self, probe: Probe) -> None:
         """Tell the probe what every layer did since the last call (waits for the device)."""
@@ -126,15 +136,6 @@ class PageCache(ABC):
             )
             found["best_hit_ratio"] = best / asked
         return found
-
-    def footprint(self) -> Footprint:
-        """Bytes held."""
-        return Footprint(device=self.k_LBGQD.nbytes + self.v_LBGQD.nbytes)
-
-    def close(self) -> None:
-        """Free the slots."""
-        empty = torch.empty(0)
-        self.k_LBGQD, self.v_LBGQD = empty, empty
 
 
 def distinct(page_BGN: Tensor) -> Tensor:

@@ -8,90 +8,86 @@ CPU-only machine both tiers are host memory and everything else is the same.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from retrobench_kernels.wave_attention import Steady
 from torch import Tensor
 
 from retrobench.core.method import Probe
 from retrobench.core.shapes import Footprint, KVShape
-from retrobench.memory.caches import make_cache, plan_cache
+from retrobench.memory.device_cache import DeviceCache
+from retrobench.memory.host_cache import HostCache
 from retrobench.memory.page_cache import CacheSize, PageCache
-from retrobench.memory.placement import (
-    ResolvedPlacement,
-    allocate,
-    kv_bytes,
-    placed,
-    vector_bytes,
-)
+from retrobench.memory.placement import ResolvedPlacement, allocate, kv_bytes, placed
+from retrobench.memory.store import KVStore
 
 
-class PagedPool:
-    """Pool, recent zone and block cache of all layers. ``i`` is a layer's number in the shape.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSize:
+    """Tokens per row and KV head of a layer: in the pool, in the recent zone, in a page."""
+
+    pool_tokens: int
+    recent_tokens: int
+    page_tokens: int
+
+    def cache(self, placement: ResolvedPlacement, shape: KVShape) -> CacheSize:
+        """The block cache: ``cache_frac`` of the session's tokens."""
+        slots = max(1, round(placement.cache_frac * shape.max_tokens / self.page_tokens))
+        pages = -(-self.pool_tokens // self.page_tokens)
+        return CacheSize(pages=pages, slots=slots, page_tokens=self.page_tokens)
+
+
+class PagedPool(KVStore):
+    """Pool, recent zone and block cache of all layers.
 
     Memory of a layer is allocated when the layer is built, so that a prompt given away layer by
-    layer is never held twice.
+    layer is never held twice. The first ``sink_tokens`` of the recent zone never leave it.
     """
 
     def __init__(
-        self,
-        shape: KVShape,
-        placement: ResolvedPlacement,
-        *,
-        pool_tokens: int,
-        recent_tokens: int,
-        sink_tokens: int,
-        page_tokens: int,
+        self, shape: KVShape, placement: ResolvedPlacement, size: PoolSize, sink_tokens: int = 0
     ) -> None:
-        self.shape, self.placement, self.page_tokens = shape, placement, page_tokens
-        self.pool_tokens, self.recent_tokens = pool_tokens, recent_tokens
-        self.sink_tokens = sink_tokens  # first tokens of the recent zone, which never leave it
-        self.index = {layer: i for i, layer in enumerate(shape.layers)}
+        super().__init__(shape)
+        self.placement, self.sink_tokens = placement, sink_tokens
+        self.pool_tokens, self.page_tokens = size.pool_tokens, size.page_tokens
+        self.recent_tokens = size.recent_tokens
         count, nothing = len(shape.layers), torch.empty(0)
         self.k_pool, self.v_pool = [nothing] * count, [nothing] * count  # BGSD
         self.k_recent, self.v_recent = [nothing] * count, [nothing] * count  # BGWD
         self.count_LB = torch.zeros(count, shape.batch, dtype=torch.int32, device=shape.device)
         self.row_B = torch.arange(shape.batch, device=shape.device)
         self.count = [[0] * shape.batch for _ in shape.layers]  # the same, known to the host
-        self.lengths = [0] * count  # tokens seen, left padding included
         self.cache: PageCache | None = None
-        if placement.cached:
-            size = CacheSize.of(placement, pool_tokens, shape.max_tokens, page_tokens)
-            self.cache = make_cache(placement, shape, size)
+        if placement.manager == "device":
+            self.cache = DeviceCache(shape, size.cache(placement, shape), placement.record)
+        elif placement.manager == "host":
+            slots = size.cache(placement, shape)
+            self.cache = HostCache(shape, slots, placement.eviction, placement.record)
 
     @staticmethod
-    def plan_pool(
-        shape: KVShape,
-        placement: ResolvedPlacement,
-        *,
-        pool_tokens: int,
-        recent_tokens: int,
-        page_tokens: int,
-    ) -> Footprint:
+    def plan_pool(shape: KVShape, placement: ResolvedPlacement, size: PoolSize) -> Footprint:
         """Bytes before allocation."""
-        held = placed(kv_bytes(shape, pool_tokens), placement.place)
-        held += Footprint(device=kv_bytes(shape, recent_tokens))
+        held = placed(kv_bytes(shape, size.pool_tokens), placement.place)
+        held += Footprint(device=kv_bytes(shape, size.recent_tokens))
         held += Footprint(device=4 * len(shape.layers) * shape.batch)
         if placement.cached:
-            size = CacheSize.of(placement, pool_tokens, shape.max_tokens, page_tokens)
-            held += plan_cache(placement, shape, size)
+            kind = DeviceCache if placement.manager == "device" else HostCache
+            held += kind.plan(shape, size.cache(placement, shape))
         return held
 
     def footprint(self) -> Footprint:
-        """Bytes of pool, recent zone and cache."""
+        """Bytes of pool, recent zone, cache and maps."""
         pools = sum(part.nbytes for part in (*self.k_pool, *self.v_pool))
         recent = sum(part.nbytes for part in (*self.k_recent, *self.v_recent))
         held = placed(pools, self.placement.place)
-        held += Footprint(device=recent + self.count_LB.nbytes)
+        held += super().footprint() + Footprint(device=recent + self.count_LB.nbytes)
         return held if self.cache is None else held + self.cache.footprint()
 
     def allocate(self, i: int, pool_tokens: int | None = None) -> None:
         """Memory of a layer. What nobody writes may be read as padding, so recent is zeroed."""
         head = (self.shape.batch, self.shape.num_kv_heads)
-        size = (
-            *head,
-            self.pool_tokens if pool_tokens is None else pool_tokens,
-            self.shape.head_dim,
-        )
+        size = (*head, pool_tokens or self.pool_tokens, self.shape.head_dim)
         self.k_pool[i], self.v_pool[i] = (
             allocate(size, self.shape, self.placement.place) for _ in "kv"
         )
@@ -152,12 +148,9 @@ class PagedPool:
         if self.cache is not None:
             self.cache.report_counts(probe)
 
-    def bytes_per_token(self) -> int:
-        """K and V of one token in one KV head."""
-        return vector_bytes(self.shape)
-
     def close(self) -> None:
         """Free everything."""
+        super().close()
         count, nothing = len(self.shape.layers), torch.empty(0)
         self.k_pool, self.v_pool = [nothing] * count, [nothing] * count
         self.k_recent, self.v_recent = [nothing] * count, [nothing] * count

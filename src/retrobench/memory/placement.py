@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,9 +62,7 @@ class ResolvedPlacement:
     def of(cls, config: PlacementConfig, device: str) -> ResolvedPlacement:
         """ValueError for combinations that do not exist."""
         on_gpu = torch.device(device).type == "cuda"
-        place = config.placement
-        if place == "auto":
-            place = "pinned" if on_gpu else "cpu"
+        place = host_place(device) if config.placement == "auto" else config.placement
         manager = config.cache
         if manager == "auto":
             manager = "none" if place == "gpu" or not on_gpu else "device"
@@ -122,6 +120,35 @@ def allocate(
 
 def _cuda_runtime() -> Any:
     return torch.cuda.cudart()
+
+
+class Holder:
+    """Base of what holds tensors on the model's device: all that its attributes are."""
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Everything held, that of parts which are holders themselves included."""
+        for value in vars(self).values():
+            if isinstance(value, Tensor):
+                yield value
+            elif isinstance(value, Holder):
+                yield from value.tensors()
+
+    def footprint(self) -> Footprint:
+        """Bytes held."""
+        return Footprint(device=sum(tensor.nbytes for tensor in self.tensors()))
+
+    def close(self) -> None:
+        """Free everything."""
+        for name, value in vars(self).items():
+            if isinstance(value, Holder):
+                value.close()
+            elif isinstance(value, Tensor):
+                setattr(self, name, torch.empty(0))
+
+
+def host_place(device: str) -> str:
+    """The place in host memory that suits a model on ``device``: page-locked beside a GPU."""
+    return "pinned" if torch.device(device).type == "cuda" else "cpu"
 
 
 def placed(num_bytes: int, place: str) -> Footprint:

@@ -8,10 +8,8 @@ from torch import Tensor
 from retrobench.core.method import Probe, PromptLayer
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.memory.page_cache import distinct
-from retrobench.memory.paged_pool import PagedPool
+from retrobench.memory.paged_pool import PagedPool, PoolSize
 from retrobench.memory.placement import PlacementConfig, ResolvedPlacement, vector_bytes
-from retrobench.memory.selection import Spans, SpanView
-from retrobench.memory.slots import SlotMap
 from retrobench.memory.store import KVStore, ResidentStore, head_index
 
 RECENT_TOKENS = 64  # RetroInfer's local window
@@ -20,21 +18,22 @@ RECENT_TOKENS = 64  # RetroInfer's local window
 class PooledStore(PagedPool):
     """Whole pages in the pool, the newest tokens in the recent zone, in position order.
 
+    Spans are gathered: a run may cross from the pool into the recent zone.
+
     A page enters the pool once it is complete and old enough, so that the local window never waits
     for the pool and a cached page never changes. Slots are positions until ``evict`` or
     ``reorder``.
     """
 
     def __init__(self, shape: KVShape, placement: ResolvedPlacement, page_tokens: int) -> None:
-        super().__init__(shape, placement, sink_tokens=0, **_sizes(shape, page_tokens))
-        self.map = SlotMap(shape)
+        super().__init__(shape, placement, _size(shape, page_tokens))
         self.in_pool = [0] * len(shape.layers)  # slots before this one are in the pool
         self._read_pages = [0] * len(shape.layers)  # without a cache
 
     @staticmethod
     def plan(shape: KVShape, placement: ResolvedPlacement, page_tokens: int) -> Footprint:
         """Bytes before allocation."""
-        return PagedPool.plan_pool(shape, placement, **_sizes(shape, page_tokens))
+        return PagedPool.plan_pool(shape, placement, _size(shape, page_tokens))
 
     def load(self, layer: int, prompt: PromptLayer) -> None:
         """Old pages to the pool, the rest to the recent zone."""
@@ -63,15 +62,12 @@ class PooledStore(PagedPool):
                 self.k_pool[i][row, :, start:end] = k_GSD.to(self.k_pool[i].device)
                 self.v_pool[i][row, :, start:end] = v_GSD.to(self.v_pool[i].device)
             self.in_pool[i] = end
-        self.map.append(i, self._used(i), self.lengths[i], 1)
+        self.map.append(i, self.num_used(i), self.lengths[i], 1)
         self.append_recent(i, k_BGTD, v_BGTD)
 
-    def _used(self, i: int) -> int:
+    def num_used(self, i: int) -> int:
+        """Slots in use."""
         return self.in_pool[i] + self.count[i][0]
-
-    def length(self, layer: int) -> int:
-        """Tokens that a layer has seen."""
-        return self.lengths[self.index[layer]]
 
     def keys(self, layer: int) -> Tensor:
         """All keys in slot order, copied together where the pool lives."""
@@ -86,19 +82,10 @@ class PooledStore(PagedPool):
         newest = recent[i][:, :, : self.count[i][0]].to(pool[i].device)
         return torch.cat([pool[i][:, :, : self.in_pool[i]], newest], 2)
 
-    def exists(self, layer: int) -> Tensor | None:
-        """Real tokens where slots are not positions."""
-        return self.positions(layer) >= 0 if self.map.mapped(self.index[layer]) else None
-
-    def positions(self, layer: int) -> Tensor:
-        """Positions of the slots in use, -1 for padding and empty slots."""
-        i = self.index[layer]
-        return self.map.positions(i, self._used(i))
-
     def gather(self, layer: int, token_BGR: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values at positions, from the fastest place that has them."""
         i = self.index[layer]
-        slot_BGR = self.map.slots(i, self._used(i), token_BGR)
+        slot_BGR = self.map.slots(i, self.num_used(i), token_BGR)
         row, head, _ = head_index(slot_BGR, self.shape.num_kv_heads)
         pooled = (slot_BGR >= 0) & (slot_BGR < self.in_pool[i])
         page = torch.where(pooled, slot_BGR // self.page_tokens, -1)
@@ -131,10 +118,6 @@ class PooledStore(PagedPool):
         slot = self.cache.view(layer).slot_BGP[row, head, page.clamp_min(0)]
         return (slot >= 0) & (page >= 0), slot.clamp_min(0).long()
 
-    def spans(self, layer: int, spans: Spans) -> SpanView | None:
-        """Runs may cross from the pool into the recent zone: they are gathered."""
-        return None
-
     def evict(self, layer: int, keep_BGR: Tensor) -> None:
         """Keep these positions; the pool shrinks to them and what is still to come."""
         i, kept = self.index[layer], keep_BGR.shape[-1]
@@ -142,10 +125,6 @@ class PooledStore(PagedPool):
         k_BGRD, v_BGRD = self.gather(layer, keep_BGR)
         self._fill(i, _whole_pages(kept + room, self.page_tokens), k_BGRD, v_BGRD)
         self.map.place(i, keep_BGR, room)
-
-    def reorder(self, layer: int, position_BGS: Tensor) -> None:
-        """Another order of the prompt; later tokens follow it."""
-        self.evict(layer, position_BGS)
 
     def report_counts(self, probe: Probe) -> None:
         """Pages since the last call; without a cache every page is a miss."""
@@ -156,26 +135,17 @@ class PooledStore(PagedPool):
             pages, self._read_pages[i] = self._read_pages[i], 0
             probe.count(layer, misses=pages, h2d=pages * page_bytes)
 
-    def footprint(self) -> Footprint:
-        """Bytes of pool, recent zone, cache and maps."""
-        return super().footprint() + Footprint(device=self.map.num_bytes())
-
-    def close(self) -> None:
-        """Free everything."""
-        super().close()
-        self.map.close()
-
 
 def _whole_pages(tokens: int, page_tokens: int) -> int:
     return -(-tokens // page_tokens) * page_tokens
 
 
-def _sizes(shape: KVShape, page_tokens: int) -> dict[str, int]:
-    return {
-        "pool_tokens": _whole_pages(shape.max_tokens, page_tokens),
-        "recent_tokens": RECENT_TOKENS + 2 * page_tokens,
-        "page_tokens": page_tokens,
-    }
+def _size(shape: KVShape, page_tokens: int) -> PoolSize:
+    return PoolSize(
+        pool_tokens=_whole_pages(shape.max_tokens, page_tokens),
+        recent_tokens=RECENT_TOKENS + 2 * page_tokens,
+        page_tokens=page_tokens,
+    )
 
 
 def make_store(config: PlacementConfig, shape: KVShape, page_tokens: int | None = None) -> KVStore:

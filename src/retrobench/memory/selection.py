@@ -8,9 +8,15 @@ that were computed elsewhere.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from retrobench_kernels.wave_attention import Estimation, PageCache, Pool, Steady
+from retrobench_kernels.wave_attention import (
+    Estimation,
+    PageCache,
+    Pool,
+    Steady,
+    cluster_tokens,
+)
 from torch import Tensor
 
 Partial = tuple[Tensor, Tensor]  # float32 ``(o_BHD, lse_BH)`` over a set that nobody else attends
@@ -33,15 +39,13 @@ class Estimate:
 class Selection:
     """What every kind of selection may carry.
 
-    ``estimate`` or ``estimation`` (the same by cluster number, for kernels) are attended beside the
-    chosen tokens; ``estimated_tokens`` counts what they stand for, mean per row and KV head;
-    ``members`` gives those positions to a probe that asks. ``partials`` are ready parts of the
-    softmax, over ``partial_tokens`` tokens of all rows and heads together. ``index_bytes`` is what
-    choosing has read.
+    ``estimate`` is attended beside the chosen tokens; ``estimated_tokens`` counts what it stands
+    for, mean per row and KV head; ``members`` gives those positions to a probe that asks.
+    ``partials`` are ready parts of the softmax, over ``partial_tokens`` tokens of all rows and
+    heads together. ``index_bytes`` is what choosing has read.
     """
 
     estimate: Estimate | None = None
-    estimation: Estimation | None = None
     estimated_tokens: float | Tensor = 0.0
     members: Callable[[], Tensor] | None = None
     partials: tuple[Partial, ...] = ()
@@ -71,12 +75,27 @@ class Spans(Selection):
     """Chosen runs of storage slots, such as pages or clusters of a KV head.
 
     ``first_BGC`` and ``size_BGC`` (int32) say where every run begins and how long it is;
-    ``chosen_BGN`` (int32, -1 padded) numbers the chosen ones.
+    ``chosen_BGN`` (int32, -1 padded) numbers the chosen ones. ``largest`` is the most tokens of a
+    run, where the host knows it: else it asks the device when runs must be gathered.
+    ``estimation`` is an estimate by number of the run, for stores that are read in place.
     """
 
     first_BGC: Tensor
     size_BGC: Tensor
     chosen_BGN: Tensor
+    largest: int | None = None
+    estimation: Estimation | None = None
+
+    def tokens(self) -> Tokens:
+        """The runs as positions (where slots are positions)."""
+        assert self.estimation is None, "a store that gathers spans needs `estimate`"
+        shared = {field.name: getattr(self, field.name) for field in fields(Selection)}
+        return Tokens(token_BGR=self.token_BGR, **shared)
+
+    @property
+    def token_BGR(self) -> Tensor:
+        """Slots of all tokens of the chosen runs, -1 padded."""
+        return cluster_tokens(self.first_BGC, self.size_BGC, self.chosen_BGN, self.largest)
 
     @property
     def num_tokens(self) -> Tensor:

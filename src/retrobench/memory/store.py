@@ -6,91 +6,102 @@ A store knows tokens by position, never by importance. ``ResidentStore`` keeps t
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from retrobench_kernels.wave_attention import Pool, Steady
 from torch import Tensor
 
 from retrobench.core.method import Probe, PromptLayer
 from retrobench.core.shapes import Footprint, KVShape
-from retrobench.memory.codec import make_codec
-from retrobench.memory.placement import allocate, placed
+from retrobench.memory.codec import Plain, make_codec
+from retrobench.memory.placement import allocate, placed, vector_bytes
 from retrobench.memory.selection import Spans, SpanView
 from retrobench.memory.slots import SlotMap
 
 
-class KVStore(Protocol):
-    """Keys and values of the managed layers of one batch."""
+class KVStore:
+    """Keys and values of the managed layers of one batch. ``i`` is a layer's number in the shape.
+
+    A kind of store gives what is not implemented here; the template asks for nothing else.
+    """
+
+    def __init__(self, shape: KVShape) -> None:
+        self.shape = shape
+        self.index = {layer: i for i, layer in enumerate(shape.layers)}
+        self.lengths = [0] * len(shape.layers)  # tokens seen, left padding included
+        self.map = SlotMap(shape)
 
     def load(self, layer: int, prompt: PromptLayer) -> None:
         """Take a layer of the prompt."""
-        ...
+        raise NotImplementedError
 
     def append(self, layer: int, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
-        """Add T tokens to a layer."""
-        ...
+        """Add T tokens to a layer (behind a block cache: one)."""
+        raise NotImplementedError
 
     def length(self, layer: int) -> int:
         """Tokens that a layer has seen, left padding included."""
-        ...
+        return self.lengths[self.index[layer]]
+
+    def num_used(self, i: int) -> int:
+        """Slots in use."""
+        raise NotImplementedError
 
     def keys(self, layer: int) -> Tensor:
-        """All stored keys of a layer, ``k_BGSD``, where they live."""
-        ...
+        """All stored keys of a layer in slot order, ``k_BGSD``, where they live."""
+        raise NotImplementedError
 
     def values(self, layer: int) -> Tensor:
-        """All stored values of a layer, ``v_BGSD``, where they live."""
-        ...
+        """All stored values of a layer in slot order, ``v_BGSD``, where they live."""
+        raise NotImplementedError
 
     def exists(self, layer: int) -> Tensor | None:
         """Which stored tokens are real, ``BGS``; None if all are but left padding."""
-        ...
+        return self.positions(layer) >= 0 if self.map.mapped(self.index[layer]) else None
 
     def positions(self, layer: int) -> Tensor:
         """Position of every stored token, ``BGS``, -1 where there is none."""
-        ...
+        i = self.index[layer]
+        return self.map.positions(i, self.num_used(i))
 
     def gather(self, layer: int, token_BGR: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of chosen positions, on the model's device.
 
         -1 marks padding (any row may come back). The second axis is KV heads or query heads.
         """
-        ...
+        raise NotImplementedError
 
     def spans(self, layer: int, spans: Spans) -> SpanView | None:
         """Where attention reads spans in place; None if they must be gathered."""
-        ...
+        return None
 
     def evict(self, layer: int, keep_BGR: Tensor) -> None:
         """Keep only these positions (-1 padded: heads may keep different numbers), free the rest.
 
-        Tokens appended later are kept.
+        They are stored in this order; tokens appended later are kept.
         """
-        ...
+        raise NotImplementedError
 
     def reorder(self, layer: int, position_BGS: Tensor) -> None:
         """Store the prompt in this order: slot s takes position ``position_BGS[..., s]``."""
-        ...
+        self.evict(layer, position_BGS)
 
     def report_counts(self, probe: Probe) -> None:
-        """Tell the probe what moved between tiers since the last call."""
-        ...
+        """Tell the probe what moved between tiers since the last call; here nothing."""
 
     def bytes_per_token(self) -> int:
         """K and V bytes of one token in one KV head, as stored."""
-        ...
+        return vector_bytes(self.shape)
 
     def footprint(self) -> Footprint:
-        """Bytes held, by place."""
-        ...
+        """Bytes held, by place; here the maps of slots to positions."""
+        return Footprint(device=self.map.num_bytes())
 
     def close(self) -> None:
         """Free the memory."""
-        ...
+        self.map.close()
 
 
-class ResidentStore:
+class ResidentStore(KVStore):
     """Keys and values in one place, one tensor per kind and layer.
 
     Slots are positions until ``evict`` or ``reorder``. On a CPU-only machine ``place`` may be host
@@ -98,14 +109,13 @@ class ResidentStore:
     """
 
     def __init__(self, shape: KVShape, place: str = "gpu", codec: str = "none") -> None:
-        self.shape, self.place = shape, place
+        super().__init__(shape)
+        self.place, self.slots = place, shape.max_tokens
         self.codec = make_codec(codec, shape.head_dim, shape.dtype)
-        self.index = {layer: i for i, layer in enumerate(shape.layers)}
         count = len(shape.layers)
         self.k: list[tuple[Tensor, ...]] = [()] * count
         self.v: list[tuple[Tensor, ...]] = [()] * count
-        self.lengths, self.used = [0] * count, [0] * count  # tokens seen, slots in use
-        self.map = SlotMap(shape)
+        self.used = [0] * count  # slots in use
 
     @staticmethod
     def plan(shape: KVShape, place: str = "gpu", codec: str = "none") -> Footprint:
@@ -131,18 +141,14 @@ class ResidentStore:
             self.k[i], self.v[i] = (given[0],), (given[1],)
             return
         for held, part in ((self.k, prompt.k_BGSD), (self.v, prompt.v_BGSD)):
-            held[i] = self._allocate(self.codec.encode(part), self._slots_per_layer())
+            held[i] = self._allocate(self.codec.encode(part), self.slots)
             self._write(held[i], slice(0, tokens), part)
-
-    def _slots_per_layer(self) -> int:
-        return self.shape.max_tokens
 
     def _fits(self, memory: Tensor) -> bool:
         shape = self.shape
-        size = (shape.batch, shape.num_kv_heads, self._slots_per_layer(), shape.head_dim)
-        dtype = getattr(torch, shape.dtype)
-        plain = self.place == "gpu" and len(self.codec.encode(memory[:, :, :0])) == 1
-        return plain and memory.shape == size and memory.dtype == dtype
+        size = (shape.batch, shape.num_kv_heads, self.slots, shape.head_dim)
+        plain = self.place == "gpu" and isinstance(self.codec, Plain)
+        return plain and memory.shape == size and memory.dtype == getattr(torch, shape.dtype)
 
     def _allocate(self, like: tuple[Tensor, ...], slots: int) -> tuple[Tensor, ...]:
         """Memory for ``slots`` tokens of one kind and layer."""
@@ -166,9 +172,9 @@ class ResidentStore:
         self.map.append(i, start, self.lengths[i], tokens)
         self.used[i], self.lengths[i] = end, self.lengths[i] + tokens
 
-    def length(self, layer: int) -> int:
-        """Tokens that a layer has seen."""
-        return self.lengths[self.index[layer]]
+    def num_used(self, i: int) -> int:
+        """Slots in use."""
+        return self.used[i]
 
     def keys(self, layer: int) -> Tensor:
         """All keys of a layer, ``k_BGSD``; a view where nothing is quantised."""
@@ -181,15 +187,6 @@ class ResidentStore:
     def _read(self, held: list[tuple[Tensor, ...]], layer: int) -> Tensor:
         i = self.index[layer]
         return self.codec.decode(tuple(part[:, :, : self.used[i]] for part in held[i]))
-
-    def exists(self, layer: int) -> Tensor | None:
-        """Real tokens where slots are not positions."""
-        return self.positions(layer) >= 0 if self.map.mapped(self.index[layer]) else None
-
-    def positions(self, layer: int) -> Tensor:
-        """Positions of the slots in use, -1 for padding and empty slots."""
-        i = self.index[layer]
-        return self.map.positions(i, self.used[i])
 
     def gather(self, layer: int, token_BGR: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values at positions (second axis: KV heads, or query heads)."""
@@ -224,13 +221,6 @@ class ResidentStore:
         self.map.place(i, keep_BGR, room)
         self.used[i] = kept
 
-    def reorder(self, layer: int, position_BGS: Tensor) -> None:
-        """Another order of the prompt; later tokens follow it."""
-        self.evict(layer, position_BGS)
-
-    def report_counts(self, probe: Probe) -> None:
-        """One tier: nothing moves."""
-
     def bytes_per_token(self) -> int:
         """K and V of one token in one KV head."""
         return 2 * self.codec.bytes_per_vector()
@@ -238,14 +228,13 @@ class ResidentStore:
     def footprint(self) -> Footprint:
         """Bytes held."""
         held = [memory for layer in (*self.k, *self.v) for memory in layer]
-        stored = placed(sum(memory.nbytes for memory in held), self.place)
-        return stored + Footprint(device=self.map.num_bytes())
+        return super().footprint() + placed(sum(memory.nbytes for memory in held), self.place)
 
     def close(self) -> None:
         """Free everything."""
+        super().close()
         count = len(self.shape.layers)
         self.k, self.v = [()] * count, [()] * count
-        self.map.close()
 
 
 def head_index(token_BGR: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:

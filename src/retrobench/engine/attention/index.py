@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs, PromptLayer
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.core.spec import option
+from retrobench.memory.placement import Holder
 from retrobench.memory.selection import Selection
 from retrobench.memory.store import KVStore
 
@@ -34,11 +35,19 @@ class StaticConfig:
     local_tokens: int = option(LOCAL_TOKENS, "last tokens, always attended", low=1)
 
 
-class Index:
-    """Chooses tokens. State is kept per layer; this base keeps none."""
+class Index(Holder):
+    """Chooses tokens. State is kept per layer, as tensors; this base keeps none."""
 
     def __init__(self, config: Any, shape: KVShape, budget: Budget | None) -> None:
         self.config, self.shape, self.budget = config, shape, budget
+
+    @classmethod
+    def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:
+        """Bytes before allocation: those of an index on torch's meta device, which has no memory.
+
+        ValueError where options and budget contradict each other.
+        """
+        return cls(config, replace(shape, device="meta"), budget).footprint()
 
     def build(self, layer: int, store: KVStore, prompt: PromptLayer) -> None:
         """A layer of the prompt is in the store. ``prompt`` also has what ``needs`` asked for."""
@@ -49,13 +58,6 @@ class Index:
     def select(self, layer: int, q_BHTD: Tensor, store: KVStore, args: AttentionArgs) -> Selection:
         """What the query of one decode step attends."""
         raise NotImplementedError
-
-    def footprint(self) -> Footprint:
-        """Bytes held."""
-        return Footprint()
-
-    def close(self) -> None:
-        """Free the state."""
 
 
 class ScoringIndex(Index):

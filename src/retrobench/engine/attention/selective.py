@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from retrobench_kernels.wave_attention import wave_attention
 from torch import Tensor
 
@@ -20,7 +19,13 @@ from retrobench.engine.attention.index import Index, StaticConfig, retrieved_tok
 from retrobench.engine.attention.parts import attend, merge_all
 from retrobench.memory.placement import PlacementConfig
 from retrobench.memory.pool import make_store, plan_store
-from retrobench.memory.selection import Everything, Selection, Spans, SpanView, Tokens
+from retrobench.memory.selection import (
+    Everything,
+    Selection,
+    Spans,
+    SpanView,
+    Tokens,
+)
 from retrobench.memory.store import KVStore, ResidentStore
 
 
@@ -76,8 +81,15 @@ class SelectiveMethod(Method):
         if isinstance(selection, Spans):
             view = self.store.spans(layer, selection)
             if view is not None:
-                return self._attend_spans(layer, q_BHTD, selection, view, args)
-            selection = as_tokens(selection)
+                out_BHD = self.attend_in_place(layer, q_BHTD[:, :, 0], selection, view, args)
+                if self.probe.counting:
+                    always = view.steady.count_B.sum() * self.shape.num_kv_heads
+                    heads = self.shape.batch * self.shape.num_kv_heads
+                    self.count(layer, selection.num_tokens + always, heads, selection)
+                if self.probe.detail:
+                    self.report_spans(layer, selection, view)
+                return out_BHD[:, :, None]
+            selection = selection.tokens()
         assert isinstance(selection, Tokens)
         with self.probe.span("gather"):
             k_BGRD, v_BGRD = self.store.gather(layer, selection.token_BGR)
@@ -95,7 +107,7 @@ class SelectiveMethod(Method):
         """Attention over gathered tokens, counted."""
         valid = selection.token_BGR >= 0
         with self.probe.span("attend"):
-            out = self.gathered(q_BHTD, k_BGRD, v_BGRD, valid, selection, args)
+            out = self.gathered(q_BHTD, k_BGRD, v_BGRD, selection, args)
         if self.probe.counting:
             self.count(layer, valid.sum(), valid.shape[0] * valid.shape[1], selection)
         if self.probe.detail:
@@ -108,32 +120,29 @@ class SelectiveMethod(Method):
         q_BHTD: Tensor,
         k_BGRD: Tensor,
         v_BGRD: Tensor,
-        valid_BGR: Tensor,
         selection: Tokens,
         args: AttentionArgs,
     ) -> Tensor:
         """Attention over gathered tokens and whatever else the selection carries."""
         return attend(
-            q_BHTD, k_BGRD, v_BGRD, valid_BGR, args,
+            q_BHTD, k_BGRD, v_BGRD, selection.token_BGR >= 0, args,
             selection.estimate, selection.log_weight_BGR, selection.partials,
         )  # fmt: skip
 
-    def _attend_spans(
-        self, layer: int, q_BHTD: Tensor, spans: Spans, view: SpanView, args: AttentionArgs
+    def attend_in_place(
+        self, layer: int, q_BHD: Tensor, spans: Spans, view: SpanView, args: AttentionArgs
     ) -> Tensor:
+        """``o_BHD`` over spans where they are, and over what is always attended."""
         with self.probe.span("attend"):
-            q_BHD, softcap = q_BHTD[:, :, 0].contiguous(), args.softcap or 0.0
             part = wave_attention(
-                q_BHD, view.steady, view.pool, spans.chosen_BGN, args.scale,
-                estimation=spans.estimation, cache=view.cache, softcap=softcap,
+                q_BHD.contiguous(), view.steady, view.pool, spans.chosen_BGN, args.scale,
+                estimation=spans.estimation, cache=view.cache, softcap=args.softcap or 0.0,
             )  # fmt: skip
-            out_BHD = merge_all(part, spans.partials).to(q_BHTD.dtype)
-        if self.probe.counting:
-            tokens = spans.num_tokens + view.steady.count_B.sum() * self.shape.num_kv_heads
-            self.count(layer, tokens, self.shape.batch * self.shape.num_kv_heads, spans)
-        if self.probe.detail:
-            self.probe.selected(layer, as_tokens(spans).token_BGR)
-        return out_BHD[:, :, None]
+            return merge_all(part, spans.partials).to(q_BHD.dtype)
+
+    def report_spans(self, layer: int, spans: Spans, view: SpanView) -> None:
+        """Tell a probe that asks which positions are attended."""
+        self.probe.selected(layer, spans.token_BGR)
 
     def _attend_everything(
         self, layer: int, q_BHTD: Tensor, selection: Everything, args: AttentionArgs
@@ -188,22 +197,3 @@ class SelectiveMethod(Method):
         """Free index and store."""
         self.store.close()
         self.index.close()
-        self.index = Index(self.config, self.shape, self.budget)
-
-
-def as_tokens(spans: Spans) -> Tokens:
-    """Runs of positions as positions (where slots are positions)."""
-    size = spans.size_BGC.gather(-1, spans.chosen_BGN.clamp_min(0).long())
-    first = spans.first_BGC.gather(-1, spans.chosen_BGN.clamp_min(0).long())
-    offset = torch.arange(int(spans.size_BGC.max()), device=size.device)
-    absent = (spans.chosen_BGN < 0)[..., None] | (offset >= size[..., None])
-    token = (first[..., None] + offset).masked_fill(absent, -1).flatten(2).long()
-    return Tokens(
-        token_BGR=token,
-        estimate=spans.estimate,
-        estimated_tokens=spans.estimated_tokens,
-        members=spans.members,
-        partials=spans.partials,
-        partial_tokens=spans.partial_tokens,
-        index_bytes=spans.index_bytes,
-    )

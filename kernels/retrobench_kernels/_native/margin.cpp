@@ -95,7 +95,7 @@ void gaps(const float* q, const T* key, const uint8_t* exists, float* score, lon
 
 }  // namespace
 
-extern "C" void retrobench_gap_scores(const float* q, const void* key, const uint8_t* exists,
+extern "C" void retrobench_logit_margin(const float* q, const void* key, const uint8_t* exists,
                                       float* score, int64_t B, int64_t G, int64_t N, int64_t S,
                                       int64_t C, const int64_t* stride, int32_t per_head,
                                       int32_t dtype, int32_t threads) {

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from retrobench_kernels import native
 from retrobench_kernels.cpu_common import DTYPES, addresses, float32
-
-__all__ = ["gap_scores", "unsupported"]
+from retrobench_kernels.logit_margin.naive import MarginArgs
 
 
 def unsupported(tensor: Tensor) -> str | None:
@@ -24,24 +23,17 @@ def unsupported(tensor: Tensor) -> str | None:
     return None if native.library() is not None else "no library"
 
 
-def gap_scores(
-    q_BGNC: Tensor,
-    key_BGSC: Tensor,
-    exists_BGS: Tensor,
-    scale: float,
-    *,
-    per_head: bool,
-    library: ctypes.CDLL | None = None,
-) -> Tensor:
-    """As ``naive.gap_scores``."""
+def logit_margin(args: MarginArgs, library: ctypes.CDLL | None = None) -> Tensor:
+    """As the reference."""
+    q_BGNC, key, exists, scale, per_head = args
     batch, groups, group, channels = q_BGNC.shape
-    tokens = key_BGSC.shape[2]
-    key = key_BGSC if key_BGSC.stride(2) == 1 else key_BGSC.mT.contiguous().mT
-    exists = exists_BGS if exists_BGS.stride(2) == 1 else exists_BGS.contiguous()
+    tokens = key.shape[2]
+    key = key if key.stride(2) == 1 else key.mT.contiguous().mT
+    exists = exists if exists.stride(2) == 1 else exists.contiguous()
     q = float32(q_BGNC.to(key.dtype).float() * scale)
     score = torch.empty(batch, groups * group if per_head else groups, tokens)
     stride = (ctypes.c_int64 * 5)(key.stride(0), key.stride(1), key.stride(3), *exists.stride()[:2])
-    native.loaded(library).retrobench_gap_scores(
+    native.loaded(library).retrobench_logit_margin(
         *addresses(q, key, exists, score), batch, groups, group, tokens, channels,
         stride, per_head, DTYPES[key.dtype], torch.get_num_threads(),
     )  # fmt: skip
