@@ -24,6 +24,7 @@ def write_gguf(path, *, architecture="llama", pre="gpt-2", kind=gguf.GGMLQuantiz
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(1e-5)
     tokens = SPECIAL + BYTES + ["12"]
+    tokens += [f"<unused{number}>" for number in range(160 - len(tokens))]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
