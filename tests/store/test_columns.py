@@ -45,10 +45,10 @@ def test_columns_are_chosen_by_pattern(tmp_path):
 
 def test_changes_are_followed_cell_by_cell(tmp_path):
     store = ResultStore(tmp_path)
-    first = write(store, 1, [{"sample": "a", "score": 1}])
+    first = write(store, 1, [{"sample": "a", "score": 1, "note": 2}])
     assert len(store.columns()) == 1
     write(store, 1, [{"sample": "a", "score": 0.5}, {"sample": "b", "score": 0.25}])
-    second = write(store, 2, [{"sample": "a", "score": "odd"}])  # text beside numbers
+    second = write(store, 2, [{"sample": "a", "note": "odd"}])  # text beside numbers
     frame = store.columns()
     assert dict(frame.groupby("key").size()) == {first: 2, second: 1}
     assert frame.loc[frame["key"] == first, "score"].astype(float).tolist() == [0.5, 0.25]

@@ -208,6 +208,13 @@ def console() -> Console:
     return Console(width=None if Console().is_terminal else 160)
 
 
+def complain(problems: Sequence[str]) -> None:
+    """What is wrong with files, on stderr; what is right with them is shown all the same."""
+    out = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    for line in problems:
+        out.print(f"warning: {line}", style="yellow")
+
+
 def fail(error: Exception) -> None:
     """Print a user error and leave with exit code 2."""
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)

@@ -12,7 +12,7 @@ from retrobench.cli import app as cli
 from retrobench.cli import fetch
 from retrobench.report.tables.layout import print_line
 from retrobench.store.results import MAX_ATTEMPTS, ResultStore
-from retrobench.store.sweeps import sweep_entries, sweep_keys, sweep_names
+from retrobench.store.sweeps import sweep_entries, sweep_keys, sweep_names, sweep_problems
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -72,7 +72,8 @@ def _arguments(command: argparse.ArgumentParser, name: str) -> None:
     if name == "ls":
         command.add_argument("--failed", action="store_true", help="only cells that are not done")
     if name == "verify":
-        command.add_argument("--samples", type=int, default=3, help="how many samples to run again")
+        command.add_argument("--samples", type=int, default=3, help="how many to run again")
+        command.add_argument("--seed", type=int, default=0, help="of the draw of these samples")
     if name == "effects":
         command.add_argument("--of", default="score", help="score, seal_s, step_s, step_mib ...")
     if name in {"export", "report"}:
@@ -81,10 +82,20 @@ def _arguments(command: argparse.ArgumentParser, name: str) -> None:
 
 
 def _chosen(store: ResultStore, options: argparse.Namespace) -> list[str]:
+    """``_named``, without the cells whose description cannot be trusted: they are complained of."""
+    keys = _named(store, options)
+    cli.complain(store.problems(keys))
+    if not (sound := store.sound_keys(keys)):
+        raise ValueError(f"{options.results}: none of these cells can be read (see above)")
+    return sound
+
+
+def _named(store: ResultStore, options: argparse.Namespace) -> list[str]:
     """Keys named on the command line, those of a sweep, or all; ValueError if there are none."""
     keys = [store.find(key) for key in options.keys]
-    if options.sweep:
+    if options.sweep is not None:
         keys += sweep_keys(store, options.sweep)
+        cli.complain(sweep_problems(store, options.sweep))
     keys = keys or store.cell_keys()
     if not keys:
         raise ValueError(f"{options.results} holds no cells; run `python run.py` first")
@@ -106,7 +117,8 @@ def _score(options: argparse.Namespace) -> int:
 
 def _ls(options: argparse.Namespace) -> int:
     store = ResultStore(options.results)
-    for key in store.cell_keys():
+    cli.complain(store.problems())
+    for key in store.sound_keys():
         labels, status = store.cell(key)["labels"], store.status(key)
         if options.failed and status.get("state") == "done":
             continue
@@ -122,6 +134,7 @@ def _ls(options: argparse.Namespace) -> int:
 
 def _sweeps(options: argparse.Namespace) -> int:
     store = ResultStore(options.results)
+    cli.complain(sweep_problems(store))
     for name in sweep_names(store):
         entries = sweep_entries(store, name)
         failed = sum("error" in entry or bool(entry.get("failed")) for entry in entries)
@@ -165,9 +178,10 @@ def _verify(options: argparse.Namespace) -> int:
     from retrobench.run.verify import verify
 
     store = ResultStore(options.results)
-    receipt = verify(store, store.find(options.key), options.samples)
+    receipt = verify(store, store.find(options.key), options.samples, options.seed)
     Console().print_json(data=receipt)
-    return 0 if receipt["verdict"] in {"identical", "answers equal"} else 1
+    good = receipt["verdict"] in {"identical", "answers equal"} and not receipt["problems"]
+    return 0 if good else 1
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -186,7 +200,7 @@ def _sources(options: argparse.Namespace) -> int:
     store = ResultStore(options.results)
     _print(figure_source(options.figure))
     for key in figure_cells(options.figure):
-        if key in store.cell_keys():
+        if key in store.sound_keys():
             labels = store.cell(key)["labels"].values()
             _print(" ".join([key, *(str(value) for value in labels if value)]))
     return _findings(check(store, [options.figure]), "rows agree")
@@ -222,10 +236,12 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _audit(options: argparse.Namespace) -> int:
-    from retrobench.report.checks.audit import audit
+    from retrobench.report.checks.audit import audit, unchecked
 
     store = ResultStore(options.results)
-    keys = _chosen(store, options)
+    keys = _named(store, options)
+    for line in unchecked(store, keys):
+        _print(line)
     return _findings(audit(store, keys), f"{len(keys)} cells agree")
 
 

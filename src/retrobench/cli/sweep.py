@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from retrobench.cli import app, units
-from retrobench.store.sweeps import CELLS_FILE
+from retrobench.store.sweeps import CELLS_FILE, read_entries
 
 TASK_FIGURES = {"speed": "throughput"}  # of sweeps that no experiment describes
 
@@ -41,9 +40,10 @@ class SweepTable(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Read what the jobs noted, wherever they ran."""
         path = Path(config.hydra.sweep.dir) / CELLS_FILE
-        lines = path.read_text().splitlines() if path.exists() else []
-        outcomes = app.without_duplicates([json.loads(line) for line in lines])
-        silent = len(jobs(config)) - len(lines)
+        entries, problems = read_entries(path) if path.exists() else ([], [])
+        outcomes = app.without_duplicates(entries)
+        silent = len(jobs(config)) - len(entries)
+        app.complain(problems)
         app.show(outcomes, config.results_dir)
         choices = config.hydra.runtime.choices
         if figure := choices.get("experiment") or TASK_FIGURES.get(choices.get("task")):

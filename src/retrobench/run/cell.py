@@ -47,6 +47,10 @@ class OpenCell:
         self._stack = ExitStack()
         self._known = store.read(prepared.cell.key)
         self._status = store.status(prepared.cell.key)
+        is_new = self._status["state"] == "new"
+        self._intact = None if is_new else store.is_intact(prepared.cell.key)
+        self._recovered = self._status.get("recovered_lines", 0)
+        self._altered = self._status.get("altered", 0)
         self._settled = self._known.settled()
         if prepared.spec.options.retry:
             known = self._known.rows.items()
@@ -62,9 +66,7 @@ class OpenCell:
         except Locked as error:
             self.result.failed, self.result.message = {"busy": 1}, str(error)
             return
-        if self._known.recovered:
-            lines = f"{self._known.recovered} unreadable line(s) skipped and kept aside"
-            self.progress.say(f"{key}: {lines}")
+        self._report_damage()
         self.tracker = tracker
         group = spec.sweep or spec.task
         tracker.start(key, prepared.label, prepared.cell.plain(), group, self._known.lines)
@@ -83,6 +85,22 @@ class OpenCell:
             )
         except Exception as error:
             self.fail(error)
+
+    def _report_damage(self) -> None:
+        """Say what is not as the last run left it. What is missing runs again."""
+        key, known = self.prepared.cell.key, self._status.get("content")
+        changed = self._intact is False
+        if self._status["state"] == "unreadable":
+            self.progress.say(f"{key}: {self._status['message']}")
+        if changed:
+            self._altered += 1
+            self.progress.say(
+                f"{key}: its files changed since it ended; missing and damaged rows run again, "
+                f"`retrobench audit {key}` and `retrobench verify {key}` check the others"
+            )
+        if self._known.recovered > (0 if changed or not known else self._recovered):
+            lines = f"{self._known.recovered} damaged line(s) left out ({self._known.damaged[0]})"
+            self.progress.say(f"{key}: {lines}")
 
     def _check(self) -> None:
         prepared = self.prepared
@@ -133,8 +151,9 @@ class OpenCell:
     def _end(self, ended: dict[str, Any]) -> None:
         result, key = self.result, self.prepared.cell.key
         state = {"state": result.state, "failed": result.failed, "time": utc_now()}
-        recovered = {"recovered_lines": self._known.recovered}
-        self.store.set_status(key, {**state, **recovered, **ended})
+        about = {"recovered_lines": self._known.recovered}
+        about |= {"altered": self._altered} if self._altered else {}
+        self.store.set_status(key, {**state, **about, **ended})
         self._stack.close()
         followed = self.prepared.spec.tracker.get("name", "none") != "none"
         figures = _figures(self.store, key) if followed else []

@@ -139,9 +139,15 @@ def settled(summary: RunSummary, store: ResultStore, retry: bool) -> CellResult 
 
 
 def is_done(summary: RunSummary, store: ResultStore) -> bool:
-    """Whether everything that the run asks for is on disk."""
+    """Whether everything that the run asks for is on disk, as it was written."""
     status = store.status(summary.key)
-    return status.get("state") == "done" and summary.request in status.get("requests", [])
+    if status["state"] != "done" or summary.request not in status.get("requests", []):
+        return False
+    intact = store.is_intact(summary.key)
+    if intact is not None or summary.num_samples is None:
+        return bool(intact)
+    known = store.read(summary.key)  # of an older version: count
+    return not known.damaged and len(known.settled()) >= summary.num_samples
 
 
 def is_quarantined(summary: RunSummary, store: ResultStore) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,12 +34,16 @@ class _Kept(RowWriter):
         self.rows.append(dict(row))
 
 
-def verify(store: ResultStore, key: str, count: int) -> dict[str, Any]:
+def verify(store: ResultStore, key: str, count: int, seed: int = 0) -> dict[str, Any]:
     """Run ``count`` answered samples of a cell again, one at a time; the receipt, also on disk.
+
+    The samples are drawn at random by ``seed``. ``problems``: what is wrong with the cell's files.
 
     ``verdict``: ``identical`` (prompts, answers and what was attended), ``answers equal``,
     ``scores equal`` or ``unstable``. Cells of a batch are compared with batch 1.
     """
+    if count < 1:
+        raise ValueError(f"--samples {count}: run at least 1 sample again")
     about = store.cell(key)
     if "asked" not in about:
         raise ValueError(f"{key} was written without its configuration; run it again first")
@@ -47,15 +52,17 @@ def verify(store: ResultStore, key: str, count: int) -> dict[str, Any]:
     if prepared.cell.key != key:
         changes = "; ".join(prepared.cell.why(about["cell"]))
         raise ValueError(f"{key} cannot be run again as it was: {changes}")
-    answered = [s for s, row in store.read(key).rows.items() if row["status"] == OK]
-    wanted = set(answered[:: max(1, len(answered) // count)][:count])
-    if not wanted:
+    answered = {s: row for s, row in store.read(key).rows.items() if row["status"] == OK}
+    if not answered:
         raise ValueError(f"{key} has no answered sample to verify")
-    old = {sample: store.read(key).rows[sample] for sample in wanted}
+    wanted = set(random.Random(seed).sample(sorted(answered), min(count, len(answered))))
+    old = {sample: answered[sample] for sample in wanted}
     differences = [line for row in _again(prepared, wanted) for line in _compare(old, row)]
     receipt = {
         "verdict": _verdict(differences),
         "samples": sorted(wanted),
+        "seed": seed,
+        "problems": store.problems([key]),
         "differences": [f"{sample}: {field}" for sample, field in differences],
         "code": code_fingerprint(spec.method),
         "same_code": {row.get("code") for row in old.values()} == {code_fingerprint(spec.method)},

@@ -2,7 +2,8 @@
 
 Nested values become dotted columns (``live.hit_ratio``, ``footprint.device``, and from the cell's
 options ``method.num_clusters``). ``columns.feather`` holds all cells of a store with the size and
-time of the files it was made from; cells that changed since are read again. It may be deleted.
+times of the files it was made from; cells that changed since are read again. It may be deleted.
+A cell whose files are damaged is left out, as far as it is damaged, and named (``read_problems``).
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import feather
 
+from retrobench.store import cell_files
 from retrobench.store.flatten import flat, read_flat
-from retrobench.store.row_file import read_rows
+from retrobench.store.row_file import all_intact, read_rows
 
 _FILE = "columns.feather"
-_FORMAT = b"2"  # raise it when columns change their meaning
+_FORMAT = b"3"  # raise it when columns change their meaning
 
 
 def read_columns(
@@ -46,6 +48,12 @@ def read_columns(
     return frame.reindex(columns=list(dict.fromkeys([*plain, *found])))
 
 
+def read_problems(root: Path, keys: Sequence[str] | None) -> list[str]:
+    """What is wrong with the files of all cells, or of those in ``keys``: a line each."""
+    known = json.loads(_fresh(root).schema.metadata[_FORMAT])["problems"]
+    return [line for key in (known if keys is None else keys) for line in known.get(key, ())]
+
+
 def _is_in(keys: Sequence[str]) -> pc.Expression:
     return pc.field("key").isin(pa.array(list(keys), pa.string()))
 
@@ -57,30 +65,37 @@ def _number_if_null(column: pa.Field) -> pa.Field:
 def _fresh(root: Path) -> pa.Table:
     """The cached table, after reading again what changed since it was written."""
     now = {path.parent.name: _stamp(path.parent) for path in sorted(root.glob("*/cell.json"))}
-    parts, then = [pa.table({"key": pa.array([], pa.string())})], {}
+    parts, problems, same = [pa.table({"key": pa.array([], pa.string())})], {}, set()
     try:
         cached = feather.read_table(root / _FILE)
-        then = json.loads((cached.schema.metadata or {}).get(_FORMAT, b"{}"))
-        if then == now:
+        then = json.loads((cached.schema.metadata or {})[_FORMAT])
+        if then["stamps"] == now:
             return cached
-        same = [key for key in now if then.get(key) == now[key]]
-        parts += [cached.filter(_is_in(same))] if same else []
-    except (OSError, ValueError, pa.ArrowException):  # none yet, or damaged
-        same = []
-    parts += [_cell_table(root / key) for key in now if key not in set(same)]
-    table = _stack(parts).replace_schema_metadata({_FORMAT: json.dumps(now)})
+        same = {key for key in now if then["stamps"].get(key) == now[key]}
+        parts += [cached.filter(_is_in(sorted(same)))] if same else []
+        problems = {key: lines for key, lines in then["problems"].items() if key in same}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException):
+        parts, problems, same = parts[:1], {}, set()  # none yet, or damaged
+    for key in now:
+        if key not in same:
+            table, found = _cell_table(root / key)
+            parts.append(table)
+            problems |= {key: found} if found else {}
+    about = json.dumps({"stamps": now, "problems": problems})
+    table = _stack(parts).replace_schema_metadata({_FORMAT: about})
     if now:
         _save(table, root / _FILE)
     return table
 
 
 def _stamp(folder: Path) -> list[int]:
-    """Size and time of the files that a cell's columns come from."""
+    """Size and times of a cell's files. The time of the last change cannot be set back."""
     stamp = []
-    for path in (folder / "cell.json", folder / "rows.jsonl"):
+    for name in ("cell.json", cell_files.ROWS, "status.json"):
+        path = folder / name
         if path.exists():
             about = path.stat()
-            stamp += [about.st_size, about.st_mtime_ns]
+            stamp += [about.st_size, about.st_mtime_ns, about.st_ctime_ns]
     return stamp
 
 
@@ -94,18 +109,44 @@ def _save(table: pa.Table, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _cell_table(folder: Path) -> pa.Table:
-    """Flat rows of one cell beside what its ``cell.json`` says; no columns without rows."""
-    table = read_flat(folder / "rows.jsonl")
+def _cell_table(folder: Path) -> tuple[pa.Table, list[str]]:
+    """Flat rows of one cell beside what its ``cell.json`` says, and what is wrong with its files.
+
+    No columns without rows, or if ``cell.json`` cannot be trusted.
+    """
+    path, damaged = folder / cell_files.ROWS, []
+    try:
+        about = cell_files.read_about(folder)
+    except ValueError as error:
+        return pa.table({}), [str(error)]
+    table = read_flat(path) if all_intact(path) else None
     if table is None:
-        rows = [dict(flat(row)) for row in read_rows(folder / "rows.jsonl").rows.values()]
+        found = read_rows(path)
+        damaged, rows = found.damaged, [dict(flat(row)) for row in found.rows.values()]
         names = dict.fromkeys(name for row in rows for name in row)
         table = pa.table({name: _array([row.get(name) for row in rows]) for name in names})
+    problems = _problems(folder, damaged)
     if not table.num_rows:
-        return pa.table({})
-    fixed = cell_columns(folder.name, json.loads((folder / "cell.json").read_text()))
+        return pa.table({}), problems
+    fixed = cell_columns(folder.name, about)
     same = {name: _array([value] * table.num_rows) for name, value in fixed.items()}
-    return pa.table({**same, **dict(zip(table.column_names, table.columns, strict=True))})
+    columns = zip(table.column_names, table.columns, strict=True)
+    return pa.table({**same, **dict(columns)}), problems
+
+
+def _problems(folder: Path, damaged: Sequence[str]) -> list[str]:
+    """Of status and rows. Lines that were damaged when the cell last ended have been made good."""
+    status, path, problems = cell_files.read_status(folder), folder / cell_files.ROWS, []
+    if status["state"] == "unreadable":
+        problems.append(status["message"])
+    known = status.get("content")
+    changed = known is not None and not cell_files.still_has(folder, known)
+    if changed:
+        problems.append(f"{path}: changed since the cell ended; its command runs what is missing")
+    if len(damaged) > (0 if changed or known is None else status.get("recovered_lines", 0)):
+        what = f"{len(damaged)} damaged line(s) left out ({damaged[0]})"
+        problems.append(f"{path}: {what}; its command runs these samples again")
+    return problems
 
 
 def cell_columns(key: str, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,11 +160,11 @@ def cell_columns(key: str, about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _array(values: list[Any]) -> pa.Array:
-    """Values of one column: numbers of two kinds become float, numbers beside words text."""
+    """One column: numbers of two kinds, or beyond 64 bits, become float; beside words, text."""
     for kind in (None, pa.float64()):
         try:
             return pa.array(values, kind)
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
             continue
     return pa.array([None if value is None else str(value) for value in values])
 

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import json as arrow_json
+
+from retrobench.store.row_file import COUNTED, NUMBERS, OBJECTS
 
 _LISTS = ("references", "layers", "sparse_layers")
 _BY_LAYER = (".layer_mean.", ".layer_tail.")
@@ -42,9 +45,23 @@ def read_flat(path: Path) -> pa.Table | None:
     complete = not table["sample"].null_count and not table["status"].null_count
     if not complete or len(table["sample"].unique()) < table.num_rows:
         return None
+    lists = {field.name for field in table.schema if pa.types.is_list(field.type)}
+    if lists & {*NUMBERS, *OBJECTS}:
+        return None
     columns = dict(_columns(table))
-    odd = any(pa.types.is_temporal(column.type) for column in columns.values())
+    columns.pop("digest", None)
+    odd = any(_is_odd(name, column) for name, column in columns.items())
     return None if odd else pa.table(columns)
+
+
+def _is_odd(name: str, column: pa.ChunkedArray) -> bool:
+    """Whether a column is not what rows hold there."""
+    kind = column.type
+    if name in NUMBERS or name.partition(".")[0] in COUNTED:
+        if pa.types.is_floating(kind):  # a number beyond all floats is read as infinite
+            return not pc.all(pc.is_finite(column.drop_null()), min_count=0).as_py()
+        return not (pa.types.is_integer(kind) or pa.types.is_null(kind))
+    return pa.types.is_temporal(kind) or (name in OBJECTS and not pa.types.is_null(kind))
 
 
 def _columns(table: pa.Table) -> Iterator[tuple[str, Any]]:

@@ -1,8 +1,9 @@
 """Append-only results: one folder per cell, named by its key.
 
 ``cell.json`` says what the cell is, ``rows.jsonl`` holds one row per sample (flushed and fsynced
-one by one), ``status.json`` its state. The newest row of a sample counts. A lock held by the
-operating system keeps two processes from writing the same cell; it dies with its holder.
+one by one), ``status.json`` its state. All carry digests (``store.cell_files``). The newest row of
+a sample counts. A lock held by the operating system keeps two processes from writing the same cell;
+it dies with its holder.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrobench.core.cell import Cell
+from retrobench.store import cell_files
 from retrobench.store.row_file import (
     FINAL,
     MAX_ATTEMPTS,
@@ -59,6 +61,31 @@ class ResultStore:
         """Keys of all cells, sorted."""
         return sorted(path.parent.name for path in self.root.glob("*/cell.json"))
 
+    def sound_keys(self, keys: Sequence[str] | None = None) -> list[str]:
+        """Keys (of ``keys``, or all) whose ``cell.json`` can be trusted; see ``problems``."""
+        found = []
+        for key in self.cell_keys() if keys is None else keys:
+            with contextlib.suppress(ValueError):
+                self.cell(key)
+                found.append(key)
+        return found
+
+    def problems(self, keys: Sequence[str] | None = None) -> list[str]:
+        """What is wrong with the files of cells: a line each, naming the file."""
+        from retrobench.store.columns import read_problems
+
+        return read_problems(self.root, keys)
+
+    def is_intact(self, key: str) -> bool | None:
+        """Whether a cell's files are as its last run left them; None if an older version did."""
+        folder = self.root / key
+        try:
+            cell_files.read_about(folder)
+        except ValueError:
+            return False
+        known = cell_files.read_status(folder).get("content")
+        return None if known is None else cell_files.still_has(folder, known)
+
     def find(self, prefix: str) -> str:
         """The one key that begins with ``prefix``; ValueError if none or several do."""
         matches = [key for key in self.cell_keys() if key.startswith(prefix)]
@@ -68,22 +95,20 @@ class ResultStore:
         return matches[0]
 
     def cell(self, key: str) -> dict[str, Any]:
-        """What a cell is: its parts, labels and provenance."""
+        """What a cell is: its parts, labels and provenance. ValueError if it was changed since."""
         path = self.root / key / "cell.json"
         if not path.exists():
             raise ValueError(f"{key}: no such cell in {self.root}; `retrobench ls` lists them")
-        return json.loads(path.read_text())
+        return cell_files.read_about(path.parent)
 
     def status(self, key: str) -> dict[str, Any]:
         """The cell's last status (``new`` or ``partial`` if none was written)."""
-        path = self.root / key / "status.json"
-        if path.exists():
-            return json.loads(path.read_text())
-        return {"state": "partial" if (self.root / key / "rows.jsonl").exists() else "new"}
+        return cell_files.read_status(self.root / key)
 
     def set_status(self, key: str, status: Mapping[str, Any]) -> None:
-        """Replace the cell's status atomically."""
-        _replace(self.root / key / "status.json", json.dumps(status, indent=1))
+        """Replace the cell's status atomically, with the hash of its rows."""
+        whole = {**status, "content": cell_files.content(self.root / key)}
+        _replace(self.root / key / "status.json", json.dumps(whole, indent=1))
 
     def refuse(self, cell: Cell, about: Mapping[str, Any], reason: str, message: str) -> None:
         """Record a cell that cannot run here, without rows; ``reason`` as a row's status."""
@@ -98,11 +123,11 @@ class ResultStore:
 
     def _describe(self, cell: Cell, about: Mapping[str, Any]) -> None:
         whole = {"key": cell.key, "cell": cell.plain(), **about}
-        _replace(self.root / cell.key / "cell.json", json.dumps(whole, indent=1))
+        _replace(self.root / cell.key / "cell.json", cell_files.describe(whole))
 
     def read(self, key: str) -> CellRows:
-        """All rows of a cell; unreadable lines are skipped and counted."""
-        return read_rows(self.root / key / "rows.jsonl")
+        """All rows of a cell; damaged lines are left out and told."""
+        return read_rows(self.root / key / cell_files.ROWS)
 
     @contextlib.contextmanager
     def writer(self, cell: Cell, about: Mapping[str, Any]) -> Iterator[RowWriter]:
@@ -120,7 +145,7 @@ class ResultStore:
                     f"cell {cell.key} is being run by another process; ask again when it is done"
                 ) from error
             self._describe(cell, about)
-            path = folder / "rows.jsonl"
+            path = folder / cell_files.ROWS
             torn = is_torn(path)
             with path.open("a", encoding="utf-8") as stream:
                 if torn:
@@ -136,22 +161,22 @@ class ResultStore:
         return read_columns(self.root, names, keys)
 
     def cells(self) -> pd.DataFrame:
-        """One line per cell: key, labels, state, message, time."""
+        """One line per sound cell: key, labels, state, message, time."""
         import pandas as pd
 
         lines = []
-        for key in self.cell_keys():
+        for key in self.sound_keys():
             status = self.status(key)
             state = {name: status.get(name) for name in ("state", "message", "attempts", "time")}
             lines.append({"key": key, **self.cell(key).get("labels", {}), **state})
         return pd.DataFrame(lines)
 
     def frame(self, keys: list[str] | None = None) -> pd.DataFrame:
-        """Newest rows of cells as one DataFrame, with the cells' labels as columns."""
+        """Newest rows of sound cells as one DataFrame, with the cells' labels as columns."""
         import pandas as pd
 
         rows = []
-        for key in self.cell_keys() if keys is None else keys:
+        for key in self.sound_keys(keys):
             labels = self.cell(key).get("labels", {})
             for row in self.read(key).rows.values():
                 rows.append({"key": key, **labels, **row})

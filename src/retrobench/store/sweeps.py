@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from retrobench.store.results import ResultStore
 
 CELLS_FILE = "cells.jsonl"  # one line per job of a launch
+_KINDS = {"key": str, "job": str, "error": str, "label": str, "failed": dict, "ran": int}
 
 
 def sweep_names(store: ResultStore) -> list[str]:
     """Names of all sweeps, sorted."""
-    return sorted({path.parent.parent.name for path in _files(store, "*")})
+    return sorted({path.parent.parent.name for path in _files(store, None)})
 
 
 def sweep_entries(store: ResultStore, name: str) -> list[dict[str, Any]]:
     """The newest entry of every job of a sweep; ValueError if there is no such sweep."""
     newest: dict[str, dict[str, Any]] = {}
     for path in _files(store, name):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
+        for entry in read_entries(path)[0]:
             newest[entry.get("key") or entry["job"]] = entry
     if not newest:
         known = ", ".join(sweep_names(store)) or "none"
-        raise ValueError(f"{name}: no such sweep in {store.root}. Sweeps: {known}")
+        raise ValueError(f"sweep {name!r}: no such sweep in {store.root}. Sweeps: {known}")
     return list(newest.values())
+
+
+def sweep_problems(store: ResultStore, name: str | None = None) -> list[str]:
+    """Lines of the lists of a sweep, or of all, that cannot be read: a message for each file."""
+    return [line for path in _files(store, name) for line in read_entries(path)[1]]
 
 
 def sweep_keys(store: ResultStore, name: str) -> list[str]:
@@ -33,5 +39,30 @@ def sweep_keys(store: ResultStore, name: str) -> list[str]:
     return [entry["key"] for entry in sweep_entries(store, name) if "key" in entry]
 
 
-def _files(store: ResultStore, name: str) -> list[Any]:
-    return sorted((store.root / "sweeps").glob(f"{name}/*/{CELLS_FILE}"))
+def read_entries(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Entries of a list of jobs, and what is wrong with the lines that are left out."""
+    entries, bad = [], []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            entry = None
+        if isinstance(entry, dict) and _is_entry(entry):
+            entries.append(entry)
+        else:
+            bad.append(number)
+    numbers = ", ".join(map(str, bad))
+    return entries, [f"{path}: line {numbers}: no entry of a job; left out"] if bad else []
+
+
+def _is_entry(entry: dict[str, Any]) -> bool:
+    if not all(isinstance(entry.get(name, kind()), kind) for name, kind in _KINDS.items()):
+        return False
+    finished = {"key", "ran", "cached", "failed", "message", "label"} <= entry.keys()
+    return finished or {"job", "error"} <= entry.keys()
+
+
+def _files(store: ResultStore, name: str | None) -> list[Path]:
+    """Lists of jobs of the sweep of just this name, or of all sweeps."""
+    found = sorted((store.root / "sweeps").glob(f"*/*/{CELLS_FILE}"))
+    return [path for path in found if name is None or path.parent.parent.name == name]

@@ -1,10 +1,11 @@
-"""Prompt audit: cells shown side by side must have seen the same prompts under the same rules."""
+"""Audit: cells side by side must have seen the same prompts under the same rules, untouched."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from typing import Any
 
+from retrobench.report.checks.rescore import rescore
 from retrobench.store.results import ResultStore
 
 # Fields of a cell, and of the machine that ran it, that must be equal side by side. The last
@@ -35,17 +36,33 @@ def audit(store: ResultStore, keys: list[str]) -> list[str]:
 
     Compared per sample: prompt hash, truncation, chat template, stop rules, answer room. Compared
     per cell: sampling, protocol, revision, dtype, device and the versions that decide the attention
-    backend. Failed rows, unequal sample sets and substitute data beside real data are named.
+    backend. Failed rows, unequal sample sets and substitute data beside real data are named, and so
+    are files that were changed and scores that are not those of the answers.
     """
+    findings = [*store.problems(keys), *_altered(store, keys)]
+    keys = store.sound_keys(keys)
+    findings += rescore(store, keys)
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for key in keys:
         labels = store.cell(key)["labels"]
-        groups[labels["model"], labels["benchmark"]].append(key)
-    findings = []
+        groups[str(labels.get("model")), str(labels.get("benchmark"))].append(key)
     for (model, benchmark), members in sorted(groups.items()):
         where = f"{model} {benchmark}"
         findings += _rules(store, members, where) + _prompts(store, members, where)
     return findings
+
+
+def unchecked(store: ResultStore, keys: list[str]) -> list[str]:
+    """One line for each cell with rows of an older version, which nothing protects."""
+    counts = {key: store.read(key).unchecked for key in keys}
+    text = "rows without a digest, unchecked (written by an older version)"
+    return [f"{key[:6]}: {count} {text}" for key, count in counts.items() if count]
+
+
+def _altered(store: ResultStore, keys: list[str]) -> list[str]:
+    counts = {key: store.status(key).get("altered", 0) for key in keys}
+    text = "its files were changed between runs"
+    return [f"{key[:6]}: {text} ({count} times)" for key, count in counts.items() if count]
 
 
 def _rules(store: ResultStore, keys: list[str], where: str) -> list[str]:
@@ -74,7 +91,7 @@ def _prompts(store: ResultStore, keys: list[str], where: str) -> list[str]:
         samples[key] = frozenset(rows)
         for sample, row in rows.items():
             if row["status"] == "ok":
-                stand_in[row["task"]].add(bool(row["meta"].get("stand_in")))
+                stand_in[row.get("task", "")].add(bool((row.get("meta") or {}).get("stand_in")))
                 for name, value in _marks(row).items():
                     marks = seen.setdefault(name, {}).setdefault(sample, {})
                     marks.setdefault(value, []).append(key[:6])
@@ -97,7 +114,7 @@ def _prompts(store: ResultStore, keys: list[str], where: str) -> list[str]:
 def _marks(row: dict[str, Any]) -> dict[str, str]:
     """What must be equal for one sample in every cell, as text."""
     marks = {"prompt": row.get("prompt_hash"), "truncation": row.get("truncated")}
-    return {name: str(value) for name, value in {**marks, **row.get("rules", {})}.items()}
+    return {name: str(value) for name, value in {**marks, **(row.get("rules") or {})}.items()}
 
 
 def _get(values: dict[str, Any], path: str) -> Any:

@@ -97,7 +97,7 @@ def _with_refused(
     frame: pd.DataFrame, store: ResultStore, keys: Sequence[str] | None
 ) -> pd.DataFrame:
     refused = []
-    for key in store.cell_keys() if keys is None else keys:
+    for key in store.sound_keys(keys):
         status = store.status(key)
         if (status.get("state"), status.get("reason")) != ("impossible", "oom"):
             continue
