@@ -5,10 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 RUN := $(BIN)/python run.py
 DEMO := -m method=full,retroinfer,oracle_topk,random task=ruler
-PUBLISHED := cluster_count niah_grid pareto_accuracy_bytes
-DEMO_TASKS := niah_single_2,niah_multikey_1,niah_multikey_2
 
-.PHONY: help setup demo test check figures published options gpu-test gpu-bench
+.PHONY: help setup demo test check figures options gpu-test gpu-bench
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,9 +22,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/retrobench fetch smollm2
 	@touch $@
 
-demo: $(STAMP) ## full attention, RetroInfer and the controls on RULER with both embedded models
+demo: $(STAMP) ## full attention, RetroInfer and the controls on RULER 
 	$(RUN) $(DEMO) model=constructed task.length=4096 task.samples=1
-	$(RUN) $(DEMO) 'task.tasks=[$(DEMO_TASKS)]' 'task.length=[4096,8192]' task.samples=2
 	$(BIN)/python scripts/plots.py ruler_scores
 
 test: $(STAMP) ## run the tests (CPU, offline)
@@ -40,14 +37,6 @@ check: $(STAMP) ## lint, format, types and import rules
 
 figures: $(STAMP) ## draw every figure that the rows on disk allow
 	$(BIN)/python scripts/plots.py
-
-published: $(STAMP) ## run the published experiments; their tables and figures (about 10 minutes)
-	set -e; for name in $(PUBLISHED); do \
-	  $(RUN) -m experiment=$$name results_dir=results/runs; \
-	  $(BIN)/python scripts/plots.py --sweep $$name --out results/published $$name; \
-	  $(BIN)/retrobench table --sweep $$name > results/published/$$name.txt; \
-	  $(BIN)/retrobench audit --sweep $$name; \
-	done
 
 options: $(STAMP) ## regenerate docs/options.md from the option dataclasses
 	$(BIN)/python scripts/options.py

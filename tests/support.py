@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 import torch
 
 from retrobench.core.budget import Budget
@@ -11,7 +12,8 @@ from retrobench.core.method import AttentionArgs, PromptLayer
 from retrobench.core.registry import method_class, method_names
 from retrobench.core.shapes import KVShape
 from retrobench.core.spec import parse
-from retrobench.engine import hf
+from retrobench.engine import hf, loader
+from retrobench.engine.loader import ModelConfig
 from retrobench.engine.prefill import prefill
 from retrobench.engine.queries import weights_id
 from retrobench.engine.session import open_session
@@ -70,6 +72,15 @@ def greedy_logits(session, steps):
         found.append(session.step(found[-1].argmax(-1, keepdim=True)).clone())
     session.report_counts()
     return torch.stack(found)
+
+
+def real_model():
+    """SmolLM2, loaded once; where it was not fetched, the test is skipped."""
+    config = {"name": "smollm2", "source": "fetched", "id": "smollm2"}
+    try:
+        return loader.resident(parse(ModelConfig, config, "model"))
+    except ValueError as error:
+        pytest.skip(f"needs real weights: {error}")
 
 
 def make_calibrations(model, config=None):

@@ -25,7 +25,9 @@ CHOICES = [
     for path in sorted(folder.glob("*.yaml"))
 ]
 SMALL = {
-    "longbench": {},
+    "ruler": {"length": 1600, "samples": 1, "tasks": ["niah_single_2"]},
+    "niah": {"length": 1600, "samples": 1, "depths": 1},
+    "longbench": {"tasks": ["qasper"]},
     "speed": {"context": 1200, "batch": 1, "layers": 1, "steps": 3, "warmup": 1, "error_steps": 1},
     "machine": {"context": 512, "batch": 1, "size_gib": 0.001, "repeats": 3},
 }
@@ -70,16 +72,17 @@ def test_every_experiment_runs_small(path, tmp_path):
         config = compose("config", [f"experiment={path.stem}"], return_hydra_config=True)
     last = sweep.jobs(config)[-1]
     raw = composed(f"experiment={path.stem}", *last, f"results_dir={tmp_path}", "progress=false")
-    raw["task"] |= SMALL.get(raw["task"]["name"], {"length": 1800, "samples": 1})
+    raw["task"] |= SMALL[raw["task"]["name"]]
     if raw["model"].get("weights") == "random":
         raw["model"]["config_json"] = TINY_LLAMA
+    else:
+        raw["model"] = composed("model=constructed")["model"]
+        raw["engine"]["dense_layers"] = raw["engine"].get("dense_layers", [])[:1]  # of two layers
     if path.stem == "gpu_ceilings":
         raw["task"]["cases"] = ["copy", "read", "launch"]  # the others need a GPU
     if raw["task"]["name"] == "longbench":
         small_longbench.write(tmp_path / "data", count=1, size=6)
-        raw["data"]["root"], raw["task"]["tasks"] = str(tmp_path / "data"), ["qasper"]
-    elif "tasks" in raw["task"]:
-        raw["task"]["tasks"] = raw["task"]["tasks"][:1]
+        raw["data"]["root"] = str(tmp_path / "data")
     outcome = cli.run_job(raw)
     assert outcome["ran"] > 0 and not outcome["failed"]
 

@@ -12,9 +12,8 @@ pytest.importorskip("lm_eval", reason="pip install 'retrobench[lm-eval]'")
 from lm_eval.api.instance import Instance
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
-from transformers import AutoModelForCausalLM
 
-from retrobench.engine.loader import TINY_DIR
+from retrobench.engine.embedded import load_constructed
 from retrobench.integrations.lm_eval import RetrobenchLM
 from retrobench.tasks.prompt import PromptBuilder
 from tests.tasks.test_prompt import KINDS, build, plain
@@ -33,7 +32,7 @@ def requests(kind, *arguments):
 def naive(lm, context, continuation):
     """Log-likelihood by one plain forward pass of the whole text."""
     ids, after = lm._encode_pair(context, continuation)
-    plain = AutoModelForCausalLM.from_pretrained(TINY_DIR, dtype=torch.float32)
+    plain = load_constructed(torch.float32)[0]
     with torch.inference_mode():
         logits = plain(torch.tensor([[*ids, *after]])).logits[0]
     logprobs = logits[len(ids) - 1 : -1].float().log_softmax(-1)
@@ -45,7 +44,7 @@ def naive(lm, context, continuation):
 @pytest.mark.parametrize("protocol", ["query_aware", "decode_tail"])
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_full_attention_gives_the_exact_log_likelihoods(protocol, batch_size):
-    lm = RetrobenchLM(model="tiny", method="full", protocol=protocol, batch_size=batch_size)
+    lm = RetrobenchLM(model="constructed", method="full", protocol=protocol, batch_size=batch_size)
     pairs = [(TEXT[:200] + FACT, " 40"), (FACT, " The sky is blue."), (TEXT, " The"), (FACT, " x")]
     found = lm.loglikelihood(requests("loglikelihood", *pairs), disable_tqdm=True)
     for (total, greedy), (context, continuation) in zip(found, pairs, strict=True):
@@ -74,8 +73,8 @@ def test_contexts_have_the_ids_of_the_rendered_template(kind):
 
 def test_a_continuation_goes_through_the_method():
     pair = requests("loglikelihood", (TEXT + FACT, " 4071365"))
-    full = RetrobenchLM(model="tiny", method="full")
-    sparse = RetrobenchLM(model="tiny", method="streaming", budget="80tok")
+    full = RetrobenchLM(model="constructed", method="full")
+    sparse = RetrobenchLM(model="constructed", method="streaming", budget="80tok")
     found = [lm.loglikelihood(pair, disable_tqdm=True)[0][0] for lm in (full, sparse)]
     assert abs(found[0] - found[1]) > 1e-3
     info = sparse.get_model_info()["retrobench"]
@@ -84,7 +83,7 @@ def test_a_continuation_goes_through_the_method():
 
 
 def test_rolling_windows_predict_every_token_once():
-    lm = RetrobenchLM(model="tiny", method="full", **{"model.max_context_tokens": 64})
+    lm = RetrobenchLM(model="constructed", method="full", **{"model.max_context_tokens": 64})
     text = TEXT[:600]
     (total,) = lm.loglikelihood_rolling(
         requests("loglikelihood_rolling", (text,)), disable_tqdm=True
@@ -100,7 +99,7 @@ def test_wrong_options_say_what_to_do():
         ({"batch_size": "auto"}, "give a number"),
     ):
         with pytest.raises(ValueError, match=words):
-            RetrobenchLM(**{"model": "tiny", "method": "full", **options})
+            RetrobenchLM(**{"model": "constructed", "method": "full", **options})
 
 
 def test_a_local_task_runs_under_a_method(tmp_path, monkeypatch):
@@ -135,7 +134,7 @@ filter_list: [{{name: strip, filter: [{{function: remove_whitespace}}, {{functio
     )
     found = simple_evaluate(
         model="retrobench",
-        model_args="model=tiny,method=quest,budget=50%,method.page_tokens=8",
+        model_args="model=constructed,method=quest,budget=50%,method.page_tokens=8",
         tasks=["sky_choice", "sky_answer"],
         batch_size=2,
         task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),

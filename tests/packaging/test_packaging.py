@@ -9,8 +9,6 @@ import sys
 import zipfile
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = [p for f in ("src", "methods", "kernels", "scripts") for p in (ROOT / f).rglob("*.py")]
 
@@ -43,12 +41,10 @@ def test_no_machine_paths_or_registry_hosts():
     assert not [str(p) for p in texts if pattern.search(p.read_text())]
 
 
-@pytest.mark.parametrize(
-    "blocked", ["wandb", "triton", "flash_attn", "matplotlib", "datasets", "jieba"]
-)
-def test_runs_without_optional_packages(blocked):
+def test_runs_without_optional_packages():
+    blocked = ["wandb", "triton", "flash_attn", "matplotlib", "datasets", "jieba", "lm_eval"]
     code = (
-        f"import sys; sys.modules[{blocked!r}] = None\n"
+        f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
         "import retrobench.core.registry as r, retrobench.cli.console, retrobench.store.results\n"
         "assert r.method_class('full').name == 'full'\n"
     )
@@ -73,8 +69,6 @@ def test_the_wheel_from_the_sdist_holds_the_three_packages(tmp_path):
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"retrobench", "retrobench_methods", "retrobench_kernels"}
     assert "retrobench/engine/embedded/words_bare.txt" in names
-    for name in ("model.safetensors", "config.json", "tokenizer.json", "supported_tasks.json"):
-        assert f"retrobench/engine/tiny/{name}" in names
     sources = (ROOT / "kernels/retrobench_kernels/_native").iterdir()
     assert {f"retrobench_kernels/_native/{source.name}" for source in sources} <= set(names)
 

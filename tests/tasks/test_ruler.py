@@ -171,7 +171,7 @@ def test_chat_template_and_one_shot_placement():
 def test_a_chat_template_of_ones_own_is_used_and_named(tmp_path):
     given = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}"
     (tmp_path / "mine.jinja").write_text(given)
-    plain = loader.ModelConfig(name="tiny", source="tiny")
+    plain = loader.ModelConfig(name="constructed", source="constructed")
     seen = []
     for text in (given, str(tmp_path / "mine.jinja")):
         described = loader.describe(dataclasses.replace(plain, chat_template=text))

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from retrobench.core.cell import digest
 from retrobench.core.registry import method_names
-from retrobench.core.spec import nearest
+from retrobench.core.spec import nearest, no_such_choice
 
 TYPED_GROUPS = ("method", "task", "model", "protocol", "measure", "engine", "tracker", "data")
 
@@ -92,6 +92,4 @@ def _check_choices(group: str, value: str, conf_dir: Path) -> None:
         return  # Hydra's own sweep syntax
     for choice in value.split(","):
         if choice and choice != "null" and choice.strip() not in known:
-            suggestion = nearest(choice, known)
-            listed = ", ".join(sorted(known))
-            raise ValueError(f"{group}={choice}: no such {group}{suggestion} Available: {listed}")
+            raise no_such_choice(group, choice.strip(), group, sorted(known))

@@ -17,6 +17,10 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 LARGEST = 2**53  # whole numbers up to here are exact in every file format and table
+RETIRED = {  # (group, value) that rows on disk may still name -> what to say
+    ("model", "tiny"): "this model was retired (its rows stay readable). Use model=smollm2, real "
+    "weights that `retrobench fetch smollm2` brings, or model=constructed, the tests' fast fixture"
+}
 
 
 def option(
@@ -57,6 +61,16 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """``", did you mean X?"`` for the closest spelling, or an empty string."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.45)
     return f", did you mean {close[0]}?" if close else ""
+
+
+def no_such_choice(where: str, value: str, kind: str, known: Iterable[str]) -> ValueError:
+    """``where=value`` is not among ``known``: the nearest of them, or what replaced it."""
+    retired = RETIRED.get((where.partition(".")[0], value))
+    if retired:
+        return ValueError(f"{where}={value}: {retired}")
+    known = list(known)
+    listed = ", ".join(known)
+    return ValueError(f"{where}={value}: no such {kind}{nearest(value, known)} Allowed: {listed}")
 
 
 def _nearest_option(name: str, fields: Mapping[str, Any], where: str) -> str:
@@ -180,9 +194,7 @@ def _check(value: Any, meta: Mapping[str, Any], where: str) -> None:
     for item in value if isinstance(value, tuple) else (value,):
         if meta["choices"] is not None:
             if item not in meta["choices"]:
-                suggestion = nearest(str(item), map(str, meta["choices"]))
-                listed = ", ".join(map(str, meta["choices"]))
-                raise ValueError(f"{where}={item}: no such value{suggestion} Allowed: {listed}")
+                raise no_such_choice(where, str(item), "value", map(str, meta["choices"]))
             continue
         low, high, above = meta["low"], meta["high"], meta["above"]
         bad = (low is not None and item < low) or (high is not None and item > high)

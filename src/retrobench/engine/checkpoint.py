@@ -96,9 +96,5 @@ def build_meta_model(config: Any, dtype: torch.dtype, remote: bool = False) -> P
 def folder_hash(folder: Path) -> str:
     """Hash of names and contents of the files that decide a checkpoint."""
     suffixes = {".json", ".safetensors", ".jinja", ".model"}
-    paths = [
-        path
-        for path in sorted(folder.glob("*"))
-        if path.suffix in suffixes and path.name != "supported_tasks.json"
-    ]
+    paths = [path for path in sorted(folder.glob("*")) if path.suffix in suffixes]
     return digests.of_files(paths)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from retrobench.core.cell import digest
 from retrobench.engine import checkpoint, hf
@@ -16,8 +16,6 @@ from retrobench.engine.context import beyond_claim, context_limit, parse_rope, s
 from retrobench.engine.model_config import ModelConfig
 from retrobench.engine.replay import TraceModel, TraceTokenizer
 from retrobench.engine.traits import serve, traits
-
-TINY_DIR = Path(__file__).parent / "tiny"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,10 +72,6 @@ def describe(config: ModelConfig) -> ModelInfo:
 
         meta_model, tokenizer = embedded.load_constructed(dtype)
         revision = embedded.content_hash()
-    elif config.source == "tiny":
-        meta_model = checkpoint.build_meta_model(AutoConfig.from_pretrained(TINY_DIR), dtype)
-        tokenizer = AutoTokenizer.from_pretrained(TINY_DIR)
-        revision = checkpoint.folder_hash(TINY_DIR)
     else:
         meta_model, tokenizer, revision = checkpoint.describe(config, dtype)
     set_limit(meta_model, config.max_context_tokens)
@@ -142,8 +136,6 @@ def load(config: ModelConfig) -> Loaded:
     dtype = info.meta_model.dtype
     if config.source == "constructed":
         model = info.meta_model
-    elif config.source == "tiny":
-        model = AutoModelForCausalLM.from_pretrained(TINY_DIR, dtype=dtype)
     elif config.weights == "random":
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(info.meta_model.config, dtype=dtype)

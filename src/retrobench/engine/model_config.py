@@ -16,7 +16,7 @@ class ModelConfig:
     source: str = option(
         "hf",
         "where weights come from; fetched: `retrobench fetch`",
-        choices=("hf", "local", "fetched", "constructed", "tiny", "trace"),
+        choices=("hf", "local", "fetched", "constructed", "trace"),
     )
     id: str = option(
         "", "Hugging Face id, e.g. meta-llama/Llama-3.1-8B-Instruct; name of a fetched model"

@@ -16,14 +16,13 @@ from retrobench.measure.clock import monotonic_s
 from retrobench.tasks.haystack import Haystack
 
 TOKENS = 2048  # InfiniGen: the first 2048 tokens of a book
-EMBEDDED = frozenset({"constructed", "tiny"})
 
 
 def calibrated(method: type[Method], config: Any, data_root: str, loaded: Loaded) -> str | None:
     """Content hash of the method's calibration file, None if it needs none.
 
-    ValueError naming the command where the file is missing; embedded models, which take a few
-    seconds, are calibrated at once.
+    ValueError naming the command where the file is missing; the constructed model, which takes a
+    few seconds, is calibrated at once.
     """
     if not method.needs.calibration:
         return None
@@ -31,7 +30,7 @@ def calibrated(method: type[Method], config: Any, data_root: str, loaded: Loaded
     try:
         return method.calibration(config, identity)
     except ValueError:
-        if loaded.identity["source"] not in EMBEDDED:
+        if loaded.identity["source"] != "constructed":
             raise
         made = calibrate(method, config, data_root, loaded)
         print(f"calibrated: {made}", file=sys.stderr)  # noqa: T201

@@ -1,1 +1,0 @@
-"""Training of the embedded model: synthetic text families, model, loop."""
