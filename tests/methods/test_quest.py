@@ -51,7 +51,7 @@ def reference_pages(query_HD, keys_GSD, count, variant, size=PAGE):
         bounds = []
         for page in pages:
             low, high = page.amin(0), page.amax(0)
-            group = query_HD[2 * g : 2 * g + 2].double()
+            group = query_HD.chunk(len(keys_GSD))[g].double()
             bounds.append(torch.maximum(group * low, group * high).sum().item())
         if variant == "kernel":
             bounds[-1] = float("inf")
