@@ -22,10 +22,10 @@ from pyarrow import feather
 
 from retrobench.store import cell_files
 from retrobench.store.flatten import flat, read_flat
-from retrobench.store.row_file import all_intact, read_rows
+from retrobench.store.row_file import NOT_ASKED, all_intact, read_rows
 
 _FILE = "columns.feather"
-_FORMAT = b"3"  # raise it when columns change their meaning
+_FORMAT = b"4"  # raise it when columns change their meaning
 
 
 def read_columns(
@@ -126,6 +126,8 @@ def _cell_table(folder: Path) -> tuple[pa.Table, list[str]]:
         names = dict.fromkeys(name for row in rows for name in row)
         table = pa.table({name: _array([row.get(name) for row in rows]) for name in names})
     problems = _problems(folder, damaged)
+    if table.num_rows:
+        table = table.filter(pc.field("status") != NOT_ASKED)
     if not table.num_rows:
         return pa.table({}), problems
     fixed = cell_columns(folder.name, about)

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 OK = "ok"
 FINAL = frozenset({OK, "prompt_too_long"})
+NOT_ASKED = "unsupported_by_model"  # of earlier versions: read as if there were no such row
 MAX_ATTEMPTS = 3  # after so many failures a sample is quarantined
 NUMBERS = (
     "score length batch prefill_s seal_s decode_s decode_steps prompt_tokens generated_tokens"
@@ -86,9 +87,11 @@ def read_rows(path: Path) -> CellRows:
             except (ValueError, RecursionError) as error:
                 found.damaged.append(f"line {number}: {error}")
                 continue
-            sample = row["sample"]
             found.lines += 1
             found.unchecked += intact is None
+            if row["status"] == NOT_ASKED:
+                continue
+            sample = row["sample"]
             found.rows[sample] = row
             if row["status"] not in FINAL:
                 found.failures[sample] = found.failures.get(sample, 0) + 1
