@@ -11,7 +11,12 @@ TEMPLATE = "{% for m in messages %}<|turn|>{{ m['content'] }}{% endfor %}<|turn|
 HIDDEN, HEADS, KV_HEADS, LAYERS, INNER = 64, 4, 2, 2, 96
 
 
-def write_gguf(path, *, architecture="llama", pre="gpt-2", kind=gguf.GGMLQuantizationType.Q8_0):
+Q8_0 = gguf.GGMLQuantizationType.Q8_0
+
+
+def write_gguf(
+    path, *, architecture="llama", pre="gpt-2", kind=Q8_0, scaling=None, rope_freqs=None
+):
     """Write a llama of two layers; matrices are quantised as ``kind``."""
     writer = gguf.GGUFWriter(str(path), architecture)
     writer.add_context_length(256)
@@ -23,6 +28,9 @@ def write_gguf(path, *, architecture="llama", pre="gpt-2", kind=gguf.GGMLQuantiz
     writer.add_rope_dimension_count(HIDDEN // HEADS)
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(1e-5)
+    for name, value in (scaling or {}).items():
+        add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}
+        add[type(value)](f"{architecture}.rope.scaling.{name}", value)
     tokens = SPECIAL + BYTES + ["12"]
     tokens += [f"<unused{number}>" for number in range(160 - len(tokens))]
     writer.add_tokenizer_model("gpt2")
@@ -42,6 +50,8 @@ def write_gguf(path, *, architecture="llama", pre="gpt-2", kind=gguf.GGMLQuantiz
     def norm(name):
         writer.add_tensor(name, random.uniform(0.5, 1.5, HIDDEN).astype(np.float32))
 
+    if rope_freqs is not None:
+        writer.add_tensor("rope_freqs.weight", rope_freqs.astype(np.float32))
     matrix("token_embd.weight", len(tokens), HIDDEN)
     norm("output_norm.weight")
     kv_width = HIDDEN // HEADS * KV_HEADS

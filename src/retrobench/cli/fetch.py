@@ -104,6 +104,9 @@ def listing(root: Path) -> Table:
         here = "yes" if models.read_manifest(folder / model.name) else ""
         size = f"{model.download_bytes / 1e6:.0f}"
         table.add_row(model.name, model.about, size, model.licence, here)
+    for name, made, size_bytes in models.own_files():
+        what = f"your {name}, converted in {made.name} (delete the folder to free it)"
+        table.add_row("", what, f"{size_bytes / 1e6:.0f}", "", "yes")
     for benchmark, files in BENCHMARKS.items():
         for name, source in files.items():
             path = root / name

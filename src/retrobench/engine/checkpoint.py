@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,25 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from retrobench.engine.context import set_rope
 from retrobench.engine.model_config import ModelConfig
 from retrobench.fetch import digests
-from retrobench.fetch.models import fetched
+from retrobench.fetch.models import fetched, from_gguf
 
 
 def describe(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, Any, str]:
     """Architecture on the meta device, tokenizer, revision; ValueError naming what is missing."""
     if config.source == "local":
         if not config.path:
-            raise ValueError("model=local needs model.path=FOLDER (a transformers checkpoint)")
-        if not (Path(config.path) / "config.json").exists():
+            raise ValueError(
+                "model=local needs model.path=FOLDER (a transformers checkpoint) or FILE.gguf"
+            )
+        path = Path(config.path).expanduser()
+        if not path.is_file() and not (path / "config.json").exists():
             raise ValueError(f"model.path={config.path}: no config.json in that folder")
     elif not config.id and not config.config_json:
         raise ValueError("model=hf needs model.id=org/name")
     source, common = _source(config)
-    pinned = fetched(config.id)[1] if config.source == "fetched" else None
+    pinned = None
+    if (made := _made(config)) is not None:
+        pinned = made[1]
     with _missing(config):
         if config.config_json and config.weights == "random":
             values = json.loads(config.config_json)
@@ -66,11 +72,28 @@ def load(config: ModelConfig, dtype: torch.dtype, described: Any) -> PreTrainedM
 
 def _source(config: ModelConfig) -> tuple[str, dict[str, Any]]:
     common: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    if (made := _made(config)) is not None:
+        return str(made[0]), common
     if config.source == "local":
         return config.path, common
-    if config.source == "fetched":
-        return str(fetched(config.id)[0]), common
     return config.id, {**common, "revision": config.revision}
+
+
+def shown_name(config: ModelConfig) -> str:
+    """The name in rows: a GGUF file goes by its own name, wherever it lies."""
+    path = Path(config.path)
+    named = path.stem if path.suffix == ".gguf" else config.path
+    return config.name or config.id or named
+
+
+def _made(config: ModelConfig) -> tuple[Path, str] | None:
+    """Folder and revision of a checkpoint that was converted from GGUF; None for any other."""
+    if config.source == "fetched":
+        return fetched(config.id)
+    path = Path(config.path).expanduser()
+    if config.source == "local" and path.is_file():
+        return from_gguf(path, lambda text: print(text, file=sys.stderr))  # noqa: T201
+    return None
 
 
 @contextlib.contextmanager

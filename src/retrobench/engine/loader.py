@@ -82,7 +82,7 @@ def describe(config: ModelConfig) -> ModelInfo:
     if config.rope_scaling:
         chosen["rope_scaling"] = parse_rope(config.rope_scaling)
     identity = {
-        "name": config.name or config.id or config.path,
+        "name": checkpoint.shown_name(config),
         "source": config.source,
         "revision": revision,
         "weights": config.weights,

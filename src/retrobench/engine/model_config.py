@@ -22,7 +22,7 @@ class ModelConfig:
         "", "Hugging Face id, e.g. meta-llama/Llama-3.1-8B-Instruct; name of a fetched model"
     )
     revision: str = option("main", "branch, tag or commit of the id")
-    path: str = option("", "folder of a local checkpoint, or of a trace")
+    path: str = option("", "folder of a local checkpoint, a GGUF file, or folder of a trace")
     weights: str = option(
         "pretrained", "random: build from the config alone", choices=("pretrained", "random")
     )

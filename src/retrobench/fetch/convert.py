@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from retrobench.fetch import gguf
+
 VERSION = 1  # part of a model's identity: raise it when the same file converts to something else
 # Vocabularies whose merges were learned with every digit a word of its own (as llama.cpp splits
 # them); transformers reads the vocabulary and the merges, but not this.
@@ -27,6 +29,7 @@ def convert(file: Path, folder: Path) -> None:
     import transformers
 
     check_packages()
+    reader = gguf.open_file(file)
     source: dict[str, Any] = {
         "pretrained_model_name_or_path": str(file.parent),
         "gguf_file": file.name,
@@ -38,7 +41,13 @@ def convert(file: Path, folder: Path) -> None:
         )
         if lost := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):
             raise ValueError(f"{file}: no value for {', '.join(lost[:4])} ({len(lost)} weights)")
-        _split_digits(tokenizer, file)
+        for name, weight in model.named_parameters():
+            if not torch.isfinite(weight).all():
+                raise ValueError(f"{file} is damaged: {name} holds values that are not finite")
+        if scaling := gguf.rope_scaling(file, reader, model.config):
+            model.config.rope_parameters = scaling
+        if gguf.value(reader, "tokenizer.ggml.pre") in _SINGLE_DIGITS:
+            _split_digits(tokenizer)
         _as_unquantised(model)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -66,18 +75,15 @@ def _dequantise(transformers: Any) -> dict[str, Any]:
     return {"quantization_config": config_class(dequantize=True)} if config_class else {}
 
 
-def _split_digits(tokenizer: Any, file: Path) -> None:
-    from gguf import GGUFReader
+def _split_digits(tokenizer: Any) -> None:
     from tokenizers import pre_tokenizers
 
-    field = GGUFReader(file).fields.get("tokenizer.ggml.pre")
-    if field is not None and field.contents() in _SINGLE_DIGITS:
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False),
-            ]
-        )
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
 
 
 def _as_unquantised(model: Any) -> None:

