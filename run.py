@@ -2,18 +2,7 @@
 
 from pathlib import Path
 
-import hydra
-
-from retrobench.cli import app as cli
-
-CONF = Path(__file__).resolve().parent / "conf"
-
-
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def main(config) -> None:
-    """One Hydra job."""
-    cli.main(config)
-
+from retrobench.cli import app
 
 if __name__ == "__main__":
-    cli.launch(main, CONF)
+    app.launch(Path(__file__).resolve().parent / "conf")

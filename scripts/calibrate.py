@@ -11,11 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
-
 from retrobench.cli import app as cli
-from retrobench.cli import overrides
+from retrobench.cli.overrides import composed
 from retrobench.engine.loader import load
 from retrobench.evaluate.calibrate import TOKENS, calibrate
 from retrobench.run.spec import parse_run
@@ -33,12 +30,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens of it (default: 2048)")
     options = parser.parse_args()
     try:
-        arguments = overrides.prepare(options.overrides, CONF)
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            raw = OmegaConf.to_container(compose("config", arguments), resolve=True)
-        assert isinstance(raw, dict)
-        raw.pop("hydra", None)
-        spec = parse_run({str(name): value for name, value in raw.items()})
+        spec = parse_run(composed(options.overrides, CONF))
         text = options.text.read_text("utf-8") if options.text else None
         loaded, method = load(spec.model), spec.method_class
         file = calibrate(method, spec.method_config, spec.data_root, loaded, text, options.tokens)

@@ -40,7 +40,7 @@ def converse(model, name, budget=None):
         for question in questions[1:]:
             given = [*result.pending(), *question]
             seen.append(seen[-1] + answers[-1] + question)
-            result = talk.continue_generation(given, decoding, frozenset())
+            result = talk.generate(decoding, frozenset(), given=given)
             answers.append(result.token_ids[0])
             assert result.decode_steps == len(given) + ANSWER - 1
             assert talk.length == len(seen[-1]) + ANSWER - 1

@@ -107,8 +107,7 @@ def test_what_is_planned_for_a_cpu_is_neither_pinned_nor_on_a_device(tmp_path):
     spec = parse_run({**raw, "results_dir": str(tmp_path)})
     calibrate(method_class("infinigen"), spec.method_config, "data", loader.load(spec.model))
     prepared = preflight.prepare(spec, "none")
-    assert prepared.model.meta_model.device.type == "meta"
-    plan = preflight.footprint(prepared)
+    plan = prepared.summary.footprint
     assert plan.pinned == 0 and plan.host > plan.device > 0
 
 
@@ -149,7 +148,7 @@ def test_more_memory_than_there_is_is_refused_before_running(tmp_path, monkeypat
 
     monkeypatch.setattr(summary, "available_bytes", lambda: 1000)
     monkeypatch.setattr(loader, "load", None)  # no weights are read
-    with pytest.raises(ValueError, match="GiB for its KV cache"):
+    with pytest.raises(ValueError, match="GiB of memory are free; use a smaller task.length"):
         job(tmp_path)
     store = ResultStore(tmp_path)
     (key,) = store.cell_keys()

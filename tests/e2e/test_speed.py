@@ -75,7 +75,7 @@ def test_what_cannot_run_is_a_row_that_says_why(tmp_path):
     assert outcome["failed"] == {"oom": 1}
     store = ResultStore(tmp_path)
     (row,) = store.read(store.cell_keys()[0]).rows.values()
-    assert "GiB are free; use a smaller task.context" in row["message"]
+    assert "GiB of memory are free; use a smaller task.context" in row["message"]
 
 
 def test_speed_has_one_measure(tmp_path):

@@ -2,51 +2,14 @@
 
 from __future__ import annotations
 
-import collections
-import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from retrobench.cli import app as cli
 from retrobench.store.results import ResultStore
-
-ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["task.tasks=[niah_single_2]", "task.length=1200", "task.samples=2", "model=constructed"]
-
-
-def start(results, *arguments):
-    command = [sys.executable, str(ROOT / "run.py"), "-m", *SMALL, f"results_dir={results}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [*command, *arguments], stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=environment
-    )
-
-
-def rows_of(results):
-    """How often each sample was written, by cell."""
-    counts = collections.Counter()
-    for path in Path(results).glob("*/rows.jsonl"):
-        for line in path.read_text().splitlines():
-            counts[path.parent.name, json.loads(line)["sample"]] += 1
-    return counts
-
-
-def config(results, **changes):
-    raw = {
-        "model": {"name": "constructed", "source": "constructed"},
-        "method": {"name": "retroinfer"},
-        "task": {"name": "ruler", "tasks": ["niah_single_2"], "length": 1200, "samples": 2},
-        "results_dir": str(results),
-        "progress": False,
-    }
-    return {**raw, **changes}
+from tests.e2e.runs import comparable, config, rows_of, start
 
 
 def test_a_plan_counts_cells_and_reads_no_weights(tmp_path, capsys, monkeypatch):
@@ -68,171 +31,6 @@ def test_a_plan_counts_cells_and_reads_no_weights(tmp_path, capsys, monkeypatch)
         cli.show_plan(cli.plan_runs(axes)) == 0
     )  # both start from the cell on disk, and each ends in its own
     assert "2 cells: 2 run; 4 samples" in capsys.readouterr().out
-
-
-def test_a_cell_that_fails_as_a_whole_is_quarantined_and_retried(tmp_path, monkeypatch, capsys):
-    from retrobench.cli import console
-    from retrobench.run import group
-
-    def broken(*_):
-        raise RuntimeError("the disk of hf_secret is gone")
-
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    for attempt in (1, 2, 3):
-        with monkeypatch.context() as patch:
-            patch.setattr(group, "run_batch", broken)
-            outcome = cli.run_job(config(tmp_path))
-        assert outcome["failed"] == {"error": 1}
-        assert ResultStore(tmp_path).status(outcome["key"])["attempts"] == attempt
-    key, store = outcome["key"], ResultStore(tmp_path)
-    assert "disk of *** is gone" in (store.root / key / "error.txt").read_text()
-    assert cli.run_job(config(tmp_path))["failed"] == {"quarantined": 1}
-    assert console.main(["ls", "--failed", "--results", str(tmp_path)]) == 0
-    assert f"retrobench retry {key[:6]}" in capsys.readouterr().out
-    assert console.main(["retry", key, "--results", str(tmp_path)]) == 0
-    assert store.status(key)["state"] == "done" and "attempts" not in store.status(key)
-
-
-def test_a_receipt_says_whether_a_cell_can_be_reproduced(tmp_path, capsys):
-    from retrobench.cli import console
-
-    key = cli.run_job(config(tmp_path))["key"]
-    where = ["--results", str(tmp_path), "--samples", "1"]
-    assert console.main(["verify", key, *where]) == 0
-    assert json.loads(capsys.readouterr().out)["verdict"] == "identical"
-    path = tmp_path / key / "rows.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    path.write_text("".join(json.dumps({**r, "score": 0.5}) + "\n" for r in lines))
-    assert console.main(["verify", key, *where]) == 1
-    receipt = json.loads((tmp_path / key / "verify.json").read_text())
-    assert receipt["verdict"] == "unstable" and receipt["differences"][0].endswith("score")
-
-
-def test_a_busy_cell_is_left_to_its_owner(tmp_path):
-    done = cli.run_job(config(tmp_path))
-    store = ResultStore(tmp_path)
-    from retrobench.core.cell import Cell
-
-    parts = store.cell(done["key"])["cell"]
-    cell = Cell(**{**parts, "measure": tuple(parts["measure"])})
-    task = {"name": "ruler", "tasks": ["niah_single_2"], "length": 1200, "samples": 3}
-    with store.writer(cell, {"labels": {}}):
-        outcome = cli.run_job(config(tmp_path, task=task))
-    assert outcome["ran"] == 0 and outcome["failed"] == {"busy": 1}
-    assert "another process" in outcome["message"]
-    ran = {**done, "ran": 3}
-    assert cli.without_duplicates([outcome, ran]) == [ran]  # two entries of one launch, one cell
-    assert cli.without_duplicates([outcome, {**ran, "key": "other"}])[0] is outcome
-
-
-MEASURED = {"time", "peak_bytes", "prefill_shared_by"}  # of a row, beside what ends in _s
-
-
-def sweep(results, methods, **changes):
-    """Cells that differ in their method, run as one sweep's unit."""
-    raws = [config(results, method=method, **changes) for method in methods]
-    return cli.run_jobs(raws)
-
-
-def comparable(results, key):
-    rows = ResultStore(results).read(key).rows
-    for row in rows.values():
-        for name in [name for name in row if name.endswith("_s") or name in MEASURED]:
-            row.pop(name)
-        row["live"].pop("span_s")
-        row["method_stats"].pop("backend_ms", None)
-    return rows
-
-
-@pytest.mark.parametrize("measure", ["score", "latency", "fidelity"])
-def test_cells_that_share_a_prefill_have_the_rows_of_cells_alone(measure, tmp_path, monkeypatch):
-    from retrobench.engine import prefill_cache
-
-    prefills = []
-    original = prefill_cache.prefill
-    monkeypatch.setattr(
-        prefill_cache, "prefill", lambda *a, **k: prefills.append(1) or original(*a, **k)
-    )
-    methods = [{"name": name} for name in ("full", "retroinfer", "oracle_topk", "random")]
-    methods.append({"name": "quest", "dense_layers": [0]})
-    changes = {
-        "measure": {"name": measure, "steps": 4} if measure == "fidelity" else {"name": measure}
-    }
-    shared = sweep(tmp_path / "shared", methods, **changes)
-    assert len(prefills) == 2  # two samples
-    alone = sweep(tmp_path / "alone", methods, **changes, engine={"prefill_share": "off"})
-    assert len(prefills) == 2 + 2 * len(methods)
-    assert [one["key"] for one in shared] == [one["key"] for one in alone]
-    for outcome in shared:
-        assert outcome["ran"] == 2 and outcome["failed"] == {}
-        key = outcome["key"]
-        rows = ResultStore(tmp_path / "shared").read(key).rows.values()
-        assert {row["prefill_shared_by"] for row in rows} == {len(methods)}
-        assert all(row["prefill_s"] > 0 for row in rows)
-        assert comparable(tmp_path / "shared", key) == comparable(tmp_path / "alone", key)
-
-
-def test_one_cell_that_fails_stops_no_other(tmp_path, monkeypatch):
-    from retrobench_methods.random import RandomIndex
-
-    def broken(*_):
-        raise RuntimeError("no luck")
-
-    monkeypatch.setattr(RandomIndex, "select", broken)
-    methods = [{"name": name} for name in ("random", "full", "oracle_topk")]
-    methods.insert(1, {"name": "retroinfer", "num_clusters": 99999})
-    random, refused, full, oracle = sweep(tmp_path, methods)
-    assert isinstance(refused, ValueError) and "num_clusters=99999" in str(refused)
-    assert random["failed"] == {"error": 2} and full["failed"] == oracle["failed"] == {}
-    row = next(iter(ResultStore(tmp_path).read(random["key"]).rows.values()))
-    assert "no luck" in row["message"]
-
-
-def test_cells_of_a_group_go_on_from_where_each_of_them_was(tmp_path):
-    task = {"name": "ruler", "tasks": ["niah_single_2"], "length": 1200, "samples": 1}
-    cli.run_job(config(tmp_path, method={"name": "full"}, task=task))
-    methods = [{"name": "full"}, {"name": "oracle_topk"}]
-    for batch in (1, 2):
-        engine = {"batch": batch}
-        found = sweep(tmp_path, methods, engine=engine)
-        assert [one["ran"] for one in found] == ([1, 2] if batch == 1 else [2, 2])
-        again = sweep(tmp_path, methods, engine=engine)
-        assert [(one["ran"], one["cached"]) for one in again] == [(0, 2), (0, 2)]
-
-
-def test_a_prefill_that_fails_is_a_row_of_every_cell(tmp_path, monkeypatch):
-    import torch
-
-    from retrobench.engine import prefill_cache
-
-    def full_memory(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(prefill_cache, "prefill", full_memory)
-    for outcome in sweep(tmp_path, [{"name": "full"}, {"name": "random"}]):
-        assert outcome["failed"] == {"oom": 2}
-
-
-def test_where_memory_is_short_cells_prefill_for_themselves(tmp_path, monkeypatch):
-    from retrobench.run import plan
-
-    methods = [{"name": "full"}, {"name": "oracle_topk"}]
-    monkeypatch.setattr(plan, "prompt_bytes", lambda *_: 2**50)
-    for outcome in sweep(tmp_path, methods):
-        rows = ResultStore(tmp_path).read(outcome["key"]).rows.values()
-        assert all("prefill_shared_by" not in row for row in rows)
-
-
-def test_prefilled_prompts_on_disk_serve_a_second_command(tmp_path, monkeypatch):
-    from retrobench.engine import prefill_cache
-
-    engine = {"prefill_cache_gib": 1.0}
-    cli.run_job(config(tmp_path, method={"name": "full"}, engine=engine))
-    monkeypatch.setattr(prefill_cache, "prefill", None)
-    outcome = cli.run_job(config(tmp_path, method={"name": "streaming"}, engine=engine))
-    assert outcome["ran"] == 2 and outcome["failed"] == {}
-    rows = ResultStore(tmp_path).read(outcome["key"]).rows.values()
-    assert {row["prefill_from"] for row in rows} == {"disk"}
 
 
 def test_units_keep_what_shares_together_and_give_every_worker_one(tmp_path):
@@ -338,26 +136,3 @@ def test_a_sweep_raises_the_alarms_from_the_command_line(tmp_path, monkeypatch, 
         assert f"oracle_topk {budgets['6%']}" in alarms[0] and "beats full" in alarms[0]
         assert budgets["90%"] in alarms[1] and budgets["6%"] in alarms[1]
         assert "a larger budget answers worse" in alarms[1]
-
-
-def test_a_graph_that_cannot_be_is_refused_before_anything_runs(tmp_path):
-    refused, run = sweep(
-        tmp_path, [{"name": "quest"}, {"name": "full"}], engine={"executor": "graph"}
-    )
-    assert isinstance(refused, ValueError) and "method=quest needs the host" in str(refused)
-    assert run["failed"] == {}
-    rows = ResultStore(tmp_path).read(run["key"]).rows.values()
-    assert {row["executor"] for row in rows} == {"graph"}
-    eager = cli.run_job(config(tmp_path, method={"name": "full"}))
-    assert eager["key"] != run["key"]
-    again = ResultStore(tmp_path).read(eager["key"]).rows
-    for row in rows:
-        assert again[row["sample"]]["prediction"] == row["prediction"]
-
-
-def test_a_cell_known_from_another_folder_joins_its_group(tmp_path):
-    """What is remembered of a run must not tell where its results went."""
-    cli.run_job(config(tmp_path / "elsewhere", method={"name": "full"}))
-    raws = [config(tmp_path / "here", method={"name": name}) for name in ("full", "oracle_topk")]
-    first, second = (entry.group for entry in cli.plan_runs(raws))
-    assert first == second != ""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -16,16 +17,13 @@ from rich.console import Console
 from retrobench.cli import units
 from retrobench.cli.overrides import name_sweep, prepare
 from retrobench.run import remembered
-from retrobench.run.summary import CellResult, PlannedRun, RunSummary, plan_run, settled
+from retrobench.run.summary import CellResult, PlannedRun, plan_run, settled
 from retrobench.store.results import ResultStore
-
-if TYPE_CHECKING:
-    from retrobench.run.spec import RunSpec
 
 Outcome = dict[str, Any]  # of one job, as it is noted: a cell's result, or ``job`` and ``error``
 
 
-def launch(hydra_main: Callable[[], None], conf_dir: Path) -> None:
+def launch(conf_dir: Path) -> None:
     """Entry of run.py: prepare the command line, then hand over to Hydra."""
     # OpenMP reads it when torch is imported. Threads that spin while they wait take the cores of
     # those that work as soon as anything else runs on the machine: steps get tens of times slower
@@ -34,40 +32,37 @@ def launch(hydra_main: Callable[[], None], conf_dir: Path) -> None:
         sys.argv[1:] = name_sweep(prepare(sys.argv[1:], conf_dir))
     except ValueError as error:
         fail(error)
-    hydra_main()
+    hydra.main(version_base="1.3", config_path=str(conf_dir), config_name="config")(main)()
 
 
 def main(config: DictConfig) -> None:
-    """One Hydra job. A failure in a sweep becomes an entry of the final report."""
-    hydra, raw = HydraConfig.get(), OmegaConf.to_container(config, resolve=True)
+    """One Hydra job. A failure in a sweep becomes an entry of the final report.
+
+    A job of a sweep runs the cells that it leads: its own, and those that share its prefill.
+    """
+    job, raw = HydraConfig.get(), OmegaConf.to_container(config, resolve=True)
     try:
         if config.dry_run:
             sys.exit(show_plan(plan_runs([raw])))
-        if hydra.mode == RunMode.MULTIRUN:
-            _sweep_job(raw, " ".join(hydra.overrides.task), int(hydra.job.num))
+        if job.mode != RunMode.MULTIRUN:
+            (outcome,) = run_jobs([raw])
+            if isinstance(outcome, Exception):
+                raise outcome
+            show([outcome], config.results_dir)
+            sys.exit(1 if outcome["failed"] else 0)
+        folder, number = Path(job.sweep.dir), int(job.job.num)
+        overrides = " ".join(job.overrides.task)
+        unit = units.find(folder, number) or units.Unit(
+            jobs=(number,), overrides=(overrides,), configs=(raw,)
+        )
+        if unit.leader != number:
             return
-        outcome = run_job(raw)
+        for name, outcome in zip(unit.overrides, run_jobs(unit.configs), strict=True):
+            units.note(folder, _error(name, outcome) if isinstance(outcome, Exception) else outcome)
     except KeyboardInterrupt:
         sys.exit(130)
     except ValueError as error:
         fail(error)
-        return
-    show([outcome], config.results_dir)
-    if outcome.get("failed"):
-        sys.exit(1)
-
-
-def _sweep_job(raw: Any, overrides: str, number: int) -> None:
-    """Run the cells that this job leads: its own, and those that share its prefill."""
-    folder = Path(HydraConfig.get().sweep.dir)
-    unit = units.find(folder, number)
-    if unit is None:
-        unit = units.Unit(jobs=(number,), overrides=(overrides,), configs=(raw,))
-    elif unit.leader != number:
-        return
-    outcomes = run_jobs(unit.configs)
-    for job, outcome in zip(unit.overrides, outcomes, strict=True):
-        units.note(folder, _error(job, outcome) if isinstance(outcome, Exception) else outcome)
 
 
 def _error(job: str, error: Exception) -> Outcome:
@@ -83,42 +78,18 @@ def run_jobs(raws: Sequence[Any]) -> list[Outcome | Exception]:
 
     Cells that are known to be done are answered from disk alone.
     """
-    found: dict[int, Outcome | Exception] = {}
+    found: dict[int, CellResult | Exception] = {}
     for number, raw in enumerate(raws):
         summary = remembered.find(raw)
         store = ResultStore(raw.get("results_dir", "results/runs"))
         if summary is not None and (result := settled(summary, store, bool(raw.get("retry")))):
-            found[number] = _plain(result, "")
-    numbers = [number for number in range(len(raws)) if number not in found]
-    if numbers:
-        found |= zip(numbers, _run_new([raws[number] for number in numbers]), strict=True)
-    return [found[number] for number in range(len(raws))]
+            found[number] = result
+    if numbers := [number for number in range(len(raws)) if number not in found]:
+        from retrobench.run.group import run_cells
 
-
-def _run_new(raws: Sequence[Any]) -> list[Outcome | Exception]:
-    from retrobench.run.group import run_cells
-    from retrobench.run.spec import parse_run
-
-    specs: list[RunSpec | Exception] = []
-    for raw in raws:
-        try:
-            specs.append(parse_run(_own(raw)))
-        except ValueError as error:
-            specs.append(error)
-    matched, specs = _match(specs)
-    good = [number for number, spec in enumerate(specs) if not isinstance(spec, Exception)]
-
-    def remember(number: int, summary: RunSummary) -> None:
-        if not matched[good[number]]:
-            remembered.keep(raws[good[number]], summary)
-
-    runnable = [spec for spec in specs if not isinstance(spec, Exception)]
-    results = iter(run_cells(runnable, remember))
-    found = [spec if isinstance(spec, Exception) else next(results) for spec in specs]
-    return [
-        result if isinstance(result, Exception) else _plain(result, line)
-        for result, line in zip(found, matched, strict=True)
-    ]
+        found |= zip(numbers, run_cells([raws[number] for number in numbers]), strict=True)
+    results = [found[number] for number in range(len(raws))]
+    return [one if isinstance(one, Exception) else one.plain() for one in results]
 
 
 def run_job(raw: Any) -> Outcome:
@@ -127,41 +98,6 @@ def run_job(raw: Any) -> Outcome:
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
-
-
-def _plain(result: CellResult, matched: str) -> Outcome:
-    labels = result.labels
-    return {
-        "matched": matched,
-        "key": result.key,
-        "ran": result.ran,
-        "cached": result.cached,
-        "failed": result.failed,
-        "message": result.message,
-        "label": " ".join(str(labels[name]) for name in ("model", "method", "benchmark")),
-        "notes": list(result.notes),
-    }
-
-
-def _match(
-    specs: Sequence[RunSpec | Exception],
-) -> tuple[list[str], list[RunSpec | Exception]]:
-    """Runs with their knobs solved, and the lines of the knob table. References run first."""
-    lines, solved = [""] * len(specs), list(specs)
-    for i, spec in enumerate(specs):
-        if isinstance(spec, Exception) or spec.match is None:
-            continue
-        from retrobench.run import matching
-
-        try:
-            solved[i], lines[i] = matching.resolve(spec)
-        except ValueError as error:
-            solved[i] = error
-    return lines, solved
-
-
-def _own(raw: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in raw.items() if name != "hydra"}
 
 
 def plan_runs(raws: Sequence[Any]) -> list[PlannedRun]:
@@ -184,7 +120,7 @@ def _plan_one(raw: Any) -> PlannedRun:
         from retrobench.run.spec import parse_run
 
         try:
-            summary, final = plan_summary(parse_run(_own(raw)))
+            summary, final = plan_summary(parse_run(raw))
         except ValueError as error:
             names = [str(raw.get(group, {}).get("name")) for group in ("model", "method", "task")]
             return PlannedRun(label=" ".join(names), state="impossible", message=str(error))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from retrobench.core.cell import digest
 from retrobench.core.registry import method_names
-from retrobench.core.spec import nearest, no_such_choice
+from retrobench.core.spec import unknown
 
 TYPED_GROUPS = ("method", "task", "model", "protocol", "measure", "engine", "tracker", "data")
 
@@ -64,6 +66,13 @@ def prepare(arguments: Sequence[str], conf_dir: Path) -> list[str]:
     return prepared
 
 
+def composed(arguments: Sequence[str], conf_dir: Path) -> dict[str, Any]:
+    """What run.py would compose of these overrides, outside of a Hydra job."""
+    with initialize_config_dir(str(conf_dir), version_base="1.3"):
+        config = compose("config", prepare(arguments, conf_dir))
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
 def _check_option(name: str, conf_dir: Path) -> None:
     """ValueError for a name that neither the configuration nor Hydra knows."""
     groups = {path.name for path in conf_dir.iterdir() if path.is_dir()}
@@ -71,9 +80,7 @@ def _check_option(name: str, conf_dir: Path) -> None:
     assert isinstance(config, DictConfig)
     known = sorted(({str(key) for key in config} | groups) - {"defaults"})
     if name.partition(".")[0] not in known:
-        raise ValueError(
-            f"{name}: no such option{nearest(name, known)} Options: {', '.join(known)}"
-        )
+        raise unknown(name, "option", known)
 
 
 def _replay(path: str, arguments: Sequence[str]) -> list[str]:
@@ -92,4 +99,4 @@ def _check_choices(group: str, value: str, conf_dir: Path) -> None:
         return  # Hydra's own sweep syntax
     for choice in value.split(","):
         if choice and choice != "null" and choice.strip() not in known:
-            raise no_such_choice(group, choice.strip(), group, sorted(known))
+            raise unknown(f"{group}={choice}", group, sorted(known))

@@ -24,7 +24,9 @@ class SweepTable(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the preflight; ``dry_run`` stops here, before a launcher starts anything."""
         overrides = jobs(config)
-        raws = [_compose(job) for job in overrides]
+        raws: list[Any] = [
+            OmegaConf.to_container(compose("config", job), resolve=True) for job in overrides
+        ]
         planned = app.plan_runs(raws)
         code = app.show_plan(planned)
         if config.dry_run:
@@ -35,7 +37,7 @@ class SweepTable(Callback):
         ]
         names = [" ".join(job) for job in overrides]
         folder, workers = Path(config.hydra.sweep.dir), units.parallel_jobs(config)
-        units.write(folder, groups, names, [_plain(raw) for raw in raws], workers)
+        units.write(folder, groups, names, raws, workers)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Read what the jobs noted, wherever they ran."""
@@ -78,12 +80,3 @@ def jobs(config: DictConfig) -> list[list[str]]:
     swept = [f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()]
     overrides = OverridesParser.create().parse_overrides(swept + list(config.hydra.overrides.task))
     return BasicSweeper.split_arguments(overrides, None)[0]
-
-
-def _compose(overrides: list[str]) -> Any:
-    config = compose("config", overrides)
-    return OmegaConf.to_container(config, resolve=True)
-
-
-def _plain(raw: Any) -> Any:
-    return {name: value for name, value in raw.items() if name != "hydra"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -39,16 +39,7 @@ class Cell:
 
     def plain(self) -> dict[str, Any]:
         """The cell as JSON-ready values."""
-        return {
-            "model": dict(self.model),
-            "method": dict(self.method),
-            "task": dict(self.task),
-            "engine": dict(self.engine),
-            "protocol": self.protocol,
-            "measure": list(self.measure),
-            "budget": self.budget,
-            "code": self.code,
-        }
+        return {**asdict(self), "measure": list(self.measure)}
 
     @cached_property
     def key(self) -> str:

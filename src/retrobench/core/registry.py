@@ -14,7 +14,7 @@ import pkgutil
 from functools import cache
 
 from retrobench.core.method import Method
-from retrobench.core.spec import nearest
+from retrobench.core.spec import unknown
 
 GROUP = "retrobench.methods"
 
@@ -49,8 +49,7 @@ def method_class(name: str) -> type[Method]:
     """The method's class, imported now. ValueError if there is none of that name."""
     sources = _sources()
     if name not in sources:
-        known = ", ".join(method_names())
-        raise ValueError(f"method={name}: no such method{nearest(name, sources)} Methods: {known}")
+        raise unknown(f"method={name}", "method", method_names())
     module_name, _, class_name = sources[name].partition(":")
     module = importlib.import_module(module_name)
     if class_name:

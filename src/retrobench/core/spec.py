@@ -63,14 +63,15 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f", did you mean {close[0]}?" if close else ""
 
 
-def no_such_choice(where: str, value: str, kind: str, known: Iterable[str]) -> ValueError:
-    """``where=value`` is not among ``known``: the nearest of them, or what replaced it."""
-    retired = RETIRED.get((where.partition(".")[0], value))
-    if retired:
-        return ValueError(f"{where}={value}: {retired}")
-    known = list(known)
-    listed = ", ".join(known)
-    return ValueError(f"{where}={value}: no such {kind}{nearest(value, known)} Allowed: {listed}")
+def unknown(asked: str, kind: str, known: Iterable[str]) -> ValueError:
+    """The error for a name that is none of ``known``: what replaced it, or the nearest, and all."""
+    where, _, value = asked.partition("=")
+    if retired := RETIRED.get((where.partition(".")[0], value)):
+        return ValueError(f"{asked}: {retired}")
+    names = list(known)
+    name = asked.rpartition("=" if "=" in asked else ".")[2]
+    close = nearest(name, names) or "."
+    return ValueError(f"{asked}: no such {kind}{close} Allowed: {', '.join(names)}")
 
 
 def _nearest_option(name: str, fields: Mapping[str, Any], where: str) -> str:
@@ -194,7 +195,7 @@ def _check(value: Any, meta: Mapping[str, Any], where: str) -> None:
     for item in value if isinstance(value, tuple) else (value,):
         if meta["choices"] is not None:
             if item not in meta["choices"]:
-                raise no_such_choice(where, str(item), "value", map(str, meta["choices"]))
+                raise unknown(f"{where}={item}", "value", map(str, meta["choices"]))
             continue
         low, high, above = meta["low"], meta["high"], meta["above"]
         bad = (low is not None and item < low) or (high is not None and item > high)

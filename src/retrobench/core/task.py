@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 
@@ -49,7 +49,7 @@ class Sample:
 
     def turns(self, max_turns: int) -> tuple[Sample, ...]:
         """The conversation on this context as one sample per turn, at most ``max_turns``."""
-        samples = [self, *(replace(self, **_fields(other)) for other in self.follow_ups)]
+        samples = [self, *(replace(self, **asdict(other)) for other in self.follow_ups)]
         samples = samples[:max_turns]
         return tuple(
             replace(
@@ -60,10 +60,6 @@ class Sample:
             )
             for turn, sample in enumerate(samples, 1)
         )
-
-
-def _fields(follow_up: FollowUp) -> dict[str, Any]:
-    return {entry.name: getattr(follow_up, entry.name) for entry in fields(follow_up)}
 
 
 class Prompt(Protocol):

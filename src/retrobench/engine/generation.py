@@ -1,10 +1,10 @@
-"""The loop of an answer: choose a token, decode, look for the end now and then."""
+"""How answers are decoded, when they end, and what they took."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,68 +46,36 @@ class Generation:
         return [] if self.stop_reasons[0] == "eos" else self.token_ids[0][-1:]
 
 
-class Chooser(Protocol):
-    """Chooses next tokens."""
+class Answers:
+    """Answers as the host sees them: it takes their tokens from the device now and then.
 
-    def choose(self, logits_BV: Tensor, decoding: Decoding, generator: torch.Generator) -> Tensor:
-        """Next token of each row, ``B1``."""
-        ...
-
-
-class Decoder(Protocol):
-    """What the loop asks of a session."""
-
-    logits: Tensor
-
-    @property
-    def executor(self) -> Chooser:
-        """Who runs its steps."""
-        ...
-
-    def step(self, token_B1: Tensor) -> Tensor:
-        """One decode step."""
-        ...
-
-
-class AnswerLoop:
-    """The loop of one answer per row: choose, decode, look for the end now and then."""
+    Fills ``result``; tokens beyond an answer's end are not kept.
+    """
 
     def __init__(
         self,
-        session: Decoder,
+        result: Generation,
+        batch: int,
         decoding: Decoding,
         stop_ids: frozenset[int],
         stop: Stop | None,
-        result: Generation,
     ) -> None:
-        self.session, self.decoding, self.result = session, decoding, result
+        self.result, self.decoding = result, decoding
         self.stop_ids, self.stop = stop_ids, stop
-        batch = session.logits.shape[0]
         result.token_ids = [[] for _ in range(batch)]
         result.stop_reasons = ["length"] * batch
         self.active = set(range(batch))
         self.unread: list[Tensor] = []  # tokens that the host has not looked at
 
-    def run(self) -> None:
-        """Fill ``result``; steps taken beyond the end are counted, their tokens are not kept."""
-        session, decoding = self.session, self.decoding
-        generator = torch.Generator(session.logits.device).manual_seed(decoding.seed)
-        for index in range(decoding.max_new_tokens):
-            token_B1 = session.executor.choose(session.logits, decoding, generator)
-            self.unread.append(token_B1)
-            last = index + 1 == decoding.max_new_tokens
-            if last or len(self.unread) == decoding.check_every:
-                self._read()
-            if last or not self.active:
-                return
-            session.step(token_B1)
-            self.result.decode_steps += 1
-
-    def _read(self) -> None:
-        for tokens in torch.cat(self.unread, 1).T.tolist():
-            for row in sorted(self.active):
-                self._take(row, tokens[row])
-        self.unread.clear()
+    def ended_by(self, token_B1: Tensor, last: bool) -> bool:
+        """Take the newest token of each row; whether no more are needed."""
+        self.unread.append(token_B1)
+        if last or len(self.unread) == self.decoding.check_every:
+            for tokens in torch.cat(self.unread, 1).T.tolist():
+                for row in sorted(self.active):
+                    self._take(row, tokens[row])
+            self.unread.clear()
+        return last or not self.active
 
     def _take(self, row: int, token: int) -> None:
         if token in self.stop_ids:

@@ -16,7 +16,7 @@ from retrobench.core.shapes import Footprint, KVShape, split_layers
 from retrobench.engine import hf
 from retrobench.engine.attention.dense import DenseMethod
 from retrobench.engine.executor import make_executor
-from retrobench.engine.generation import AnswerLoop, Decoding, Generation, Stop
+from retrobench.engine.generation import Answers, Decoding, Generation, Stop
 from retrobench.engine.prefill import NotFinite, PrefilledPrompt, prefill
 from retrobench.engine.queries import ModelQueries
 
@@ -149,36 +149,34 @@ class Session:
         decoding: Decoding,
         stop_ids: frozenset[int],
         stop: Stop | None = None,
-        given_BT: Tensor | None = None,
+        given: Sequence[int] | None = None,
     ) -> Generation:
-        """Decode given tokens, then an answer; without any, what the prefill left of the prompt.
+        """Decode what the prefill left of the prompt, then an answer; or the next answer.
 
         The rest of the prompt goes through the method's decode path (protocols ``query_agnostic``
-        and ``decode_tail``).
+        and ``decode_tail``). ``given`` follows an earlier answer instead (batch 1).
         """
         result = Generation(footprint=self.allocated(), prefill_s=None, build_s=None)
-        if given_BT is None:
+        ids_BT = self.ids_BS[:, self.length :]
+        if given is None:
             result.prefill_s, result.build_s = self.prompt.seconds, self.build_s
-        ids_BT = self.ids_BS[:, self.length :] if given_BT is None else given_BT
+        else:
+            ids_BT = torch.tensor([list(given)], device=self.ids_BS.device)
         start = self.clock()
         self.feed(ids_BT)
         result.decode_steps = ids_BT.shape[1]
-        AnswerLoop(self, decoding, stop_ids, stop, result).run()
+        answers = Answers(result, ids_BT.shape[0], decoding, stop_ids, stop)
+        generator = torch.Generator(self.logits.device).manual_seed(decoding.seed)
+        for index in range(decoding.max_new_tokens):
+            token_B1 = self.executor.choose(self.logits, decoding, generator)
+            if answers.ended_by(token_B1, last=index + 1 == decoding.max_new_tokens):
+                break
+            self.step(token_B1)
+            result.decode_steps += 1
         result.decode_s = self.clock() - start
         self.report_counts()
         result.method_stats = dict(self.method.stats())
         return result
-
-    def continue_generation(
-        self,
-        given: Sequence[int],
-        decoding: Decoding,
-        stop_ids: frozenset[int],
-        stop: Stop | None = None,
-    ) -> Generation:
-        """Decode more given tokens after an answer, then the next answer (batch 1)."""
-        given_BT = torch.tensor([list(given)], device=self.ids_BS.device)
-        return self.generate(decoding, stop_ids, stop, given_BT)
 
     def allocated(self) -> Footprint:
         """Bytes that the methods hold, by place."""
@@ -244,10 +242,19 @@ def open_session(
         room=max_new_tokens,
         on_chunk=on_chunk,
     )
-    session = Session(
+    return built_session(
         model, method_class, config, prompt, max_new_tokens=max_new_tokens, clock=clock, **options
     )
-    session.build()
+
+
+def built_session(*args: Any, **options: Any) -> Session:
+    """``Session(...)`` with its methods built: ready to decode."""
+    session = Session(*args, **options)
+    try:
+        session.build()
+    except BaseException:
+        session.close()
+        raise
     return session
 
 

@@ -20,7 +20,7 @@ from retrobench.evaluate.kernels import KERNELS, Case, KernelInputs
 from retrobench.measure.ceilings import flush_data, read
 from retrobench.measure.clock import make_clock
 from retrobench.measure.graph import CapturedCall
-from retrobench.measure.machine import NotEnoughMemory, available_bytes
+from retrobench.measure.machine import available_bytes, require_free
 from retrobench.memory.placement import allocate
 from retrobench.tasks.machine import MachineConfig
 
@@ -105,10 +105,8 @@ def _pinned(name: str, pool_bytes: int, device: str) -> Case:
     """Page-locked host memory to the device: in one piece, or random pages by a kernel."""
     if not device.startswith("cuda"):
         raise ValueError(f"task.cases={name} reads page-locked memory from a GPU: none is in use")
-    if pool_bytes > available_bytes() // 2:
-        raise NotEnoughMemory(
-            f"task.pool_gib={pool_bytes / 2**30:g}: the host has less than twice this free"
-        )
+    what, fix = f"task.pool_gib={pool_bytes / 2**30:g}, with as much to spare,", "a smaller one"
+    require_free(2 * pool_bytes, available_bytes(), what, "memory", fix)
     shape = KVShape(
         pad_tokens=(0,), layers=(0,), num_heads=1, num_kv_heads=1, head_dim=PAGE_DIM,
         prompt_tokens=1, max_tokens=1, dtype="bfloat16", device=device,

@@ -21,7 +21,7 @@ from retrobench.engine import synthetic
 from retrobench.measure.ceilings import flush_data, read
 from retrobench.measure.clock import make_clock
 from retrobench.measure.graph import CapturedCall
-from retrobench.measure.machine import NotEnoughMemory, available_bytes
+from retrobench.measure.machine import available_bytes, require_free
 from retrobench.measure.probe import CountingProbe
 from retrobench.tasks.speed import SHAPES, SpeedConfig
 
@@ -100,13 +100,10 @@ class SyntheticRun:
 
     def _check_memory(self, method: str, planned: int) -> None:
         layer = self.shape.layer_token_bytes * self.shape.batch * self.shape.max_tokens
-        need, free = planned + 3 * layer, available_bytes()
-        if self.shape.device == "cpu" and free and need > free:
-            raise NotEnoughMemory(
-                f"method={method} with {self.shape.prompt_tokens} tokens x {self.shape.batch} "
-                f"needs {need / 2**30:.1f} GiB but {free / 2**30:.1f} GiB are free; use a smaller "
-                "task.context, task.batch or task.layers"
-            )
+        what = f"method={method} with {self.shape.prompt_tokens} tokens x {self.shape.batch}"
+        fix = "a smaller task.context, task.batch or task.layers"
+        if self.shape.device == "cpu":
+            require_free(planned + 3 * layer, available_bytes(), what, "memory", fix)
 
     def _choose_executor(self, asked: str) -> str:
         """One CUDA graph of all layers, or a call per layer; see ``engine.executor``."""

@@ -15,16 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
-from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.models.utils import chunks, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from retrobench.cli.overrides import prepare
+from retrobench.cli.overrides import composed
 from retrobench.core.spec import to_plain
 from retrobench.engine import loader
 from retrobench.engine.generation import Decoding
@@ -48,10 +46,7 @@ def parse_options(options: dict[str, Any]) -> RunSpec:
     that is wholly prefilled would never reach the method.
     """
     asked = {"protocol": "decode_tail", **options}
-    words = prepare([f"{name}={value}" for name, value in asked.items()], CONF)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        raw = OmegaConf.to_container(compose("config", words), resolve=True)
-    spec = parse_run(raw)  # type: ignore[arg-type]
+    spec = parse_run(composed([f"{name}={value}" for name, value in asked.items()], CONF))
     if spec.protocol.name not in {"query_aware", "decode_tail"}:
         raise ValueError(
             f"protocol={spec.protocol.name}: the harness's prompts have no separate question; use "
@@ -158,7 +153,7 @@ class RetrobenchLM(TemplateLM):
         pairs = [(context, continuation) for _, context, continuation in requests]
         found: list[tuple[float, bool]] = []
         with tqdm(total=len(pairs), desc="loglikelihood", disable=disable_tqdm) as bar:
-            for group in _batches(pairs, self.batch):
+            for group in chunks(pairs, self.batch):
                 found += self._score(group)
                 bar.update(len(group))
         for (texts, *_), answer in zip(requests, found, strict=True):
@@ -174,9 +169,7 @@ class RetrobenchLM(TemplateLM):
             windows = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length - 1, 1)
             pairs = [make_disjoint_window(window) for window in windows]
             total = sum(
-                logprob
-                for group in _batches(pairs, self.batch)
-                for logprob, _ in self._score(group)
+                logprob for group in chunks(pairs, self.batch) for logprob, _ in self._score(group)
             )
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
             totals.append(total)
@@ -279,8 +272,3 @@ def _predictions(session: Session, target_BT: Tensor) -> Iterator[Tensor]:
     session.feed(session.ids_BS[:, session.length :])
     yield session.logits
     yield from session.teacher_forced(target_BT[:, :-1])
-
-
-def _batches(pairs: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(pairs), size):
-        yield pairs[start : start + size]

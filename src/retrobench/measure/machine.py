@@ -65,6 +65,15 @@ class NotEnoughMemory(ValueError):
     """What was asked for needs more memory than is free; found before anything is allocated."""
 
 
+def require_free(need: int, free: int, what: str, where: str, fix: str) -> None:
+    """NotEnoughMemory if ``what`` needs more bytes than are free (0: unknown)."""
+    if free and need > free:
+        raise NotEnoughMemory(
+            f"{what} needs {need / 2**30:.1f} GiB but only {free / 2**30:.1f} GiB of {where} are "
+            f"free; use {fix}"
+        )
+
+
 def available_bytes() -> int:
     """Memory that this process may still take, from the operating system (0 if unknown)."""
     try:

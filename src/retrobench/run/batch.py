@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import reduce
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,15 @@ from retrobench.measure.fidelity import write_arrays
 from retrobench.measure.machine import reset_peak
 from retrobench.measure.probe import CountingProbe
 from retrobench.run import rows, timed
-from retrobench.run.context import OpenSession, RunContext
+from retrobench.run.context import RunContext
 from retrobench.run.conversation import Conversation
-from retrobench.run.failures import failure
 from retrobench.run.shared import SharedPrefill
 from retrobench.run.spec import RunSpec
 from retrobench.store.results import OK
 from retrobench.tasks.prompt import EncodedPrompt, PromptTooLong
 from retrobench.tasks.trace import TraceTask
 
+OpenSession = Callable[..., Session]
 GRAPH_CHECK_STEPS = 8  # how often the host looks for the end of an answer on a GPU
 
 
@@ -45,9 +45,30 @@ def run_batch(cells: Sequence[RunContext], samples: list[Sample]) -> None:
     ready = [asked for sample in samples if (asked := _encode(cells, sample))]
     if not ready:
         return
-    shared = SharedPrefill(lambda: _prefill(cells, ready), sum(map(_uses, cells)), len(cells))
+    sessions = sum(SESSIONS[part] for run in cells for part in _parts(run))
+    shared = SharedPrefill(lambda: _prefill(cells, ready), sessions, len(cells))
     for run in cells:
-        for row in _rows(run, ready, shared):
+        open_session = partial(run.open_session, shared)
+        try:
+            compared = _compare(run, ready, open_session) if "fidelity" in _parts(run) else None
+            if "record" in _parts(run):
+                found = _record(run, ready, open_session)
+            elif compared is not None and "score" not in _parts(run):
+                found = _unscored(run, ready, compared)
+            else:
+                found = _answered(run, ready, open_session)
+            if compared is not None:  # of a whole conversation: in the row of its first turn
+                for row, one in zip(found, compared.rows, strict=False):
+                    row["fidelity"] = one
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            found = [
+                rows.failed(run, turn, error, **rows.prompt_fields(asked.prompt))
+                for asked in ready
+                for turn in asked.turns
+            ]
+        for row in found:
             run.write({**row, **shared.fields()} if row["status"] == OK else row)
 
 
@@ -68,25 +89,23 @@ def _encode(cells: Sequence[RunContext], sample: Sample) -> Conversation | None:
     return None
 
 
-def _uses(run: RunContext) -> int:
-    """Sessions that a cell opens on one prompt."""
-    if _records(run):
-        return 1
-    parts, uses = run.spec.measure.parts, 0
-    if "fidelity" in parts:
-        uses += 2  # the reference run and the method alone
-    if "score" in parts or "latency" in parts:
-        uses += 2 if "latency" in parts else 1  # times and counts are taken apart
-    return uses
+SESSIONS = {
+    "record": 1,
+    "score": 1,
+    "latency": 2,  # times and counts are taken apart
+    "fidelity": 2,  # the reference run and the method alone
+}
 
 
-def _records(run: RunContext) -> bool:
-    return isinstance(run.task, TraceTask) and not run.task.config.replay
+def _parts(run: RunContext) -> tuple[str, ...]:
+    """What is done with a prompt in this cell: keys of ``SESSIONS``, its number of sessions."""
+    if isinstance(run.task, TraceTask) and not run.task.config.replay:
+        return ("record",)
+    return run.spec.measure.parts
 
 
-def _needs(cells: Sequence[RunContext]) -> Needs:
-    found = [TraceRecorder.needs if _records(run) else run.needs for run in cells]
-    return reduce(Needs.__or__, found)
+def _needs(run: RunContext) -> Needs:
+    return TraceRecorder.needs if "record" in _parts(run) else run.spec.method_class.needs
 
 
 def _prefill(cells: Sequence[RunContext], ready: list[Conversation]) -> PrefilledPrompt:
@@ -99,7 +118,7 @@ def _prefill(cells: Sequence[RunContext], ready: list[Conversation]) -> Prefille
         run.loaded.identity,
         [asked.prompt.ids for asked in ready],
         clock=run.clock,
-        needs=_needs(cells),
+        needs=reduce(Needs.__or__, map(_needs, cells)),
         chunk_tokens=engine.chunk_tokens,
         tail_tokens=_tail_tokens(run.spec, ready[0].prompt),
         room=max(_room(run, ready) for run in cells),
@@ -109,9 +128,9 @@ def _prefill(cells: Sequence[RunContext], ready: list[Conversation]) -> Prefille
 
 def _room(run: RunContext, ready: list[Conversation]) -> int:
     """Tokens that a session of a cell may add to the prompt."""
-    if _records(run):
+    if "record" in _parts(run):
         return run.task.config.steps
-    if "score" in run.spec.measure.parts or "latency" in run.spec.measure.parts:
+    if _parts(run) != ("fidelity",):
         return max(asked.new_tokens for asked in ready)
     return fidelity.new_tokens(run.spec.measure.steps, ready[0].follow_ups)
 
@@ -124,99 +143,67 @@ def _tail_tokens(spec: RunSpec, prompt: EncodedPrompt) -> int:
     return prompt.num_tokens - prompt.context_tokens
 
 
-def _rows(
-    run: RunContext, ready: list[Conversation], shared: SharedPrefill
-) -> Iterator[dict[str, Any]]:
-    try:
-        open_session = run.opener(shared)
-        if isinstance(run.task, TraceTask) and _records(run):
-            yield from _record(run, run.task, ready, open_session)
-            return
-        parts = run.spec.measure.parts
-        if run.spec.model.source == "trace" and parts != ("fidelity",):
-            raise ValueError("a trace has no answers to score: use measure=fidelity")
-        compared = _compare(run, ready, open_session) if "fidelity" in parts else None
-        if compared is None or "score" in parts:
-            found = _answered(run, ready, open_session)
-        else:
-            fields = rows.session_fields(compared.generation, compared.counts, len(ready), run)
-            found = [
-                rows.row(run, turn, OK, **rows.prompt_fields(asked.prompt), **fields)
-                for asked in ready
-                for turn in asked.turns
-            ]
-        if compared is not None:  # of a whole conversation: in the row of its first turn
-            for row, one in zip(found, compared.rows, strict=False):
-                row["fidelity"] = one
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        status, message = failure(error)
-        for asked in ready:
-            fields = rows.prompt_fields(asked.prompt)
-            for turn in asked.turns:
-                yield rows.row(run, turn, status, message=message, **fields)
-        return
-    yield from found
-
-
 def _answered(
     run: RunContext, ready: list[Conversation], open_session: OpenSession
 ) -> list[dict[str, Any]]:
     """Rows of the first turns, then of the later ones of a conversation (batch 1)."""
-    spec, first = run.spec, ready[0]
-    timed = spec.measure.name == "latency"
+    if run.spec.model.source == "trace":
+        raise ValueError("a trace has no answers to score: use measure=fidelity")
+    engine, first, talk = run.spec.engine, ready[0], run.spec.protocol.name == "multi_turn"
+    timed = run.spec.measure.name == "latency"
     new_tokens = max(asked.new_tokens for asked in ready)
-    reset_peak(str(run.loaded.model.device))
-    probe, counts = CountingProbe(counting=not timed), []
-    executor = spec.engine.executor if spec.engine.temperature == 0 else "eager"
-    answers: list[tuple[Generation, int]] = []
-    with open_session(new_tokens, probe=probe, executor=executor) as session:
-        for result, before in _turns(run, session, ready):
-            answers.append((result, before))
-            if not timed:
-                counts.append(_counts(probe, session, result.decode_steps))
-    if timed:
-        steps = [result.decode_steps for result, _ in answers]
-        counts = _count_again(open_session, new_tokens, session.stepped, steps)
-    found, extra = [], {"executor": session.executor.name}
-    fields = rows.session_fields(answers[0][0], counts[0], len(ready), run) | extra
-    for index, asked in enumerate(ready):
-        fields |= rows.prompt_fields(asked.prompt)
-        found.append(rows.scored(run, asked.sample, answers[0][0], index, fields))
-    for turn, (result, before) in enumerate(answers[1:], 1):
-        fields = rows.session_fields(result, counts[turn], 1, run) | extra
-        fields |= rows.prompt_fields(first.prompt)
-        fields |= {"prompt_tokens": before, "prompt_hash": first.hash_of(turn)}
-        found.append(rows.scored(run, first.turns[turn], result, 0, fields))
-    return found
-
-
-def _turns(
-    run: RunContext, session: Session, ready: list[Conversation]
-) -> Iterator[tuple[Generation, int]]:
-    """Each turn's answer, and how many tokens came before it."""
-    engine, first = run.spec.engine, ready[0]
-    talk = run.spec.protocol.name == "multi_turn"
-    on_gpu = session.ids_BS.is_cuda
+    device = run.loaded.model.device
+    reset_peak(str(device))
     decoding = Decoding(
         max_new_tokens=max(asked.sample.max_new_tokens for asked in ready),
         temperature=engine.temperature,
         top_p=engine.top_p,
         seed=engine.seed,
         # tokens beyond an answer's end would stay in a conversation
-        check_every=GRAPH_CHECK_STEPS if on_gpu and not talk else 1,
+        check_every=GRAPH_CHECK_STEPS if device.type == "cuda" and not talk else 1,
     )
     ends = stop_ids(run.loaded.model, run.loaded.tokenizer)
     stop = run.prompt.stopper(first.sample) if talk else None
-    result = session.generate(decoding, ends, stop)
-    yield result, session.prompt.num_tokens
-    for turn, ids in enumerate(first.follow_ups, 1):
-        run.progress.detail(f"turn {turn + 1}")
-        given = [*result.pending(), *ids]
-        before = session.length + len(given)
-        result = session.continue_generation(given, decoding, ends, stop)
-        yield result, before
+    probe, counts = CountingProbe(counting=not timed), []
+    executor = engine.executor if engine.temperature == 0 else "eager"
+    answers: list[tuple[Generation, int]] = []  # and the number of tokens before each
+    with open_session(new_tokens, probe=probe, executor=executor) as session:
+        given, before = None, session.prompt.num_tokens
+        for turn in range(len(first.turns)):
+            if turn:
+                run.progress.detail(f"turn {turn + 1}")
+                given = [*answers[-1][0].pending(), *first.follow_ups[turn - 1]]
+                before = session.length + len(given)
+            result = session.generate(decoding, ends, stop, given)
+            answers.append((result, before))
+            if not timed:
+                counts.append(_counts(probe, session, result.decode_steps))
+    if timed:
+        steps = [result.decode_steps for result, _ in answers]
+        counts = _count_again(open_session, new_tokens, session.stepped, steps)
+    return _scored(run, ready, answers, counts, session.executor.name)
+
+
+def _scored(
+    run: RunContext,
+    ready: list[Conversation],
+    answers: list[tuple[Generation, int]],
+    counts: list[dict[str, Any]],
+    executor: str,
+) -> list[dict[str, Any]]:
+    """Answers as rows: one for each prompt of the batch, or for each turn of a conversation."""
+    found, first = [], ready[0]
+    fields = rows.session_fields(answers[0][0], counts[0], len(ready), run)
+    fields["executor"] = executor
+    for index, asked in enumerate(ready):
+        own = {**fields, **rows.prompt_fields(asked.prompt)}
+        found.append(rows.scored(run, asked.sample, answers[0][0], index, own))
+    for turn, (result, before) in enumerate(answers[1:], 1):
+        own = rows.session_fields(result, counts[turn], 1, run) | {"executor": executor}
+        own |= rows.prompt_fields(first.prompt)
+        own |= {"prompt_tokens": before, "prompt_hash": first.hash_of(turn)}
+        found.append(rows.scored(run, first.turns[turn], result, 0, own))
+    return found
 
 
 def _counts(probe: CountingProbe, session: Session, steps: int) -> dict[str, Any]:
@@ -245,26 +232,36 @@ def _count_again(
 
 
 def _record(
-    run: RunContext, task: TraceTask, ready: list[Conversation], open_session: OpenSession
-) -> Iterator[dict[str, Any]]:
+    run: RunContext, ready: list[Conversation], open_session: OpenSession
+) -> list[dict[str, Any]]:
     """Rows of ``task=trace``: what was written where."""
     if run.spec.method != "full":
         raise ValueError("task=trace records full attention's trajectory: use method=full")
+    assert isinstance(run.task, TraceTask)
+    found, folder, steps = [], run.task.folder, run.task.config.steps
     for asked in ready:
         result, counts, written = record(
-            open_session,
-            run.loaded,
-            asked.sample,
-            asked.prompt,
-            task.folder,
-            steps=task.config.steps,
+            open_session, run.loaded, asked.sample, asked.prompt, folder, steps=steps
         )
         fields = {
             **rows.prompt_fields(asked.prompt),
             **rows.session_fields(result, counts, 1, run),
         }
-        where = {"path": str(task.folder), "bytes": written}
-        yield rows.row(run, asked.sample, OK, trace=where, **fields)
+        where = {"path": str(folder), "bytes": written}
+        found.append(rows.row(run, asked.sample, OK, trace=where, **fields))
+    return found
+
+
+def _unscored(
+    run: RunContext, ready: list[Conversation], compared: fidelity.Fidelity
+) -> list[dict[str, Any]]:
+    """Rows of prompts that were compared and not answered."""
+    fields = rows.session_fields(compared.generation, compared.counts, len(ready), run)
+    return [
+        rows.row(run, turn, OK, **rows.prompt_fields(asked.prompt), **fields)
+        for asked in ready
+        for turn in asked.turns
+    ]
 
 
 def _compare(

@@ -7,12 +7,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from retrobench.core.code import code_fingerprint
 from retrobench.core.task import Sample
 from retrobench.engine import loader
 from retrobench.measure.clock import utc_now
 from retrobench.measure.machine import provenance
-from retrobench.run import plan
 from retrobench.run.context import RunContext
 from retrobench.run.failures import failure, redact
 from retrobench.run.plan import PreparedRun
@@ -32,16 +30,17 @@ class Refused(ValueError):
 
 
 class OpenCell:
-    """A cell that is being run. Enter takes its lock, leaving writes its status.
+    """A cell that is being run: ``open`` takes its lock, ``finish`` and ``fail`` write its status.
 
-    ``Refused`` for what cannot run here; the cell's status keeps the reason. A cell that another
-    process runs is ``busy`` and stays closed.
+    ``run`` is there while samples may run. ``error`` is what the user must change: ``Refused`` for
+    what cannot run here, where the cell's status keeps the reason. A cell that another process
+    runs is ``busy`` and stays closed.
     """
 
     def __init__(self, store: ResultStore, prepared: PreparedRun, progress: Progress) -> None:
         self.store, self.prepared, self.progress = store, prepared, progress
-        self.result = CellResult(prepared.cell.key, prepared.labels, notes=prepared.notes)
-        self.error: Exception | None = None  # what the user must change
+        self.result = CellResult.of(prepared.summary, prepared.matched)
+        self.error: Exception | None = None
         self.run: RunContext | None = None
         self.tracker: Tracker = NullTracker()
         self._stack = ExitStack()
@@ -66,25 +65,17 @@ class OpenCell:
         except Locked as error:
             self.result.failed, self.result.message = {"busy": 1}, str(error)
             return
+        except Exception as error:
+            self.error = error
+            return
         self._report_damage()
         self.tracker = tracker
         group = spec.sweep or spec.task
-        tracker.start(key, prepared.label, prepared.cell.plain(), group, self._known.lines)
+        tracker.start(key, prepared.summary.label, prepared.cell.plain(), group, self._known.lines)
         try:
-            self.run = RunContext(
-                spec=spec,
-                cell=prepared.cell,
-                loaded=loader.resident(spec.model),
-                prompt=prepared.prompt,
-                task=prepared.task,
-                writer=writer,
-                tracker=tracker,
-                progress=self.progress,
-                result=self.result,
-                stamp=_stamp(prepared),
-            )
+            self.run = RunContext(prepared, writer, tracker, self.progress, self.result)
         except Exception as error:
-            self.fail(error)
+            self._failed(error)
 
     def _report_damage(self) -> None:
         """Say what is not as the last run left it. What is missing runs again."""
@@ -105,9 +96,10 @@ class OpenCell:
     def _check(self) -> None:
         prepared = self.prepared
         try:
-            need = plan.footprint(prepared)
+            if prepared.summary.refusal:
+                raise ValueError(prepared.summary.refusal)
             resident = loader.is_resident(prepared.spec.model)
-            check_memory(plan.summarise(prepared), need, weights=not resident)
+            check_memory(prepared.summary, prepared.summary.footprint, weights=not resident)
         except ValueError as error:
             if not self._known.rows:
                 self.store.refuse(prepared.cell, _about(prepared), *failure(error))
@@ -126,6 +118,10 @@ class OpenCell:
 
     def fail(self, error: Exception) -> None:
         """The cell as a whole failed: no more samples run."""
+        if self.run is not None:
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
         self.run = None
         if isinstance(error, ValueError):
             self.error = error
@@ -134,7 +130,7 @@ class OpenCell:
             return
         kind, self.result.message = failure(error)
         self.result.failed[kind] = self.result.failed.get(kind, 0) + 1
-        asked = plan.asked(self.prepared.spec)
+        asked = self.prepared.summary.asked
         count = attempts(self._status, asked) + 1
         trace = "".join(traceback.format_exception(error))
         self.store.keep(self.prepared.cell.key, "error.txt", redact(trace))
@@ -145,7 +141,7 @@ class OpenCell:
         """All samples ran: write the status."""
         if self.run is None:
             return
-        requests = {*self._status.get("requests", []), self.prepared.request}
+        requests = {*self._status.get("requests", []), self.prepared.summary.request}
         self._end({"requests": sorted(requests)})
 
     def _end(self, ended: dict[str, Any]) -> None:
@@ -167,21 +163,13 @@ class OpenCell:
         self._stack.close()
 
 
-def _stamp(prepared: PreparedRun) -> dict[str, Any]:
-    """What every row says: our code, and warnings about the model where there are any."""
-    code = code_fingerprint(prepared.spec.method)
-    stamp: dict[str, Any] = {"code": code, "commit": provenance()["commit"]}
-    warnings = list(prepared.model.warnings)
-    return stamp | ({"model_warnings": warnings} if warnings else {})
-
-
 def _about(prepared: PreparedRun) -> dict[str, Any]:
     spec = prepared.spec
     return {
-        "labels": prepared.labels,
+        "labels": prepared.summary.labels,
         "provenance": {**provenance(), "time": utc_now()},
-        "notes": list(prepared.notes),
-        "weight_bytes": prepared.model.weight_bytes,
+        "notes": list(prepared.summary.notes),
+        "weight_bytes": prepared.summary.weight_bytes,
         "asked": spec.requested_config,
     }
 

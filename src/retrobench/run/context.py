@@ -3,50 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
-from retrobench.core.cell import Cell
-from retrobench.core.method import Needs
-from retrobench.core.task import Sample, Task
+from retrobench.core.code import code_fingerprint
+from retrobench.core.method import Method
+from retrobench.core.task import Sample
 from retrobench.engine import loader
-from retrobench.engine.session import Session
+from retrobench.engine.session import Session, built_session
 from retrobench.measure.clock import make_clock
+from retrobench.measure.machine import provenance
+from retrobench.run.plan import PreparedRun
 from retrobench.run.progress import Progress
 from retrobench.run.shared import SharedPrefill
-from retrobench.run.spec import RunSpec
 from retrobench.run.summary import CellResult
 from retrobench.store.results import FINAL, RowWriter
-from retrobench.tasks.prompt import PromptBuilder
 from retrobench.track.base import Tracker
 
-OpenSession = Callable[..., Session]
 
-
-@dataclass(slots=True)
 class RunContext:
-    """The parts of one running cell. ``stamp`` (commit, code fingerprint) goes into every row."""
+    """A prepared run with its model loaded, and everything that its rows go to.
 
-    spec: RunSpec
-    cell: Cell
-    loaded: loader.Loaded
-    prompt: PromptBuilder
-    task: Task
-    writer: RowWriter
-    tracker: Tracker
-    progress: Progress
-    result: CellResult
-    stamp: dict[str, Any] = field(default_factory=dict)
+    ``stamp`` (code fingerprint, commit, warnings about the model) is in every row.
+    """
+
+    def __init__(
+        self,
+        prepared: PreparedRun,
+        writer: RowWriter,
+        tracker: Tracker,
+        progress: Progress,
+        result: CellResult,
+    ) -> None:
+        self.spec, self.cell = prepared.spec, prepared.cell
+        self.prompt, self.task = prepared.prompt, prepared.task
+        self.writer, self.tracker, self.progress = writer, tracker, progress
+        self.result = result
+        self.loaded = loader.resident(self.spec.model)
+        self.stamp: dict[str, Any] = {
+            "code": code_fingerprint(self.spec.method),
+            "commit": provenance()["commit"],
+        }
+        if warnings := loader.describe(self.spec.model).warnings:
+            self.stamp["model_warnings"] = list(warnings)
 
     @property
     def clock(self) -> Callable[[], float]:
         """Seconds, read when the model's device has finished."""
         return make_clock(str(self.loaded.model.device))
-
-    @property
-    def needs(self) -> Needs:
-        """What the cell's method asks of a prefill."""
-        return self.spec.method_class.needs
 
     def turns(self, sample: Sample) -> tuple[Sample, ...]:
         """What a sample asks in one session, a row each."""
@@ -54,36 +57,30 @@ class RunContext:
             return (sample,)
         return sample.turns(self.spec.protocol.turns)
 
-    def opener(self, shared: SharedPrefill) -> OpenSession:
-        """A function that opens sessions of this cell on a prefilled prompt.
+    def open_session(
+        self,
+        shared: SharedPrefill,
+        max_new_tokens: int,
+        method_class: type[Method] | None = None,
+        **options: Any,
+    ) -> Session:
+        """A session of this cell on a prefilled prompt, with further options of ``Session``.
 
-        It takes ``max_new_tokens`` and options of ``Session``; ``method_class`` replaces the
-        cell's.
+        ``method_class`` replaces the cell's.
         """
-        spec = self.spec
-
-        def open_one(max_new_tokens: int, **options: Any) -> Session:
-            prompt, last_use = shared.take()
-            settings = {
-                "budget": spec.budget,
-                "dense_layers": spec.engine.dense_layers,
-                "clock": self.clock,
-                "last_use": last_use,
-                **options,
-            }
-            method_class = settings.pop("method_class", spec.method_class)
-            session = Session(
-                self.loaded.model, method_class, spec.method_config, prompt,
-                max_new_tokens=max_new_tokens, **settings,
-            )  # fmt: skip
-            try:
-                session.build()
-            except BaseException:
-                session.close()
-                raise
-            return session
-
-        return open_one
+        prompt, last_use = shared.take()
+        return built_session(
+            self.loaded.model,
+            method_class or self.spec.method_class,
+            self.spec.method_config,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            budget=self.spec.budget,
+            dense_layers=self.spec.engine.dense_layers,
+            clock=self.clock,
+            last_use=last_use,
+            **options,
+        )
 
     def write(self, row: dict[str, Any]) -> None:
         """Put a row on disk, and everywhere that follows the cell."""

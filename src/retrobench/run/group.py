@@ -7,110 +7,131 @@ status and tracker; one that fails never stops the others.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 from retrobench.core.task import Sample
-from retrobench.run import plan
+from retrobench.run import matching, plan, remembered
 from retrobench.run.batch import run_batch
 from retrobench.run.cell import OpenCell
+from retrobench.run.context import RunContext
 from retrobench.run.plan import PreparedRun
 from retrobench.run.progress import Progress
-from retrobench.run.spec import RunSpec
-from retrobench.run.summary import CellResult, RunSummary, settled
+from retrobench.run.spec import parse_run
+from retrobench.run.summary import CellResult, settled
 from retrobench.store.results import ResultStore
 
+Outcome = CellResult | Exception
 
-def run_cell(spec: RunSpec) -> CellResult:
-    """Run what is missing of a cell. ValueError for what the user must change.
 
-    Failures of single samples become rows and the cell goes on; a failure of the cell as a whole
-    becomes its status.
+def run_cells(raws: Sequence[Mapping[str, Any]]) -> list[Outcome]:
+    """Run composed configurations, in groups that share a prefill; the outcome of each, in order.
+
+    An error is a ValueError for what the user must change. Failures of single samples become rows
+    and the cell goes on; a failure of the cell as a whole becomes its status.
     """
-    (result,) = run_cells([spec])
-    if isinstance(result, Exception):
-        raise result
-    return result
-
-
-def run_cells(
-    specs: Sequence[RunSpec], on_summary: Callable[[int, RunSummary], None] | None = None
-) -> list[CellResult | Exception]:
-    """Run cells, in groups that share a prefill; a result or an error for each, in order.
-
-    ``on_summary`` hears what each cell is, by its number.
-    """
-    results: dict[int, CellResult | Exception] = {}
+    outcomes: dict[int, Outcome] = {}
     groups: dict[tuple[str, str], list[tuple[int, PreparedRun]]] = defaultdict(list)
-    for number, spec in enumerate(specs):
+    for number, raw in enumerate(raws):
         try:
-            store = ResultStore(spec.options.results_dir)
-            store.prepare()
-            prepared = plan.prepare(spec)
-            summary = plan.summarise(prepared)
-            if on_summary is not None:
-                on_summary(number, summary)
-            found = settled(summary, store, spec.options.retry)
+            prepared, found = _prepare(raw)
         except Exception as error:
-            results[number] = error
+            outcomes[number] = error
             continue
         if found is not None:
-            results[number] = found
+            outcomes[number] = found
         else:
-            groups[spec.options.results_dir, summary.group].append((number, prepared))
+            where = prepared.spec.options.results_dir
+            groups[where, prepared.summary.group].append((number, prepared))
     for members in groups.values():
-        runs = [prepared for _, prepared in members]
-        whole = [runs] if plan.can_share(runs) else [[run] for run in runs]
-        found = [result for group in whole for result in _run_group(group)]
-        results |= {number: result for (number, _), result in zip(members, found, strict=True)}
-    return [results[number] for number in range(len(specs))]
+        together = plan.can_share([prepared for _, prepared in members])
+        for part in [members] if together else [[member] for member in members]:
+            with Group([prepared for _, prepared in part]) as group:
+                for cells, samples in group.batches():
+                    run_batch(cells, samples)
+            outcomes |= {n: cell for (n, _), cell in zip(part, group.outcomes(), strict=True)}
+    return [outcomes[number] for number in range(len(raws))]
 
 
-def _run_group(runs: list[PreparedRun]) -> list[CellResult | Exception]:
-    store, first = ResultStore(runs[0].spec.options.results_dir), runs[0]
-    title = f"{first.spec.method} {first.spec.task}"
-    title += f" and {len(runs) - 1} more" if len(runs) > 1 else ""
-    with Progress(title, first.spec.options.progress) as progress, ExitStack() as held:
-        cells: list[OpenCell | Exception] = []
-        for prepared in runs:
-            cell = OpenCell(store, prepared, progress)
-            held.callback(cell.release)
-            try:
+def _prepare(raw: Mapping[str, Any]) -> tuple[PreparedRun, CellResult | None]:
+    """A run with its knob solved, and its result if nothing is to run."""
+    spec, matched = parse_run(raw), ""
+    if spec.match is not None:
+        reference = matching.reference_config(spec, raw)
+        if reference is None:
+            key = ResultStore(spec.options.results_dir).find(str(spec.reference))
+        else:
+            (outcome,) = run_cells([reference])
+            if isinstance(outcome, Exception):
+                raise outcome
+            key = outcome.key
+        raw, matched = matching.solve(spec, raw, key)
+        spec = parse_run(raw)
+    store = ResultStore(spec.options.results_dir)
+    store.prepare()
+    prepared = plan.prepare(spec)
+    prepared.matched = matched
+    remembered.keep(raw, prepared.summary)
+    found = settled(prepared.summary, store, spec.options.retry)
+    if found is not None:
+        found.matched = matched
+    return prepared, found
+
+
+class Group:
+    """Cells of one group while they run: entering opens them, leaving writes how they ended."""
+
+    def __init__(self, runs: Sequence[PreparedRun]) -> None:
+        first = self.first = runs[0]
+        store = ResultStore(first.spec.options.results_dir)
+        title = f"{first.spec.method} {first.spec.task}"
+        title += f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+        self.progress = Progress(title, first.spec.options.progress)
+        self.cells = [OpenCell(store, prepared, self.progress) for prepared in runs]
+
+    def __enter__(self) -> Group:
+        with ExitStack() as held:
+            held.enter_context(self.progress)
+            for cell in self.cells:
+                held.callback(cell.release)
                 cell.open()
-                cells.append(cell)
-            except Exception as error:
-                cells.append(error)
-        running = [cell for cell in cells if isinstance(cell, OpenCell) and cell.run is not None]
-        try:
-            for ready, samples in _batches(first, running, progress) if running else ():
-                run_batch([cell.run for cell in ready if cell.run is not None], samples)
-        except Exception as error:  # building prompts, or what no row can hold
+            self._held = held.pop_all()
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        with self._held:
+            for cell in self.cells:
+                if error is None:
+                    cell.finish()
+                elif isinstance(error, Exception):  # building prompts, or what no row can hold
+                    cell.fail(error)
+        return isinstance(error, Exception)
+
+    def outcomes(self) -> list[Outcome]:
+        """What became of each cell."""
+        return [cell.error or cell.result for cell in self.cells]
+
+    def batches(self) -> Iterator[tuple[list[RunContext], list[Sample]]]:
+        """Batches of samples in order, each with the cells that miss just these samples."""
+        running = [cell for cell in self.cells if cell.run is not None]
+        if not running:
+            return
+        total, size = self.first.summary.num_samples, self.first.spec.engine.batch
+        self.progress.total(None if total is None else total * len(running))
+        self.progress.detail("building prompts")
+        pending: dict[OpenCell, list[Sample]] = {cell: [] for cell in running}
+        for sample in self.first.task.samples(self.first.prompt):
             for cell in running:
-                cell.fail(error)
-        for cell in running:
-            cell.finish()
-    return [cell if isinstance(cell, Exception) else (cell.error or cell.result) for cell in cells]
-
-
-def _batches(
-    first: PreparedRun, cells: list[OpenCell], progress: Progress
-) -> Iterator[tuple[list[OpenCell], list[Sample]]]:
-    """Batches of samples in order, each with the cells that miss just these samples."""
-    total, size = first.num_samples, first.spec.engine.batch
-    progress.total(None if total is None else total * len(cells))
-    progress.detail("building prompts")
-    pending: dict[OpenCell, list[Sample]] = {cell: [] for cell in cells}
-    for sample in first.task.samples(first.prompt):
-        for cell in cells:
-            if cell.wants(sample):
-                pending[cell].append(sample)
-        yield from _take_ready(pending, size)
-    yield from _take_ready(pending, 1)
+                if cell.wants(sample):
+                    pending[cell].append(sample)
+            yield from _take_ready(pending, size)
+        yield from _take_ready(pending, 1)
 
 
 def _take_ready(
     pending: dict[OpenCell, list[Sample]], size: int
-) -> Iterator[tuple[list[OpenCell], list[Sample]]]:
+) -> Iterator[tuple[list[RunContext], list[Sample]]]:
     """Take out the batches of at least ``size`` samples, equal ones together."""
     together: dict[tuple[str, ...], list[OpenCell]] = defaultdict(list)
     for cell, samples in pending.items():
@@ -120,4 +141,4 @@ def _take_ready(
         samples = pending[cells[0]]
         for cell in cells:
             pending[cell] = []
-        yield cells, samples
+        yield [cell.run for cell in cells if cell.run is not None], samples

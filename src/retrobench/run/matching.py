@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,11 +19,10 @@ from retrobench.core.registry import method_class
 from retrobench.core.spec import parse, to_plain
 from retrobench.engine import loader
 from retrobench.engine.prefill import PrefilledPrompt, prefill
-from retrobench.engine.session import Session
+from retrobench.engine.session import built_session
 from retrobench.engine.shape import kv_shape
 from retrobench.measure.clock import monotonic_s
 from retrobench.measure.probe import CountingProbe
-from retrobench.run.group import run_cell
 from retrobench.run.plan import prompt_builder
 from retrobench.run.spec import RunSpec
 from retrobench.store.results import OK, ResultStore
@@ -35,62 +33,28 @@ TRIES = 7
 _PLACEMENT = {"placement", "cache"}  # a reference lives where the method it is matched with does
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Matched:
-    """What was solved: ``knob=value`` costs ``measured`` where the reference costs ``target``."""
+def reference_config(spec: RunSpec, raw: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The configuration that ``reference=METHOD@BUDGET`` names, of the same task.
 
-    axis: str
-    reference: str
-    knob: str
-    value: str
-    target: float
-    measured: float
-
-    @property
-    def line(self) -> str:
-        """The entry of the knob table."""
-        off = self.measured / self.target - 1
-        reach = "" if abs(off) <= TOLERANCE else ", the nearest that its whole pages or heads allow"
-        return (
-            f"match={self.axis} of {self.reference[:6]}: {self.knob}={self.value}, "
-            f"{self.measured:.4g} against {self.target:.4g} ({off:+.1%}{reach})"
-        )
-
-
-def resolve(spec: RunSpec) -> tuple[RunSpec, str]:
-    """The run with its knob solved, and the line of the knob table. Runs the reference first."""
-    reference = reference_spec(spec)
-    if reference is None:
-        key = ResultStore(spec.options.results_dir).find(str(spec.reference))
-    else:
-        key = run_cell(reference).key
-    solved, found = solve(spec, key)
-    return solved, found.line
-
-
-def reference_spec(spec: RunSpec) -> RunSpec | None:
-    """The run that ``reference=METHOD@BUDGET`` names, of the same task; None for a cell key."""
+    None for a cell key. Options of placement that the run was given are the reference's too.
+    """
     name, at, budget = (spec.reference or "").partition("@")
     if not at:
         return None
-    fields = {f.name for f in dataclasses.fields(method_class(name).Config)}
-    own = {f.name: f.default for f in dataclasses.fields(spec.method_config)}
+    known = {f.name for f in dataclasses.fields(method_class(name).Config)}
     placed = {
-        name: value
-        for name, value in to_plain(spec.method_config).items()
-        if name in fields & _PLACEMENT and value != own[name]
+        f.name: getattr(spec.method_config, f.name)
+        for f in dataclasses.fields(spec.method_config)
+        if f.name in known & _PLACEMENT and getattr(spec.method_config, f.name) != f.default
     }
-    placed = {**spec.method_options.get(name, {}), **placed}
-    config = parse(method_class(name).Config, placed, "method")
-    changes = {"method": name, "method_config": config, "budget": Budget.parse(budget)}
-    requested = {**_unmatched(spec), "method": {"name": name, **placed}, "budget": budget}
-    return dataclasses.replace(
-        spec, match=None, reference=None, requested_config=requested, **changes
-    )
+    return {**_unmatched(raw), "method": {"name": name, **placed}, "budget": budget}
 
 
-def solve(spec: RunSpec, key: str) -> tuple[RunSpec, Matched]:
-    """The run with its knob set to match the cell ``key``; ValueError if there is no knob."""
+def solve(spec: RunSpec, raw: Mapping[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    """The configuration with its knob set to match the cell ``key``, and a line about it.
+
+    ValueError if there is no knob.
+    """
     assert spec.match is not None
     loaded = loader.resident(spec.model)
     prompt = prompt_builder(spec.model)
@@ -103,27 +67,18 @@ def solve(spec: RunSpec, key: str) -> tuple[RunSpec, Matched]:
         raise ValueError(f"reference={key[:6]} costs nothing on the axis {spec.match}")
     ids = prompt.encode(sample).ids
     if spec.match == "gpu_memory":
-        return _solve_memory(spec, key, loaded, len(ids), target)
-    steps = min(STEPS, row["decode_steps"])
-    prefilled = prefill(
-        loaded.model,
-        [ids],
-        clock=monotonic_s,
-        needs=spec.method_class.needs,
-        chunk_tokens=spec.engine.chunk_tokens,
-    )
-
-    def measured(tokens: int) -> float:
-        share = Budget.parse(_percent(tokens, len(ids)))
-        return _measure(dataclasses.replace(spec, budget=share), loaded, prefilled, steps)
-
-    tokens, found = search(measured, target, 1, len(ids))
-    budget = Budget.parse(_percent(tokens, len(ids)))
-    requested = {**_unmatched(spec), "budget": str(budget)}
-    solved = dataclasses.replace(
-        spec, budget=budget, match=None, reference=None, requested_config=requested
-    )
-    return solved, _matched(spec, key, "budget", str(budget), target, found)
+        knob, value, found = _solve_memory(spec, loaded, len(ids), target)
+        changes = {"method": {**raw["method"], knob: value}}
+        knob, value = f"method.{knob}", f"{value:g}"
+    else:
+        steps = min(STEPS, row["decode_steps"])
+        value, found = _solve_budget(spec, loaded, ids, steps, target)
+        knob, changes = "budget", {"budget": value}
+    off = found / target - 1
+    reach = "" if abs(off) <= TOLERANCE else ", the nearest that its whole pages or heads allow"
+    line = f"match={spec.match} of {key[:6]}: {knob}={value}, "
+    line += f"{found:.4g} against {target:.4g} ({off:+.1%}{reach})"
+    return {**_unmatched(raw), **changes}, line
 
 
 def cost(axis: str, live: dict[str, Any], footprint: dict[str, int]) -> float:
@@ -180,31 +135,38 @@ def _on_the_line(known: dict[int, float], target: float) -> int:
     return round(guess) if math.isfinite(guess) else at
 
 
-def _unmatched(spec: RunSpec) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in spec.requested_config.items()
-        if name not in {"match", "reference"}
-    }
+def _unmatched(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in raw.items() if name not in {"match", "reference"}}
 
 
-def _percent(tokens: int, context: int) -> str:
-    return f"{100 * tokens / context:.4f}%"
-
-
-def _matched(
-    spec: RunSpec, key: str, knob: str, value: str, target: float, found: float
-) -> Matched:
-    assert spec.match is not None
-    return Matched(
-        axis=spec.match, reference=key, knob=knob, value=value, target=target, measured=found
+def _solve_budget(
+    spec: RunSpec, loaded: loader.Loaded, ids: list[int], steps: int, target: float
+) -> tuple[str, float]:
+    """The budget whose measured cost is nearest to the target, and that cost."""
+    prompt = prefill(
+        loaded.model,
+        [ids],
+        clock=monotonic_s,
+        needs=spec.method_class.needs,
+        chunk_tokens=spec.engine.chunk_tokens,
     )
+
+    def budget(tokens: int) -> Budget:
+        return Budget.parse(f"{100 * tokens / len(ids):.4f}%")
+
+    def measured(tokens: int) -> float:
+        return _measure(spec, budget(tokens), loaded, prompt, steps)
+
+    tokens, found = search(measured, target, 1, len(ids))
+    return str(budget(tokens)), found
 
 
 @torch.inference_mode()
-def _measure(spec: RunSpec, loaded: loader.Loaded, prompt: PrefilledPrompt, steps: int) -> float:
+def _measure(
+    spec: RunSpec, budget: Budget, loaded: loader.Loaded, prompt: PrefilledPrompt, steps: int
+) -> float:
     probe = CountingProbe()
-    session = Session(
+    with built_session(
         loaded.model,
         spec.method_class,
         spec.method_config,
@@ -212,12 +174,10 @@ def _measure(spec: RunSpec, loaded: loader.Loaded, prompt: PrefilledPrompt, step
         probe=probe,
         clock=monotonic_s,
         max_new_tokens=steps + 1,
-        budget=spec.budget,
+        budget=budget,
         dense_layers=spec.engine.dense_layers,
         last_use=False,
-    )
-    with session:
-        session.build()
+    ) as session:
         for _ in range(steps):
             session.step(session.logits.argmax(-1, keepdim=True))
         session.report_counts()
@@ -225,26 +185,18 @@ def _measure(spec: RunSpec, loaded: loader.Loaded, prompt: PrefilledPrompt, step
 
 
 def _solve_memory(
-    spec: RunSpec, key: str, loaded: loader.Loaded, prompt_tokens: int, target: float
-) -> tuple[RunSpec, Matched]:
-    """Bytes on the device follow from the plan: the knob is a share of the method's own."""
+    spec: RunSpec, loaded: loader.Loaded, prompt_tokens: int, target: float
+) -> tuple[str, float, float]:
+    """(knob, value, bytes): bytes on the device follow from the plan, so nothing is measured."""
     method = spec.method_class
     knob = method.memory_knob
     if knob is None:
         raise ValueError(f"match=gpu_memory: method={spec.method} has no knob for it")
     shape = kv_shape(loaded.model, (0,), prompt_tokens, 128)
 
-    def configured(thousandths: int) -> Any:
-        values = {**to_plain(spec.method_config), knob: thousandths / 1000}
-        return parse(method.Config, values, "method")
-
     def held(thousandths: int) -> float:
-        return method.plan(configured(thousandths), shape, spec.budget).device
+        values = {**to_plain(spec.method_config), knob: thousandths / 1000}
+        return method.plan(parse(method.Config, values, "method"), shape, spec.budget).device
 
     value, found = search(held, target, 1, 1000)
-    config = configured(value)
-    requested = {**_unmatched(spec), "method": {"name": spec.method, **to_plain(config)}}
-    solved = dataclasses.replace(
-        spec, method_config=config, match=None, reference=None, requested_config=requested
-    )
-    return solved, _matched(spec, key, f"method.{knob}", f"{value / 1000:g}", target, found)
+    return knob, value / 1000, found

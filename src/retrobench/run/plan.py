@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import Any
 
 from retrobench.core.cell import Cell, digest
 from retrobench.core.method import Needs
-from retrobench.core.registry import method_class
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.core.spec import changed, identity, to_plain
 from retrobench.core.task import Task
@@ -36,35 +34,11 @@ class PreparedRun:
     """A run whose cell is known; the weights are not read yet."""
 
     spec: RunSpec
-    model: loader.ModelInfo
     prompt: PromptBuilder
     task: Task
     cell: Cell
-    labels: dict[str, Any]
-    request: str
-
-    @property
-    def label(self) -> str:
-        """Model, method, benchmark and whatever sets the cell apart, as one line."""
-        labels, batch = self.labels, self.spec.engine.batch
-        words = [labels["model"], labels["method"], labels["benchmark"], labels["changed"]]
-        words += [f"budget={labels['budget']}" if labels["budget"] else ""]
-        words += [f"batch={batch}" if batch > 1 else ""]
-        words += [labels["protocol"] if labels["protocol"] != "query_aware" else ""]
-        words += [labels["measure"] if labels["measure"] != "score" else ""]
-        return " ".join(word for word in words if word)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a reader of the rows must know of data and model."""
-        return (*self.task.notes(), *self.model.warnings)
-
-    @property
-    def num_samples(self) -> int | None:
-        """Samples asked for, where the task's options say so (not how many turns they have)."""
-        if self.spec.protocol.name == "multi_turn":
-            return None
-        return num_samples(self.spec.task_config)
+    summary: RunSummary
+    matched: str = ""  # how its knob was solved, if it was
 
 
 def prepare(spec: RunSpec, calibration: str | None = None) -> PreparedRun:
@@ -73,14 +47,12 @@ def prepare(spec: RunSpec, calibration: str | None = None) -> PreparedRun:
     A calibration file belongs to weights, so for a method that needs one they are read here,
     unless the caller says what to put in its place.
     """
-    if calibration is None and method_class(spec.method).needs.calibration:
+    if calibration is None and spec.method_class.needs.calibration:
         loaded = loader.resident(spec.model)
-        method = method_class(spec.method)
-        calibration = calibrated(method, spec.method_config, spec.data_root, loaded)
-    model = loader.describe(spec.model)
-    prompt = prompt_builder(spec.model)
-    task = spec.make_task()
+        calibration = calibrated(spec.method_class, spec.method_config, spec.data_root, loaded)
+    model, prompt, task = loader.describe(spec.model), prompt_builder(spec.model), spec.make_task()
     model_identity = task.model_identity() or {**model.identity, **prompt.identity}
+    cell = make_cell(spec, model_identity, task.fingerprint(prompt), calibration)
     labels = {
         "model": model_identity["name"],
         "method": spec.method,
@@ -88,17 +60,44 @@ def prepare(spec: RunSpec, calibration: str | None = None) -> PreparedRun:
         "benchmark": spec.task,  # rows carry the sub-task as `task`
         "protocol": spec.protocol.identity,
         "measure": ",".join(spec.measure.parts),
-        "budget": None if spec.budget is None else str(spec.budget),
+        "budget": cell.budget,
     }
-    return PreparedRun(
-        spec=spec,
-        model=model,
-        prompt=prompt,
-        task=task,
-        cell=make_cell(spec, model_identity, task.fingerprint(prompt), calibration),
+    request = digest({"task": identity(spec.task_config)})
+    held, refusal, attended = Footprint(), "", ""
+    try:
+        held, attended = _footprint(spec, model), _attended(spec, model)
+    except ValueError as error:
+        refusal = str(error)
+    summary = RunSummary(
+        key=cell.key,
+        label=_label(labels, spec.engine.batch),
         labels=labels,
-        request=digest({"task": identity(spec.task_config)}),
+        request=request,
+        group=_group(spec, model, cell, request),
+        # a conversation's turns are not known before
+        num_samples=None if spec.protocol.name == "multi_turn" else _num_samples(spec.task_config),
+        lengths=_lengths(spec),
+        footprint=held,
+        weight_bytes=model.weight_bytes,
+        device=model.device,
+        mapped=bool(spec.model.device_map),
+        notes=(*task.notes(), *model.warnings),
+        refusal=refusal,
+        attended=attended,
+        match="" if spec.match is None else f"match={spec.match} of {spec.reference}",
+        asked=digest(spec.requested_config),
     )
+    return PreparedRun(spec=spec, prompt=prompt, task=task, cell=cell, summary=summary)
+
+
+def _label(labels: dict[str, Any], batch: int) -> str:
+    """Model, method, benchmark and whatever sets the cell apart, as one line."""
+    words = [labels["model"], labels["method"], labels["benchmark"], labels["changed"]]
+    words += [f"budget={labels['budget']}" if labels["budget"] else ""]
+    words += [f"batch={batch}" if batch > 1 else ""]
+    words += [labels["protocol"] if labels["protocol"] != "query_aware" else ""]
+    words += [labels["measure"] if labels["measure"] != "score" else ""]
+    return " ".join(word for word in words if word)
 
 
 def _changed(spec: RunSpec) -> str:
@@ -125,22 +124,21 @@ def make_cell(
     )
 
 
-def footprint(prepared: PreparedRun) -> Footprint:
+def _footprint(spec: RunSpec, model: loader.ModelInfo) -> Footprint:
     """Bytes of the largest session; ValueError for lengths, budgets and options that cannot work.
 
     Free memory is another question: ``check_memory``.
     """
-    spec, model = prepared.spec, prepared.model
-    _check_served(prepared)
+    _check_served(spec, model)
     limit, largest = model.context_limit, Footprint()
-    for length in _lengths(prepared):
+    for length in _lengths(spec):
         if limit is not None and length > limit:
             raise ValueError(
                 f"task.length={length} is longer than the context of model "
                 f"{model.identity['name']} ({limit} tokens); use a shorter task.length or "
                 "another model"
             )
-        shape = _shape(prepared, length)
+        shape = _shape(spec, model, length)
         dense = spec.engine.dense_layers
         plan = plan_session(spec.method_class, spec.method_config, shape, spec.budget, dense)
         if spec.engine.executor == "graph":
@@ -153,9 +151,8 @@ def footprint(prepared: PreparedRun) -> Footprint:
     return largest
 
 
-def _check_served(prepared: PreparedRun) -> None:
+def _check_served(spec: RunSpec, model: loader.ModelInfo) -> None:
     """ValueError for a model, or a batch of it, that cannot be served."""
-    spec, model = prepared.spec, prepared.model
     found, needs = serve(model.meta_model), spec.method_class.needs
     if found.equal_rows and spec.engine.batch > 1:
         raise ValueError(
@@ -166,12 +163,12 @@ def _check_served(prepared: PreparedRun) -> None:
         attention_modules(model.meta_model)
 
 
-def attended_text(prepared: PreparedRun) -> str:
+def _attended(spec: RunSpec, model: loader.ModelInfo) -> str:
     """What dense layers make of a budget; empty where the plan knows of none."""
-    spec, lengths = prepared.spec, _lengths(prepared)
+    lengths = _lengths(spec)
     if spec.budget is None or not lengths:
         return ""
-    shape, own = _shape(prepared, lengths[0]), getattr(spec.method_config, "dense_layers", ())
+    shape, own = _shape(spec, model, lengths[0]), getattr(spec.method_config, "dense_layers", ())
     dense, layers = len({*spec.engine.dense_layers, *own} & {*shape.layers}), len(shape.layers)
     asked = {n: spec.budget.tokens(n, shape.kv_bytes_per_token) / n for n in lengths}
     share = dense / layers
@@ -180,89 +177,54 @@ def attended_text(prepared: PreparedRun) -> str:
     return text + ", ".join(found) if dense else ""
 
 
-def _shape(prepared: PreparedRun, length: int) -> KVShape:
+def _shape(spec: RunSpec, model: loader.ModelInfo, length: int) -> KVShape:
     """The KV cache of a session at a prompt length."""
-    spec = prepared.spec
     turns = spec.protocol.turns if spec.protocol.name == "multi_turn" else 1
     rows = (0,) * spec.engine.batch
-    shape = kv_shape(prepared.model.meta_model, rows, length, turns * _ANSWER_TOKENS)
-    return dataclasses.replace(shape, device=prepared.model.device)  # the meta model has none
+    shape = kv_shape(model.meta_model, rows, length, turns * _ANSWER_TOKENS)
+    return dataclasses.replace(shape, device=model.device)  # the meta model has none
 
 
-def prefill_group(prepared: PreparedRun) -> str:
+def _group(spec: RunSpec, model: loader.ModelInfo, cell: Cell, request: str) -> str:
     """Equal for cells whose samples start from the same prefilled prompts."""
-    spec, engine = prepared.spec, prepared.spec.engine
+    engine = spec.engine
     if engine.prefill_share == "off":
-        return prepared.cell.key
-    cell = prepared.cell.plain()
+        return cell.key
+    plain = cell.plain()
     same = {
-        "model": cell["model"],
-        "task": {**cell["task"], "request": prepared.request},
+        "model": plain["model"],
+        "task": {**plain["task"], "request": request},
         "protocol": spec.protocol.identity,
         "prefill": to_plain(spec.prefill),
         "engine": [engine.batch, engine.chunk_tokens, engine.prefill_cache_gib],
         "place": [spec.model.device, spec.model.device_map],
         "records": spec.task == "trace" and spec.measure.name != "fidelity",
     }
-    if varies(prepared.model.meta_model):  # rope factors depend on the answer's length
-        same["measure"] = cell["measure"]
+    if varies(model.meta_model):  # rope factors depend on the answer's length
+        same["measure"] = plain["measure"]
     return digest(same)
 
 
 def can_share(runs: Sequence[PreparedRun]) -> bool:
     """Whether one prefill of the longest prompt fits beside the largest method and the weights."""
-    if len(runs) < 2 or not (lengths := _lengths(runs[0])):
+    first = runs[0]
+    if len(runs) < 2 or not first.summary.lengths:
         return True
     needs = reduce(Needs.__or__, (run.spec.method_class.needs for run in runs))
-    shared = prompt_bytes(_shape(runs[0], max(lengths)), needs)
-    largest = Footprint()
-    for run in runs:
-        with contextlib.suppress(ValueError):  # refused on its own later
-            largest = max(largest, footprint(run), key=lambda entry: entry.total)
+    model = loader.describe(first.spec.model)
+    shared = prompt_bytes(_shape(first.spec, model, max(first.summary.lengths)), needs)
+    largest = max((run.summary.footprint for run in runs), key=lambda entry: entry.total)
     try:
-        weights = not loader.is_resident(runs[0].spec.model)
-        need = largest + Footprint(device=shared)
-        check_memory(summarise(runs[0]), need, weights=weights)
+        weights = not loader.is_resident(first.spec.model)
+        check_memory(first.summary, largest + Footprint(device=shared), weights=weights)
     except NotEnoughMemory:
         return False
     return True
 
 
-def _lengths(prepared: PreparedRun) -> tuple[int, ...]:
-    lengths = getattr(prepared.spec.task_config, "length", ())
+def _lengths(spec: RunSpec) -> tuple[int, ...]:
+    lengths = getattr(spec.task_config, "length", ())
     return lengths if isinstance(lengths, tuple) else (lengths,)
-
-
-def summarise(prepared: PreparedRun) -> RunSummary:
-    """The run as plain values, with what it would hold; a refusal is part of them."""
-    spec, held, refusal, attended = prepared.spec, Footprint(), "", ""
-    try:
-        held, attended = footprint(prepared), attended_text(prepared)
-    except ValueError as error:
-        refusal = str(error)
-    return RunSummary(
-        key=prepared.cell.key,
-        label=prepared.label,
-        labels=prepared.labels,
-        request=prepared.request,
-        group=prefill_group(prepared),
-        num_samples=prepared.num_samples,
-        lengths=_lengths(prepared),
-        footprint=held,
-        weight_bytes=prepared.model.weight_bytes,
-        device=prepared.model.device,
-        mapped=bool(spec.model.device_map),
-        notes=prepared.notes,
-        refusal=refusal,
-        attended=attended,
-        match="" if spec.match is None else f"match={spec.match} of {spec.reference}",
-        asked=asked(spec),
-    )
-
-
-def asked(spec: RunSpec) -> str:
-    """Hash of all options of a run that can make it fail."""
-    return digest(spec.requested_config)
 
 
 def plan_summary(spec: RunSpec) -> tuple[RunSummary, bool]:
@@ -272,10 +234,10 @@ def plan_summary(spec: RunSpec) -> tuple[RunSummary, bool]:
     """
     uncalibrated = spec.method_class.needs.calibration and not loader.is_resident(spec.model)
     prepared = prepare(spec, "not read yet" if uncalibrated else None)
-    return summarise(prepared), not uncalibrated
+    return prepared.summary, not uncalibrated
 
 
-def num_samples(config: Any) -> int | None:
+def _num_samples(config: Any) -> int | None:
     """Samples of a task, where its options say so."""
     count = getattr(config, "samples", None)
     if not count:

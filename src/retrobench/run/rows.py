@@ -11,6 +11,7 @@ from retrobench.engine.hf import stop_ids
 from retrobench.measure.clock import utc_now
 from retrobench.measure.machine import peak_bytes
 from retrobench.run.context import RunContext
+from retrobench.run.failures import failure
 from retrobench.store.results import OK
 from retrobench.tasks.prompt import EncodedPrompt
 
@@ -72,6 +73,12 @@ def _rules(run: RunContext, sample: Sample) -> dict[str, Any]:
         "max_new_tokens": sample.max_new_tokens,
         "truncate": sample.meta.get("truncate"),
     }
+
+
+def failed(run: RunContext, sample: Sample, error: BaseException, **fields: Any) -> dict[str, Any]:
+    """Row of a sample that an exception ended."""
+    status, message = failure(error)
+    return row(run, sample, status, message=message, **fields)
 
 
 def row(run: RunContext, sample: Sample, status: str, **fields: Any) -> dict[str, Any]:

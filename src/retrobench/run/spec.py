@@ -9,7 +9,7 @@ from typing import Any
 from retrobench.core.budget import Budget
 from retrobench.core.method import Method
 from retrobench.core.registry import method_class, method_names
-from retrobench.core.spec import nearest, option, parse, to_plain
+from retrobench.core.spec import option, parse, to_plain, unknown
 from retrobench.core.task import Task
 from retrobench.engine.loader import ModelConfig
 from retrobench.tasks import task_class
@@ -156,9 +156,8 @@ AXES = ("tokens", "pcie", "hbm", "gpu_memory")
 def parse_run(raw: Mapping[str, Any]) -> RunSpec:
     """The composed configuration as a RunSpec; ValueError names the option at fault."""
     for name in raw:
-        if name not in _KNOWN:
-            known = ", ".join(sorted(_KNOWN))
-            raise ValueError(f"{name}: no such option{nearest(name, _KNOWN)} Options: {known}")
+        if name not in {*_KNOWN, "hydra"}:
+            raise unknown(name, "option", sorted(_KNOWN))
     method, method_values = _named(raw, "method")
     by_method = _method_options(raw)
     method_values = {**by_method.get(method, {}), **method_values}
@@ -176,7 +175,7 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
     if protocol.name in ("query_agnostic", "multi_turn") and engine.batch > 1:
         raise ValueError(f"protocol={protocol.name} runs with engine.batch=1 only")
     flags = ("results_dir", "dry_run", "retry", "progress")
-    apart = {*flags, "tracker", "sweep", "experiment"}
+    apart = {*flags, "tracker", "sweep", "experiment", "hydra"}
     return RunSpec(
         model=parse(ModelConfig, raw.get("model", {}), "model"),
         method=method,
@@ -210,8 +209,7 @@ def _matching(raw: Mapping[str, Any]) -> dict[str, str | None]:
     if match is None:
         return {}
     if match not in AXES:
-        listed = ", ".join(AXES)
-        raise ValueError(f"match={match}: no such axis{nearest(match, AXES)} Axes: {listed}")
+        raise unknown(f"match={match}", "axis", AXES)
     if not reference:
         raise ValueError(
             "match needs reference=KEY (a cell on disk) or reference=METHOD@BUDGET (quest@5%)"
@@ -225,11 +223,8 @@ def _method_options(raw: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Options that one method of a sweep takes and the others do not have."""
     given = {name: dict(values or {}) for name, values in (raw.get("method_options") or {}).items()}
     for name in given:
-        if name not in (known := method_names()):
-            listed = ", ".join(known)
-            raise ValueError(
-                f"method_options.{name}: no such method{nearest(name, known)} {listed}"
-            )
+        if name not in method_names():
+            raise unknown(f"method_options.{name}", "method", method_names())
     return given
 
 

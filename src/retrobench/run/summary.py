@@ -7,7 +7,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from retrobench.core.shapes import Footprint
-from retrobench.measure.machine import NotEnoughMemory, available_bytes, free_device_bytes
+from retrobench.measure.machine import (
+    NotEnoughMemory,
+    available_bytes,
+    free_device_bytes,
+    require_free,
+)
 from retrobench.store.history import seconds_per_sample
 from retrobench.store.results import MAX_ATTEMPTS, ResultStore
 
@@ -57,7 +62,6 @@ class PlannedRun:
     label: str
     state: str
     key: str = ""
-    labels: dict[str, Any] = field(default_factory=dict)
     todo: int | None = 0
     weight_bytes: int = 0
     footprint: Footprint = field(default_factory=Footprint)
@@ -73,7 +77,6 @@ def plan_run(summary: RunSummary, store: ResultStore, retry: bool) -> PlannedRun
         label=summary.label,
         state="run",
         key=summary.key,
-        labels=summary.labels,
         weight_bytes=summary.weight_bytes,
         footprint=summary.footprint,
         message=summary.refusal,
@@ -115,16 +118,29 @@ class CellResult:
     failed: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     message: str = ""  # why the cell as a whole failed
+    matched: str = ""  # how its knob was solved, if it was
+
+    @classmethod
+    def of(cls, summary: RunSummary, matched: str = "") -> CellResult:
+        """Of a cell of which nothing has run yet."""
+        return cls(summary.key, summary.labels, notes=summary.notes, matched=matched)
 
     @property
     def state(self) -> str:
         """``done``, or ``failed`` if any sample failed."""
         return "failed" if self.failed else "done"
 
+    def plain(self) -> dict[str, Any]:
+        """JSON-ready values; a label in place of the labels."""
+        values = asdict(self)
+        labels = values.pop("labels")
+        label = " ".join(str(labels[name]) for name in ("model", "method", "benchmark"))
+        return {**values, "label": label, "notes": list(self.notes)}
+
 
 def settled(summary: RunSummary, store: ResultStore, retry: bool) -> CellResult | None:
     """The result of a cell that needs no run: done, or quarantined; None for another one."""
-    result = CellResult(summary.key, summary.labels, notes=summary.notes)
+    result = CellResult.of(summary)
     if summary.match:
         return None
     if is_done(summary, store):
@@ -166,22 +182,14 @@ def attempts(status: Mapping[str, Any], asked: str) -> int:
 def check_memory(summary: RunSummary, need: Footprint, *, weights: bool) -> None:
     """NotEnoughMemory if the cache (and weights that are not loaded) is more than is free."""
     weight_bytes = summary.weight_bytes if weights else 0
-    host, free = need.pinned + need.host, available_bytes()
+    what = f"the KV cache of method={summary.labels['method']} with its model"
+    fix, host = "a smaller task.length or engine.batch", need.pinned + need.host
     if summary.device == "cpu":
         host = need.total + weight_bytes
     elif not summary.mapped:  # several devices share a mapped model
-        free_device = free_device_bytes(summary.device)
-        _enough(summary, need.device + weight_bytes, free_device, f"of {summary.device}")
-    _enough(summary, host, free, "of memory")
-
-
-def _enough(summary: RunSummary, need: int, free: int, where: str) -> None:
-    if free and need > free:
-        raise NotEnoughMemory(
-            f"method={summary.labels['method']} needs {need / 2**30:.1f} GiB for its KV cache and "
-            f"the model but only {free / 2**30:.1f} GiB {where} are free; use a shorter "
-            "task.length or engine.batch"
-        )
+        free = free_device_bytes(summary.device)
+        require_free(need.device + weight_bytes, free, what, summary.device, fix)
+    require_free(host, available_bytes(), what, "memory", fix)
 
 
 def _seconds(summary: RunSummary, store: ResultStore) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 from retrobench.core.method import Needs
@@ -12,10 +12,9 @@ from retrobench.engine.prefill import PrefilledPrompt, prefill
 from retrobench.engine.session import plan_session
 from retrobench.engine.shape import kv_shape
 from retrobench.evaluate import machine, speed
-from retrobench.measure.machine import NotEnoughMemory, available_bytes
+from retrobench.measure.machine import available_bytes, require_free
 from retrobench.run import rows
 from retrobench.run.context import RunContext
-from retrobench.run.failures import failure
 from retrobench.run.shared import SharedPrefill
 from retrobench.store.results import OK
 
@@ -29,8 +28,7 @@ def run_sample(cells: Sequence[RunContext], sample: Sample) -> None:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
-            status, message = failure(error)
-            row = rows.row(run, sample, status, message=message)
+            row = rows.failed(run, sample, error)
         run.write(row)
 
 
@@ -50,7 +48,7 @@ def _measured(run: RunContext, sample: Sample, shared: SharedPrefill) -> dict[st
     )
     if spec.task_config.shape == "model":
         _check_memory(run, sample)
-    found = speed.measure(asked, sample, run.opener(shared), run.progress.detail)
+    found = speed.measure(asked, sample, partial(run.open_session, shared), run.progress.detail)
     return found | (shared.fields() if spec.task_config.shape == "model" else {})
 
 
@@ -61,13 +59,10 @@ def _check_memory(run: RunContext, sample: Sample) -> None:
     shape = kv_shape(model, rows, sample.length, new_tokens)
     method, dense = spec.method_class, spec.engine.dense_layers
     need = plan_session(method, spec.method_config, shape, spec.budget, dense)
-    host, free = need.total - (need.device if model.device.type == "cuda" else 0), available_bytes()
-    if free and host > free:
-        raise NotEnoughMemory(
-            f"method={spec.method} with {sample.length} tokens x {len(rows)} needs "
-            f"{host / 2**30:.1f} GiB of host memory but {free / 2**30:.1f} GiB are free; use a "
-            "smaller task.context or task.batch"
-        )
+    host = need.total - (need.device if model.device.type == "cuda" else 0)
+    what = f"method={spec.method} with {sample.length} tokens x {len(rows)}"
+    fix = "a smaller task.context or task.batch"
+    require_free(host, available_bytes(), what, "memory", fix)
 
 
 def _prefill_random(cells: Sequence[RunContext], sample: Sample) -> PrefilledPrompt:
@@ -77,7 +72,7 @@ def _prefill_random(cells: Sequence[RunContext], sample: Sample) -> PrefilledPro
         run.loaded.model,
         speed.random_prompts(run.loaded, run.spec.task_config, sample),
         clock=run.clock,
-        needs=reduce(Needs.__or__, (cell.needs for cell in cells)),
+        needs=reduce(Needs.__or__, (cell.spec.method_class.needs for cell in cells)),
         chunk_tokens=run.spec.engine.chunk_tokens,
         room=sample.max_new_tokens + speed.COUNTED_STEPS,
         on_chunk=lambda done: run.progress.detail(f"prefill {done}"),

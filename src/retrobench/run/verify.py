@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from retrobench.core.code import code_fingerprint
-from retrobench.engine import loader
 from retrobench.measure.clock import utc_now
 from retrobench.measure.machine import commit
 from retrobench.run import plan
@@ -74,19 +73,10 @@ def verify(store: ResultStore, key: str, count: int, seed: int = 0) -> dict[str,
 
 
 def _again(prepared: plan.PreparedRun, wanted: set[str]) -> list[dict[str, Any]]:
-    kept, spec = _Kept(), prepared.spec
-    with Progress(f"verify {prepared.label}", False) as progress:
-        run = RunContext(
-            spec=spec,
-            cell=prepared.cell,
-            loaded=loader.resident(spec.model),
-            prompt=prepared.prompt,
-            task=prepared.task,
-            writer=kept,
-            tracker=NullTracker(),
-            progress=progress,
-            result=CellResult(prepared.cell.key, prepared.labels),
-        )
+    kept = _Kept()
+    with Progress(f"verify {prepared.summary.label}", False) as progress:
+        result = CellResult.of(prepared.summary)
+        run = RunContext(prepared, kept, NullTracker(), progress, result)
         for sample in prepared.task.samples(prepared.prompt):
             if sample.id in wanted:
                 run_batch([run], [sample])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from retrobench.core.spec import nearest
+from retrobench.core.spec import unknown
 from retrobench.core.task import Task
 
 _TASKS = {
@@ -28,7 +28,6 @@ def task_names() -> list[str]:
 def task_class(name: str) -> type[Task]:
     """The benchmark's class, imported now. ValueError if there is none of that name."""
     if name not in _TASKS:
-        known = ", ".join(task_names())
-        raise ValueError(f"task={name}: no such task{nearest(name, _TASKS)} Tasks: {known}")
+        raise unknown(f"task={name}", "task", task_names())
     module, _, attribute = _TASKS[name].partition(":")
     return getattr(importlib.import_module(module), attribute)

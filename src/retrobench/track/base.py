@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from retrobench.core.spec import nearest, parse
+from retrobench.core.spec import parse, unknown
 
 
 class Tracker(Protocol):
@@ -43,5 +43,4 @@ def make_tracker(options: Mapping[str, Any]) -> Tracker:
         from retrobench.track.wandb import WandbConfig, WandbTracker
 
         return WandbTracker(parse(WandbConfig, values, "tracker"))
-    known = ("none", "wandb")
-    raise ValueError(f"tracker={name}: no such tracker{nearest(name, known)} Trackers: none, wandb")
+    raise unknown(f"tracker={name}", "tracker", ("none", "wandb"))

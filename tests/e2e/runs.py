@@ -1,0 +1,62 @@
+"""Runs on the constructed model: as jobs of this process, or as sweeps of another."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from retrobench.cli import app as cli
+from retrobench.store.results import ResultStore
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["task.tasks=[niah_single_2]", "task.length=1200", "task.samples=2", "model=constructed"]
+MEASURED = {"time", "peak_bytes", "prefill_shared_by"}  # of a row, beside what ends in _s
+
+
+def start(results, *arguments):
+    command = [sys.executable, str(ROOT / "run.py"), "-m", *SMALL, f"results_dir={results}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [*command, *arguments], stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=environment
+    )
+
+
+def rows_of(results):
+    """How often each sample was written, by cell."""
+    counts = collections.Counter()
+    for path in Path(results).glob("*/rows.jsonl"):
+        for line in path.read_text().splitlines():
+            counts[path.parent.name, json.loads(line)["sample"]] += 1
+    return counts
+
+
+def config(results, **changes):
+    raw = {
+        "model": {"name": "constructed", "source": "constructed"},
+        "method": {"name": "retroinfer"},
+        "task": {"name": "ruler", "tasks": ["niah_single_2"], "length": 1200, "samples": 2},
+        "results_dir": str(results),
+        "progress": False,
+    }
+    return {**raw, **changes}
+
+
+def sweep(results, methods, **changes):
+    """Cells that differ in their method, run as one sweep's unit."""
+    raws = [config(results, method=method, **changes) for method in methods]
+    return cli.run_jobs(raws)
+
+
+def comparable(results, key):
+    rows = ResultStore(results).read(key).rows
+    for row in rows.values():
+        for name in [name for name in row if name.endswith("_s") or name in MEASURED]:
+            row.pop(name)
+        row["live"].pop("span_s")
+        row["method_stats"].pop("backend_ms", None)
+    return rows
