@@ -25,6 +25,8 @@ _FAST = {"cpu": "cpu", "cuda": "triton"}
 _COMMON = {"cpu": "retrobench_kernels.native", "triton": "retrobench_kernels.triton_common"}
 _VARIABLE = "RETROBENCH_KERNELS"
 
+_used: dict[tuple[str, str], None] = {}  # (op, form), in the order of their first use
+
 P = ParamSpec("P")
 Result = TypeVar("Result")
 Bundle = TypeVar("Bundle")
@@ -55,9 +57,9 @@ class Op(Generic[P, Result]):
         """The result of the form that fits."""
         if self.fields is not None:
             bundle = self.fields(*args, **kwargs)
-            return self._fitting(bundle[self.place])(bundle)
+            return self._noted(bundle[self.place])(bundle)
         tensor: Any = args[self.place] if self.place < len(args) else kwargs[self.key]
-        return self._fitting(tensor)(*args, **kwargs)
+        return self._noted(tensor)(*args, **kwargs)
 
     def reference(self, *args: P.args, **kwargs: P.kwargs) -> Result:
         """The result in plain torch."""
@@ -78,6 +80,12 @@ class Op(Generic[P, Result]):
 
         return call
 
+    def _noted(self, tensor: Tensor) -> Callable[..., Result]:
+        """The form that will run for this tensor; ``forms_used`` tells it."""
+        form = self._fitting(tensor)
+        _used[self.name, form.__module__.rpartition(".")[2]] = None
+        return form
+
     def _fitting(self, tensor: Tensor) -> Callable[..., Result]:
         """The fast form for this tensor, or plain torch."""
         choice = os.environ.get(_VARIABLE, "auto")
@@ -89,6 +97,24 @@ class Op(Generic[P, Result]):
             return self.plain
         form, unsupported = _form(self.folder, self.name, kind)
         return self.plain if form is None or unsupported(tensor) is not None else form
+
+
+def forms_used() -> dict[str, str]:
+    """Form (cpu: C++, triton, naive: plain torch) of each op that ran since the last call.
+
+    An op that ran in several has them joined by ``+``.
+    """
+    found: dict[str, str] = {}
+    for name, form in _used:
+        found[name] = f"{found[name]}+{form}" if name in found else form
+    _used.clear()
+    return found
+
+
+def prepare(device: str) -> None:
+    """Build and load what ops on a device need, so that no measured time holds a compilation."""
+    if device == "cpu" and os.environ.get(_VARIABLE, "auto") == "auto":
+        importlib.import_module(_COMMON["cpu"]).library()
 
 
 def op(reference: Callable[P, Result]) -> Op[P, Result]:

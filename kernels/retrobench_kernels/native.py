@@ -2,7 +2,8 @@
 
 The library is cached under a hash of sources, compiler, flags and CPU features, in
 ``RETROBENCH_CACHE``, else ``XDG_CACHE_HOME/retrobench``, else ``~/.cache/retrobench``. A fresh
-build must agree with the plain torch ops before it is kept. Without a compiler the plain torch
+build must agree with the plain torch ops before it is kept; a file that is no longer what was kept
+is built again. Without a compiler the plain torch
 ops run, which is said once.
 """
 
@@ -82,13 +83,25 @@ def load() -> ctypes.CDLL:
     compiler = _compiler()
     command = [*compiler, *FLAGS, *_native_flags()]
     path = cache_dir() / f"{_key(command)}.so"
-    if not path.exists():
+    if not _is_whole(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.exists():
+            if not _is_whole(path):
                 _build(command, path)
     return _open(path)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a library is what was built: to open a damaged one could end the process."""
+    try:
+        return path.with_suffix(".sha256").read_text("ascii") == _hash(path)
+    except (OSError, ValueError):
+        return False
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _open(path: Path) -> ctypes.CDLL:
@@ -126,6 +139,8 @@ def _build(command: list[str], path: Path) -> None:
         wrong = selfcheck.disagreements(_open(made))
         if wrong:
             raise BuildError(f"the built kernels disagree with plain torch: {', '.join(wrong)}")
+        path.unlink(missing_ok=True)
+        path.with_suffix(".sha256").write_text(_hash(made), "ascii")
         made.replace(path)
 
 

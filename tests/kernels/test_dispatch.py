@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 import torch
-from retrobench_kernels import dispatch
+from retrobench_kernels import dispatch, native
 from retrobench_kernels.cluster_select import cluster_select
 from retrobench_kernels.page_select import best_pages, page_select
 from retrobench_kernels.wave_attention import wave_attention
@@ -38,6 +38,19 @@ def test_a_wrong_argument_is_named():
     limits = {"max_selected": 3, "newest": True}
     with pytest.raises(TypeError, match="PageSelectArgs.* 'oldest'"):
         page_select(*[torch.zeros(1, 1, 1, 5)] * 5, **limits, oldest=True)
+
+
+def test_the_forms_that_ran_are_told_once(monkeypatch):
+    dispatch.forms_used()
+    low, q = torch.zeros(1, 1, 9, 5), torch.randn(1, 2, 5)  # a head dim for plain torch alone
+    inputs = (q, low, low, torch.tensor([9]), torch.tensor([3]))
+    page_select(*inputs, max_selected=3, newest=True)
+    assert dispatch.forms_used()["page_select"] == "naive"
+    assert dispatch.forms_used() == {}
+    fast = "cpu" if native.library() is not None else "naive"
+    low, q = torch.zeros(1, 1, 9, 64), torch.randn(1, 2, 64)
+    page_select(q, low, low, *inputs[3:], max_selected=3, newest=True)
+    assert dispatch.forms_used()["page_select"] == fast
 
 
 def test_a_form_that_does_not_exist_is_none():

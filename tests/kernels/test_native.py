@@ -9,6 +9,8 @@ import torch
 from retrobench_kernels import native, selfcheck
 from retrobench_kernels.dense_decode import dense_decode
 
+_ORIGINAL = native.cache_dir().parent
+
 
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
@@ -38,6 +40,39 @@ def test_a_build_that_disagrees_is_not_kept(fresh, monkeypatch):
     with pytest.raises(native.BuildError, match="disagree with plain torch: dense float32"):
         native.load()
     assert not list(fresh.rglob("*.so"))
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
+@pytest.mark.parametrize("damage", ["empty", "short", "text", "one byte", "no checksum"])
+def test_a_damaged_library_is_built_again(fresh, monkeypatch, damage):
+    """The build is replaced by a copy of the library that this machine has."""
+    built = []
+
+    def build(command, path):
+        built.append(path)
+        path.unlink(missing_ok=True)  # it may be in use
+        path.write_bytes(whole)
+        path.with_suffix(".sha256").write_text(native._hash(path))
+
+    with monkeypatch.context() as patch:
+        patch.setenv("RETROBENCH_CACHE", str(_ORIGINAL))
+        (path,) = [p for p in native.cache_dir().glob("*.so") if native._is_whole(p)][:1]
+        whole = path.read_bytes()
+    monkeypatch.setattr(native, "_build", build)
+    native.load()
+    (path,) = built
+    if damage == "no checksum":
+        path.with_suffix(".sha256").unlink()
+    else:
+        middle = len(whole) // 2
+        flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+        damaged = {"empty": b"", "short": whole[:middle], "text": b"x", "one byte": flipped}
+        path.unlink()  # the one in use stays as it is
+        path.write_bytes(damaged[damage])
+    native.library.cache_clear()
+    assert native.library() is not None and len(built) == 2
+    native.load()
+    assert len(built) == 2
 
 
 def test_kernels_can_be_turned_off(monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from retrobench.engine.context import set_rope
 from retrobench.engine.model_config import ModelConfig
+from retrobench.engine.weights import architecture, read_weights, readable
 from retrobench.fetch import digests
 from retrobench.fetch.models import fetched, from_gguf
 
@@ -34,11 +34,9 @@ def describe(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, Any, str]:
     pinned = None
     if (made := _made(config)) is not None:
         pinned = made[1]
-    with _missing(config):
+    with _missing(config), readable(source or config.config_json):
         if config.config_json and config.weights == "random":
-            values = json.loads(config.config_json)
-            model_config = AutoConfig.for_model(values.pop("model_type"), **values)
-            source = ""
+            model_config, source = architecture(config.config_json), ""
         else:
             model_config = AutoConfig.from_pretrained(source, **common)
         set_rope(model_config, config.rope_scaling)
@@ -54,7 +52,8 @@ def describe(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, Any, str]:
             from retrobench.engine.embedded.tokenizer import build_tokenizer
 
             tokenizer = build_tokenizer()
-    return build_meta_model(model_config, dtype, config.trust_remote_code), tokenizer, revision
+        meta_model = build_meta_model(model_config, dtype, config.trust_remote_code)
+    return meta_model, tokenizer, revision
 
 
 def load(config: ModelConfig, dtype: torch.dtype, described: Any) -> PreTrainedModel:
@@ -65,9 +64,7 @@ def load(config: ModelConfig, dtype: torch.dtype, described: Any) -> PreTrainedM
     if config.device_map:
         common["device_map"] = config.device_map
     with _missing(config):
-        return AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, **common
-        )
+        return read_weights(source, dtype=dtype, **common)
 
 
 def _source(config: ModelConfig) -> tuple[str, dict[str, Any]]:

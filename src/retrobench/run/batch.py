@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from retrobench_kernels.dispatch import forms_used
 
 from retrobench.core.method import Needs
 from retrobench.core.task import Sample
@@ -48,6 +49,7 @@ def run_batch(cells: Sequence[RunContext], samples: list[Sample]) -> None:
     sessions = sum(SESSIONS[part] for run in cells for part in _parts(run))
     shared = SharedPrefill(lambda: _prefill(cells, ready), sessions, len(cells))
     for run in cells:
+        forms_used()  # forget those of the cell before
         open_session = partial(run.open_session, shared)
         try:
             compared = _compare(run, ready, open_session) if "fidelity" in _parts(run) else None
@@ -68,8 +70,9 @@ def run_batch(cells: Sequence[RunContext], samples: list[Sample]) -> None:
                 for asked in ready
                 for turn in asked.turns
             ]
+        extra = {"kernels": forms_used(), **shared.fields()}
         for row in found:
-            run.write({**row, **shared.fields()} if row["status"] == OK else row)
+            run.write({**row, **extra} if row["status"] == OK else row)
 
 
 def _encode(cells: Sequence[RunContext], sample: Sample) -> Conversation | None:

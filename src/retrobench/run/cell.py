@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from retrobench_kernels.dispatch import prepare as prepare_kernels
+
 from retrobench.core.task import Sample
 from retrobench.engine import loader
 from retrobench.measure.clock import utc_now
@@ -73,6 +75,7 @@ class OpenCell:
         group = spec.sweep or spec.task
         tracker.start(key, prepared.summary.label, prepared.cell.plain(), group, self._known.lines)
         try:
+            prepare_kernels(prepared.summary.device)
             self.run = RunContext(prepared, writer, tracker, self.progress, self.result)
         except Exception as error:
             self._failed(error)

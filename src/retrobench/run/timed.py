@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from functools import partial, reduce
 from typing import Any
 
+from retrobench_kernels.dispatch import forms_used
+
 from retrobench.core.method import Needs
 from retrobench.core.task import Sample
 from retrobench.engine.prefill import PrefilledPrompt, prefill
@@ -23,8 +25,10 @@ def run_sample(cells: Sequence[RunContext], sample: Sample) -> None:
     """A row of the sample in every cell."""
     shared = SharedPrefill(lambda: _prefill_random(cells, sample), len(cells), len(cells))
     for run in cells:
+        forms_used()  # forget those of the cell before
         try:
-            row = rows.row(run, sample, OK, **_measured(run, sample, shared))
+            found = _measured(run, sample, shared)
+            row = rows.row(run, sample, OK, **found, kernels=forms_used())
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:

@@ -24,7 +24,7 @@ NUMBERS = (
 ).split()
 COUNTED = ("live", "footprint", "peak_bytes")  # nested, of numbers alone
 _TEXTS = ("task", "prediction", "message", "prompt_hash", "code", "time")
-OBJECTS = ("meta", "rules", "method_stats", "fidelity", *COUNTED)
+OBJECTS = ("meta", "rules", "method_stats", "fidelity", "kernels", *COUNTED)
 _DIGEST = b', "digest": "'
 _TAIL_BYTES = len(_DIGEST) + 16 + len(b'"}')
 
