@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 RUN := $(BIN)/python run.py
-DEMO := -m method=full,retroinfer,oracle_topk,random task=ruler
+DEMO := -m method=full,retroinfer,quest,oracle_topk,random budget=10% task=ruler
+DEMO += 'task.tasks=[niah_single_2,niah_multikey_1]' 'task.length=[2048,4096]' task.samples=1
 
 .PHONY: help setup demo test check figures options gpu-test gpu-bench
 
@@ -22,8 +23,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/retrobench fetch smollm2
 	@touch $@
 
-demo: $(STAMP) ## full attention, RetroInfer and the controls on RULER 
-	$(RUN) $(DEMO) model=constructed task.length=4096 task.samples=1
+demo: $(STAMP) ## full attention, RetroInfer, Quest and two controls on RULER with SmolLM2
+	$(RUN) $(DEMO)
 	$(BIN)/python scripts/plots.py ruler_scores
 
 test: $(STAMP) ## run the tests (CPU, offline)

@@ -13,7 +13,7 @@ from retrobench.core.registry import method_class, method_names
 from retrobench.core.shapes import KVShape
 from retrobench.core.spec import parse
 from retrobench.engine import hf, loader
-from retrobench.engine.loader import ModelConfig
+from retrobench.engine.model_config import ModelConfig
 from retrobench.engine.prefill import prefill
 from retrobench.engine.queries import weights_id
 from retrobench.engine.session import open_session

@@ -17,7 +17,12 @@ from retrobench.run.failures import redact
 from retrobench.store.results import ResultStore
 
 ROOT = Path(__file__).resolve().parents[2]
-RULER = {"name": "ruler", "tasks": ["niah_single_2", "vt"], "length": 1400, "samples": 2}
+RULER = {
+    "name": "ruler",
+    "tasks": ["niah_single_2", "niah_multikey_1"],
+    "length": 1400,
+    "samples": 2,
+}
 
 
 def job(results, **changes):
@@ -50,7 +55,6 @@ def test_rows_say_what_happened(tmp_path):
     assert good["live"]["bytes_per_step"]["kv"] > 0 and good["footprint"]["device"] > 0
     assert good["prefill_s"] > 0 and good["seal_s"] > 0 and good["peak_bytes"]["process"] > 0
     assert good["meta"]["stand_in"] and good["prompt_tokens"] <= 1400
-    assert rows["vt/1400/0"]["status"] == "ok" and rows["vt/1400/0"]["score"] < 1
     about = ResultStore(tmp_path).cell(outcome["key"])
     assert about["provenance"]["versions"]["torch"] and "commit" in about["provenance"]
 
@@ -88,7 +92,7 @@ def test_a_nan_is_a_row_and_the_next_run_tries_again(tmp_path, monkeypatch):
     original = weight.detach().clone()
     weight.data[5, 5] = torch.nan
     outcome = job(tmp_path)
-    assert outcome["failed"] == {"nan": 2}
+    assert outcome["failed"] == {"nan": 4}
     weight.data.copy_(original)
     assert job(tmp_path)["failed"] == {} and job(tmp_path)["ran"] == 0
 
@@ -250,9 +254,9 @@ def test_wandb_offline_run_is_written_and_resumed(tmp_path):
         return scores, ids
 
     end = time.monotonic() + 30  # W&B's own process may write the last records a little later
-    while written()[0] < 3 and time.monotonic() < end:
+    while written()[0] < 6 and time.monotonic() < end:
         time.sleep(0.2)
-    assert written() == (3, {outcome["key"]})
+    assert written() == (6, {outcome["key"]})
 
 
 def test_console_reads_the_store(tmp_path, capsys):
