@@ -1,8 +1,9 @@
-"""Pictures of the docs: well-formed, shown by a page, and nothing is loaded from elsewhere."""
+"""Pictures of the docs: well-formed, shown by a page, self-contained, and what scripts draw."""
 
 from __future__ import annotations
 
 import re
+import runpy
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -17,3 +18,11 @@ def test_a_picture_is_whole_and_shown(picture):
     ElementTree.fromstring(text)
     assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
     assert any(f"]({picture.name})" in page.read_text("utf-8") for page in DOCS.glob("*.md"))
+
+
+def test_the_architecture_is_what_its_script_draws():
+    script = DOCS.parent / "scripts" / "draw_architecture.py"
+    drawn = runpy.run_path(str(script))["render"]()
+    assert (DOCS / "architecture.svg").read_text(encoding="utf-8") == drawn, (
+        "docs/architecture.svg is stale: run python scripts/draw_architecture.py"
+    )
