@@ -7,7 +7,7 @@ RUN := $(BIN)/python run.py
 DEMO := -m method=full,retroinfer,quest,oracle_topk,random budget=10% task=ruler
 DEMO += 'task.tasks=[niah_single_2,niah_multikey_1]' 'task.length=[2048,4096]' task.samples=1
 
-.PHONY: help setup demo test check figures options gpu-test gpu-bench
+.PHONY: help setup demo test check figures options gpu-test gpu-bench matrix
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,17 @@ check: $(STAMP) ## lint, format, types and import rules
 
 figures: $(STAMP) ## draw every figure that the rows on disk allow
 	$(BIN)/python scripts/plots.py
+
+published: $(STAMP) ## run the published experiments; their tables and figures (about 10 minutes)
+	set -e; for name in $(PUBLISHED); do \
+	  $(RUN) -m experiment=$$name results_dir=results/runs; \
+	  $(BIN)/python scripts/plots.py --sweep $$name --out results/published $$name; \
+	  $(BIN)/retrobench table --sweep $$name > results/published/$$name.txt; \
+	  $(BIN)/retrobench audit --sweep $$name; \
+	done
+
+matrix: $(STAMP) ## try every decoder family of transformers; the table of docs/models.md
+	$(BIN)/python scripts/support_matrix.py
 
 options: $(STAMP) ## regenerate docs/options.md from the option dataclasses
 	$(BIN)/python scripts/options.py

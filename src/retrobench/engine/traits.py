@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -111,12 +111,21 @@ def _write(file: Path, found: Traits) -> Traits:
     return found
 
 
-def examine(model: PreTrainedModel) -> Traits:
-    """Look at an architecture; a refusal is part of the answer."""
+@dataclass(slots=True)
+class Seen:
+    """What a look at an architecture saw: the small copy, and its differences of each mode."""
+
+    copied: PreTrainedModel | None = None
+    allowed: float = trial.RIGHT
+    differences: dict[str, float] = field(default_factory=dict)
+
+
+def examine(model: PreTrainedModel, seen: Seen | None = None) -> Traits:
+    """Look at an architecture; a refusal is part of the answer. ``seen`` is filled."""
     family, level = type(model).__name__, logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        return _examined(model)
+        return _examined(model, Seen() if seen is None else seen)
     except (hf.Unserved, hf.MethodBypassed) as error:
         return Traits(refusal=str(error))
     except Exception as error:
@@ -126,7 +135,7 @@ def examine(model: PreTrainedModel) -> Traits:
         logging.set_verbosity(level)
 
 
-def _examined(model: PreTrainedModel) -> Traits:
+def _examined(model: PreTrainedModel, seen: Seen) -> Traits:
     family = type(model).__name__
     if getattr(model.config, "is_encoder_decoder", False):
         raise hf.Unserved(f"model {family} is an encoder and a decoder, not a decoder alone")
@@ -139,13 +148,16 @@ def _examined(model: PreTrainedModel) -> Traits:
         calls = _as_configured(model, layers, copied)
     if calls is None:
         raise hf.Unserved(
-            f"the shapes of the keys of model {family} cannot be told before its weights are read"
+            f"model {family} does not run: {untried}"
+            if untried
+            else f"the shapes of the keys of model {family} are not what its config says"
         )
     hf.check_reached(model, layers, {layer for layer, _ in calls})
     found = _of_calls(model, layers, calls)
     if copied is None:
         return dataclasses.replace(found, untried=untried)
-    return _tried(copied, found)
+    seen.copied = copied
+    return _tried(copied, found, seen)
 
 
 class _Observer:
@@ -236,7 +248,7 @@ def _copy(model: PreTrainedModel) -> tuple[PreTrainedModel | None, str]:
         try:
             config = small(model.config)
             copied = twin.small_copy(model, config)
-            trial.own_logits(copied, *trial.texts((5,), 1, 100))
+            trial.own_logits(copied, *trial.texts((5,), 1, 8))
             return copied, ""
         except Exception as error:
             reason = reason or f"{type(error).__name__}: {error}"
@@ -245,39 +257,40 @@ def _copy(model: PreTrainedModel) -> tuple[PreTrainedModel | None, str]:
     return None, reason
 
 
-def _tried(copied: PreTrainedModel, found: Traits) -> Traits:
+def _tried(copied: PreTrainedModel, found: Traits, seen: Seen) -> Traits:
     """Compare; hf.Unserved or MethodBypassed for an architecture that is refused."""
     copied.traits = Traits()  # type: ignore[assignment]
-    prompts, answers = trial.texts(trial.PROMPTS, trial.ANSWER, twin.VOCABULARY)
+    vocabulary = copied.config.get_text_config(decoder=True).vocab_size
+    prompts, answers = trial.texts(trial.PROMPTS, trial.ANSWER, min(vocabulary, twin.VOCABULARY))
     first = prompts[:1], answers[:1]
     family, wrong = type(copied).__name__, ""
-    allowed = trial.allowed(copied, prompts, answers)
+    seen.allowed = trial.allowed(copied, prompts, answers)
     references: tuple[Any, ...] = trial.own_logits, trial.own_decoded
     for reference in references:
         expected = reference(copied, prompts, answers)
-        now = _wrong(lambda: trial.our_logits(copied, *first), expected[:1], allowed)
+        now = _wrong("full", partial(trial.our_logits, copied, *first), expected[:1], seen)
         wrong = wrong or now
         if not now:
             break
     else:
         raise hf.Unserved(f"model {family} cannot be served: {wrong}")
-    in_chunks = partial(trial.our_logits, copied, *first, chunk_tokens=20)
-    chunked = _wrong(in_chunks, expected[:1], allowed)
     recurrent = is_recurrent(make_cache(copied)[0])
+    in_chunks = partial(trial.our_logits, copied, *first, chunk_tokens=20)
+    chunked = _wrong("chunks", in_chunks, expected[:1], seen)
     if chunked and not recurrent:
         raise hf.Unserved(f"model {family} cannot be served in chunks of a prompt: {chunked}")
-    ragged = _wrong(lambda: trial.our_logits(copied, prompts, answers), expected, allowed)
+    ragged = _wrong("batch", partial(trial.our_logits, copied, prompts, answers), expected, seen)
     return dataclasses.replace(found, whole_prompt=bool(chunked), equal_rows=bool(ragged))
 
 
-def _wrong(run: Callable[[], list[Tensor]], expected: list[Tensor], allowed: float) -> str:
+def _wrong(mode: str, run: Callable[[], list[Tensor]], expected: list[Tensor], seen: Seen) -> str:
     """What is wrong with logits, or why there are none; empty if nothing is."""
     try:
-        far = trial.difference(expected, run())
+        far = seen.differences[mode] = trial.difference(expected, run())
     except (hf.Unserved, hf.MethodBypassed):
         raise
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-    if far < allowed:
+    if far < seen.allowed:
         return ""
     return f"on a small copy its logits differ by {far:.2g} standard deviations from transformers'"

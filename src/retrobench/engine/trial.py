@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 from retrobench.core.method import Method
 from retrobench.engine import hf
 from retrobench.engine.attention.dense import DenseMethod
-from retrobench.engine.session import open_session
+from retrobench.engine.session import Session, open_session
 
 PROMPTS = (61, 23, 45)  # tokens; with the answer: beyond, below and across the trained window
 ANSWER = 6
@@ -90,12 +90,19 @@ def our_logits(
         max_new_tokens=len(answers[0]), clock=lambda: 0.0, **options,
     )  # fmt: skip
     with session:
-        found = [session.logits.clone()]
-        found += [logits.clone() for logits in session.teacher_forced(torch.tensor(answers))]
-        session.report_counts()
+        return forced(session, answers)
+
+
+@torch.inference_mode()
+def forced(session: Session, answers: list[list[int]]) -> list[Tensor]:
+    """Logits ``TV`` of each row: after the prompt, then after each given token."""
+    found = [session.logits.clone()]
+    found += [logits.clone() for logits in session.teacher_forced(torch.tensor(answers))]
+    session.report_counts()
     return list(torch.stack(found, 1))
 
 
+@torch.inference_mode()
 def allowed(model: PreTrainedModel, prompts: list[list[int]], answers: list[list[int]]) -> float:
     """How far right logits may be apart: a few times what two attentions of transformers are."""
     rows = prompts[:1], answers[:1]

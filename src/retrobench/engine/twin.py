@@ -50,6 +50,8 @@ _SMALL = {
     "v_head_dim": 12,
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
+    "linear_head_dim": 16,
+    "linear_num_heads": 4,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
     "mamba_d_state": 8,
