@@ -15,6 +15,7 @@ from transformers import (
 
 from retrobench.engine import context, hf, traits, trial, twin
 from retrobench.engine.model_cache import make_cache
+from retrobench.engine.replay import TraceModel, write_manifest
 from retrobench.engine.shape import kv_shape
 from retrobench.evaluate import support
 from retrobench.evaluate.calibrate import calibrate
@@ -83,7 +84,7 @@ def test_jamba_gets_its_prompt_in_one_chunk():
                 "num_experts_per_tok": 2,
                 "num_key_value_heads": 4,
             }
-            | {"n_group": 1, "topk_group": 1},
+            | {"n_group": 1, "topk_group": 1, "head_dim": 8},
         ),
         (FalconH1Config, {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8}),
         (Gemma2Config, {"sliding_window": 16}),
@@ -168,3 +169,11 @@ def test_rope_by_length_is_each_rows_own():
         rows = [prompts[i] for i in order], [answers[i] for i in order]
         ours = trial.our_logits(model, *rows, chunk_tokens=20)
         assert trial.difference([expected[i] for i in order], ours) < trial.RIGHT
+
+
+def test_a_trace_of_any_head_count_is_a_model(tmp_path):
+    manifest = {"layers": [0, 2], "heads": 9, "kv_heads": 3, "head_dim": 20, "dtype": "float32"}
+    manifest |= {"weights_id": "w", "samples": [{"ids": [5, 6]}]}
+    write_manifest(tmp_path, manifest)
+    shape = kv_shape(TraceModel(tmp_path, "cpu"), (0,), 10, 2)
+    assert (shape.layers, shape.num_heads, shape.num_kv_heads) == ((0, 2), 9, 3)

@@ -22,7 +22,7 @@ from transformers.masking_utils import causal_mask_function, flash_attention_mas
 
 from retrobench.core.method import AttentionArgs
 from retrobench.engine.attention.exact import causal
-from retrobench.engine.model_cache import ServedCache, fully_managed
+from retrobench.engine.model_cache import ServedCache, Unserved, fully_managed
 from retrobench.engine.rope import fixed_rope
 
 NAME = "retrobench"
@@ -30,10 +30,6 @@ NAME = "retrobench"
 
 class MethodBypassed(RuntimeError):
     """A managed layer was not reached in a step: the model computes its attention by itself."""
-
-
-class Unserved(ValueError):
-    """The model computes attention in a way that no method can serve."""
 
 
 class AttentionOwner(Protocol):

@@ -18,6 +18,10 @@ from transformers.cache_utils import (
 from retrobench.engine.context import context_limit
 
 
+class Unserved(ValueError):
+    """The model computes attention in a way that no method can serve."""
+
+
 class Newest:
     """The keys that a layer passed through last: whose attention comes next.
 
@@ -123,7 +127,7 @@ def make_cache(model: PreTrainedModel) -> tuple[ServedCache, tuple[int, ...]]:
             cache.layers[i] = made
     if not managed:
         found = sorted({type(layer).__name__ for layer in cache.layers})
-        raise ValueError(
+        raise Unserved(
             f"model {type(model).__name__} has no full-attention layer to serve "
             f"(its cache layers are {', '.join(found)})"
         )

@@ -103,14 +103,19 @@ def forced(session: Session, answers: list[list[int]]) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def allowed(model: PreTrainedModel, prompts: list[list[int]], answers: list[list[int]]) -> float:
+def allowed(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    answers: list[list[int]],
+    most: float = MOST,
+) -> float:
     """How far right logits may be apart: a few times what two attentions of transformers are."""
     rows = prompts[:1], answers[:1]
     try:
         other = own_logits(model, *rows, implementation="sdpa")
     except ValueError:  # it has one attention
         return RIGHT
-    return min(MOST, max(RIGHT, 3 * difference(own_logits(model, *rows), other)))
+    return min(most, max(RIGHT, 3 * difference(own_logits(model, *rows), other)))
 
 
 def difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
