@@ -39,14 +39,6 @@ check: $(STAMP) ## lint, format, types and import rules
 figures: $(STAMP) ## draw every figure that the rows on disk allow
 	$(BIN)/python scripts/plots.py
 
-published: $(STAMP) ## run the published experiments; their tables and figures (about 10 minutes)
-	set -e; for name in $(PUBLISHED); do \
-	  $(RUN) -m experiment=$$name results_dir=results/runs; \
-	  $(BIN)/python scripts/plots.py --sweep $$name --out results/published $$name; \
-	  $(BIN)/retrobench table --sweep $$name > results/published/$$name.txt; \
-	  $(BIN)/retrobench audit --sweep $$name; \
-	done
-
 matrix: $(STAMP) ## try every decoder family of transformers; the table of docs/models.md
 	$(BIN)/python scripts/support_matrix.py
 
