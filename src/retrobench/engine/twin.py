@@ -283,8 +283,6 @@ def _number(config: Any, name: str) -> int:
     """A config field that is a count; 0 where there is none."""
     try:
         value = getattr(config, name, None)
-    except AttributeError:
-        raise
     except Exception:  # a heterogeneous config has it per layer
         value = vars(config).get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
@@ -297,8 +295,5 @@ def _set(config: Any, name: str, value: Any) -> None:
     spec = vars(config).get("_heterogeneity_spec")
     for overrides in spec.per_layer_overrides.values() if spec is not None else ():
         if isinstance(overrides.get(name), int):
-            overrides[name] = 2 * value if overrides[name] > _plain(config, name) else value
-
-
-def _plain(config: Any, name: str) -> int:
-    return int(vars(config).get(name) or 0)
+            larger = overrides[name] > int(vars(config).get(name) or 0)
+            overrides[name] = 2 * value if larger else value
