@@ -51,6 +51,7 @@ def option(
         "hint": hint,
         "added": added,
         "was": was,
+        "some": isinstance(default, tuple) and bool(default),
     }
     if isinstance(default, (list, dict)):
         raise TypeError("defaults of options are immutable: use a tuple")
@@ -156,6 +157,16 @@ def _show(value: Any) -> str:
     )
 
 
+def _check_list(value: tuple[Any, ...], meta: Mapping[str, Any], where: str) -> None:
+    """ValueError for a list that is empty, where its default is not, or that repeats itself."""
+    if not value and meta["some"]:
+        of = _range(meta).replace(" |", ",")
+        raise ValueError(f"{where}=[] asks for nothing: name at least one{f' of {of}' * bool(of)}")
+    for item in value:
+        if value.count(item) > 1:
+            raise ValueError(f"{where}: {item} is named twice; name it once")
+
+
 def _convert(value: Any, hint: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -192,6 +203,8 @@ def _range(meta: Mapping[str, Any]) -> str:
 def _check(value: Any, meta: Mapping[str, Any], where: str) -> None:
     if value is None or not meta:
         return
+    if isinstance(value, tuple):
+        _check_list(value, meta, where)
     for item in value if isinstance(value, tuple) else (value,):
         if meta["choices"] is not None:
             if item not in meta["choices"]:

@@ -7,9 +7,18 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from retrobench.tasks import substitute
-from retrobench.tasks.local_files import locate, missing, read_json, text_hash
+from retrobench.tasks.local_files import (
+    is_text_list,
+    locate,
+    missing,
+    read_json,
+    shaped,
+    some_text,
+    text_hash,
+)
 
 _FILES = {
     "qa_1": ("squad.json", "dev-v2.0.json"),
@@ -57,28 +66,46 @@ def load_corpus(task: str, root: str | None, allow_substitute: bool = True) -> C
 
 @cache
 def _squad(path: Path) -> Corpus:
-    questions, documents = [], []
-    for article in read_json(path, "ruler")["data"]:
-        texts = [paragraph["context"] for paragraph in article["paragraphs"]]
-        documents += texts
-        for paragraph in article["paragraphs"]:
-            related = tuple(text for text in texts if text != paragraph["context"])
-            for item in paragraph["qas"]:
-                if not item["is_impossible"]:
-                    answers = tuple(answer["text"] for answer in item["answers"])
-                    gold = (paragraph["context"],)
-                    questions.append(Question(item["question"], answers, gold, related))
-    return Corpus("squad", tuple(questions), tuple(sorted(set(documents))), False)
+    whole, found, documents = read_json(path, "ruler"), [], set()
+    with shaped(path, "ruler", "SQuAD 2.0's JSON (data, paragraphs, context, qas)"):
+        for number, article in enumerate(whole["data"], 1):
+            where = f"article {number}:"
+            texts = [some_text(p["context"], f"{where} context") for p in article["paragraphs"]]
+            documents.update(texts)
+            for paragraph in article["paragraphs"]:
+                context = paragraph["context"]
+                related = tuple(text for text in texts if text != context)
+                for item in paragraph["qas"]:
+                    if not item["is_impossible"]:
+                        answers = [answer["text"] for answer in item["answers"]]
+                        found.append(_question(item, answers, (context,), related, where))
+        return _corpus("squad", found, documents)
 
 
 @cache
 def _hotpot(path: Path) -> Corpus:
-    questions, documents = [], set()
-    for item in read_json(path, "ruler"):
-        gold = tuple(f"{title}\n{''.join(lines)}" for title, lines in item["context"])
-        documents.update(gold)
-        questions.append(Question(item["question"], (item["answer"],), gold))
-    return Corpus("hotpotqa", tuple(questions), tuple(sorted(documents)), False)
+    items, found, documents = read_json(path, "ruler"), [], set()
+    with shaped(path, "ruler", "HotpotQA's JSON (a list of question, answer, context)"):
+        for number, item in enumerate(items, 1):
+            gold = tuple(f"{title}\n{''.join(lines)}" for title, lines in item["context"])
+            documents.update(gold)
+            found.append(_question(item, [item["answer"]], gold, (), f"item {number}:"))
+        return _corpus("hotpotqa", found, documents)
+
+
+def _question(
+    item: Any, answers: list[Any], gold: tuple[str, ...], related: tuple[str, ...], where: str
+) -> Question:
+    """A question of a file; ValueError if it has no text, no answer or no document."""
+    if not gold or not answers or not is_text_list(answers):
+        raise ValueError(f"{where} a question without answer or document")
+    return Question(some_text(item["question"], f"{where} question"), tuple(answers), gold, related)
+
+
+def _corpus(name: str, questions: list[Question], documents: set[str]) -> Corpus:
+    if not questions:
+        raise ValueError("it has no questions with answers")
+    return Corpus(name, tuple(questions), tuple(sorted(documents)), False)
 
 
 @cache

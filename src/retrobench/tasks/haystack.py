@@ -6,7 +6,15 @@ from functools import cached_property
 from pathlib import Path
 
 from retrobench.tasks import substitute
-from retrobench.tasks.local_files import locate, missing, read_json, text_hash
+from retrobench.tasks.local_files import (
+    locate,
+    missing,
+    read_json,
+    read_text,
+    shaped,
+    some_text,
+    text_hash,
+)
 
 _ESSAYS = ("PaulGrahamEssays.json",)
 _FOLDERS = ("ruler/essays", "prose")  # under the data root: UTF-8 files *.txt, in order of name
@@ -33,12 +41,14 @@ class Haystack:
     @cached_property
     def _essay_words(self) -> list[str]:
         assert self._path is not None
-        if self._path.is_dir():
-            text = " ".join(p.read_text("utf-8") for p in sorted(self._path.glob("*.txt")))
-        else:
-            text = read_json(self._path, "ruler")["text"]
-        if not (words := text.split()):
-            raise ValueError(f"{self._path}: there is no text in it")
+        if self._path.name in _ESSAYS:
+            whole = read_json(self._path, "ruler")
+            with shaped(self._path, "ruler", '{"text": the essays}'):
+                return some_text(whole["text"], "'text'").split()
+        files = sorted(self._path.glob("*.txt"))
+        if not (words := " ".join(map(read_text, files)).split()):
+            listed = ", ".join(str(file) for file in files)
+            raise ValueError(f"{listed}: there is no text in it; put prose there or remove it")
         return words
 
     @property

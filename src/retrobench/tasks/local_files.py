@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +40,52 @@ def check_content(path: Path, content: bytes, advice: str) -> None:
         raise ValueError(f"{path} is a git-lfs pointer, not the data: {advice}")
 
 
+def regular(path: Path) -> Path:
+    """The path itself; ValueError for a folder, a pipe or a device, which may never end."""
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise ValueError(f"{path} is {what}: put the data file itself there")
+    return path
+
+
+def read_bytes(path: Path) -> bytes:
+    """Content of a data file; ValueError naming it if it cannot be read."""
+    try:
+        return regular(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); check its rights") from error
+
+
+def read_text(path: Path) -> str:
+    """Content of a UTF-8 file; ValueError naming it if it is none."""
+    try:
+        return read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8") from error
+
+
 def read_json(path: Path, benchmark: str) -> Any:
     """Content of a JSON file; ValueError naming the file if it is none."""
-    content = path.read_bytes()
+    content = read_bytes(path)
     check_content(path, content, "run `git lfs pull` there")
     try:
         return json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         advice = f"fetch it again with {fetch_command(benchmark)}"
         raise ValueError(f"{path} is not JSON ({error}); {advice}") from error
+
+
+@contextmanager
+def shaped(path: Path, benchmark: str, form: str) -> Iterator[None]:
+    """ValueError naming the file, and the ``form`` it must have, for any misfit inside."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        other = f"there is no {error}" if isinstance(error, KeyError) else "it has another shape"
+        why = str(error) if isinstance(error, ValueError) else other
+        raise ValueError(
+            f"{path} must hold {form} ({why}); fetch it again with {fetch_command(benchmark)}"
+        ) from error
 
 
 def text_hash(text: str) -> str:
@@ -59,6 +98,13 @@ def text_field(raw: dict[str, Any], name: str) -> str:
     if not isinstance(raw.get(name), str):
         raise ValueError(f"{name!r} is missing or not a string")
     return raw[name]
+
+
+def some_text(value: Any, what: str) -> str:
+    """A value that must be text with a word in it."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{what}: there is no text in it")
+    return value
 
 
 def is_text_list(value: Any) -> bool:

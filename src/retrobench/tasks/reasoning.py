@@ -62,8 +62,8 @@ class ReasoningTask(Task):
                 "write a JSON list of objects with `question`, `answer` and, for letters, `choices`"
             )
         rows = read_json(path, task)
-        if not isinstance(rows, list):
-            raise ValueError(f"{path}: not a JSON list")
+        if not isinstance(rows, list) or not rows:
+            raise ValueError(f"{path} must hold a JSON list of questions")
         return rows
 
     def _sample(self, task: str, index: int, raw: Any) -> Sample:
@@ -106,6 +106,8 @@ def _checked(raw: Any) -> tuple[str, str]:
         if not re.fullmatch(r"\d{1,12}", answer):
             raise ValueError(f"'answer' must be a whole number, got {json.dumps(answer)[:40]}")
         return raw["question"] + _RULE, _normal(answer)
+    if not isinstance(choices, list) or len(choices) > 10:
+        raise ValueError("'choices' must be a list of at most 10 answers")
     letters = "ABCDEFGHIJ"[: len(choices)]
     if answer not in tuple(letters):
         raise ValueError(f"'answer' must be one of {', '.join(letters)}")

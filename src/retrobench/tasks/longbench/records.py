@@ -17,6 +17,8 @@ from retrobench.tasks.local_files import (
     check_content,
     fetch_command,
     is_text_list,
+    read_bytes,
+    regular,
     text_field,
 )
 from retrobench.tasks.longbench.prompts import DATASETS, Dataset
@@ -59,7 +61,7 @@ def source(root: str | None, name: str) -> tuple[Path, str | None]:
 def content_hash(path: Path, member: str | None) -> str:
     """Hash of a file's content. For a member of an archive: its recorded checksum and size."""
     if member is None:
-        with path.open("rb") as stream:
+        with regular(path).open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
     with _open(path, member) as (_, info):
         return f"{info.CRC:08x}:{info.file_size}"
@@ -82,11 +84,13 @@ def read(root: str | None, name: str) -> list[Record | BadRecord]:
 def lines(path: Path, member: str | None = None, hint: str = _HINT) -> Iterator[tuple[int, bytes]]:
     """Numbered lines that are not blank; ValueError for pointers and damaged archives."""
     if member is None:
-        data = path.read_bytes()
+        data = read_bytes(path)
     else:
         with _open(path, member) as (archive, info):
             data = archive.read(info)
     check_content(path, data, hint)
+    if not data.strip():
+        raise ValueError(f"{path}{f':{member}' if member else ''} is empty: {hint}")
     for number, line in enumerate(data.split(b"\n"), 1):
         if line.strip():
             yield number, line
@@ -107,7 +111,7 @@ def parse(line: bytes) -> dict[str, Any]:
 def _open(path: Path, member: str) -> Iterator[tuple[zipfile.ZipFile, zipfile.ZipInfo]]:
     """An archive and the entry of one member; ValueError for what is missing or damaged."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(regular(path)) as archive:
             yield archive, archive.getinfo(member)
     except KeyError as error:
         raise ValueError(f"{path} has no {member}") from error

@@ -90,10 +90,13 @@ class LongBenchV2Task(Task):
         if path.suffix == ".jsonl":
             yield from records.lines(path, hint=_HINT)
             return
+        content = b"\n".join(line for _, line in records.lines(path, hint=_HINT))
         try:
-            items = json.loads(b"\n".join(line for _, line in records.lines(path, hint=_HINT)))
+            items = json.loads(content)
         except ValueError as error:
             raise ValueError(f"{path} is not JSON ({error}): {_HINT}") from error
+        if not isinstance(items, list) or not items:
+            raise ValueError(f"{path} must hold a JSON list of questions: {_HINT}")
         for number, item in enumerate(items, 1):
             yield number, json.dumps(item).encode()
 

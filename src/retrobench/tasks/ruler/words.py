@@ -11,7 +11,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from retrobench.tasks.local_files import locate, read_json, text_hash
+from retrobench.tasks.local_files import locate, read_json, shaped, some_text, text_hash
 
 
 @cache
@@ -48,7 +48,12 @@ def english_words(root: str | None) -> tuple[str, ...]:
 
 @cache
 def _word_list(path: Path) -> tuple[str, ...]:
-    return tuple(sorted(set(read_json(path, "ruler").values())))
+    listed = read_json(path, "ruler")
+    with shaped(path, "ruler", '{"0": word, "1": word, ...}'):
+        words = {some_text(word, f"entry {name!r}") for name, word in listed.items()}
+        if not words:
+            raise ValueError("it has no words")
+    return tuple(sorted(words))
 
 
 def english_words_fingerprint(root: str | None) -> str:
