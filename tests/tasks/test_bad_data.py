@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from retrobench.core.spec import parse
 from retrobench.tasks import task_class
 
-PROMPT = SimpleNamespace(tokenizer_id="words")
+PROMPT: Any = SimpleNamespace(tokenizer_id="words")
 DEEP = "[" * 100_000
 FILES = {  # file -> task, sub-task, contents that are JSON of another shape
     "PaulGrahamEssays.json": (
