@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from retrobench.cli import app as cli
 from retrobench.store.results import ResultStore
 from tests.e2e.runs import config
@@ -42,6 +44,11 @@ def test_a_receipt_says_whether_a_cell_can_be_reproduced(tmp_path, capsys):
     path = tmp_path / key / "rows.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps({**r, "score": 0.5}) + "\n" for r in lines))
+    with pytest.raises(SystemExit):  # no line is what its digest says
+        console.main(["verify", key, *where])
+    assert "no answered sample" in capsys.readouterr().err
+    changed = [{k: v for k, v in r.items() if k != "digest"} | {"score": 0.5} for r in lines]
+    path.write_text("".join(json.dumps(row) + "\n" for row in changed))
     assert console.main(["verify", key, *where]) == 1
     receipt = json.loads((tmp_path / key / "verify.json").read_text())
     assert receipt["verdict"] == "unstable" and receipt["differences"][0].endswith("score")

@@ -168,7 +168,7 @@ def test_secrets_are_blanked(monkeypatch):
 
 def test_sigkill_in_the_middle_resumes_at_the_next_sample(tmp_path):
     arguments = ["task.tasks=[niah_single_2]", "task.length=1400", "task.samples=8"]
-    arguments += [f"results_dir={tmp_path}", "method=full", "progress=false"]
+    arguments += [f"results_dir={tmp_path}", "method=full", "model=constructed", "progress=false"]
     child = subprocess.Popen([sys.executable, str(ROOT / "run.py"), *arguments], cwd=ROOT)
     deadline = time.monotonic() + 120
     while not any(len(p.read_bytes().splitlines()) >= 3 for p in tmp_path.glob("*/rows.jsonl")):
@@ -188,6 +188,7 @@ def test_sigkill_in_the_middle_resumes_at_the_next_sample(tmp_path):
 def test_a_sweep_gives_one_table_and_survives_a_bad_cell(tmp_path):
     result = run_py(
         "-m",
+        "model=constructed",
         "method=retroinfer",
         "task=niah",
         "task.length=1400",
