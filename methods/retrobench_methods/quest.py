@@ -50,7 +50,10 @@ class QuestConfig(PlacementConfig):
         choices=("kv_head", "query_head"),
     )
     dense_layers: tuple[int, ...] = option(
-        (0, 1), "layers that attend everything (paper: the first two)", low=0
+        (0, 1),
+        "layers that attend everything (paper: the first two)",
+        low=0,
+        may_be_empty=True,
     )
 
 

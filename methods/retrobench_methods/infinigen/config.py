@@ -46,7 +46,10 @@ class InfiniGenConfig:
         choices=("kv_head", "query_head"),
     )
     dense_layers: tuple[int, ...] = option(
-        (0, 1), "layers that fetch everything (released; layer 0 cannot be predicted)", low=0
+        (0, 1),
+        "layers that fetch everything (released; layer 0 cannot be predicted)",
+        low=0,
+        may_be_empty=True,
     )
     placement: str = option(
         "cpu",

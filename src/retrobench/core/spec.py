@@ -34,6 +34,7 @@ def option(
     hint: str = "",
     added: bool = False,
     was: str = "",
+    may_be_empty: bool = False,
 ) -> Any:
     """A dataclass field with documentation and limits.
 
@@ -41,6 +42,7 @@ def option(
     ``hint`` is appended to range errors (what to use instead). ``added``: the option is younger
     than rows on disk; at its default it stays out of the cell key, so that they keep theirs.
     ``was``: the option's older name, which still works and is the one in the cell key.
+    ``may_be_empty``: an empty list means "none" and is no mistake.
     """
     meta = {
         "help": help,
@@ -51,7 +53,7 @@ def option(
         "hint": hint,
         "added": added,
         "was": was,
-        "some": isinstance(default, tuple) and bool(default),
+        "some": isinstance(default, tuple) and bool(default) and not may_be_empty,
     }
     if isinstance(default, (list, dict)):
         raise TypeError("defaults of options are immutable: use a tuple")
