@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from retrobench.core.paths import check_output
 from retrobench.core.registry import method_class
 from retrobench.core.spec import parse
 from retrobench.evaluate.speed import count_steps, summary
@@ -111,6 +112,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--out", type=Path, default=Path("results/published/cpu_speed.json"))
     options = parser.parse_args()
+    try:
+        check_output("--out", options.out)
+    except ValueError as error:
+        parser.error(str(error))
     result = {
         "command": f"OMP_NUM_THREADS={torch.get_num_threads()} python scripts/cpu_speed.py "
         f"--context {' '.join(map(str, options.context))} --steps {options.steps}",
@@ -121,7 +126,6 @@ def main() -> None:
         "contexts": {str(context): measure(context, options.steps) for context in options.context},
         "load_average_after": os.getloadavg(),
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 

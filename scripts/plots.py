@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from retrobench.cli import app as cli
+from retrobench.core.paths import check_output
 from retrobench.report.figures.draw import FIGURES, check, draw
 from retrobench.store.results import ResultStore
 from retrobench.store.sweeps import sweep_keys
@@ -22,11 +24,18 @@ def main() -> int:
         "--check", action="store_true", help="check the figures in --out, draw none"
     )
     options = parser.parse_args()
+    with cli.one_line_errors():
+        return _run(parser, options)
+    return 2
+
+
+def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     if unknown := set(options.figures) - set(FIGURES):
         parser.error(f"no such figure: {', '.join(unknown)} (choose from {', '.join(FIGURES)})")
     store = ResultStore(options.results)
     if options.check:
         return _check(store, options.out, options.figures)
+    check_output("--out", options.out / "figure.pdf")
     keys = sweep_keys(store, options.sweep) if options.sweep else None
     for name, path, reason in draw(store, options.out, options.figures or None, keys):
         print(f"{name}: {path if path else 'not drawn, ' + reason}")

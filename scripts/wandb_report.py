@@ -13,6 +13,7 @@ from pathlib import Path
 
 import wandb
 
+from retrobench.core.paths import check_output
 from retrobench.report.checks.significance import significance
 from retrobench.report.figures.draw import draw
 from retrobench.report.headroom import load
@@ -37,6 +38,7 @@ def main() -> int:
     store = ResultStore(options.results)
     try:
         keys = sweep_keys(store, options.sweep)
+        check_output("--dir", options.dir / "reports" / options.sweep / "report.html")
     except ValueError as error:
         parser.error(str(error))
     frame, folder = load(store, COLUMNS, keys), options.dir / "reports" / options.sweep

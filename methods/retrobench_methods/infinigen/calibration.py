@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -77,15 +77,19 @@ class SkewCalibration(Calibrator):
         """Write the file; ``about`` (text, tokens, model ...) becomes its metadata."""
         bases, q_abs, k_abs = zip(*map(_basis, layers.values()), strict=True)
         file = path(config, weights_id)
-        file.parent.mkdir(parents=True, exist_ok=True)
         tensors = {"skew_LGDD": bases, "q_abs_LGD": q_abs, "k_abs_LGD": k_abs}
         temporary = file.with_suffix(".tmp")
-        save_file(
-            {name: torch.stack(parts).cpu().contiguous() for name, parts in tensors.items()},
-            temporary,
-            metadata={"weights_id": weights_id, "layers": json.dumps(list(layers)), **about},
-        )
-        temporary.replace(file)
+        metadata = {"weights_id": weights_id, "layers": json.dumps(list(layers)), **about}
+        stacked = {n: torch.stack(parts).cpu().contiguous() for n, parts in tensors.items()}
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_file(stacked, temporary, metadata=metadata)
+            temporary.replace(file)
+        except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
+            raise ValueError(
+                f"method.calibration_dir={config.calibration_dir}: cannot be written ({error}); "
+                "choose another with method.calibration_dir=FOLDER"
+            ) from error
         return file
 
 

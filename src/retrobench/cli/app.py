@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from retrobench.cli import units
-from retrobench.cli.overrides import name_sweep, prepare
+from retrobench.cli.overrides import name_sweep, one_line, prepare
+from retrobench.core.secrets import redact
 from retrobench.run import remembered
+from retrobench.run.composed import check_composed
 from retrobench.run.summary import CellResult, PlannedRun, plan_run, settled
 from retrobench.store.results import ResultStore
 
@@ -32,7 +38,60 @@ def launch(conf_dir: Path) -> None:
         sys.argv[1:] = name_sweep(prepare(sys.argv[1:], conf_dir))
     except ValueError as error:
         fail(error)
-    hydra.main(version_base="1.3", config_path=str(conf_dir), config_name="config")(main)()
+    run = hydra.main(version_base="1.3", config_path=str(conf_dir), config_name="config")(main)
+    traced = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print
+    with one_line_errors(traced):
+        run()
+
+
+@contextlib.contextmanager
+def one_line_errors(traced: bool = False) -> Iterator[None]:
+    """What stops a command and is no fault of ours becomes one line and an exit code.
+
+    ``traced`` (run.py: ``HYDRA_FULL_ERROR=1``) shows where an error comes from.
+    """
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        _say_stopped("SIGTERM" if isinstance(stop, _Terminated) else "Ctrl-C")
+        sys.exit(143 if isinstance(stop, _Terminated) else 130)
+    except Exception as error:
+        if traced:
+            raise
+        if isinstance(error, (HydraException, OmegaConfBaseException)):
+            fail(ValueError(one_line(error)))
+        if isinstance(error, ValueError):
+            fail(error)
+        if isinstance(error, OSError):
+            advice = f"{error.filename}: {error.strerror}; check its rights and the free space"
+            fail(ValueError(advice if error.filename is not None else one_line(error)))
+        if type(error).__name__ in _DEAD_WORKER:
+            fail(ValueError(_WORKER_DIED))
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+_DEAD_WORKER = ("TerminatedWorkerError", "BrokenProcessPool")  # of joblib, which is optional
+_WORKER_DIED = (
+    "a worker process died (killed, or out of memory), and joblib ended the others; finished "
+    "samples are kept: the same command goes on, a smaller hydra.launcher.n_jobs takes less memory"
+)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as a batch system sends it before it kills."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise _Terminated
+
+
+def _say_stopped(by: str) -> None:
+    text = "finished samples are kept in the results folder; the same command goes on with the rest"
+    print(f"stopped by {by}: {text}", file=sys.stderr)  # noqa: T201
 
 
 def main(config: DictConfig) -> None:
@@ -59,15 +118,12 @@ def main(config: DictConfig) -> None:
             return
         for name, outcome in zip(unit.overrides, run_jobs(unit.configs), strict=True):
             units.note(folder, _error(name, outcome) if isinstance(outcome, Exception) else outcome)
-    except KeyboardInterrupt:
-        sys.exit(130)
     except ValueError as error:
         fail(error)
 
 
 def _error(job: str, error: Exception) -> Outcome:
     from retrobench.run.cell import Refused
-    from retrobench.run.failures import redact
 
     refused = {"key": error.key} if isinstance(error, Refused) else {}
     return {"job": job, "error": redact(f"{type(error).__name__}: {error}"), **refused}
@@ -80,6 +136,11 @@ def run_jobs(raws: Sequence[Any]) -> list[Outcome | Exception]:
     """
     found: dict[int, CellResult | Exception] = {}
     for number, raw in enumerate(raws):
+        try:
+            check_composed(raw)
+        except ValueError as error:
+            found[number] = error
+            continue
         summary = remembered.find(raw)
         store = ResultStore(raw.get("results_dir", "results/runs"))
         if summary is not None and (result := settled(summary, store, bool(raw.get("retry")))):
@@ -114,6 +175,7 @@ def plan_runs(raws: Sequence[Any]) -> list[PlannedRun]:
 
 
 def _plan_one(raw: Any) -> PlannedRun:
+    check_composed(raw)
     summary = remembered.find(raw)
     if summary is None:
         from retrobench.run.plan import plan_summary
@@ -154,7 +216,7 @@ def complain(problems: Sequence[str]) -> None:
 def fail(error: Exception) -> None:
     """Print a user error and leave with exit code 2."""
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    console.print(f"error: {error}", style="red")
+    console.print(redact(f"error: {error}"), style="red")
     sys.exit(2)
 
 
@@ -171,6 +233,9 @@ def show(outcomes: list[Outcome], results_dir: str) -> None:
             out.print(line, markup=False, highlight=False)
             if outcome.get("matched"):
                 text = f"  {outcome['matched']}"
+                out.print(text, markup=False, highlight=False, soft_wrap=True)
+            if outcome.get("ignored"):
+                text = f"  note: {outcome['ignored']}"
                 out.print(text, markup=False, highlight=False, soft_wrap=True)
     keys = list(dict.fromkeys(o["key"] for o in outcomes if "key" in o))
     if keys:

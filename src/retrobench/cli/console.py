@@ -10,6 +10,7 @@ from rich.console import Console
 
 from retrobench.cli import app as cli
 from retrobench.cli import fetch
+from retrobench.core.paths import check_output
 from retrobench.report.tables.layout import print_line
 from retrobench.store.results import MAX_ATTEMPTS, ResultStore
 from retrobench.store.sweeps import sweep_entries, sweep_keys, sweep_names, sweep_problems
@@ -19,11 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, 1 if something was reported as bad, 2 for a usage error."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    try:
+    with cli.one_line_errors():
         return options.run(options)
-    except (ValueError, FileNotFoundError) as error:
-        cli.fail(error)
-        return 2
+    return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -105,6 +104,8 @@ def _named(store: ResultStore, options: argparse.Namespace) -> list[str]:
 def _score(options: argparse.Namespace) -> int:
     from retrobench.tasks.scoring import score_file
 
+    if options.out is not None:
+        check_output("--out", options.out)
     report = score_file(options.cases, options.out)
     for line, message in report.errors:
         _print(f"line {line}: {message}")
@@ -187,6 +188,7 @@ def _verify(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from retrobench.report.html import write_report
 
+    check_output("--out", options.out)
     store = ResultStore(options.results)
     title = f"retrobench: {options.sweep or 'all cells'}"
     path = write_report(store, _chosen(store, options), title, options.out)
@@ -224,14 +226,17 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    from retrobench.report.csv import without_formulas
+
+    if options.out.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"--out {options.out}: write .csv or .parquet")
+    check_output("--out", options.out)
     store = ResultStore(options.results)
     frame = store.columns(None, _chosen(store, options))
     if options.out.suffix == ".csv":
-        frame.to_csv(options.out, index=False)
-    elif options.out.suffix == ".parquet":
-        frame.to_parquet(options.out)
+        without_formulas(frame).to_csv(options.out, index=False)
     else:
-        raise ValueError(f"--out {options.out}: write .csv or .parquet")
+        frame.to_parquet(options.out)
     return 0
 
 

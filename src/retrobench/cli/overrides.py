@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from retrobench.core.cell import digest
 from retrobench.core.registry import method_names
+from retrobench.core.secrets import refuse_secrets
 from retrobench.core.spec import unknown
+from retrobench.store.sweeps import check_name
 
 TYPED_GROUPS = ("method", "task", "model", "protocol", "measure", "engine", "tracker", "data")
+
+
+_NAMES = {f"{group}.name" for group in TYPED_GROUPS if group not in ("model", "engine", "data")}
 
 
 def name_sweep(arguments: list[str]) -> list[str]:
@@ -25,15 +32,21 @@ def name_sweep(arguments: list[str]) -> list[str]:
     """
     flags = [argument for argument in arguments if argument in ("-m", "--multirun")]
     arguments = [*flags, *(argument for argument in arguments if argument not in flags)]
-    named = any(argument.startswith("sweep=") for argument in arguments)
-    if named or not flags:
+    given = [argument.partition("=")[2] for argument in arguments if _is_sweep(argument)]
+    for name in given:
+        check_name(name.strip("'\""))
+    if given or not flags:
         return arguments
     aside = ("-", "experiment=", "hydra", "results_dir=", "++tracker", "tracker=")
     aside += ("progress=", "retry=", "dry_run=")
     asked = sorted(argument for argument in arguments if not argument.startswith(aside))
     chosen = [a.removeprefix("experiment=") for a in arguments if a.startswith("experiment=")]
-    name = chosen[0] if chosen else "sweep"
+    name = re.sub(r"[^\w-]", "-", chosen[0]) if chosen else "sweep"
     return [*arguments, f"sweep={name}-{digest(asked, 6)}" if asked else f"sweep={name}"]
+
+
+def _is_sweep(argument: str) -> bool:
+    return argument.lstrip("+").startswith("sweep=")
 
 
 def prepare(arguments: Sequence[str], conf_dir: Path) -> list[str]:
@@ -48,15 +61,19 @@ def prepare(arguments: Sequence[str], conf_dir: Path) -> list[str]:
         if not (conf_dir / "method" / f"{name}.yaml").exists():
             store.store(group="method", name=name, node={"name": name})
     prepared = []
+    refuse_secrets({name.lstrip("+~"): value for name, value in _pairs(arguments)})
     for argument in arguments:
         name, equals, value = argument.partition("=")
+        if name.lstrip("+") in _NAMES:
+            group = name.lstrip("+").removesuffix(".name")
+            raise ValueError(f"{argument}: a name alone changes no {group}; write {group}={value}")
         if name == "measure" and set(value.split(",")) == {"score", "fidelity"}:
             prepared += ["measure=fidelity", "++measure.score=true"]  # one cell, not a sweep of two
             continue
         if name == "model" and value.startswith("trace:"):
             prepared += _replay(value.removeprefix("trace:"), arguments)
             continue
-        if equals and re.match(rf"({'|'.join(TYPED_GROUPS)}|method_options)\.", name):
+        if equals and re.match(rf"({'|'.join(TYPED_GROUPS)})\.|method_options(\.|$)", name):
             argument = "++" + argument
         elif equals and (conf_dir / name).is_dir():
             _check_choices(name, value, conf_dir)
@@ -68,9 +85,24 @@ def prepare(arguments: Sequence[str], conf_dir: Path) -> list[str]:
 
 def composed(arguments: Sequence[str], conf_dir: Path) -> dict[str, Any]:
     """What run.py would compose of these overrides, outside of a Hydra job."""
-    with initialize_config_dir(str(conf_dir), version_base="1.3"):
-        config = compose("config", prepare(arguments, conf_dir))
-    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+    try:
+        with initialize_config_dir(str(conf_dir), version_base="1.3"):
+            config = compose("config", prepare(arguments, conf_dir))
+        return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(one_line(error)) from error
+
+
+def one_line(error: Exception) -> str:
+    """An error of Hydra or OmegaConf, and what caused it, as one line."""
+    texts = [str(error), *([str(error.__cause__)] if error.__cause__ else [])]
+    return "; ".join(dict.fromkeys(line.strip() for line in "\n".join(texts).splitlines() if line))
+
+
+def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        yield name, value
 
 
 def _check_option(name: str, conf_dir: Path) -> None:
@@ -98,5 +130,6 @@ def _check_choices(group: str, value: str, conf_dir: Path) -> None:
     if any(mark in value for mark in "(){}[]"):
         return  # Hydra's own sweep syntax
     for choice in value.split(","):
-        if choice and choice != "null" and choice.strip() not in known:
+        optional = choice == "null" and group in ("experiment", "local")
+        if choice and not optional and choice.strip() not in known:
             raise unknown(f"{group}={choice}", group, sorted(known))

@@ -13,6 +13,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from retrobench.cli import app, units
+from retrobench.run.composed import check_composed
+from retrobench.store.results import ResultStore
 from retrobench.store.sweeps import CELLS_FILE, read_entries
 
 TASK_FIGURES = {"speed": "throughput"}  # of sweeps that no experiment describes
@@ -23,10 +25,20 @@ class SweepTable(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the preflight; ``dry_run`` stops here, before a launcher starts anything."""
+        try:  # Hydra would make a warning of it, and go on
+            self._plan(config)
+        except (ValueError, OSError) as error:
+            app.fail(error)
+
+    def _plan(self, config: DictConfig) -> None:
         overrides = jobs(config)
         raws: list[Any] = [
             OmegaConf.to_container(compose("config", job), resolve=True) for job in overrides
         ]
+        for raw in raws:
+            check_composed(raw)
+        if not config.dry_run:
+            ResultStore(config.results_dir).prepare()
         planned = app.plan_runs(raws)
         code = app.show_plan(planned)
         if config.dry_run:
@@ -62,7 +74,6 @@ def _draw(figure: str, outcomes: list[app.Outcome], results_dir: Path) -> None:
     console = app.console()
     try:
         from retrobench.report.figures.draw import FIGURES, draw
-        from retrobench.store.results import ResultStore
 
         if figure not in FIGURES:
             return
@@ -71,6 +82,9 @@ def _draw(figure: str, outcomes: list[app.Outcome], results_dir: Path) -> None:
         for name, drawn, reason in draw(ResultStore(results_dir), out, [figure], keys):
             line = f"figure {name}: {drawn if drawn else 'not drawn, ' + reason}"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
+    except OSError as error:
+        line = f"no figure: {error.filename}: {error.strerror}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     except ImportError:
         console.print("no figure: pip install 'retrobench[plots]'")
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from retrobench.core.secrets import redact
 from retrobench.store.sweeps import CELLS_FILE
 
 UNITS_FILE = "units.json"
@@ -92,4 +93,4 @@ def note(folder: Path, entry: dict[str, Any]) -> None:
     """Append an entry to the sweep's list; lines are short, so appends of workers do not mix."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / CELLS_FILE).open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(entry) + "\n")
+        stream.write(redact(json.dumps(entry)) + "\n")

@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
 
 from retrobench.engine.context import set_rope
 from retrobench.engine.model_config import ModelConfig
 from retrobench.engine.weights import architecture, read_weights, readable
 from retrobench.fetch import digests
 from retrobench.fetch.models import fetched, from_gguf
+
+logging.disable_progress_bar()  # a run has its own line, and none where progress=false
 
 
 def describe(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, Any, str]:

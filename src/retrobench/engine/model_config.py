@@ -7,6 +7,15 @@ from dataclasses import dataclass
 
 from retrobench.core.spec import option
 
+_MADE = ("id", "revision", "weights", "config_json", "tokenizer", "device_map", "rope_scaling")
+_UNUSED = {  # options that say nothing about models of a source
+    "constructed": (*_MADE, "path", "trust_remote_code"),
+    "trace": (*_MADE, "chat_template", "max_context_tokens", "trust_remote_code"),
+    "fetched": ("path", "revision"),
+    "local": ("id", "revision"),
+    "hf": ("path",),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -51,6 +60,13 @@ class ModelConfig:
     )
 
     def __post_init__(self) -> None:
+        for name in _UNUSED.get(self.source, ()):
+            value = getattr(self, name)
+            if value != type(self).__dataclass_fields__[name].default:
+                raise ValueError(
+                    f"{name}={value} is not used with model.source={self.source}; leave it out, or "
+                    "use model=hf model.id=org/name or model=local model.path=FOLDER"
+                )
         try:
             datetime.date.fromisoformat(self.chat_date)
         except ValueError as error:

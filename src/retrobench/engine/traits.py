@@ -7,6 +7,7 @@ is compared with transformers' own forward (``engine.trial``). The answer is kep
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -104,10 +105,11 @@ def _read(file: Path) -> Traits | None:
 
 
 def _write(file: Path, found: Traits) -> Traits:
-    file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(dataclasses.asdict(found)), encoding="utf-8")
-    temporary.replace(file)
+    with contextlib.suppress(OSError):  # where it cannot be kept, it is found again
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(dataclasses.asdict(found)), encoding="utf-8")
+        temporary.replace(file)
     return found
 
 

@@ -9,12 +9,13 @@ from typing import Any
 
 from retrobench_kernels.dispatch import prepare as prepare_kernels
 
+from retrobench.core.secrets import redact
 from retrobench.core.task import Sample
 from retrobench.engine import loader
 from retrobench.measure.clock import utc_now
 from retrobench.measure.machine import provenance
 from retrobench.run.context import RunContext
-from retrobench.run.failures import failure, redact
+from retrobench.run.failures import failure
 from retrobench.run.plan import PreparedRun
 from retrobench.run.progress import Progress
 from retrobench.run.summary import CellResult, attempts, check_memory

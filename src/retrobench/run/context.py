@@ -38,11 +38,15 @@ class RunContext:
         self.prompt, self.task = prepared.prompt, prepared.task
         self.writer, self.tracker, self.progress = writer, tracker, progress
         self.result = result
+        if not loader.is_resident(self.spec.model):
+            progress.detail("loading the model")
         self.loaded = loader.resident(self.spec.model)
         self.stamp: dict[str, Any] = {
             "code": code_fingerprint(self.spec.method),
             "commit": provenance()["commit"],
         }
+        if prepared.summary.ignored:
+            self.stamp["ignored"] = prepared.summary.ignored
         if warnings := loader.describe(self.spec.model).warnings:
             self.stamp["model_warnings"] = list(warnings)
 

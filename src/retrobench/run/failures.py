@@ -9,6 +9,7 @@ import traceback
 
 import torch
 
+from retrobench.core.secrets import redact
 from retrobench.engine.hf import MethodBypassed
 from retrobench.engine.prefill import NotFinite
 from retrobench.measure.machine import NotEnoughMemory
@@ -20,7 +21,6 @@ _NO_MEMORY = re.compile(
     r"|storage size calculation overflowed",
     re.IGNORECASE,
 )
-SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 
 
 def failure(error: BaseException) -> tuple[str, str]:
@@ -47,11 +47,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
-
-
-def redact(text: str) -> str:
-    """``text`` without the values of secret environment variables."""
-    for name in SECRETS:
-        if secret := os.environ.get(name):
-            text = text.replace(secret, "***")
-    return text

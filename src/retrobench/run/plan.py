@@ -84,6 +84,7 @@ def prepare(spec: RunSpec, calibration: str | None = None) -> PreparedRun:
         notes=(*task.notes(), *model.warnings),
         refusal=refusal,
         attended=attended,
+        ignored=spec.ignored,
         match="" if spec.match is None else f"match={spec.match} of {spec.reference}",
         asked=digest(spec.requested_config),
     )
@@ -139,6 +140,7 @@ def _footprint(spec: RunSpec, model: loader.ModelInfo) -> Footprint:
                 "another model"
             )
         shape = _shape(spec, model, length)
+        _check_dense(spec, shape)
         dense = spec.engine.dense_layers
         plan = plan_session(spec.method_class, spec.method_config, shape, spec.budget, dense)
         if spec.engine.executor == "graph":
@@ -161,6 +163,22 @@ def _check_served(spec: RunSpec, model: loader.ModelInfo) -> None:
         )
     if (needs.layer_inputs or needs.prompt_inputs) and spec.model.source != "trace":
         attention_modules(model.meta_model)
+
+
+def _check_dense(spec: RunSpec, shape: KVShape) -> None:
+    """ValueError for dense layers that the method was given and the model does not have.
+
+    A default may name some that one model or another lacks.
+    """
+    config = spec.method_config
+    own = getattr(config, "dense_layers", ())
+    if own == getattr(type(config)(), "dense_layers", ()):
+        return
+    if strange := [layer for layer in own if layer not in shape.layers]:
+        here = ", ".join(map(str, shape.layers))
+        raise ValueError(
+            f"method.dense_layers={strange}: the layers with full attention are {here}"
+        )
 
 
 def _attended(spec: RunSpec, model: loader.ModelInfo) -> str:

@@ -13,11 +13,11 @@ class Progress:
     def __init__(self, title: str, enabled: bool = True) -> None:
         console = Console(stderr=True)
         self._bar = RichProgress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", markup=False),
             console=console,
             disable=not (enabled and console.is_terminal),
             transient=True,

@@ -12,6 +12,7 @@ from retrobench.core.registry import method_class, method_names
 from retrobench.core.spec import option, parse, to_plain, unknown
 from retrobench.core.task import Task
 from retrobench.engine.loader import ModelConfig
+from retrobench.run.composed import check_composed
 from retrobench.tasks import task_class
 
 
@@ -19,7 +20,7 @@ from retrobench.tasks import task_class
 class EngineConfig:
     """Options of ``engine.*``."""
 
-    batch: int = option(1, "prompts per session (left-padded)", low=1)
+    batch: int = option(1, "prompts per session (left-padded)", low=1, high=65536)
     chunk_tokens: int = option(4096, "prefill in pieces of this many tokens", low=1)
     temperature: float = option(0.0, "0: greedy", low=0)
     top_p: float = option(1.0, "nucleus sampling", above=0, high=1)
@@ -131,6 +132,7 @@ class RunSpec:
     budget: Budget | None
     tracker: dict[str, Any]
     options: RunOptions
+    ignored: str = ""  # what the run does not use of what was asked
     sweep: str | None = None
     match: str | None = None  # tokens | pcie | hbm | gpu_memory
     reference: str | None = None  # a cell's key, or METHOD@BUDGET
@@ -155,6 +157,7 @@ AXES = ("tokens", "pcie", "hbm", "gpu_memory")
 
 def parse_run(raw: Mapping[str, Any]) -> RunSpec:
     """The composed configuration as a RunSpec; ValueError names the option at fault."""
+    check_composed(raw)
     for name in raw:
         if name not in {*_KNOWN, "hydra"}:
             raise unknown(name, "option", sorted(_KNOWN))
@@ -188,13 +191,21 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
         engine=engine,
         prefill=parse(PrefillConfig, raw.get("prefill", {}), "prefill"),
         budget=budget if method_class(method).budgeted else None,
+        ignored=_ignored(method, budget),
         tracker=dict(raw.get("tracker", {"name": "none"})),
         options=parse(RunOptions, {k: raw[k] for k in flags if k in raw}, "options"),
-        sweep=raw.get("sweep"),
+        sweep=None if raw.get("sweep") is None else str(raw["sweep"]),
         **_matching(raw),
         method_options=by_method,
         requested_config={name: value for name, value in raw.items() if name not in apart},
     )
+
+
+def _ignored(method: str, budget: Budget | None) -> str:
+    """A note on a budget that the method has no use for (a sweep gives one to all its methods)."""
+    if budget is None or method_class(method).budgeted:
+        return ""
+    return f"budget={budget} is not used: method={method} attends to all tokens"
 
 
 def _engine_values(raw: Mapping[str, Any]) -> dict[str, Any]:

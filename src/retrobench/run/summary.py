@@ -40,6 +40,7 @@ class RunSummary:
     notes: tuple[str, ...] = ()
     refusal: str = ""
     match: str = ""
+    ignored: str = ""  # what the run does not use of what was asked
     attended: str = ""  # where the plan knows that it is not what the budget asks for
     asked: str = ""  # hash of all options, also of those that do not decide the cell
 
@@ -69,6 +70,7 @@ class PlannedRun:
     message: str = ""
     group: str = ""
     attended: str = ""
+    ignored: str = ""
 
 
 def plan_run(summary: RunSummary, store: ResultStore, retry: bool) -> PlannedRun:
@@ -82,6 +84,7 @@ def plan_run(summary: RunSummary, store: ResultStore, retry: bool) -> PlannedRun
         message=summary.refusal,
         group=summary.group,
         attended=summary.attended,
+        ignored=summary.ignored,
     )
     if not entry.message:
         try:
@@ -119,11 +122,13 @@ class CellResult:
     notes: tuple[str, ...] = ()
     message: str = ""  # why the cell as a whole failed
     matched: str = ""  # how its knob was solved, if it was
+    ignored: str = ""  # what the run does not use of what was asked
 
     @classmethod
     def of(cls, summary: RunSummary, matched: str = "") -> CellResult:
         """Of a cell of which nothing has run yet."""
-        return cls(summary.key, summary.labels, notes=summary.notes, matched=matched)
+        about = {"notes": summary.notes, "ignored": summary.ignored}
+        return cls(summary.key, summary.labels, matched=matched, **about)
 
     @property
     def state(self) -> str:

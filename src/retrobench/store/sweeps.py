@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,16 @@ from retrobench.store.results import ResultStore
 
 CELLS_FILE = "cells.jsonl"  # one line per job of a launch
 _KINDS = {"key": str, "job": str, "error": str, "label": str, "failed": dict, "ran": int}
+
+
+def check_name(name: Any) -> None:
+    """ValueError for a sweep's name that is no name of a folder: it must stay where sweeps are."""
+    fine = isinstance(name, (str, int)) and not isinstance(name, bool)
+    if not fine or not re.fullmatch(r"[^./\\\0\s,][^/\\\0\r\n,]{0,199}", str(name)):
+        raise ValueError(
+            f"sweep={name!r}: write a name of up to 200 characters without slashes, commas and a "
+            "leading dot"
+        )
 
 
 def sweep_names(store: ResultStore) -> list[str]:

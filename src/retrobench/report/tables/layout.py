@@ -19,9 +19,11 @@ def rich_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], left: Iterable[str]
 ) -> Table:
     """A table whose columns are right-aligned, except those named in ``left``."""
-    table, left = Table(title=title), set(left)
+    table, left = Table(title=Text(title, "table.title")), set(left)
     for column in columns:
-        table.add_column(column, justify="left" if column in left else "right", overflow="fold")
+        table.add_column(
+            Text(column), justify="left" if column in left else "right", overflow="fold"
+        )
     for row in rows:
         table.add_row(*(Text(str(value)) for value in row))
     return table

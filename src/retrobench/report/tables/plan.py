@@ -23,6 +23,7 @@ class PlannedCell(Protocol):
     seconds: float | None
     message: str
     attended: str
+    ignored: str
 
 
 def print_planned(cells: Sequence[PlannedCell], free_bytes: int, console: Console) -> None:
@@ -37,8 +38,8 @@ def print_planned(cells: Sequence[PlannedCell], free_bytes: int, console: Consol
         text = f"largest session with weights {_size(largest)}, {_size(free_bytes)} of memory free"
         console.print(text, highlight=False)
     for cell in cells:
-        if cell.attended:
-            print_line(console, f"note: {cell.label}: {cell.attended}")
+        for note in filter(None, (cell.attended, cell.ignored)):
+            print_line(console, f"note: {cell.label}: {note}")
         if cell.state == "impossible":
             print_line(console, f"impossible: {cell.label}: {cell.message}")
 
