@@ -6,8 +6,11 @@ STAMP := $(VENV)/.ready
 RUN := $(BIN)/python run.py
 DEMO := -m method=full,retroinfer,quest,oracle_topk,random budget=10% task=ruler
 DEMO += 'task.tasks=[niah_single_2,niah_multikey_1]' 'task.length=[2048,4096]' task.samples=1
+MAIN_TABLE := -m experiment=pareto_accuracy_bytes engine.batch=4 task.samples=20 budget=null,5%,10%,20%
+MAIN_TABLE += method=full,oracle_topk,retroinfer,quest,infinigen,random,streaming
+PUBLISHED := pareto_accuracy_bytes cluster_count zone_retrieval zone_estimation segment_size
 
-.PHONY: help setup demo test check figures options gpu-test gpu-bench matrix
+.PHONY: help setup demo test check figures published options gpu-test gpu-bench matrix
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +44,16 @@ figures: $(STAMP) ## draw every figure that the rows on disk allow
 
 matrix: $(STAMP) ## try every decoder family of transformers; the table of docs/models.md
 	$(BIN)/python scripts/support_matrix.py
+
+published: $(STAMP) ## the published tables and figures (hours on two cores; goes on where it stopped)
+	$(BIN)/python scripts/calibrate.py method=infinigen
+	$(RUN) $(MAIN_TABLE) sweep=pareto_accuracy_bytes
+	set -e; for name in $(PUBLISHED); do \
+	  test $$name = pareto_accuracy_bytes || $(RUN) -m experiment=$$name; \
+	  $(BIN)/python scripts/plots.py --sweep $$name --out results/published $$name; \
+	  $(BIN)/retrobench table --sweep $$name > results/published/$$name.txt; \
+	  $(BIN)/retrobench audit --sweep $$name; \
+	done
 
 options: $(STAMP) ## regenerate docs/options.md from the option dataclasses
 	$(BIN)/python scripts/options.py
