@@ -149,10 +149,10 @@ def test_think_marks():
 
 
 def test_a_models_options_reach_its_prompts():
-    tiny = loader.ModelConfig(name="tiny", source="tiny")
-    assert prompt_builder(tiny).identity == {}
+    model = loader.ModelConfig(name="constructed", source="constructed")
+    assert prompt_builder(model).identity == {}
     options = {"chat_template": SWITCH, "thinking": "off", "chat_date": "2025-01-03"}
-    builder = prompt_builder(dataclasses.replace(tiny, **options))
+    builder = prompt_builder(dataclasses.replace(model, **options))
     assert builder.identity == {"thinking": "off"}
     assert "</think>" in builder.tokenizer.decode(builder.encode(sample()).ids)
 
