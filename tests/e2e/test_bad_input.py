@@ -29,7 +29,7 @@ def job(results, *overrides):
         (["data=5"], "data=5: write options"),
         (["method_options=5"], "method_options=5: write options"),
         (["method_options={quest: 5}"], r"method_options\.quest=5: write options"),
-        (["method_options={quest: {foo: 1}}", "method=quest"], r"method\.foo: no such option"),
+        (["method_options={quest: {foo: 1}}"], r"method_options\.quest\.foo: no such option"),
         (["engine.batch=4000000000000"], r"engine\.batch must be in \[1, 65536\]"),
         (["results_dir=null"], "results_dir=null: write the path of a folder"),
         (["results_dir=/dev/null/x"], "results_dir=.*cannot be written.*choose another"),
@@ -47,6 +47,7 @@ def job(results, *overrides):
         (["model=smollm2", "model.path=x"], r"path=x is not used with model\.source=fetched"),
         (["model=hf", "model.path=x"], r"path=x is not used with model\.source=hf"),
         (["model=local", "model.id=x"], r"id=x is not used with model\.source=local"),
+        (["task=trace", "task.path=/dev/null/x"], r"task\.path /dev/null/x.*cannot be written"),
         (
             ["method=infinigen", "method.calibration_dir=/dev/null/x"],
             r"method\.calibration_dir=/dev/null/x: cannot be written.*choose another",

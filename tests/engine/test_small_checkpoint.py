@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from transformers import AutoTokenizer
 
@@ -33,3 +35,14 @@ def test_loading_is_silent_and_an_unwritable_cache_is_no_error(
     assert not traits(loaded.model).refusal
     out, error = capfd.readouterr()
     assert "Loading weights" not in out + error and "%|" not in out + error
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"model": 5}', None])
+def test_a_trace_without_a_manifest_is_refused_by_file(tmp_path, content):
+    if content is None:
+        os.mkfifo(tmp_path / "manifest.json")
+    else:
+        (tmp_path / "manifest.json").write_text(content)
+    config = parse(ModelConfig, {"source": "trace", "path": str(tmp_path)}, "model")
+    with pytest.raises(ValueError, match=r"manifest\.json.*record"):
+        loader.describe(config)

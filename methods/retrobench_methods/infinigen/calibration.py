@@ -32,7 +32,7 @@ def path(config: InfiniGenConfig, weights_id: str) -> Path:
 def find(config: InfiniGenConfig, weights_id: str) -> Path:
     """The file, or ValueError with the command that makes it."""
     file = path(config, weights_id)
-    if not file.exists():
+    if not file.is_file():
         raise ValueError(
             f"method=infinigen needs a calibration of this model, {file}, which is not there; "
             "make it with `python scripts/calibrate.py method=infinigen model=...` "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from retrobench.cli.app import console
@@ -97,7 +98,7 @@ def listing(root: Path) -> Table:
     """What can be fetched, its size and terms, and what is here."""
     folder = models.models_root()
     caption = f"models in {folder}, data in {root}; MB of the download, or of the file that is here"
-    table = Table(title="retrobench fetch NAME", caption=caption)
+    table = Table(title="retrobench fetch NAME", caption=escape(caption))
     for name in ("name", "what", "MB", "licence", "here"):
         table.add_column(name, justify="right" if name == "MB" else "left")
     for model in MODELS.values():
@@ -105,7 +106,7 @@ def listing(root: Path) -> Table:
         size = f"{model.download_bytes / 1e6:.0f}"
         table.add_row(model.name, model.about, size, model.licence, here)
     for name, made, size_bytes in models.own_files():
-        what = f"your {name}, converted in {made.name} (delete the folder to free it)"
+        what = escape(f"your {name}, converted in {made.name} (delete the folder to free it)")
         table.add_row("", what, f"{size_bytes / 1e6:.0f}", "", "yes")
     for benchmark, files in BENCHMARKS.items():
         for name, source in files.items():

@@ -29,7 +29,7 @@ def describe(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, Any, str]:
                 "model=local needs model.path=FOLDER (a transformers checkpoint) or FILE.gguf"
             )
         path = Path(config.path).expanduser()
-        if not path.is_file() and not (path / "config.json").exists():
+        if not path.is_file() and not (path / "config.json").is_file():
             raise ValueError(f"model.path={config.path}: no config.json in that folder")
     elif not config.id and not config.config_json:
         raise ValueError("model=hf needs model.id=org/name")
@@ -119,5 +119,7 @@ def build_meta_model(config: Any, dtype: torch.dtype, remote: bool = False) -> P
 def folder_hash(folder: Path) -> str:
     """Hash of names and contents of the files that decide a checkpoint."""
     suffixes = {".json", ".safetensors", ".jinja", ".model"}
-    paths = [path for path in sorted(folder.glob("*")) if path.suffix in suffixes]
+    paths = [
+        path for path in sorted(folder.glob("*")) if path.suffix in suffixes and path.is_file()
+    ]
     return digests.of_files(paths)

@@ -175,10 +175,16 @@ def _describe_trace(config: ModelConfig, device: str) -> ModelInfo:
     """A recorded trace in the place of a model; its identity is the manifest's."""
     if not config.path:
         raise ValueError("model=trace needs model.path=FOLDER (model=trace:FOLDER says the same)")
-    model = TraceModel(Path(config.path), device)
-    recorded = model.manifest["model"]
-    identity = {**recorded, "source": "trace", "trace": digest(model.manifest)}
-    identity["name"] = config.name or f"trace of {recorded['name']}"
+    try:
+        model = TraceModel(Path(config.path), device)
+        recorded = model.manifest["model"]
+        identity = {**recorded, "source": "trace", "trace": digest(model.manifest)}
+        identity["name"] = config.name or f"trace of {recorded['name']}"
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{config.path}/manifest.json: not the manifest of a trace (it lacks {error}); record "
+            "the trace again with task=trace"
+        ) from error
     return ModelInfo(
         meta_model=model,  # type: ignore[arg-type]
         tokenizer=TraceTokenizer(model.manifest, model.end_id),

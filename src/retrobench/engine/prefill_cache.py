@@ -8,6 +8,7 @@ used longest ago goes first.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -132,14 +133,17 @@ class PrefillCache:
         about["rope_tokens"] = ",".join(map(str, prompt.rope_tokens))
         about["num_heads"] = str(prompt.num_heads)
         about["checksum"] = _checksum(tensors)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._make_room(num_bytes)
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._make_room(num_bytes)
             save_file(tensors, temporary, metadata=about)
             temporary.replace(file)
+        except (OSError, SafetensorError) as error:
+            print(f"prefill cache: {self.folder} cannot be written: {error}", file=sys.stderr)  # noqa: T201
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def _make_room(self, num_bytes: int) -> None:
         """Remove the files that were used longest ago; those of other processes may vanish."""

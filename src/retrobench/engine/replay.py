@@ -108,6 +108,9 @@ class TraceRecorder(DenseMethod):
         self.guesses.clear()
 
 
+_AGAIN = "record the trace again with task=trace"
+
+
 def shard(folder: Path, index: int, layer: int) -> Path:
     """File of one prompt and layer."""
     return folder / f"{index:05d}-layer{layer:03d}.safetensors"
@@ -116,12 +119,18 @@ def shard(folder: Path, index: int, layer: int) -> Path:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest; ValueError if there is none."""
     file = folder / MANIFEST
-    if not file.exists():
+    if not file.is_file():
         raise ValueError(
             f"{folder}: no trace there (no {MANIFEST}); record one with "
             f"`python run.py task=trace task.path={folder} method=full model=...`"
         )
-    return json.loads(file.read_text())
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: cannot be read ({error}); {_AGAIN}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file}: not the manifest of a trace; {_AGAIN}")
+    return found
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

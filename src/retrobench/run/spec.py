@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -236,6 +237,13 @@ def _method_options(raw: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for name in given:
         if name not in method_names():
             raise unknown(f"method_options.{name}", "method", method_names())
+        known = [f.name for f in dataclasses.fields(method_class(name).Config)]
+        known += [
+            f.metadata.get("was") or "" for f in dataclasses.fields(method_class(name).Config)
+        ]
+        for option_name in given[name]:
+            if option_name not in known:
+                raise unknown(f"method_options.{name}.{option_name}", "option", filter(None, known))
     return given
 
 

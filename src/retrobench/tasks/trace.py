@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retrobench.core.paths import check_output
 from retrobench.core.spec import option
 from retrobench.core.task import Prompt, Sample, Task
 from retrobench.tasks.ruler import RulerTask
@@ -56,6 +57,7 @@ class TraceTask(Task):
     def samples(self, prompt: Prompt) -> Iterator[Sample]:
         """The prompts in their fixed order."""
         if not self.config.replay:
+            check_output("task.path", self.folder / "manifest.json")
             yield from self._ruler().samples(prompt)
             return
         manifest: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text())
