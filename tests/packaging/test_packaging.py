@@ -81,7 +81,7 @@ def test_options_page_is_current():
 def test_readme_commands_exist():
     readme = (ROOT / "README.md").read_text()
     assert "make demo" in readme and "make test" in readme
-    assert "python run.py method=retroinfer task=ruler" in readme
+    assert "python run.py method=retroinfer task=niah" in readme
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"make ([a-z-]+)", readme):
         assert re.search(rf"^{target}:", makefile, re.M), target

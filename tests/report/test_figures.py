@@ -245,7 +245,8 @@ def test_sweeps_are_listed_and_chosen(lab, capsys):
     key = lab.cell("full", rows=lab.rows())
     folder = lab.store.root / "sweeps" / "mine" / "2026"
     folder.mkdir(parents=True)
-    entries = [{"key": key, "failed": {}}, {"job": "x", "error": "boom"}]
+    done = {"key": key, "failed": {}, "ran": 1, "cached": 0, "message": "", "label": "full"}
+    entries = [done, {"job": "x", "error": "boom"}]
     (folder / "cells.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
     where = ["--results", str(lab.store.root)]
     assert console.main(["sweeps", *where]) == 0
