@@ -83,5 +83,5 @@ def test_readme_commands_exist():
     assert "make demo" in readme and "make test" in readme
     assert "python run.py method=retroinfer task=niah" in readme
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"make ([a-z-]+)", readme):
+    for target in re.findall(r"(?:`|^    )make ([a-z-]+)", readme, re.M):
         assert re.search(rf"^{target}:", makefile, re.M), target
