@@ -10,8 +10,10 @@ import sys
 import time
 
 import pytest
+from omegaconf import OmegaConf
 
 from retrobench.cli import app as cli
+from retrobench.cli.sweep import SweepTable
 from retrobench.store.results import ResultStore
 from tests.e2e.runs import ROOT, SMALL
 
@@ -43,6 +45,19 @@ def test_a_fault_of_ours_keeps_its_traceback():
         raise ZeroDivisionError
     with pytest.raises(ValueError), cli.one_line_errors(traced=True):
         raise ValueError
+
+
+@pytest.mark.parametrize(("error", "code"), [(ValueError("bad"), 2), (KeyError("ours"), 1)])
+@pytest.mark.parametrize("part", ["start", "end"])
+def test_an_error_around_a_sweep_is_no_warning(monkeypatch, error, code, part):
+    def broken(self, config):
+        raise error
+
+    table, config = SweepTable(), OmegaConf.create({})
+    monkeypatch.setattr(SweepTable, "_plan", broken)
+    monkeypatch.setattr(SweepTable, "_report", broken)
+    with pytest.raises(SystemExit, match=str(code)):
+        getattr(table, f"on_multirun_{part}")(config)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +28,8 @@ class SweepTable(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the preflight; ``dry_run`` stops here, before a launcher starts anything."""
-        try:  # Hydra would make a warning of it, and go on
+        with app.one_line_errors(), _no_warning():
             self._plan(config)
-        except (ValueError, OSError) as error:
-            app.fail(error)
 
     def _plan(self, config: DictConfig) -> None:
         overrides = jobs(config)
@@ -53,6 +54,10 @@ class SweepTable(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Read what the jobs noted, wherever they ran."""
+        with app.one_line_errors(), _no_warning():
+            self._report(config)
+
+    def _report(self, config: DictConfig) -> None:
         path = Path(config.hydra.sweep.dir) / CELLS_FILE
         entries, problems = read_entries(path) if path.exists() else ([], [])
         outcomes = app.without_duplicates(entries)
@@ -67,6 +72,18 @@ class SweepTable(Callback):
             app.console().print(text, markup=False, highlight=False, soft_wrap=True)
         if silent > 0 or any(app.failure_line(outcome) for outcome in outcomes):
             sys.exit(1)
+
+
+@contextlib.contextmanager
+def _no_warning() -> Iterator[None]:
+    """Hydra makes a warning of an error in a callback and goes on: end with exit code 1 instead."""
+    try:
+        yield
+    except (ValueError, OSError):
+        raise  # one line
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
 
 
 def _draw(figure: str, outcomes: list[app.Outcome], results_dir: Path) -> None:
