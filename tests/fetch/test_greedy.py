@@ -12,7 +12,7 @@ from retrobench.engine.loader import ModelConfig, load
 from retrobench.fetch import models
 from tests.support import greedy_logits, open_on
 
-PROMPTS = int(os.environ.get("GREEDY_PROMPTS", "4"))  # 20 is the long form
+PROMPTS = int(os.environ.get("GREEDY_PROMPTS", "2"))  # 20 is the long form
 ANSWER = 12  # tokens
 TEXT = "The harbour lies north of the old town. Ships wait there for the tide, and {} for bread. "
 
