@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from retrobench.fetch import gguf
+from retrobench.fetch import gguf_file
 
 VERSION = 1  # part of a model's identity: raise it when the same file converts to something else
 # Vocabularies whose merges were learned with every digit a word of its own (as llama.cpp splits
@@ -29,7 +29,7 @@ def convert(file: Path, folder: Path) -> None:
     import transformers
 
     check_packages()
-    reader = gguf.open_file(file)
+    reader = gguf_file.open_file(file)
     source: dict[str, Any] = {
         "pretrained_model_name_or_path": str(file.parent),
         "gguf_file": file.name,
@@ -44,9 +44,9 @@ def convert(file: Path, folder: Path) -> None:
         for name, weight in model.named_parameters():
             if not torch.isfinite(weight).all():
                 raise ValueError(f"{file} is damaged: {name} holds values that are not finite")
-        if scaling := gguf.rope_scaling(file, reader, model.config):
+        if scaling := gguf_file.rope_scaling(file, reader, model.config):
             model.config.rope_parameters = scaling
-        if gguf.value(reader, "tokenizer.ggml.pre") in _SINGLE_DIGITS:
+        if gguf_file.value(reader, "tokenizer.ggml.pre") in _SINGLE_DIGITS:
             _split_digits(tokenizer)
         _as_unquantised(model)
         model.save_pretrained(folder)
