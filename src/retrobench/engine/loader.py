@@ -132,7 +132,7 @@ def load(config: ModelConfig) -> Loaded:
             identity=info.identity,
             context_limit=info.context_limit,
         )
-    serve(info.meta_model)
+    found = serve(info.meta_model)
     dtype = info.meta_model.dtype
     if config.source == "constructed":
         model = info.meta_model
@@ -142,6 +142,7 @@ def load(config: ModelConfig) -> Loaded:
     else:
         model = checkpoint.load(config, dtype, info.meta_model.config)
     set_limit(model, config.max_context_tokens)
+    model.whole_prompt = found.whole_prompt  # type: ignore[assignment]
     if not config.device_map:
         model = model.to(info.device)  # type: ignore[arg-type]
     model.eval()

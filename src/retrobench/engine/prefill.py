@@ -21,7 +21,7 @@ from retrobench.core.shapes import KVShape
 from retrobench.engine import hf
 from retrobench.engine.attention.exact import causal
 from retrobench.engine.attention.parts import logits as attention_logits
-from retrobench.engine.model_cache import ServedCache, is_recurrent, make_cache
+from retrobench.engine.model_cache import ServedCache, make_cache
 
 
 class NotFinite(RuntimeError):
@@ -190,18 +190,17 @@ def prefill(
 ) -> PrefilledPrompt:
     """Prefill all but the last ``tail_tokens`` of left-padded prompts, in chunks.
 
-    ``room`` tokens of memory follow the prompt for the method that may keep it. A model whose
-    recurrent state is wrong after a second chunk gets the prompt in one. NotFinite for NaN
-    in the logits; hf.MethodBypassed if a layer computes its attention by itself.
+    ``room`` tokens of memory follow the prompt for the method that may keep it. A model that the
+    loader marked ``whole_prompt`` (its recurrent state is wrong after a second chunk) gets the
+    prompt in one. NotFinite for NaN in the logits; hf.MethodBypassed if a layer computes its
+    attention by itself.
     """
-    from retrobench.engine.traits import traits  # not above: it tries prefills itself
-
     ids_BS, pads = pad_left(prompts, model.device)
     split = ids_BS.shape[1] - tail_tokens
     if split < 1:
         raise ValueError(f"protocol tail of {tail_tokens} tokens leaves no prompt to prefill")
     cache, managed = make_cache(model)
-    if split > chunk_tokens and is_recurrent(cache) and traits(model).whole_prompt:
+    if getattr(model, "whole_prompt", False):
         chunk_tokens = split
     replays = getattr(model, "replays", False)
     owner = _Recorder(ids_BS, pads, managed, needs or Needs(), room, replays)

@@ -130,7 +130,7 @@ def _compared(name: str, found: Traits, seen: Seen) -> Outcome:
     """The look's own differences, and those of methods on a long prompt."""
     made = Outcome(family=name, outcome="right", differences=dict(seen.differences))
     copied: Any = seen.copied
-    copied.traits = found
+    copied.traits, copied.whole_prompt = found, found.whole_prompt
     if found.whole_prompt:
         made.notes.append("prompt in one chunk")
         del made.differences["chunks"]
