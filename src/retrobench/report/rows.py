@@ -38,16 +38,24 @@ def default_options(frame: pd.DataFrame) -> pd.Series:
 
 
 def one_setting(frame: pd.DataFrame, command: str) -> pd.DataFrame:
-    """Rows of methods as they come: default options, no budget, batch 1, query-aware."""
-    plain = default_options(frame) & frame["budget"].isna()
-    plain &= (frame["engine.batch"] == 1) & (frame["protocol"] == "query_aware")
-    require(plain.any(), "no rows of methods with default options", command)
-    return frame[plain].drop_duplicates(["model", "method", "sample"])
+    """Rows of methods as they come: default options, one budget, batch 1, query-aware.
+
+    The budget is the one that most methods have, their own defaults before others; full attention
+    has none.
+    """
+    plain = default_options(frame) & (frame["engine.batch"] == 1)
+    rows = frame[plain & (frame["protocol"] == "query_aware")]
+    require(len(rows), "no rows of methods with default options", command)
+    budget, full = rows["budget"].fillna(""), rows["method"] == "full"
+    methods = rows["method"].groupby(budget[~full]).nunique().sort_index()
+    chosen = "" if methods.empty else methods.idxmax()
+    kept = rows[budget.eq(chosen) | (full & budget.eq(""))]
+    return kept.drop_duplicates(["model", "method", "sample"])
 
 
 def usual_length(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows at the length that most of them have."""
-    return frame[frame["length"].isin(frame["length"].mode().head(1))]
+    """Rows at the length that most of them have, the longest of equals."""
+    return frame[frame["length"].isin(frame["length"].mode().tail(1))]
 
 
 def shared_samples(frame: pd.DataFrame, by: str) -> pd.DataFrame:
@@ -100,4 +108,8 @@ def describe(frame: pd.DataFrame, by: list[str]) -> str:
     length = f"{length} tokens, " if lengths[-1] else ""
     protocols = ", ".join(sorted(frame["protocol"].unique()))
     noun = "sample" if number == "1" else "samples"
-    return f"model {models}, {length}protocol {protocols}, {number} {noun} per point, {kind}"
+    budgets = frame["budget"].dropna().unique()
+    budget = f"budget {budgets[0]}, " if len(budgets) == 1 else ""
+    return (
+        f"model {models}, {length}{budget}protocol {protocols}, {number} {noun} per point, {kind}"
+    )
