@@ -51,7 +51,8 @@ def column_names(frame: pd.DataFrame) -> pd.Series:
 def caption(frame: pd.DataFrame) -> str:
     """Lines below the tables: samples per entry, protocol, kind of data, headroom."""
     number, protocols = count_range(frame, ["key", "task", "length"]), set(frame["protocol"])
-    lines = [f"{number} samples per entry; protocol: {', '.join(sorted(protocols))}"]
+    samples = "1 sample" if number == "1" else f"{number} samples"
+    lines = [f"{samples} per entry; protocol: {', '.join(sorted(protocols))}"]
     if uses_stand_in(frame):
         lines.append("substitute data: not comparable with published scores")
     if attended.texts(frame, ["key"]):
