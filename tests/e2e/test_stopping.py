@@ -85,6 +85,8 @@ def test_a_stopped_run_says_what_is_kept_and_how_to_go_on(tmp_path, number, code
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a job in the background of a shell starts with Ctrl-C ignored, and so do its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not any(path.stat().st_size for path in tmp_path.glob("*/rows.jsonl")):
