@@ -60,7 +60,7 @@ def test_what_cannot_work_or_is_not_used_is_refused_in_one_line(tmp_path, overri
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["../../../X", "/tmp/X", "a/b", "..", ".x", "a,b", "a\\b", ""])
+@pytest.mark.parametrize("name", ["../../../X", "/X", "a/b", "..", ".x", "a,b", "a\\b", ""])
 def test_a_sweep_stays_inside_the_results_folder(tmp_path, name):
     from retrobench.cli import console
     from retrobench.store.sweeps import sweep_keys

@@ -90,11 +90,11 @@ def our_logits(
         max_new_tokens=len(answers[0]), clock=lambda: 0.0, **options,
     )  # fmt: skip
     with session:
-        return forced(session, answers)
+        return teacher_forced_logits(session, answers)
 
 
 @torch.inference_mode()
-def forced(session: Session, answers: list[list[int]]) -> list[Tensor]:
+def teacher_forced_logits(session: Session, answers: list[list[int]]) -> list[Tensor]:
     """Logits ``TV`` of each row: after the prompt, then after each given token."""
     found = [session.logits.clone()]
     found += [logits.clone() for logits in session.teacher_forced(torch.tensor(answers))]

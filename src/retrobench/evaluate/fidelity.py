@@ -50,13 +50,13 @@ def measure(
     ``follow_ups``: ids between the answers of a conversation (batch 1). ``logits``: false for a
     recorded trace, whose logits are not the method's.
     """
-    judge, room = FidelityProbe(), new_tokens(steps, follow_ups)
-    with open_session(room, probe=judge, comparator=judge, executor="eager") as reference:
+    comparator, room = FidelityProbe(), new_tokens(steps, follow_ups)
+    with open_session(room, probe=comparator, comparator=comparator, executor="eager") as reference:
         exact, tokens_BT = _greedy(reference, steps, stop_ids, follow_ups)
-    result = Fidelity(arrays=judge.arrays())
+    result = Fidelity(arrays=comparator.arrays())
     forced = _forced(open_session, clock, room, tokens_BT, result)
     for row in range(tokens_BT.shape[0]):
-        found = judge.row(row)
+        found = comparator.row(row)
         if logits and forced:
             found["logits"] = logit_gap(exact, forced, row)
         result.rows.append(found)

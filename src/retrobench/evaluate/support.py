@@ -181,7 +181,7 @@ def _long(
         )  # fmt: skip
         session.build()
         with session:
-            ours = trial.forced(session, answers)
+            ours = trial.teacher_forced_logits(session, answers)
         differences[method.name] = trial.difference(expected, ours)
     return differences
 

@@ -20,7 +20,7 @@ SHAPES = {
     "qwen25_7b": (28, 4, 128),
     "llama2_7b": (32, 32, 128),
 }
-DATA_VERSION = 1  # of the injected keys and values
+DATA_VERSION = 1  # of the synthetic keys and values
 
 
 @dataclass(frozen=True, kw_only=True)
