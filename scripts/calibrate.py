@@ -5,8 +5,6 @@ python scripts/calibrate.py method=infinigen model=hf model.id=org/name [--text 
 Options of model and method are those of run.py.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

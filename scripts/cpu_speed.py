@@ -8,8 +8,6 @@ others had the core does not count; shared caches and memory still do), with mor
 Writes ``results/published/cpu_speed.json`` with hardware, versions and commit.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

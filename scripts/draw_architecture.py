@@ -3,8 +3,6 @@
 Plain text without external fonts; colours follow the reader's light or dark theme.
 """
 
-from __future__ import annotations
-
 from html import escape
 from pathlib import Path
 

@@ -6,8 +6,6 @@
 ``--model_args`` takes the options of run.py; everything else is the harness's own command.
 """
 
-from __future__ import annotations
-
 import sys
 
 try:

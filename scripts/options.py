@@ -1,7 +1,5 @@
 """Write docs/options.md from the option dataclasses: ``python scripts/options.py [--check]``."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

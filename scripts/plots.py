@@ -1,7 +1,5 @@
 """Draw the figures that the rows on disk allow: ``python scripts/plots.py [figure ...]``."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

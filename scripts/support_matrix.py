@@ -4,8 +4,6 @@ python scripts/support_matrix.py            # all, about ten minutes on one core
 python scripts/support_matrix.py llama phi3  # these, to the terminal alone
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -4,8 +4,6 @@ One run (id ``report-NAME``) in the sweep's group holds the tables, the comparis
 the HTML report and the rows. Without a key it is written offline, for ``wandb sync``.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import sys

@@ -1,7 +1,5 @@
 """What the C++ forms share: tensors as C++ reads them, strides, and the number of splits."""
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Iterator
 

@@ -8,8 +8,6 @@ one, else that of all forms of the kind (``native``, ``triton_common``). With
 ``RETROBENCH_KERNELS=naive`` the fast forms are off.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import inspect

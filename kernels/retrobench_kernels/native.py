@@ -7,8 +7,6 @@ is built again. Without a compiler the plain torch
 ops run, which is said once.
 """
 
-from __future__ import annotations
-
 import ctypes
 import fcntl
 import hashlib

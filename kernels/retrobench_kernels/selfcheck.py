@@ -1,7 +1,5 @@
 """Small parity checks that a freshly built library must pass before it is used."""
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Callable
 from functools import partial

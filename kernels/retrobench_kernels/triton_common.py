@@ -5,8 +5,6 @@ padded to at least 16 query rows because ``tl.dot`` needs them; sizes that chang
 are read from device memory, so that a captured CUDA graph stays valid.
 """
 
-from __future__ import annotations
-
 import os
 
 import torch

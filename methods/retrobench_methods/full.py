@@ -1,7 +1,5 @@
 """Full attention: every token, exactly. The baseline and the reference of every comparison."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ The floor for methods that offload: they must beat what a plain copy of everythi
 next layer is copied while this one computes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Oracle top-k: the tokens with the largest true attention weights. The ceiling of selectors."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Quest: pages ranked by an upper bound of their logits (arXiv 2406.10774)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

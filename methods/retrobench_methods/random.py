@@ -1,7 +1,5 @@
 """Random selection: the floor that every selector must beat at the same budget."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Streaming attention: sinks and a recent window only (StreamingLLM, arXiv 2309.17453)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Where each token goes when keys and values are stored in cluster order, and its placement."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

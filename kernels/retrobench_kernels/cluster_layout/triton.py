@@ -1,7 +1,5 @@
 """Placement of keys and values in cluster order on a GPU; the order itself is torch's sort."""
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 from torch import Tensor

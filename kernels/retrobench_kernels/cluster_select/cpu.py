@@ -1,7 +1,5 @@
 """Scoring and selection in C++: exact cuts instead of a sort."""
 
-from __future__ import annotations
-
 import ctypes
 
 import torch

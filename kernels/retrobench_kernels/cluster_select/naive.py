@@ -1,7 +1,5 @@
 """Scoring of cluster centroids and selection of the retrieval and estimation zones."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -5,8 +5,6 @@ The softmax mass of a cluster is a non-negative float, so its bit pattern orders
 round share one reduction. Lists come out in cluster order.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

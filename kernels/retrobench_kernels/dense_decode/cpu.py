@@ -1,7 +1,5 @@
 """Full attention of one token in C++, split over the context."""
 
-from __future__ import annotations
-
 import ctypes
 
 import torch

@@ -1,7 +1,5 @@
 """Full attention of one decode token; the reference is in plain torch."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

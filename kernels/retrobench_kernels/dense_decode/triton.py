@@ -1,7 +1,5 @@
 """Split-KV full attention of one token on a GPU: the control with the same inner loop."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

@@ -4,8 +4,6 @@ Keys are read channel by channel (``key_BGSC`` is best a view of ``BGCS``), so t
 channels runs at full width.
 """
 
-from __future__ import annotations
-
 import ctypes
 
 import torch

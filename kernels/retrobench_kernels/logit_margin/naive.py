@@ -1,7 +1,5 @@
 """Speculated importance of tokens from a few channels of their keys (InfiniGen)."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """Page extrema and Quest's upper bound of logits per page (arXiv 2406.10774, section 3.3)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

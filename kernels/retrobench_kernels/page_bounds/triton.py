@@ -1,7 +1,5 @@
 """Page extrema and Quest's upper bound on a GPU."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

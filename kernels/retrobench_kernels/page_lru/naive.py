@@ -4,8 +4,6 @@
 of a step are equally recent; ties among slots go to the lower one.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -6,8 +6,6 @@ meets itself at two barriers: hits are stamped before slots are ordered, and the
 before pages pick from it.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

@@ -4,8 +4,6 @@ Summed over the GQA group, the bound is linear in the positive and in the negati
 queries, so that one vector of each serves all query heads.
 """
 
-from __future__ import annotations
-
 import ctypes
 
 import torch

@@ -1,7 +1,5 @@
 """Selection of pages by the upper bound of their logits (Quest), one set per KV head."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

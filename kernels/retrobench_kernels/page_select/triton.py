@@ -1,7 +1,5 @@
 """Bounds of pages on a GPU in one pass over their minima and maxima; torch ranks them."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

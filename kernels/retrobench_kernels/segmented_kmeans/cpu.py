@@ -4,8 +4,6 @@ Assignment is a matrix product that keeps only row maxima; keys are centred as t
 that no float32 copy of them exists.
 """
 
-from __future__ import annotations
-
 import ctypes
 from functools import partial
 

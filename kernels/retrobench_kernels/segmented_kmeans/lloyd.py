@@ -5,8 +5,6 @@ keys are centred by their mean, segments are clustered apart with normalised cen
 is by largest inner product, and the last pass may assign over the centroids of all segments.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

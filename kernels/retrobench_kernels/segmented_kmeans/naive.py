@@ -1,7 +1,5 @@
 """Segmented spherical k-means (RetroInfer's index build); the reference is in plain torch."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

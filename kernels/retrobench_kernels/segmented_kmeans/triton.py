@@ -7,8 +7,6 @@ run in one launch. The update sorts labels and sums each cluster's rows (no atom
 does not depend on the order of threads).
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 import torch

@@ -1,7 +1,5 @@
 """RetroInfer's tripartite attention in C++, in one pass."""
 
-from __future__ import annotations
-
 import ctypes
 import struct
 

@@ -1,7 +1,5 @@
 """RetroInfer's tripartite attention in one pass: steady, retrieved and estimated zone (4.2)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -8,8 +8,6 @@ cache come over the bus and should start early. A page is read from the cache or
 this step is written through to its slot by the program that read it.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """Arguments of wave attention: the parts of the context that one call reads."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from torch import Tensor

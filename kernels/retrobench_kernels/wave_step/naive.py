@@ -1,7 +1,5 @@
 """Wave attention of one decode step with its cache: look up, attend, admit what was missed."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

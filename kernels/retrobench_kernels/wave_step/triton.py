@@ -3,8 +3,6 @@
 The attention reads a missed page once, from the pool, and writes it to its slot on the way.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from retrobench_kernels.page_lru.triton import page_step

@@ -4,8 +4,6 @@ OSDI'24, arXiv 2406.19707. RoPE and GQA are ours (docs/methods.md): the released
 models with as many KV heads as query heads.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -6,8 +6,6 @@ does not commute with A, so A is applied at run time (as in the released Llama f
 queries of a KV head's whole group are stacked (ours).
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

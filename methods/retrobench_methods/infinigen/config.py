@@ -1,7 +1,5 @@
 """Options of InfiniGen, with the source of every default."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from retrobench.core.budget import Budget

@@ -1,7 +1,5 @@
 """The KV pool (paper 4.4): keys and values in host memory, a capacity and an eviction policy."""
 
-from __future__ import annotations
-
 from typing import cast
 
 import torch

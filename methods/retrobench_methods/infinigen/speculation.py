@@ -1,7 +1,5 @@
 """Speculation (paper 4.3): a few skewed channels of the keys tell which tokens will matter."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -4,8 +4,6 @@
 module attends a layer's selection in one pass: look up, attend, admit.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import replace

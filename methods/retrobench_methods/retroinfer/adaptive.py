@@ -12,8 +12,6 @@ norm of a value and ``|o|`` that of the head's output one step ago. Where the va
 that one key may carry the cluster, the exponential makes sure it is retrieved.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

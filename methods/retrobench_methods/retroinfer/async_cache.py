@@ -3,8 +3,6 @@
 Ours, not the paper's; off by default. Neither changes what is attended.
 """
 
-from __future__ import annotations
-
 import torch
 from retrobench_kernels.wave_attention import Estimation, Pool, Steady, wave_attention
 from retrobench_kernels.wave_step import cluster_pages

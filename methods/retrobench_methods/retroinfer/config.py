@@ -1,7 +1,5 @@
 """Options of RetroInfer and the sizes that follow from them (paper 5.1, released config.py)."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -10,8 +10,6 @@
   of them, so that every cluster is estimated and nothing is dropped.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

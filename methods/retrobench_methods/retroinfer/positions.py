@@ -1,7 +1,5 @@
 """Which token of the prompt or answer each pool slot holds, for probes that want to know."""
 
-from __future__ import annotations
-
 import torch
 from retrobench_kernels.wave_attention import Pool, cluster_tokens
 from torch import Tensor

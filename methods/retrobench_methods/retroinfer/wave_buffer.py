@@ -5,8 +5,6 @@ wait for an index live in its recent zone, the *steady* zone; recently used page
 also be in the block cache.
 """
 
-from __future__ import annotations
-
 import torch
 from retrobench_kernels.cluster_layout import Layout, place_tokens
 from retrobench_kernels.wave_attention import Pool

@@ -4,8 +4,6 @@ State is one tensor per kind, allocated at its final size, with views per layer 
 knows clusters and where they are in the pool; keys and values themselves are in ``WaveBuffer``.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch

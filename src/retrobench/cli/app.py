@@ -1,7 +1,5 @@
 """``python run.py``: compose with Hydra, run one cell per job, print one table."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """The ``retrobench`` command: scores predictions and reads results on disk."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

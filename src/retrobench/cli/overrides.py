@@ -1,7 +1,5 @@
 """Command-line overrides: checked, and rewritten into what Hydra wants."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path

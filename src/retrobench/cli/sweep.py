@@ -1,7 +1,5 @@
 """A sweep's beginning and end: the plan before the first job, one table after the last."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import traceback

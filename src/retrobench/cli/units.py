@@ -5,8 +5,6 @@ gets a list of units with their composed configurations. The leader runs all cel
 other jobs of the unit find that they are led and end at once.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections import defaultdict

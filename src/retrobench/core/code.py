@@ -4,8 +4,6 @@ Comments, docstrings and formatting do not count: a hash of the syntax trees of 
 and of everything of ours that it imports.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import importlib.util

@@ -1,7 +1,5 @@
 """What a decode call can cost. The names of ``Probe.count``, with their units."""
 
-from __future__ import annotations
-
 TOKENS = ("attended", "estimated")  # mean per row and head: exactly, and through estimates
 BYTES = (
     "kv",  # keys and values read

@@ -1,7 +1,5 @@
 """Where files are kept that can be made again, and whether a file can be written."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

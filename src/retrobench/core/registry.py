@@ -4,8 +4,6 @@ An entry point of the group ``retrobench.methods`` names either a class (``my_pk
 or a package whose public modules are methods, one per module, named like the module.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.metadata
 import importlib.util

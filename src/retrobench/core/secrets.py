@@ -1,7 +1,5 @@
 """Secrets: known by their form, their option's name or the environment; nothing writes them."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator, Mapping

@@ -4,8 +4,6 @@ Hydra accepts unknown keys and out-of-range values; here both become errors that
 the allowed values and the nearest spelling.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import re

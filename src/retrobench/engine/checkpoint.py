@@ -1,7 +1,5 @@
 """Checkpoints of transformers: a Hub id, a folder, or a model that was fetched."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """How long a context of a model may get."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -6,8 +6,6 @@ that keep what varies in device memory (``Method.static``), and nothing asked of
 devices it runs the same static step eagerly, which is how it is tested.
 """
 
-from __future__ import annotations
-
 from typing import Any, Protocol
 
 import torch

@@ -1,7 +1,5 @@
 """How answers are decoded, when they end, and what they took."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any

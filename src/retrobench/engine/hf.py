@@ -5,8 +5,6 @@ session) for the time of the call, and the attention function hands the new quer
 of managed layers to it. All other layers keep the model's own cache, mask and window.
 """
 
-from __future__ import annotations
-
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Loads models and tokenizers: by Hugging Face id, local path, random weights, or embedded."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The cache that a model gets: its own layers, but pass-through where a method owns the keys."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Options of ``model.*``: where a model comes from, on what it runs, how its chat is rendered."""
 
-from __future__ import annotations
-
 import datetime
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ The engine computes prefill attention; methods build their state from its result
 methods pays for one prefill, and a method cannot change what the model reads.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from collections.abc import Callable, Sequence

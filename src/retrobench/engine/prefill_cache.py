@@ -6,8 +6,6 @@ holds a checksum of the tensors; a damaged entry is computed again. The folder i
 used longest ago goes first.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

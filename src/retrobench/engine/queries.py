@@ -4,8 +4,6 @@ A layer's attention runs up to the point where it hands over its queries, so tha
 biases, query norms and rotary embeddings of any family are the model's own.
 """
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any
 

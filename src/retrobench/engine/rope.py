@@ -6,8 +6,6 @@ changes its neighbours. Here each row keeps the factors of its own final length 
 as one forward over all of its tokens would choose them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """The KV cache that a session needs, from the model's architecture."""
 
-from __future__ import annotations
-
 from transformers import PreTrainedModel
 
 from retrobench.core.shapes import KVShape

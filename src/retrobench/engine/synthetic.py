@@ -6,8 +6,6 @@ positions. Every batch row, layer and KV head has its own data. Easier than a re
 errors on them compare methods, they do not predict accuracy.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -5,8 +5,6 @@ the attention function, and with which shapes; a small copy with random weights 
 is compared with transformers' own forward (``engine.trial``). The answer is kept on disk.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import dataclasses

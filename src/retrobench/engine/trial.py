@@ -3,8 +3,6 @@
 The reference is one forward over prompt and answer, row by row, with transformers' own attention.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

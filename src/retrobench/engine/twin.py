@@ -5,8 +5,6 @@ differ, windows that bind); widths, depths, experts and vocabulary shrink. A cop
 so an architecture can be tried before any weights are read.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import math

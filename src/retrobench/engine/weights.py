@@ -1,7 +1,5 @@
 """Reads a checkpoint: all weights or none, since a hole would be filled with random numbers."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

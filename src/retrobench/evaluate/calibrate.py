@@ -1,7 +1,5 @@
 """Makes the file that a method needs beforehand (``needs.calibration``), on a calibration text."""
 
-from __future__ import annotations
-
 import hashlib
 import sys
 from pathlib import Path

@@ -4,8 +4,6 @@ In the first the model runs on exact attention while the method answers each dec
 (a reference run). The second forces the same tokens through the method alone, for its logits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any

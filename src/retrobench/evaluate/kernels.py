@@ -4,8 +4,6 @@ Inputs are random: normal queries, keys and values, and a ragged index of cluste
 tokens with RetroInfer's shares of retrieved and estimated clusters.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial

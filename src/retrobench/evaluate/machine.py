@@ -5,8 +5,6 @@ replayed as a CUDA graph between device events, where it can be captured. The pr
 are emptied before every timed call.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Records one prompt of ``task=trace``: full attention's trajectory to shards and manifest."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

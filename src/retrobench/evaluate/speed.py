@@ -6,8 +6,6 @@ The clock is read after the device has finished, warm-up steps are apart, and th
 against exact attention is computed outside of the timed parts.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable
 from typing import Any, Protocol

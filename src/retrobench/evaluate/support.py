@@ -6,8 +6,6 @@ in chunks and in a left-padded batch, and three methods whose budget covers ever
 that is long enough for an index.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import reduce

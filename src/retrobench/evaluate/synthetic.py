@@ -4,8 +4,6 @@ Only what the method does is timed; making inputs, emptying caches and comparing
 exact attention are not.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field

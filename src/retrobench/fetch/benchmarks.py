@@ -1,7 +1,5 @@
 """The data files that benchmarks read: where each comes from, what it becomes, its terms."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The models that ``retrobench fetch`` knows: where each comes from, its terms and its digests."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

@@ -3,8 +3,6 @@
 Done once, because it takes up to minutes; runs then load safetensors.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import io

@@ -3,8 +3,6 @@
 The manifest holds each file's source, revision and SHA-256. A stopped fetch goes on.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import zipfile

@@ -1,7 +1,5 @@
 """SHA-256 of files, and the error for a file that is not the one it should be."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Rows of the Hub's data sets as the files that the tasks read."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterable, Mapping
 from typing import Any

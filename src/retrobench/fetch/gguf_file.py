@@ -1,7 +1,5 @@
 """What a GGUF file is, looked at before it is converted: refusals name the file and the cause."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The Hugging Face Hub, for data sets and for models; imported when something is downloaded."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any

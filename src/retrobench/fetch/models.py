@@ -1,7 +1,5 @@
 """Fetched models in the cache folder: made whole or not at all, found again, checked."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import shutil

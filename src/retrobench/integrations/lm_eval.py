@@ -5,8 +5,6 @@
 full attention, its last ``protocol.tail_tokens`` and everything after go through the method.
 """
 
-from __future__ import annotations
-
 import logging
 import statistics
 from collections.abc import Iterator, Sequence

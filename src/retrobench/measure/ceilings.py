@@ -1,7 +1,5 @@
 """What this machine can do: the limits that speeds are shown against."""
 
-from __future__ import annotations
-
 import ctypes
 import statistics
 from functools import cache

@@ -1,7 +1,5 @@
 """The only clock: read after the device has finished."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime

@@ -1,7 +1,5 @@
 """The exact attention of one decode call, and what any choice of tokens makes of it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -13,8 +13,6 @@ With ``p = softmax(q.K)`` over all tokens and ``S`` the tokens attended exactly,
 - ``top_step``, ``own_step``: overlap of the 100 heaviest tokens, and of S, with the step before.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A function as one CUDA graph, so that repeating it costs one launch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

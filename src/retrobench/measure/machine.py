@@ -1,7 +1,5 @@
 """Facts about this machine, the installed versions, the commit, and peak memory."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import platform

@@ -1,7 +1,5 @@
 """Probes that count: liveness per layer, byte counters, cache accesses and spans."""
 
-from __future__ import annotations
-
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping

@@ -4,8 +4,6 @@ A vector (one token of one KV head) is quantised symmetrically with one float16 
 per group of 32 channels in 4 bits.
 """
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import torch

@@ -1,7 +1,5 @@
 """The block cache with its bookkeeping on the model's device; see ``page_cache``."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The block cache with its page table in host memory; see ``page_cache``."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -7,8 +7,6 @@ the released RetroInfer code), ``device_cache`` on the model's device. ``prefetc
 that nobody attends yet.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ is evicted for another one of the same step. So least-recently-used is exact ove
 go to the lower slot.
 """
 
-from __future__ import annotations
-
 import heapq
 from collections import defaultdict
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ stands above it: ``pool.PooledStore`` keeps positions, RetroInfer's wave buffer 
 CPU-only machine both tiers are host memory and everything else is the same.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """PooledStore: keys and values in position order over two tiers, and the choice of a store."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """One fetch in flight per layer: a thread on the CPU, and a side stream where there is a GPU."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any

@@ -5,8 +5,6 @@ clusters). Each may come with clusters to attend through estimates, and with par
 that were computed elsewhere.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 

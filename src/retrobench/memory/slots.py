@@ -1,7 +1,5 @@
 """Which position each storage slot holds, once slots and positions differ (evicted, reordered)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad

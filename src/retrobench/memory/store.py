@@ -4,8 +4,6 @@ A store knows tokens by position, never by importance. ``ResidentStore`` keeps t
 ``pool.PooledStore`` in a pool behind a block cache.
 """
 
-from __future__ import annotations
-
 import torch
 from retrobench_kernels.wave_attention import Pool, Steady
 from torch import Tensor

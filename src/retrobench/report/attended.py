@@ -4,8 +4,6 @@ Dense layers, whole pages and clusters, a least number of pages, or a context to
 make a method attend more (or less) than its budget.
 """
 
-from __future__ import annotations
-
 import pandas as pd
 
 from retrobench.core.budget import Budget

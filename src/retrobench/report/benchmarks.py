@@ -1,7 +1,5 @@
 """What reports ask of the benchmark of a row; the answers are the task classes' own."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import cache
 

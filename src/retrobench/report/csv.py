@@ -1,7 +1,5 @@
 """Rows for a spreadsheet, which takes some texts of a CSV file for formulas."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

@@ -7,8 +7,6 @@ and alarms. Where the results hold no full attention of a column, its headroom i
 and is named.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """A sweep as one HTML file with tables, significance, figures, provenance; loads nothing else."""
 
-from __future__ import annotations
-
 import base64
 import tempfile
 from collections.abc import Sequence

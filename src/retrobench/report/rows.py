@@ -1,7 +1,5 @@
 """Choosing rows for tables and figures, and quantities that several of them show."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """Samples that go through the model together, for every cell of a group: from prompt to rows."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One cell between its lock and its status: what is done, what runs, how it ended."""
 
-from __future__ import annotations
-
 import traceback
 from contextlib import ExitStack
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The form of a composed configuration, checked before anything is read, run or written."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """One running cell: its parts, and what became of it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

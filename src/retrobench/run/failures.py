@@ -1,7 +1,5 @@
 """What an exception becomes in a row: a status and a message without secrets."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re

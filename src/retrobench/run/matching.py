@@ -5,8 +5,6 @@ steps as the reference took, and the byte counters are read. Methods that choose
 clusters reach a cost only approximately; the table says how near they came.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Mapping

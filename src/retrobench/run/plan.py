@@ -1,7 +1,5 @@
 """What a run would take, known before any weights are read: key, missing samples, bytes, hours."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass

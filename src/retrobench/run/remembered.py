@@ -5,8 +5,6 @@ our own source files, versions of the libraries that it depends on, and every fi
 the configuration names. What changed is simply not found and is planned anew.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import json

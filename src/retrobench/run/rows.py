@@ -1,7 +1,5 @@
 """What a row says of one answer: the prompt, the counts of its session, the score."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from retrobench.core.spec import to_plain

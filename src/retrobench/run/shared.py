@@ -1,7 +1,5 @@
 """One prefill for everything that starts from the same prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

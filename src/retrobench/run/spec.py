@@ -1,7 +1,5 @@
 """One run as typed values: what Hydra composed, checked option by option."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Samples of the tasks that are timed, not answered: ``speed`` and ``machine``."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial, reduce
 from typing import Any

@@ -1,7 +1,5 @@
 """Parity receipts: samples of a finished cell run again and compared with what is on disk."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ The response is a table with a row per cell (its index: the value of every optio
 sample that all cells answered.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any

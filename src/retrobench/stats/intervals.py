@@ -1,7 +1,5 @@
 """Bootstrap intervals of a mean, quick for scores that take few values."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

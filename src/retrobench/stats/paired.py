@@ -1,7 +1,5 @@
 """Paired comparison of two cells on the same samples: sign test, bootstrap, Holm correction."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ long ``rows.jsonl`` was when the cell ended, and its hash. Files of older versio
 they are read all the same.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -6,8 +6,6 @@ times of the files it was made from; cells that changed since are read again. It
 A cell whose files are damaged is left out, as far as it is damaged, and named (``read_problems``).
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ Dicts become dotted columns, some lists JSON text (``_is_text``); other lists an
 (digit keys) are left to the rows.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What earlier rows say: seconds per sample for a preflight, a cell's summary for its tracker."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from retrobench.store.results import OK, ResultStore

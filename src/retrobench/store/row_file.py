@@ -4,8 +4,6 @@ Each line ends with a digest of itself, so that bit rot and edits show. Lines of
 none; they are read and counted as unchecked.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

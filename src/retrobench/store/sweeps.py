@@ -1,7 +1,5 @@
 """Sweeps of a results folder: which cells a sweep asked for, and how they ended."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Benchmarks: samples and scores. They never see a method."""
 
-from __future__ import annotations
-
 import importlib
 
 from retrobench.core.spec import unknown

@@ -1,7 +1,5 @@
 """Builds many samples in parallel, and remembers the size of each one."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections import deque

@@ -1,7 +1,5 @@
 """The chat template of a tokenizer: what it renders, and which BOS in it stands for itself."""
 
-from __future__ import annotations
-
 import datetime
 from collections.abc import Sequence
 from contextlib import suppress

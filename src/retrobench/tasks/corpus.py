@@ -1,7 +1,5 @@
 """Documents and questions for RULER's QA tasks: local files, or labelled synthetic ones."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 from functools import cache

@@ -1,7 +1,5 @@
 """The base of benchmarks that make their samples for the tokenizer at hand."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass

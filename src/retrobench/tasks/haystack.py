@@ -1,7 +1,5 @@
 """The prose that needles are hidden in: local files, or labelled substitute prose without any."""
 
-from __future__ import annotations
-
 from functools import cached_property
 from pathlib import Path
 

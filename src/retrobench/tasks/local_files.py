@@ -1,7 +1,5 @@
 """Data files on disk: where they are looked for, how they are read, what a record must hold."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator

@@ -5,8 +5,6 @@ long: by default over 1024 tokens, which is a segment of RetroInfer's incrementa
 of the answer depends on text far before it and on the item generated last.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Callable, Iterator

@@ -4,8 +4,6 @@ One sample per case and size; no method, no model and no answer is involved. Wha
 to ``retrobench.evaluate.machine``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Needle in a haystack: a grid of depths and lengths."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """From sample to token ids: the only place for chat template, truncation and stop strings."""
 
-from __future__ import annotations
-
 import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Sequence

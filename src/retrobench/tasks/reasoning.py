@@ -1,7 +1,5 @@
 """AIME 2024 and GPQA: reasoning questions with long answers, scored by the boxed answer."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Scores predictions from any source with the benchmarks' own scorers, line by line."""
 
-from __future__ import annotations
-
 import importlib
 import json
 from collections import defaultdict

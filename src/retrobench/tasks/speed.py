@@ -4,8 +4,6 @@ This task says which model shape, context and batch are timed; ``retrobench.eval
 them. A named shape needs no weights, because its keys and values are synthetic.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -3,8 +3,6 @@
 Scores on them are not RULER scores, because grammar text is easier to search. Every result says so.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from functools import cache

@@ -1,7 +1,5 @@
 """Think blocks: where a prompt leaves one open, and an answer without them."""
 
-from __future__ import annotations
-
 import re
 
 MARKS = (  # of Qwen, DeepSeek, GLM, SmolLM and others; Magistral; Seed-OSS; EXAONE Deep

@@ -1,7 +1,5 @@
 """Prompts of a trace: RULER's while it is recorded, those of its manifest in a replay."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Trackers: an interface with a null object, so that no caller ever tests for one."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol

@@ -1,7 +1,5 @@
 """Weights & Biases: one run per cell, offline unless a key is at hand."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Callable, Mapping

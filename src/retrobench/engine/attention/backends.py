@@ -5,8 +5,6 @@ kernels of this project are always candidates of ``auto``, the others where they
 (``flex`` compiles for minutes and is used only when asked for by name).
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass

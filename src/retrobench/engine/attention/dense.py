@@ -1,7 +1,5 @@
 """Full attention over keys and values on the model's device, with a choice of who computes it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

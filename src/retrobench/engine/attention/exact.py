@@ -3,8 +3,6 @@
 Every function takes post-RoPE queries and keys. Softmax statistics are float32.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Indexes: which tokens a decode step attends, and the static zone that all selectors share."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any

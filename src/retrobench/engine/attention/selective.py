@@ -4,8 +4,6 @@ An *index* says WHICH tokens, a *store* says WHERE they live; both are made by o
 methods, so that any index runs on any store. ``docs/add_a_method.md`` fills this template.
 """
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from retrobench_kernels.wave_attention import wave_attention

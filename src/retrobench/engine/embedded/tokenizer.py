@@ -4,8 +4,6 @@ Any other text falls apart into letter pairs and bytes, so decoding restores eve
 A token carries the space before it (the byte-level convention of GPT-2).
 """
 
-from __future__ import annotations
-
 from itertools import product
 from string import ascii_lowercase, ascii_uppercase
 

@@ -5,8 +5,6 @@ start of a line or after a hyphen. The lists are files so that a release of the 
 change token ids silently; a test compares them with ``collect``.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from importlib import resources

@@ -1,7 +1,5 @@
 """Audit: cells side by side must have seen the same prompts under the same rules, untouched."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from typing import Any
 

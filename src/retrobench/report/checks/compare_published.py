@@ -1,7 +1,5 @@
 """Published scores of reference models compared with ours: paper value, ours, difference."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from retrobench.report.benchmarks import benchmark

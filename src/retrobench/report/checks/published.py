@@ -1,7 +1,5 @@
 """Published numbers, each with its source; nothing was read off a plot."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

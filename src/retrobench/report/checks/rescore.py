@@ -1,7 +1,5 @@
 """Scores stored answers again: a score that was changed, or an answer that was swapped, shows."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

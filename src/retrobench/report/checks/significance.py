@@ -5,8 +5,6 @@ smaller one, or a selection that is worse than random tokens, is rather a fault 
 that beats the heaviest tokens (oracle_topk) needs a reason.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import pairwise
 

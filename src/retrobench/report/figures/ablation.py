@@ -1,7 +1,5 @@
 """One figure per swept option: what it does to accuracy, recall, build time, hits and bytes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

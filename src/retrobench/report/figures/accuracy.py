@@ -1,7 +1,5 @@
 """Accuracy: RULER by task and length, the needle grid, LongBench groups."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

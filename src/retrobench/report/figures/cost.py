@@ -1,7 +1,5 @@
 """What a method costs: accuracy against bytes, prefill by part, a decode step by part."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """Figures, from rows only; each file embeds the cells, digests and commits that it shows."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path

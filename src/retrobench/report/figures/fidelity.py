@@ -1,7 +1,5 @@
 """Figures of fidelity rows (`measure=fidelity`): where attention lies and how far methods are."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

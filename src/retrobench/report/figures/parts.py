@@ -1,7 +1,5 @@
 """Parts that figures share: lines and bars with intervals, heat maps, axes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

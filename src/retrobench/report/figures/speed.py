@@ -1,7 +1,5 @@
 """Figures of ``task=speed``."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """One look for every figure: colour-blind-safe (Okabe-Ito), sized for one or two columns."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterable
 from functools import partial

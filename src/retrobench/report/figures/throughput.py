@@ -1,7 +1,5 @@
 """Decoded tokens per second of benchmark runs: by cache manager and batch, and the best by task."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """The table of costs: a row per cell and context length."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from retrobench.report.rows import HELD_BYTES, moved_bytes, step_seconds, token_count

@@ -1,7 +1,5 @@
 """Main effects and interactions of a sweep as a table."""
 
-from __future__ import annotations
-
 import pandas as pd
 from rich.table import Table
 

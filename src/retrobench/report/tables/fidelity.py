@@ -1,7 +1,5 @@
 """The fidelity part of the tables: how far each cell is from exact attention, and where."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

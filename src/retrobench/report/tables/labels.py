@@ -1,7 +1,5 @@
 """What identifies a line of a table: the labels of its cell, and what was attended."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """How tables are written: number formats, columns of a terminal table, plain lines."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

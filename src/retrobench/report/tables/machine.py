@@ -1,7 +1,5 @@
 """The table of ``task=machine``: ceilings and kernels, one line per case and size."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from retrobench.report.tables.layout import number

@@ -1,7 +1,5 @@
 """All tables of a selection of rows, printed with what every reader must know about them."""
 
-from __future__ import annotations
-
 import pandas as pd
 from rich.console import Console
 from rich.table import Table

@@ -1,7 +1,5 @@
 """The preflight as a table: what a sweep would run, and what it needs against what is there."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Protocol
 

@@ -1,7 +1,5 @@
 """The table of scores: a row per cell, a column per sub-task and length."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from retrobench.report import attended, headroom

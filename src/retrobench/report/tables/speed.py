@@ -1,7 +1,5 @@
 """The table of ``task=speed``: one line per method, context and batch."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

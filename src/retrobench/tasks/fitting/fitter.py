@@ -1,7 +1,5 @@
 """Fits prompts to their length, in many threads, with what earlier runs found out."""
 
-from __future__ import annotations
-
 import threading
 import warnings
 

@@ -1,7 +1,5 @@
 """A prompt in parts, and a group of samples that are made alike."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any

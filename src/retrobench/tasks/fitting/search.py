@@ -5,8 +5,6 @@ search goes down to single units, so prompts use at least 95% of the length wher
 small.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar

@@ -1,7 +1,5 @@
 """Averages as LongBench's own tables print them, one row per cell, as text."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

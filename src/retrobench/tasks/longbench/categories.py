@@ -1,7 +1,5 @@
 """LongBench's categories, as its README groups the data sets."""
 
-from __future__ import annotations
-
 from retrobench.tasks.longbench.prompts import DATASETS
 
 # single- and multi-document QA, summaries, few-shot, synthetic, code completion

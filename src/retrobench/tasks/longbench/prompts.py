@@ -5,8 +5,6 @@ files (MIT license), misprints and stray spaces included. The table follows ``ev
 ``pred.py``.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Reads LongBench's records from local files. A bad record is kept, with its file and line."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """LongBench v1 and LongBench-E (arXiv 2308.14508), from local files."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """LongBench v2 (arXiv 2412.15204): four-way multiple choice over 8K to 2M words."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """RULER (arXiv 2404.06654): 13 synthetic tasks at any length, for the tokenizer at hand."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Question answering over documents (qa_1, qa_2)."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterable, Iterator
 from itertools import chain, cycle, islice

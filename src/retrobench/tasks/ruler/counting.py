@@ -1,7 +1,5 @@
 """Aggregation: common words (cwe) and frequent coded words (fwe)."""
 
-from __future__ import annotations
-
 import math
 import random
 import string

@@ -1,7 +1,5 @@
 """Names of RULER's sub-tasks in figures and in the narrow columns of tables."""
 
-from __future__ import annotations
-
 from retrobench.tasks.ruler.spec import TASKS
 
 DISPLAY = {task: task.removeprefix("niah_").replace("_", " ") for task in TASKS}

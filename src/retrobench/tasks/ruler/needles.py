@@ -1,7 +1,5 @@
 """The eight needle tasks, and needles among essays for other tasks."""
 
-from __future__ import annotations
-
 import random
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """RULER's literal strings and parameters (NVIDIA/RULER c3f5e3b4, scripts/data/synthetic)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."

@@ -1,7 +1,5 @@
 """Variable tracking: a chain of assignments among noise, after a worked example."""
 
-from __future__ import annotations
-
 import random
 
 from retrobench.core.task import Prompt

@@ -1,7 +1,5 @@
 """Word sources: wonderwords' lists, numbers, uuids, and coded words."""
 
-from __future__ import annotations
-
 import random
 import string
 import uuid

@@ -3,8 +3,6 @@
 Scores are per sample in [0, 1], unrounded: the best over the references.
 """
 
-from __future__ import annotations
-
 import difflib
 import logging
 import re

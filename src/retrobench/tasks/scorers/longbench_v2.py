@@ -1,7 +1,5 @@
 """LongBench v2's metric (THUDM/LongBench 2e00731f, pred.py): the letter named in the answer."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

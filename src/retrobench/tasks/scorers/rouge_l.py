@@ -6,8 +6,6 @@ steps are counted instead, up to what the official script survives. The package 
 times slower. The tests compare the two.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

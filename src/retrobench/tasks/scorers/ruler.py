@@ -1,7 +1,5 @@
 """RULER's scorers (scripts/eval/synthetic/constants.py), per sample in [0, 1]."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 
