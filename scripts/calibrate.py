@@ -12,8 +12,9 @@ from pathlib import Path
 from retrobench.cli import app as cli
 from retrobench.cli.overrides import composed
 from retrobench.engine.loader import load
-from retrobench.evaluate.calibrate import TOKENS, calibrate
+from retrobench.evaluate.calibrate import TOKENS, calibrate, check
 from retrobench.run.spec import parse_run
+from retrobench.tasks.local_files import read_text
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -29,8 +30,10 @@ def main() -> None:
     options = parser.parse_args()
     try:
         spec = parse_run(composed(options.overrides, CONF))
-        text = options.text.read_text("utf-8") if options.text else None
-        loaded, method = load(spec.model), spec.method_class
+        method = spec.method_class
+        check(method, spec.method_config, options.tokens)
+        text = read_text(options.text) if options.text else None
+        loaded = load(spec.model)
         file = calibrate(method, spec.method_config, spec.data_root, loaded, text, options.tokens)
         print(file)
     except (ValueError, OSError) as error:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 
 from retrobench.cli import units
@@ -14,17 +17,21 @@ TOKENS = [
     "sk-" + "proj-a1B2c3D4e5F6g7H8",
     "ghp_" + "a1" * 18,
     "wandb_v1_" + "a1" * 20,
+    "0a1b2c3d" * 5,  # 40 hexadecimal digits: a key of W&B
+    "local-" + "0a1b2c3d" * 5,
 ]
 
 
 @pytest.mark.parametrize("token", TOKENS)
-def test_what_looks_like_a_token_is_refused_and_blanked(tmp_path, token):
-    with pytest.raises(ValueError, match=r"model\.revision: holds a secret.*HF_TOKEN") as caught:
-        prepare([f"model.revision={token}"], ROOT / "conf")
+@pytest.mark.parametrize("name", ["+foo", "tracker.entity", "model.name", "method_options"])
+def test_what_looks_like_a_token_is_refused_and_blanked(tmp_path, name, token):
+    bare = re.escape(name.lstrip("+"))
+    with pytest.raises(ValueError, match=rf"{bare}: holds a secret.*HF_TOKEN") as caught:
+        prepare([f"{name}={token}"], ROOT / "conf")
     assert token not in str(caught.value)
     with pytest.raises(ValueError, match="holds a secret"):
         refuse_secrets({"a": [{"b": f"https://user:{token}@host"}]})
-    assert redact(f"401 for {token}.") == "401 for ***."
+    assert redact(f"401 for {token}.") in ("401 for ***.", "401 for local-***.")
     units.note(tmp_path, {"job": f"x={token}", "error": token})
     assert token not in (tmp_path / units.CELLS_FILE).read_text()
 
@@ -55,8 +62,9 @@ def test_other_names_and_values_are_no_secrets():
             "tokenizer": "org/name",
             "revision": "0123456789abcdef0123456789abcdef01234567",
             "path": "/data/hf_checkpoints/task-sk-learn/model",
+            "id": f"hub/snapshots/{'0123456789' * 4}/x",
         },
         "method": {"key": "", "index_key": "mean", "token": None},
     }
     refuse_secrets(fine)
-    assert redact(str(fine)) == str(fine)
+    assert redact(str(fine)) == str(fine) and redact(json.dumps(fine)) == json.dumps(fine)

@@ -141,8 +141,9 @@ def test_calibration_refuses_what_the_run_would(tmp_path):
     hf.attach(model)
     method = method_class("infinigen")
     loaded = type("Loaded", (), {"model": model, "identity": {}, "tokenizer": None})
+    config = parse(method.Config, {"calibration_dir": str(tmp_path)}, "method")
     with pytest.raises(ValueError, match="no `self_attn`") as refusal:
-        calibrate(method, parse(method.Config, {}, "method"), str(tmp_path), loaded, "text")
+        calibrate(method, config, str(tmp_path), loaded, "text")
     with pytest.raises(ValueError, match="no `self_attn`") as run:
         hf.attention_modules(model)
     assert str(refusal.value) == str(run.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -254,3 +255,19 @@ def test_sweeps_are_listed_and_chosen(lab, capsys):
     assert console.main(["table", "--sweep", "mine", *where]) == 0
     with pytest.raises(SystemExit):
         console.main(["table", "--sweep", "yours", *where])
+
+
+def test_dollar_signs_in_names_are_no_formulas(lab):
+    from matplotlib.text import Text
+
+    everything(lab)
+    name = r"$\bad{$"
+    frame = load(lab.store).replace({"method": {"quest": name}, "model": {"made_up": name}})
+    seen = set()
+    for figure in ("ruler_scores", "prefill_breakdown", "niah_grid", "pareto_accuracy_bytes"):
+        drawing = FIGURES[figure](frame)
+        drawing.savefig(io.BytesIO())  # a formula that cannot be read raises here
+        written = drawing.findobj(Text)
+        assert not any(text.get_parse_math() for text in written)
+        seen |= {figure for text in written if name in text.get_text()}
+    assert seen == {"ruler_scores", "prefill_breakdown", "niah_grid", "pareto_accuracy_bytes"}

@@ -84,7 +84,7 @@ def test_what_is_no_file_is_refused_and_never_waited_for(tmp_path, name, kind):
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     path.mkdir() if kind == "folder" else os.mkfifo(path)
-    with pytest.raises(ValueError, match=f"{path.name} is .*put the data file itself there"):
+    with pytest.raises(ValueError, match=f"{path.name} is .*put the file itself there"):
         read(tmp_path, name)
 
 
@@ -99,8 +99,11 @@ def test_content_that_is_no_json_is_refused_by_file(tmp_path, content):
 def test_prose_without_a_word_or_in_another_encoding_is_refused_by_file(tmp_path):
     (tmp_path / "prose").mkdir()
     (tmp_path / "prose" / "a.txt").write_text(" \n")
-    with pytest.raises(ValueError, match=r"a\.txt: there is no text"):
-        read(tmp_path, "prose/a.txt")
+    for beside in ("", "c.txt"):
+        if beside:
+            (tmp_path / "prose" / beside).write_text("words of good prose")
+        with pytest.raises(ValueError, match=r"a\.txt: there is no text"):
+            read(tmp_path, "prose/a.txt")
     (tmp_path / "prose" / "b.txt").write_bytes(b"caf\xe9")
     with pytest.raises(ValueError, match=r"b\.txt is not UTF-8"):
         read(tmp_path, "prose/a.txt")

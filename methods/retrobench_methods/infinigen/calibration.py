@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from retrobench.core.method import ALL_QUERIES, Calibrator, Needs, PromptLayer
+from retrobench.core.paths import check_folder
 from retrobench.core.shapes import KVShape
 from retrobench_methods.infinigen.config import InfiniGenConfig
 
@@ -63,6 +64,11 @@ class SkewCalibration(Calibrator):
     """Computes each layer's basis from the queries of a calibration text."""
 
     needs = Needs(prompt_queries=ALL_QUERIES)
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """ValueError if nothing can be written to the calibration folder."""
+        check_folder("method.calibration_dir", Path(config.calibration_dir))
 
     @classmethod
     def save(

@@ -275,6 +275,11 @@ class Calibrator(ABC):
 
     @classmethod
     @abstractmethod
+    def check(cls, config: Any) -> None:
+        """ValueError if the file could not be written; asked before any work is done."""
+
+    @classmethod
+    @abstractmethod
     def save(
         cls,
         config: Any,

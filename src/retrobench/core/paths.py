@@ -1,4 +1,4 @@
-"""Where files are kept that can be made again, and whether a file can be written."""
+"""Where files are kept that can be made again, and whether a file can be read or written."""
 
 import os
 from pathlib import Path
@@ -23,3 +23,25 @@ def check_output(option: str, path: Path) -> None:
         reason = "no right to write there"
     if reason:
         raise ValueError(f"{option} {path}: cannot be written ({reason}); name a file elsewhere")
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Make a folder; ValueError naming the option if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"{option}={folder}: cannot be written ({error.strerror}); "
+            f"choose another with {option}=FOLDER"
+        ) from error
+
+
+def regular(path: Path) -> Path:
+    """The path itself; ValueError for a folder, a pipe or a device, which may never end."""
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise ValueError(f"{path} is {what}: put the file itself there")
+    return path

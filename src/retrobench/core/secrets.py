@@ -17,13 +17,18 @@ _FORMS = re.compile(
     r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{20,}|sk-(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{16,}"
     r"|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|wandb_v\d_\w{16,}|AKIA[0-9A-Z]{16})"
 )
+# keys of W&B, which look like commits: those stand after `revision` or `commit`, or in a path
+_HEX_KEY = re.compile(
+    r"((?:revision|commit)\W{1,4}|/)?(?<![A-Za-z0-9])([0-9a-f]{40})(?![A-Za-z0-9])", re.IGNORECASE
+)
 
 
 def redact(text: str) -> str:
     """``text`` without secrets of the environment, and without what looks like a token."""
     for secret in _known():
         text = text.replace(secret, "***")
-    return _FORMS.sub("***", text)
+    text = _FORMS.sub("***", text)
+    return _HEX_KEY.sub(lambda found: found[0] if found[1] else "***", text)
 
 
 def refuse_secrets(options: Mapping[str, Any]) -> None:
@@ -31,10 +36,11 @@ def refuse_secrets(options: Mapping[str, Any]) -> None:
     for name, value in _leaves(options, ""):
         text = value if isinstance(value, str) else ""
         named = _OPTION_NAME.search(name) is not None and text.strip() not in ("", "null")
-        if named or redact(text) != text:
+        if named or redact(f"{name}={text}") != f"{name}={text}":
             raise ValueError(
-                f"{redact(name)}: holds a secret, and options are written to disk; leave it out "
-                "and put the secret into the environment (HF_TOKEN, WANDB_API_KEY)"
+                f"{redact(name)}: holds a secret (or what looks like one), and options are written "
+                "to disk; leave it out and put the secret into the environment (HF_TOKEN, "
+                "WANDB_API_KEY)"
             )
 
 

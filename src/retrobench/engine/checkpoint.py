@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
+from retrobench.core.paths import regular
 from retrobench.engine.context import set_rope
 from retrobench.engine.model_config import ModelConfig
 from retrobench.engine.weights import architecture, read_weights, readable
@@ -27,11 +29,13 @@ def describe(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, Any, str]:
                 "model=local needs model.path=FOLDER (a transformers checkpoint) or FILE.gguf"
             )
         path = Path(config.path).expanduser()
-        if not path.is_file() and not (path / "config.json").is_file():
+        if not path.is_file() and not (path / "config.json").exists():
             raise ValueError(f"model.path={config.path}: no config.json in that folder")
     elif not config.id and not config.config_json:
         raise ValueError("model=hf needs model.id=org/name")
     source, common = _source(config)
+    for folder in filter(None, (source, config.tokenizer)):
+        _check_files(Path(folder).expanduser())
     pinned = None
     if (made := _made(config)) is not None:
         pinned = made[1]
@@ -77,6 +81,19 @@ def _source(config: ModelConfig) -> tuple[str, dict[str, Any]]:
     return config.id, {**common, "revision": config.revision}
 
 
+def weight_files(config: ModelConfig) -> list[Path]:
+    """The safetensors files of a model that is here; empty for one of random weights."""
+    if config.weights == "random":
+        return []
+    folder, _ = _source(config)
+    if not Path(folder).expanduser().is_dir():
+        try:
+            folder = snapshot_download(folder, revision=config.revision, local_files_only=True)
+        except (OSError, ValueError):
+            return []
+    return sorted(Path(folder).expanduser().glob("*.safetensors"))
+
+
 def shown_name(config: ModelConfig) -> str:
     """The name in rows: a GGUF file goes by its own name, wherever it lies."""
     path = Path(config.path)
@@ -116,8 +133,15 @@ def build_meta_model(config: Any, dtype: torch.dtype, remote: bool = False) -> P
 
 def folder_hash(folder: Path) -> str:
     """Hash of names and contents of the files that decide a checkpoint."""
+    return digests.of_files(path for path in _deciding_files(folder) if path.is_file())
+
+
+def _deciding_files(folder: Path) -> list[Path]:
     suffixes = {".json", ".safetensors", ".jinja", ".model"}
-    paths = [
-        path for path in sorted(folder.glob("*")) if path.suffix in suffixes and path.is_file()
-    ]
-    return digests.of_files(paths)
+    return [path for path in sorted(folder.glob("*")) if path.suffix in suffixes]
+
+
+def _check_files(folder: Path) -> None:
+    """ValueError for what stands in a file's place in a checkpoint (a pipe would be waited for)."""
+    for path in _deciding_files(folder):
+        regular(path)

@@ -12,6 +12,7 @@ from retrobench.core.cell import digest
 from retrobench.engine import checkpoint, hf
 from retrobench.engine.context import beyond_claim, context_limit, parse_rope, set_limit
 from retrobench.engine.model_config import ModelConfig
+from retrobench.engine.queries import stored_weights_id, weights_id
 from retrobench.engine.replay import TraceModel, TraceTokenizer
 from retrobench.engine.traits import serve, traits
 
@@ -154,6 +155,7 @@ def load(config: ModelConfig) -> Loaded:
     )
 
 
+_FEW_BYTES = 2**30  # of weights, that may be read for a plan
 _resident: dict[ModelConfig, Loaded] = {}
 
 
@@ -163,6 +165,23 @@ def resident(config: ModelConfig) -> Loaded:
         _resident.clear()
         _resident[config] = load(config)
     return _resident[config]
+
+
+def known_weights_id(config: ModelConfig) -> str | None:
+    """``weights_id`` of a model, cheaply; None where only reading many weights would tell.
+
+    None for the constructed model too: its calibration is made when a run asks for it.
+    """
+    info = describe(config)
+    if config.source == "constructed":
+        return None
+    if config.source == "trace":
+        return weights_id(info.meta_model)
+    if not is_resident(config):
+        found = stored_weights_id(info.meta_model, checkpoint.weight_files(config))
+        if found is not None or info.weight_bytes > _FEW_BYTES:
+            return found
+    return weights_id(resident(config).model)
 
 
 def is_resident(config: ModelConfig) -> bool:

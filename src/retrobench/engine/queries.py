@@ -5,9 +5,13 @@ biases, query norms and rotary embeddings of any family are the model's own.
 """
 
 import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -82,19 +86,41 @@ class ModelQueries:
         return sum(p.nbytes for name, p in parameters if "o_proj" not in name)
 
 
-def weights_id(model: PreTrainedModel, samples: int = 64) -> str:
+def weights_id(
+    model: PreTrainedModel, stored: Callable[[str], Tensor] | None = None, samples: int = 64
+) -> str:
     """Hash of names, shapes and an even sample of every parameter, the same on any device.
 
     Values are compared as bfloat16, so that float32 and bfloat16 copies of a checkpoint agree.
+    ``stored`` brings the values of a parameter where the model itself has none (``meta``).
     """
     recorded = getattr(model, "recorded_weights_id", None)
     if recorded is not None:  # a trace
         return recorded
     hasher = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        flat = parameter.detach().reshape(-1)
+        flat = (parameter.detach() if stored is None else stored(name)).reshape(-1)
         step = max(1, flat.numel() // samples)
-        values = flat[::step][:samples].to("cpu", torch.bfloat16).view(torch.int16)
+        values = flat[::step][:samples].to(parameter.dtype)
+        values = values.to("cpu", torch.bfloat16).view(torch.int16)
         hasher.update(f"{name}{tuple(parameter.shape)}".encode())
         hasher.update(values.numpy().tobytes())
     return hasher.hexdigest()[:16]
+
+
+def stored_weights_id(model: PreTrainedModel, files: Sequence[Path]) -> str | None:
+    """``weights_id`` of safetensors files, of which a few bytes a tensor are read.
+
+    None where the files name or shape their tensors in another way than the model does.
+    """
+    try:
+        with ExitStack() as opened:
+            found = [opened.enter_context(safe_open(file, "pt")) for file in files]
+            where = {name: file for file in found for name in file.keys()}  # noqa: SIM118
+            for name, parameter in model.named_parameters():
+                shape = tuple(parameter.shape)
+                if name not in where or tuple(where[name].get_slice(name).get_shape()) != shape:
+                    return None
+            return weights_id(model, lambda name: where[name].get_tensor(name))
+    except (OSError, SafetensorError):
+        return None

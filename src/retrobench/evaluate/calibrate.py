@@ -14,6 +14,7 @@ from retrobench.measure.clock import monotonic_s
 from retrobench.tasks.haystack import Haystack
 
 TOKENS = 2048  # InfiniGen: the first 2048 tokens of a book
+_MIN_TOKENS = 256
 
 
 def calibrated(method: type[Method], config: Any, data_root: str, loaded: Loaded) -> str | None:
@@ -35,6 +36,15 @@ def calibrated(method: type[Method], config: Any, data_root: str, loaded: Loaded
     return method.calibration(config, identity)
 
 
+def check(method: type[Method], config: Any, tokens: int = TOKENS) -> None:
+    """ValueError if a calibration cannot succeed: asked before a model is read."""
+    if method.Calibrator is None:
+        raise ValueError(f"method={method.name} needs no calibration")
+    if tokens < _MIN_TOKENS:
+        raise ValueError(f"--tokens {tokens}: give at least {_MIN_TOKENS}")
+    method.Calibrator.check(config)
+
+
 def calibrate(
     method: type[Method],
     config: Any,
@@ -46,10 +56,11 @@ def calibrate(
     """Prefill a text and let the method write its file.
 
     Without a text: RULER's essays, or their substitute (the file's metadata says which).
-    ValueError for a method that needs no file, or for a text that is too short.
+    ValueError for a method that needs no file, for a folder that cannot be written, or for a text
+    that is too short.
     """
-    if method.Calibrator is None:
-        raise ValueError(f"method={method.name} needs no calibration")
+    check(method, config, tokens)
+    assert method.Calibrator is not None
     if method.needs.layer_inputs:
         attention_modules(loaded.model)  # ValueError here, not after the calibration
     source = "given text"
@@ -57,8 +68,8 @@ def calibrate(
         haystack = Haystack(data_root)
         text, source = " ".join(haystack.words(tokens)), haystack.name
     ids = loaded.tokenizer(text, add_special_tokens=False).input_ids[:tokens]
-    if len(ids) < 256:
-        raise ValueError(f"the calibration text has {len(ids)} tokens; give at least 256")
+    if len(ids) < _MIN_TOKENS:
+        raise ValueError(f"the calibration text has {len(ids)} tokens; give at least {_MIN_TOKENS}")
     prompt = prefill(loaded.model, [ids], clock=monotonic_s, needs=method.Calibrator.needs)
     about = {
         "model": str(loaded.identity["name"]),

@@ -42,12 +42,11 @@ class PreparedRun:
 def prepare(spec: RunSpec, calibration: str | None = None) -> PreparedRun:
     """Name the cell of a run from config files and tokenizer alone; ValueError for bad options.
 
-    A calibration file belongs to weights, so for a method that needs one they are read here,
-    unless the caller says what to put in its place.
+    A calibration file belongs to weights. Where their id is not known cheaply, they are read here,
+    unless the caller says what to put in the file's place.
     """
     if calibration is None and spec.method_class.needs.calibration:
-        loaded = loader.resident(spec.model)
-        calibration = calibrated(spec.method_class, spec.method_config, spec.data_root, loaded)
+        calibration = _calibration(spec)
     model, prompt, task = loader.describe(spec.model), prompt_builder(spec.model), spec.make_task()
     model_identity = task.model_identity() or {**model.identity, **prompt.identity}
     cell = make_cell(spec, model_identity, task.fingerprint(prompt), calibration)
@@ -87,6 +86,13 @@ def prepare(spec: RunSpec, calibration: str | None = None) -> PreparedRun:
         asked=digest(spec.requested_config),
     )
     return PreparedRun(spec=spec, prompt=prompt, task=task, cell=cell, summary=summary)
+
+
+def _calibration(spec: RunSpec) -> str | None:
+    if (known := loader.known_weights_id(spec.model)) is not None:
+        return spec.method_class.calibration(spec.method_config, known)
+    loaded = loader.resident(spec.model)
+    return calibrated(spec.method_class, spec.method_config, spec.data_root, loaded)
 
 
 def _label(labels: dict[str, Any], batch: int) -> str:
@@ -246,11 +252,12 @@ def _lengths(spec: RunSpec) -> tuple[int, ...]:
 def plan_summary(spec: RunSpec) -> tuple[RunSummary, bool]:
     """The summary of a run, read from configuration files alone; whether its key is final.
 
-    A method's calibration file belongs to weights, which are not read for a plan.
+    A method's calibration file belongs to weights, and many of them are not read for a plan.
     """
-    uncalibrated = spec.method_class.needs.calibration and not loader.is_resident(spec.model)
-    prepared = prepare(spec, "not read yet" if uncalibrated else None)
-    return prepared.summary, not uncalibrated
+    needs = spec.method_class.needs.calibration
+    unknown = needs and loader.known_weights_id(spec.model) is None
+    prepared = prepare(spec, "not read yet" if unknown else None)
+    return prepared.summary, not unknown
 
 
 def _num_samples(config: Any) -> int | None:

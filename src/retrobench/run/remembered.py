@@ -10,13 +10,14 @@ import importlib.util
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from retrobench.core.cell import digest
-from retrobench.core.paths import cache_root
+from retrobench.core.paths import cache_root, regular
 from retrobench.core.registry import method_source
 from retrobench.run.summary import RunSummary
 
@@ -27,10 +28,20 @@ _MAX_ENTRIES = 4096
 
 
 def find(raw: Mapping[str, Any]) -> RunSummary | None:
-    """The summary of a composed configuration, if nothing that decides it has changed."""
+    """The summary of a composed configuration, if nothing that decides it has changed.
+
+    A damaged or edited entry is told and not believed.
+    """
+    file = _file(raw)
+    if not file.exists():
+        return None
     try:
-        return RunSummary.read(json.loads(_file(raw).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
+        entry = json.loads(regular(file).read_text(encoding="utf-8"))
+        if entry["digest"] != _digest(file, entry["summary"]):
+            raise ValueError("it is not what its digest says")
+        return RunSummary.read(entry["summary"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        warnings.warn(f"{file}: damaged ({error}); the run is planned anew", stacklevel=2)
         return None
 
 
@@ -40,7 +51,8 @@ def keep(raw: Mapping[str, Any], summary: RunSummary) -> None:
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(summary.plain()), encoding="utf-8")
+        entry = {"summary": summary.plain(), "digest": _digest(file, summary.plain())}
+        temporary.write_text(json.dumps(entry), encoding="utf-8")
         temporary.replace(file)
         _forget_oldest(file.parent)
     except OSError:
@@ -59,6 +71,10 @@ def _file(raw: Mapping[str, Any]) -> Path:
         "files": _named_files(asked),
     }
     return cache_root() / "plans" / f"{digest(key, 32)}.json"
+
+
+def _digest(file: Path, summary: Any) -> str:
+    return digest([file.name, summary], 32)
 
 
 @cache

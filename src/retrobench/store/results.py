@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrobench.core.cell import Cell
+from retrobench.core.paths import check_folder
 from retrobench.store import cell_files
 from retrobench.store.row_file import (
     FINAL,
@@ -46,16 +47,7 @@ class ResultStore:
 
     def prepare(self) -> None:
         """Create the folder; ValueError if it cannot be written."""
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            probe = self.root / f".write-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise ValueError(
-                f"results_dir={self.root}: cannot be written ({error.strerror}); "
-                "choose another with results_dir=FOLDER"
-            ) from error
+        check_folder("results_dir", self.root)
 
     def cell_keys(self) -> list[str]:
         """Keys of all cells, sorted."""

@@ -43,11 +43,11 @@ class Haystack:
             whole = read_json(self._path, "ruler")
             with shaped(self._path, "ruler", '{"text": the essays}'):
                 return some_text(whole["text"], "'text'").split()
-        files = sorted(self._path.glob("*.txt"))
-        if not (words := " ".join(map(read_text, files)).split()):
-            listed = ", ".join(str(file) for file in files)
-            raise ValueError(f"{listed}: there is no text in it; put prose there or remove it")
-        return words
+        texts = {file: read_text(file) for file in sorted(self._path.glob("*.txt"))}
+        for file, text in texts.items():
+            if not text.strip():
+                raise ValueError(f"{file}: there is no text in it; put prose there or remove it")
+        return " ".join(texts.values()).split()
 
     @property
     def notes(self) -> tuple[str, ...]:

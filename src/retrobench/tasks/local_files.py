@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from retrobench.core.paths import regular
+
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -36,14 +38,6 @@ def check_content(path: Path, content: bytes, advice: str) -> None:
     """ValueError if a file holds a git-lfs pointer in place of the data."""
     if content.startswith(_LFS_POINTER):
         raise ValueError(f"{path} is a git-lfs pointer, not the data: {advice}")
-
-
-def regular(path: Path) -> Path:
-    """The path itself; ValueError for a folder, a pipe or a device, which may never end."""
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "no regular file"
-        raise ValueError(f"{path} is {what}: put the data file itself there")
-    return path
 
 
 def read_bytes(path: Path) -> bytes:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retrobench.core.secrets import redact
 from retrobench.core.spec import option
 from retrobench.store.row_file import read_rows
 
@@ -106,9 +107,7 @@ class WandbTracker:
             action()
         except Exception as error:  # a tracker must never hurt the cell
             self._failed = True
-            secret = os.environ.get("WANDB_API_KEY") or "\0"
-            text = str(error).replace(secret, "***")
-            logging.getLogger(__name__).warning("W&B stopped: %s", text)
+            logging.getLogger(__name__).warning("W&B stopped: %s", redact(str(error)))
 
 
 def chosen_mode(mode: str) -> str:

@@ -26,6 +26,7 @@ _SETTINGS = {
     "legend.frameon": False,
     "lines.markersize": 4,
     "pdf.fonttype": 42,
+    "text.parse_math": False,  # names of models may hold dollar signs
 }
 
 

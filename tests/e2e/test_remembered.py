@@ -1,0 +1,77 @@
+"""A remembered plan that was damaged or edited is told, and the run is planned anew."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+
+import pytest
+
+from retrobench.core.paths import cache_root
+from retrobench.run import remembered
+from retrobench.run.plan import plan_summary
+from retrobench.run.spec import parse_run
+from tests.e2e.runs import config
+
+
+def _pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _edit(path):
+    entry = json.loads(path.read_text())
+    entry["summary"]["key"] = "0" * 16
+    path.write_text(json.dumps(entry))
+
+
+@pytest.fixture
+def plan(tmp_path, monkeypatch):
+    """A remembered run: its configuration, summary and file."""
+    monkeypatch.setenv("RETROBENCH_CACHE", str(tmp_path))
+    raw = config(tmp_path / "runs")
+    summary, _ = plan_summary(parse_run(raw))
+    remembered.keep(raw, summary)
+    (file,) = (cache_root() / "plans").iterdir()
+    return raw, summary, file
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _edit,
+        _pipe,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-20]),
+        lambda path: path.write_bytes(b"[" * 100_000),
+        lambda path: path.write_bytes(b"\xff" + path.read_bytes()),
+        lambda path: path.write_text("[1]"),
+        lambda path: path.write_text(json.dumps(json.loads(path.read_text())["summary"])),
+    ],
+)
+def test_a_damaged_plan_is_told_and_made_anew(plan, damage):
+    raw, summary, file = plan
+    damage(file)
+    with pytest.warns(UserWarning, match=f"{file.name}: damaged.*planned anew"):
+        assert remembered.find(raw) is None
+    remembered.keep(raw, summary)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert remembered.find(raw) == summary
+
+
+def test_a_plan_under_the_name_of_another_is_not_believed(plan):
+    raw, summary, file = plan
+    other = {**raw, "budget": "5%"}
+    remembered.keep(other, summary)
+    (copied,) = (path for path in file.parent.iterdir() if path != file)
+    copied.write_bytes(file.read_bytes())
+    with pytest.warns(UserWarning, match="planned anew"):
+        assert remembered.find(other) is None
+
+
+def test_a_plan_that_was_never_made_is_no_damage(plan):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert remembered.find({**plan[0], "budget": "7%"}) is None
