@@ -21,11 +21,12 @@ class OracleIndex(ScoringIndex):
         keys = store.keys(layer)
         batch, heads, _, dim = q_BHTD.shape
         groups = keys.shape[1]
-        q_BGND = q_BHTD.reshape(batch, groups, heads // groups, dim).float()
-        logit = q_BGND @ keys.float().transpose(-1, -2) * args.scale
-        pad_B1 = torch.tensor(self.shape.pad_tokens, device=logit.device)[:, None]
-        exists_BS = torch.arange(keys.shape[2], device=logit.device) >= pad_B1
-        logit = logit.masked_fill(~exists_BS[:, None, None], -torch.inf)
+        q_BGND = q_BHTD.reshape(batch, groups, heads // groups, dim).float() * args.scale
+        logit = q_BGND @ keys.float().transpose(-1, -2)
+        if any(self.shape.pad_tokens):
+            pad_B1 = torch.tensor(self.shape.pad_tokens, device=logit.device)[:, None]
+            exists_BS = torch.arange(keys.shape[2], device=logit.device) >= pad_B1
+            logit = logit.masked_fill_(~exists_BS[:, None, None], -torch.inf)
         if self.config.scope == "query_head":
             score = logit.reshape(batch, heads, -1)
         else:

@@ -13,14 +13,22 @@ from retrobench.memory.store import KVStore
 
 
 class RecentIndex(ScoringIndex):
-    """Scores a token by its position: the retrieval budget extends the recent window."""
+    """The retrieval budget extends the recent window."""
 
     def select(self, layer: int, q_BHTD: Tensor, store: KVStore, args: AttentionArgs) -> Tokens:
-        """The most recent tokens and the sinks."""
-        length = store.length(layer)
-        position = torch.arange(length, device=q_BHTD.device, dtype=torch.float32)
-        score = position.expand(self.shape.batch, self.shape.num_kv_heads, length)
-        return Tokens(token_BGR=self.best(score))
+        """The sinks and the most recent tokens."""
+        length, device = store.length(layer), q_BHTD.device
+        fixed_BR = self.zone.tokens(length, device)
+        start_B1, retrieved_B1 = (
+            torch.tensor(counts, device=device)[:, None]
+            for counts in (self.shape.pad_tokens, self.retrieved)
+        )
+        age = torch.arange(min(length, max(self.retrieved)), device=device)
+        token_BR = length - self.zone.local_tokens - 1 - age
+        missing_BR = (token_BR < start_B1 + self.zone.sink_tokens) | (age >= retrieved_B1)
+        token_BR = token_BR.expand_as(missing_BR).masked_fill(missing_BR, -1)
+        token_B1R = torch.cat([fixed_BR, token_BR], -1)[:, None]
+        return Tokens(token_BGR=token_B1R.expand(-1, self.shape.num_kv_heads, -1))
 
 
 class Streaming(SelectiveMethod):

@@ -8,7 +8,7 @@ from torch import Tensor
 from retrobench.core.method import PromptLayer
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.memory.placement import host_place, placed
-from retrobench.memory.store import ResidentStore
+from retrobench.memory.store import ResidentStore, take
 from retrobench_methods.infinigen.config import InfiniGenConfig, pool_tokens
 
 SATURATED = 255  # a counter that reaches it halves all counters of its head
@@ -117,20 +117,14 @@ class KVPool(ResidentStore):
 
     def fetch(self, layer: int, slot_BGR: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of slots, on the compute device; -1 gives any row."""
-        i, device = self.index[layer], self.shape.device
-        memory = self.k[i][0], self.v[i][0]
-        where, (batch, groups, tokens, _) = memory[0].device, memory[0].shape
-        slot = slot_BGR.to(where).clamp_min(0)
-        first = torch.arange(batch * groups, device=where).mul_(tokens)
-        first = first.view(-1, groups, 1).repeat_interleave(slot.shape[1] // groups, 1)
-        rows = (first + slot).flatten()
-        parts = []
-        for pool in memory:  # whole rows: several times faster so
-            part = pool.flatten(0, 2).index_select(0, rows).unflatten(0, slot.shape)
-            if self.place == "pinned":
-                part = part.pin_memory().to(device, non_blocking=True)
-            parts.append(part)
-        return parts[0], parts[1]
+        i = self.index[layer]
+        keys, values = take(self.k[i][0], slot_BGR), take(self.v[i][0], slot_BGR)
+        if self.place != "pinned":
+            return keys, values
+        keys, values = (
+            part.pin_memory().to(self.shape.device, non_blocking=True) for part in (keys, values)
+        )
+        return keys, values
 
     def real_slots(self, layer: int) -> Tensor:
         """Which slots in use hold real tokens, ``BGS``."""

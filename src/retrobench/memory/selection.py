@@ -7,7 +7,9 @@ that were computed elsewhere.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
+import torch
 from retrobench_kernels.wave_attention import (
     Estimation,
     PageCache,
@@ -50,6 +52,10 @@ class Selection:
     partial_tokens: float | Tensor = 0
     index_bytes: float | Tensor = 0
 
+    def carried(self) -> dict[str, Any]:
+        """What comes with the chosen tokens, whatever kind of selection names them."""
+        return {field.name: getattr(self, field.name) for field in fields(Selection)}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Everything(Selection):
@@ -66,6 +72,15 @@ class Tokens(Selection):
 
     token_BGR: Tensor
     log_weight_BGR: Tensor | None = None
+
+    def spans(self) -> Spans:
+        """Every token as a run of its own (where slots are positions)."""
+        valid_BGR = self.token_BGR >= 0
+        chosen = torch.arange(valid_BGR.shape[-1], dtype=torch.int32, device=valid_BGR.device)
+        return Spans(
+            first_BGC=self.token_BGR.clamp_min(0).int(), size_BGC=valid_BGR.int(),
+            chosen_BGN=chosen.expand(valid_BGR.shape).contiguous(), largest=1, **self.carried(),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +102,7 @@ class Spans(Selection):
     def tokens(self) -> Tokens:
         """The runs as positions (where slots are positions)."""
         assert self.estimation is None, "a store that gathers spans needs `estimate`"
-        shared = {field.name: getattr(self, field.name) for field in fields(Selection)}
-        return Tokens(token_BGR=self.token_BGR, **shared)
+        return Tokens(token_BGR=self.token_BGR, **self.carried())
 
     @property
     def token_BGR(self) -> Tensor:

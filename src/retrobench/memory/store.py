@@ -12,7 +12,7 @@ from retrobench.core.method import Probe, PromptLayer
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.memory.codec import Plain, make_codec
 from retrobench.memory.placement import allocate, placed, vector_bytes
-from retrobench.memory.selection import Spans, SpanView
+from retrobench.memory.selection import Spans, SpanView, Tokens
 from retrobench.memory.slots import SlotMap
 
 
@@ -70,6 +70,10 @@ class KVStore:
 
     def spans(self, layer: int, spans: Spans) -> SpanView | None:
         """Where attention reads spans in place; None if they must be gathered."""
+        return None
+
+    def runs(self, layer: int, tokens: Tokens) -> Spans | None:
+        """Chosen tokens as spans of one token each, where reading them in place saves a copy."""
         return None
 
     def evict(self, layer: int, keep_BGR: Tensor) -> None:
@@ -190,11 +194,9 @@ class ResidentStore(KVStore):
         """Keys and values at positions (second axis: KV heads, or query heads)."""
         i = self.index[layer]
         slot_BGR = self.map.slots(i, self.used[i], token_BGR)
-        place = self.k[i][0].device
-        index = tuple(x.to(place) for x in head_index(slot_BGR, self.shape.num_kv_heads))
         found = []
         for held in (self.k[i], self.v[i]):
-            part = self.codec.decode(tuple(memory[index] for memory in held))
+            part = self.codec.decode(tuple(take(memory, slot_BGR) for memory in held))
             found.append(part.to(token_BGR.device, non_blocking=True))
         return found[0], found[1]
 
@@ -207,6 +209,17 @@ class ResidentStore(KVStore):
         none = torch.zeros(self.shape.batch, dtype=torch.int32, device=keys.device)
         steady = Steady(keys[:, :, :0], values[:, :, :0], none)
         return SpanView(Pool(keys, values, spans.first_BGC, spans.size_BGC), steady)
+
+    def runs(self, layer: int, tokens: Tokens) -> Spans | None:
+        """On a CPU, as long as slots are positions and heads of a group choose together."""
+        i = self.index[layer]
+        plain = tokens.estimate is None and tokens.log_weight_BGR is None
+        grouped = tokens.token_BGR.shape[1] == self.shape.num_kv_heads
+        widths = {part.shape[-1] for part in (self.k[i][0], self.v[i][0])}
+        on_cpu = torch.device(self.shape.device).type == "cpu"
+        if not (plain and grouped and on_cpu) or self.map.mapped(i) or len(widths) > 1:
+            return None
+        return tokens.spans()
 
     def evict(self, layer: int, keep_BGR: Tensor) -> None:
         """Keep these positions; the memory shrinks to them and what is still to come."""
@@ -233,6 +246,19 @@ class ResidentStore(KVStore):
         super().close()
         count = len(self.shape.layers)
         self.k, self.v = [()] * count, [()] * count
+
+
+def take(memory_BGSD: Tensor, slot_BGR: Tensor) -> Tensor:
+    """Rows at slots, ``BGRD``, where the memory is; -1 gives any row.
+
+    The second axis of the slots is KV heads or query heads. Whole rows are copied: on a CPU that is
+    several times faster than an index per axis.
+    """
+    batch, groups, tokens = memory_BGSD.shape[:3]
+    slot = slot_BGR.to(memory_BGSD.device).clamp_min(0)
+    first = torch.arange(batch * groups, device=slot.device).mul_(tokens).view(batch, groups, 1)
+    rows = first.repeat_interleave(slot.shape[1] // groups, 1) + slot
+    return memory_BGSD.flatten(0, 2).index_select(0, rows.flatten()).unflatten(0, slot.shape)
 
 
 def head_index(token_BGR: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:

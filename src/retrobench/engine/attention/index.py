@@ -1,6 +1,5 @@
 """Indexes: which tokens a decode step attends, and the static zone that all selectors share."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,24 +57,63 @@ class Index(Holder):
         raise NotImplementedError
 
 
+@dataclass(frozen=True, slots=True)
+class StaticZone:
+    """The first and last tokens of every row, which are always attended."""
+
+    pad_tokens: tuple[int, ...]
+    sink_tokens: int
+    local_tokens: int
+
+    def tokens(self, length: int, device: Any) -> Tensor:
+        """Their positions in a context of ``length``, ``token_BR``, -1 padded at the end."""
+        most = self.sink_tokens + self.local_tokens
+        pad_B1 = torch.tensor(self.pad_tokens, device=device)[:, None]
+        rank = torch.arange(min(length, most), device=device)
+        between_B1 = (length - pad_B1 - most).clamp_min(0)
+        token = pad_B1 + rank + (rank >= self.sink_tokens) * between_B1
+        return token.masked_fill(token >= length, -1)
+
+    def outside(self, length: int, device: Any) -> Tensor:
+        """Which positions hold a token outside the zone, ``free_BS``."""
+        position = torch.arange(length, device=device)
+        pad_B1 = torch.tensor(self.pad_tokens, device=device)[:, None]
+        return (position >= pad_B1 + self.sink_tokens) & (position < length - self.local_tokens)
+
+
 class ScoringIndex(Index):
     """Base of indexes that score every token: the best ones beside the static zone win."""
 
     def __init__(self, config: Any, shape: KVShape, budget: Budget | None) -> None:
         super().__init__(config, shape, budget)
         self.retrieved = retrieved_tokens(config, shape, budget)
+        self.zone = StaticZone(shape.pad_tokens, config.sink_tokens, config.local_tokens)
 
-    def best(self, score_BGS: Tensor) -> Tensor:
-        """``token_BGR``: the static zone and the best-scored rest (axis 1: KV or query heads)."""
-        static, exists = static_mask(
-            self.shape.pad_tokens,
-            score_BGS.shape[-1],
-            self.config.sink_tokens,
-            self.config.local_tokens,
-            score_BGS.device,
+    def best(self, score_BGS: Tensor, retrieved_BG: Tensor | None = None) -> Tensor:
+        """Positions of the static zone and of the best-scored rest, ``token_BGR``, -1 padded.
+
+        Axis 1 may be query heads. ``retrieved_BG`` gives every head a number of its own; without
+        it nothing waits for the device.
+        """
+        tokens, device = score_BGS.shape[-1], score_BGS.device
+        low, high = (
+            min(self.shape.pad_tokens) + self.zone.sink_tokens,
+            tokens - self.zone.local_tokens,
         )
-        num_static = self.config.sink_tokens + self.config.local_tokens
-        return top_tokens(score_BGS, static, exists, self.retrieved, num_static)
+        score_BGF = score_BGS[..., low : max(low, high)]
+        if max(self.shape.pad_tokens) > min(self.shape.pad_tokens):
+            free_BF = self.zone.outside(tokens, device)[:, low : max(low, high)]
+            score_BGF = score_BGF.masked_fill(~free_BF[:, None], -torch.inf)
+        most = max(self.retrieved) if retrieved_BG is None else int(retrieved_BG.max())
+        value, token = score_BGF.topk(min(most, score_BGF.shape[-1]), -1)
+        missing = value == -torch.inf
+        if retrieved_BG is not None or min(self.retrieved) < most:
+            limit = torch.tensor(self.retrieved, device=device)[:, None]
+            limit = limit if retrieved_BG is None else retrieved_BG
+            missing = missing | (torch.arange(token.shape[-1], device=device) >= limit[..., None])
+        fixed_B1R = self.zone.tokens(tokens, device)[:, None]
+        token = (token + low).masked_fill(missing, -1)
+        return torch.cat([fixed_B1R.expand(-1, token.shape[1], -1), token], -1)
 
 
 def retrieved_tokens(config: Any, shape: KVShape, budget: Budget | None) -> tuple[int, ...]:
@@ -99,43 +137,3 @@ def retrieved_tokens(config: Any, shape: KVShape, budget: Budget | None) -> tupl
             )
         counts.append(total - static if total < context else context)
     return tuple(counts)
-
-
-def static_mask(
-    pad_tokens: tuple[int, ...], length: int, sink_tokens: int, local_tokens: int, device: Any
-) -> tuple[Tensor, Tensor]:
-    """Which positions are static, and which exist at all: two ``BS`` masks."""
-    position = torch.arange(length, device=device)
-    pad_B1 = torch.tensor(pad_tokens, device=device)[:, None]
-    exists = position >= pad_B1
-    static = exists & ((position < pad_B1 + sink_tokens) | (position >= length - local_tokens))
-    return static, exists
-
-
-def top_tokens(
-    score_BGS: Tensor,
-    static_BS: Tensor,
-    exists_BS: Tensor,
-    retrieved: Sequence[int] | Tensor,
-    num_static: int,
-) -> Tensor:
-    """Positions of the static zone and of the best-scored rest, ``token_BGR``, -1 padded.
-
-    ``retrieved`` is a count per row, or ``retrieved_BG`` with a count for every head;
-    ``num_static`` bounds the static tokens of a row. Nothing waits for the device.
-    """
-    tokens = score_BGS.shape[-1]
-    free = exists_BS & ~static_BS
-    score = score_BGS.masked_fill(~free[:, None], -torch.inf)
-    limit = torch.as_tensor(retrieved, device=score.device)
-    known = None if isinstance(retrieved, Tensor) else max(retrieved)
-    width = min(tokens, int(limit.max()) if known is None else known)
-    limit = limit.reshape(*limit.shape, *[1] * (3 - limit.dim()))
-    value, token = score.topk(width, -1)
-    rank = torch.arange(width, device=score.device)
-    token = token.masked_fill((rank >= limit) | (value == -torch.inf), -1)
-    order = static_BS.int().sort(dim=-1, descending=True, stable=True)
-    num_static = min(tokens, num_static)
-    fixed = order.indices[:, :num_static].masked_fill(order.values[:, :num_static] == 0, -1)
-    fixed = fixed[:, None].expand(-1, score.shape[1], -1)
-    return torch.cat([fixed, token], -1)

@@ -76,6 +76,8 @@ class SelectiveMethod(Method):
         """``o_BHTD`` of a selection: in place where the store can, else gathered."""
         if isinstance(selection, Everything):
             return self._attend_everything(layer, q_BHTD, selection, args)
+        if isinstance(selection, Tokens):
+            selection = self.store.runs(layer, selection) or selection
         if isinstance(selection, Spans):
             view = self.store.spans(layer, selection)
             if view is not None:
