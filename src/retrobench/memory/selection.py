@@ -5,6 +5,8 @@ clusters). Each may come with clusters to attend through estimates, and with par
 that were computed elsewhere.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
