@@ -7,8 +7,6 @@ that were computed elsewhere.
 
 from __future__ import annotations
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
