@@ -43,7 +43,7 @@ figures: $(STAMP) ## draw every figure that the rows on disk allow
 	$(BIN)/python scripts/plots.py
 
 matrix: $(STAMP) ## try every decoder family of transformers; the table of docs/models.md
-	$(BIN)/python scripts/support_matrix.py
+	$(BIN)/python -m tests.support_matrix
 
 published: $(STAMP) ## the published tables and figures (hours on two cores; goes on where it stopped)
 	$(BIN)/python scripts/calibrate.py method=infinigen

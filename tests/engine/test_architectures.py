@@ -17,8 +17,8 @@ from retrobench.engine import context, hf, traits, trial, twin
 from retrobench.engine.model_cache import make_cache
 from retrobench.engine.replay import TraceModel, write_manifest
 from retrobench.engine.shape import kv_shape
-from retrobench.evaluate import support
 from retrobench.evaluate.calibrate import calibrate
+from tests import support_matrix as support
 from tests.conftest import make_model
 from tests.support import open_on, random_ids
 

@@ -9,7 +9,7 @@ import pytest
 
 from retrobench.core.cell import digest
 from retrobench.report.checks.audit import audit
-from retrobench.report.checks.compare_published import compare_published
+from retrobench.report.checks.published import compare_published
 from retrobench.store.results import ResultStore
 from retrobench.tasks.ruler.spec import TASKS
 

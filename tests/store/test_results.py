@@ -32,7 +32,7 @@ def test_rows_come_back_newest_first_choice(tmp_path):
     rows = store.read(CELL.key)
     assert set(rows.rows) == {"a", "b"} and rows.rows["b"]["status"] == "ok"
     assert rows.settled() == {"a", "b"}
-    assert set(store.frame()["method"]) == {"full"}
+    assert set(store.columns()["method"]) == {"full"}
 
 
 def test_failures_are_tried_again_three_times(tmp_path):

@@ -7,8 +7,8 @@ import warnings
 
 import pytest
 
+from retrobench.core.paths import cache_root
 from retrobench.engine.embedded import build_tokenizer
-from retrobench.tasks import building
 from retrobench.tasks.fitting.search import TokensPerUnit, estimate, fill
 from retrobench.tasks.long_generation import LongGenerationConfig, LongGenerationTask
 from retrobench.tasks.niah import NiahConfig, NiahTask
@@ -30,7 +30,7 @@ def contexts(task):
 @pytest.fixture
 def units(tmp_path, monkeypatch):
     monkeypatch.setenv("RETROBENCH_CACHE", str(tmp_path))
-    return lambda: list((building.cache_dir() / "units").glob("*.jsonl"))
+    return lambda: list((cache_root() / "units").glob("*.jsonl"))
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -21,68 +21,37 @@ WINDOW = 24  # tokens of a sliding window or chunk
 TRAINED = 48  # tokens of a rope's trained window
 CONTEXT = 4096
 _LAYERS = 4
-_SMALL = {
-    "hidden_size": 64,
-    "d_model": 64,
-    "n_embd": 64,
-    "embedding_size": 64,
-    "embedding_dim": 64,
-    "word_embed_proj_dim": 64,
-    "hidden_size_per_layer_input": 16,
-    "intermediate_size": 96,
-    "intermediate_size_mlp": 96,
-    "n_inner": 96,
-    "ffn_dim": 96,
-    "ffn_hidden_size": 96,
-    "decoder_ffn_dim": 96,
-    "encoder_ffn_dim": 96,
-    "moe_intermediate_size": 32,
-    "shared_expert_intermediate_size": 32,
-    "moe_shared_expert_intermediate_size": 32,
-    "shared_intermediate_size": 32,
-    "q_lora_rank": 24,
-    "kv_lora_rank": 16,
-    "o_lora_rank": 16,
-    "qk_nope_head_dim": 16,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 12,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "linear_head_dim": 16,
-    "linear_num_heads": 4,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "mamba_d_state": 8,
-    "mamba_n_groups": 1,
-    "mamba_ngroups": 1,
-    "mamba_chunk_size": 8,
-    "mamba_dt_rank": 4,
-    "chunk_size": 8,
-    "ssm_state_size": 8,
-    "state_size": 8,
-    "num_experts": 4,
-    "num_local_experts": 4,
-    "n_routed_experts": 4,
-    "moe_num_experts": 4,
-    "num_experts_per_tok": 2,
-    "num_experts_per_token": 2,
-    "moe_topk": 2,
-    "moe_k": 2,
-    "num_shared_experts": 1,
-    "n_shared_experts": 1,
-    "n_group": 1,
-    "topk_group": 1,
-    "num_expert_group": 1,
-    "first_k_dense_replace": 1,
-    "num_dense_layers": 1,
-    "moe_layer_start_index": 1,
-    "laurel_rank": 8,
-    "logits_chunk_size": 16,
-    "lru_width": 64,
-    "image_size": 32,
-    "patch_size": 8,
-    "num_mel_bins": 16,
+_SIZES = {
+    96: (
+        "intermediate_size intermediate_size_mlp n_inner ffn_dim ffn_hidden_size decoder_ffn_dim "
+        "encoder_ffn_dim"
+    ),
+    64: "hidden_size d_model n_embd embedding_size embedding_dim word_embed_proj_dim lru_width",
+    32: (
+        "moe_intermediate_size shared_expert_intermediate_size "
+        "moe_shared_expert_intermediate_size shared_intermediate_size image_size"
+    ),
+    24: "q_lora_rank",
+    16: (
+        "hidden_size_per_layer_input kv_lora_rank o_lora_rank qk_nope_head_dim linear_head_dim "
+        "logits_chunk_size num_mel_bins"
+    ),
+    12: "v_head_dim",
+    8: (
+        "qk_rope_head_dim linear_key_head_dim linear_value_head_dim mamba_d_state "
+        "mamba_chunk_size chunk_size ssm_state_size state_size laurel_rank patch_size"
+    ),
+    4: (
+        "linear_num_heads linear_num_value_heads mamba_dt_rank num_experts num_local_experts "
+        "n_routed_experts moe_num_experts"
+    ),
+    2: "linear_num_key_heads num_experts_per_tok num_experts_per_token moe_topk moe_k",
+    1: (
+        "mamba_n_groups mamba_ngroups num_shared_experts n_shared_experts n_group topk_group "
+        "num_expert_group first_k_dense_replace num_dense_layers moe_layer_start_index"
+    ),
 }
+_SMALL = {name: size for size, names in _SIZES.items() for name in names.split()}
 """Values of config fields by name, where the model's own are larger."""
 
 _TIED: dict[str, dict[str, Any]] = {

@@ -4,8 +4,6 @@ A vector (one token of one KV head) is quantised symmetrically with one float16 
 per group of 32 channels in 4 bits.
 """
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
@@ -15,43 +13,27 @@ CODECS = ("none", "int8", "int4")
 _GROUP = 32  # channels that share a scale in 4 bits
 
 
-class Codec(Protocol):
-    """Vectors ``...D`` to tensors of the same leading axes, and back."""
-
-    def encode(self, vectors: Tensor) -> tuple[Tensor, ...]:
-        """What is stored."""
-        ...
-
-    def decode(self, stored: tuple[Tensor, ...]) -> Tensor:
-        """The vectors, in the shape's dtype."""
-        ...
-
-    def bytes_per_vector(self) -> int:
-        """Stored bytes."""
-        ...
-
-
 class Plain:
-    """Vectors as they are."""
+    """Vectors ``...D`` as they are."""
 
     def __init__(self, head_dim: int, dtype: str) -> None:
         self.head_dim, self.dtype = head_dim, dtype
 
     def encode(self, vectors: Tensor) -> tuple[Tensor, ...]:
-        """The vectors."""
+        """What is stored: tensors of the same leading axes."""
         return (vectors.to(getattr(torch, self.dtype)),)
 
     def decode(self, stored: tuple[Tensor, ...]) -> Tensor:
-        """The vectors."""
+        """The vectors, in the shape's dtype."""
         return stored[0]
 
     def bytes_per_vector(self) -> int:
-        """The dtype's."""
+        """Stored bytes."""
         return self.head_dim * DTYPE_BYTES[self.dtype]
 
 
 class Quantised:
-    """Signed integers of ``bits`` bits with scales; two 4-bit numbers share a byte."""
+    """Vectors ``...D`` as integers of ``bits`` bits with scales; two 4-bit numbers share a byte."""
 
     def __init__(self, head_dim: int, dtype: str, bits: int, group: int | None = None) -> None:
         self.head_dim, self.dtype, self.bits = head_dim, getattr(torch, dtype), bits
@@ -82,7 +64,7 @@ class Quantised:
         return self.head_dim * self.bits // 8 + 2 * (self.head_dim // self.group)
 
 
-def make_codec(name: str, head_dim: int, dtype: str) -> Codec:
+def make_codec(name: str, head_dim: int, dtype: str) -> Plain | Quantised:
     """The codec of a name in ``CODECS``."""
     if name == "none":
         return Plain(head_dim, dtype)

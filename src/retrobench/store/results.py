@@ -163,17 +163,6 @@ class ResultStore:
             lines.append({"key": key, **self.cell(key).get("labels", {}), **state})
         return pd.DataFrame(lines)
 
-    def frame(self, keys: list[str] | None = None) -> pd.DataFrame:
-        """Newest rows of sound cells as one DataFrame, with the cells' labels as columns."""
-        import pandas as pd
-
-        rows = []
-        for key in self.sound_keys(keys):
-            labels = self.cell(key).get("labels", {})
-            for row in self.read(key).rows.values():
-                rows.append({"key": key, **labels, **row})
-        return pd.DataFrame(rows)
-
 
 def _replace(path: Path, text: str) -> None:
     """Write a file so that a crash leaves either the old or the new content."""

@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path
 from typing import TypeVar
+
+from retrobench.core.paths import cache_root
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -33,12 +34,6 @@ def map_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iter
                 future.cancel()
 
 
-def cache_dir() -> Path:
-    """``$RETROBENCH_CACHE``, or ``retrobench`` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("RETROBENCH_CACHE") or Path(base) / "retrobench")
-
-
 class UnitCache:
     """Haystack units of each sample, on disk. With them a prompt is rebuilt without a search.
 
@@ -46,7 +41,7 @@ class UnitCache:
     """
 
     def __init__(self, name: str) -> None:
-        self.path = cache_dir() / "units" / f"{name}.jsonl"
+        self.path = cache_root() / "units" / f"{name}.jsonl"
 
     @cached_property
     def _known(self) -> dict[str, tuple[int, int | None]]:

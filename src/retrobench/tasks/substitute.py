@@ -13,34 +13,14 @@ NAME = "substitute prose"
 KEY_NAME = "stand-in prose"  # its older name, which cell keys have
 ESSAY_SEED = 0
 
-_SENTENCES = (
-    "OPEN ADJ WHO DID DET ADJ WHAT PREP DET WHERE.",
-    "OPEN WHO DID DET WHAT, LINK DET ADJ WHO WENT ADV.",
-    "OPEN WHO WENT PREP DET ADJ WHERE before DET TIME.",
-    "LEAD, DET WHO DID DET ADJ WHAT and DID DET WHAT.",
-    "LEAD DET WHERE was ADJ, LINK DET WHO DID DET WHAT ADV.",
-    "In DET ADJ WHERE, DET WHO WENT LINK DET WHO DID DET WHAT.",
-    "During DET ADJ TIME, DET WHO DID DET WHAT of DET WHERE.",
-    "When DET WHO DID DET WHAT, DET ADJ WHERE was ADJ and ADJ.",
-    "People who DO IDEA ADV DO IDEA without IDEA.",
-    "Most MANY DO IDEA, but ADJ MANY DO DET WHAT.",
-    "If you DO IDEA, you MODAL DO DET WHAT or DET WHERE.",
-    "What MANY DO is not IDEA but DET ADJ kind of IDEA.",
-    "IDEA_CAP is ADV ADJ, LINK IDEA MODAL DO MANY.",
-    "There was DET ADJ WHAT PREP DET WHERE, LINK DET WHO DID it.",
-    "It was ADJ to see how DET WHO DID DET WHAT with IDEA.",
-    "We DID DET WHAT for DET TIME, as ADJ MANY MODAL.",
-    "Nobody PREP DET WHERE DID DET ADJ WHAT after DET TIME.",
-    "OPEN TIME DET WHO WENT from DET WHERE to DET ADJ WHERE.",
-    "Why do MANY DO IDEA more than IDEA?",
-    "I ADV DID DET WHAT that DET WHO DID PREP DET WHERE.",
-)
+
+def _lines(name: str) -> list[str]:
+    return Path(__file__).with_name(f"substitute_{name}.txt").read_text("utf-8").splitlines()
 
 
 def _read_pools() -> dict[str, list[str]]:
     """Slot of a sentence -> words that may fill it. RULER's own words are not among them."""
-    text = Path(__file__).with_name("substitute_words.txt").read_text("utf-8")
-    pools = {slot: words for slot, *words in map(str.split, text.splitlines())}
+    pools = {slot: words for slot, *words in map(str.split, _lines("words"))}
     for first, slot in (("OPEN", "DET"), ("IDEA_CAP", "IDEA")):  # at the start of a sentence
         pools[first] = [word.capitalize() for word in pools[slot]]
     return pools
@@ -57,7 +37,7 @@ def _fillers(item: str, pools: dict[str, list[str]]) -> tuple[str, ...]:
 def _plans() -> list[list[tuple[str, ...]]]:
     """For every sentence, the words that may fill each of its places."""
     pools = _read_pools()
-    return [[_fillers(item, pools) for item in sentence.split()] for sentence in _SENTENCES]
+    return [[_fillers(item, pools) for item in line.split()] for line in _lines("sentences")]
 
 
 def essay_sentences(seed: int = ESSAY_SEED) -> Iterator[list[str]]:

@@ -18,9 +18,6 @@ class Tracker(Protocol):
     def row(self, row: Mapping[str, Any]) -> None:
         """One sample is done."""
 
-    def log(self, values: Mapping[str, Any]) -> None:
-        """Numbers of a training step."""
-
     def finish(
         self, summary: Mapping[str, Any], figures: list[Path], rows_path: Path | None
     ) -> None:

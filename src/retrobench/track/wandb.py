@@ -78,10 +78,6 @@ class WandbTracker:
         step, self._step = self._step, self._step + 1
         self._guard(lambda: self._run.log(values, step=step))
 
-    def log(self, values: Mapping[str, Any]) -> None:
-        """Log numbers as they are."""
-        self._guard(lambda: self._run.log(dict(values)))
-
     def finish(
         self, summary: Mapping[str, Any], figures: list[Path], rows_path: Path | None
     ) -> None:

@@ -5,12 +5,11 @@ A token carries the space before it (the byte-level convention of GPT-2).
 """
 
 from itertools import product
+from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
-
-from retrobench.engine.embedded import vocabulary
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 HEX = "0123456789abcdef"
@@ -37,6 +36,15 @@ _HEX_PAIRS = (
 )
 
 
+def _words(name: str) -> list[str]:
+    """Words known after a space (``spaced``), or at a line's start and after a hyphen (``bare``).
+
+    From wonderwords, RULER's templates and the substitute prose; only nouns and capitalised words
+    have the bare form. They are files, so that no release of a source can change token ids.
+    """
+    return Path(__file__).with_name(f"words_{name}.txt").read_text(encoding="utf-8").split()
+
+
 def _pairs(letters: str) -> list[str]:
     return ["".join(pair) for pair in product(letters, repeat=2)]
 
@@ -53,8 +61,8 @@ def _tokens() -> list[str]:
     digits = [f"{n:0{width}d}" for width in (1, 2, 3) for n in range(10**width)]
     chunks = digits + _pairs(HEX) + _pairs(ascii_lowercase) + _pairs(ascii_uppercase) + ["..."]
     spaced = chunks + list(ascii_lowercase + ascii_uppercase) + list("=('")
-    spaced += [_byte_text(word) for word in vocabulary.read("spaced")]
-    bare = chunks + [_byte_text(word) for word in vocabulary.read("bare")]
+    spaced += [_byte_text(word) for word in _words("spaced")]
+    bare = chunks + [_byte_text(word) for word in _words("bare")]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     everything = [BOS, EOS, PAD, *alphabet, *bare, *(SPACE + token for token in spaced)]
     return list(dict.fromkeys(everything))

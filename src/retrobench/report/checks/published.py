@@ -1,63 +1,16 @@
-"""Published numbers, each with its source; nothing was read off a plot."""
+"""Published numbers, each with its source, and ours beside them; nothing was read off a plot."""
 
-from dataclasses import dataclass
+from pathlib import Path
 
+import pandas as pd
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
-    """A published point: scores in percent, lengths in tokens."""
+from retrobench.report.benchmarks import benchmark
+from retrobench.report.rows import token_count
+from retrobench.store.row_file import OK
 
-    model: str  # substring of the model's name, lower case
-    method: str
-    length: int
-    score: float
-    source: str
-    task: str = "avg"
-    benchmark: str = "ruler"
-
-
-_RULER_README = "NVIDIA/RULER README"
-_DOUBLE_P = "arXiv 2602.05191"
-
-
-def _curve(model: str, method: str, source: str, values: dict[int, float]) -> list[Published]:
-    return [
-        Published(model=model, method=method, length=1024 * k, score=score, source=source)
-        for k, score in values.items()
-    ]
-
-
-RULER = [
-    *_curve(
-        "llama31_8b",
-        "full",
-        _RULER_README,
-        {4: 95.5, 8: 93.8, 16: 91.6, 32: 87.4, 64: 84.7, 128: 77.0},
-    ),
-    *_curve("llama31_8b", "retroinfer", _DOUBLE_P, {16: 91.56, 32: 88.12, 64: 83.77}),
-    *_curve("llama31_8b", "quest", _DOUBLE_P, {16: 89.24, 32: 85.95, 64: 83.61}),
-]
-
-_TASKS = (
-    "niah_single_1 niah_single_2 niah_single_3 niah_multikey_1 niah_multikey_2 niah_multikey_3 "
-    "niah_multiquery niah_multivalue vt cwe fwe qa_1 qa_2 avg"
-).split()
-
-
-def _row(method: str, scores: list[float]) -> list[Published]:
-    """A row of RetrievalAttention's Table 9: 128K, Llama-3-8B-Instruct-Gradient-262k."""
-    model, source = "gradient-262k", "arXiv 2409.10516v3 Table 9"
-    return [
-        Published(model=model, method=method, length=131072, score=s, source=source, task=task)
-        for task, s in zip(_TASKS, scores, strict=True)
-    ]
-
-
-RULER_BY_TASK = [
-    *_row("full", [100, 100, 100, 98, 98, 73, 94.5, 97, 87, 1.0, 72.2, 58.5, 44.5, 78.7]),
-    *_row("quest", [100, 100, 98.5, 98.5, 36.5, 0, 48.9, 64.3, 89.4, 1.0, 64.5, 45, 39.5, 60.5]),
-    *_row("infinigen", [99, 91.5, 24.5, 82.5, 25, 0, 30.3, 27.8, 67.3, 1.2, 45.5, 33, 32.5, 43.1]),
-]
+# scores in percent, lengths in tokens; ``model``: part of the model's name, in lower case. By task:
+# RetrievalAttention's Table 9 (128K, Llama-3-8B-Instruct-Gradient-262k)
+SCORES = pd.read_csv(Path(__file__).with_name("published.csv"))
 
 # RetroInfer v3 (PVLDB 19(5), arXiv 2505.02922v3): its defaults, marked in sensitivity figures
 RETROINFER = "RetroInfer v3"
@@ -71,3 +24,49 @@ DEFAULTS = {
     "page_tokens": 8,
     "kmeans_iterations": 10,
 }
+
+
+def compare_published(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row for each published value that the rows have a score for; empty without any."""
+    rows = []
+    for key, cell in frame.groupby("key", sort=False):
+        first = cell.iloc[0]
+        fitting = [
+            known
+            for known in SCORES.itertuples()
+            if known.model in str(first["model"]).lower()
+            and (known.benchmark, known.method) == (first["benchmark"], first["method"])
+        ]
+        ours = _scores(cell) if fitting else {}
+        for known in fitting:
+            mean = ours.get((known.task, known.length))
+            if mean is not None:
+                rows.append(
+                    {
+                        "method": known.method,
+                        "key": str(key)[:6],
+                        "task": known.task,
+                        "length": token_count(known.length),
+                        "paper": f"{known.score:.1f}",
+                        "ours": f"{mean:.1f}",
+                        "difference": f"{mean - known.score:+.1f}",
+                        "source": known.source,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def _scores(cell: pd.DataFrame) -> dict[tuple[str, int], float]:
+    """Means in percent by task and length; ``avg`` where every task of the benchmark is whole."""
+    found: dict[tuple[str, int], float] = {}
+    num_tasks = benchmark(cell["benchmark"].iloc[0]).num_tasks
+    for length, at_length in cell.groupby("length"):
+        whole = {
+            (str(task), int(length)): 100 * float(group["score"].mean())
+            for task, group in at_length.groupby("task")
+            if (group["status"] == OK).all()
+        }
+        found |= whole
+        if num_tasks and len(whole) == num_tasks:
+            found["avg", int(length)] = sum(whole.values()) / num_tasks
+    return found

@@ -8,7 +8,7 @@ import pandas as pd
 
 from retrobench.report import headroom
 from retrobench.report.benchmarks import benchmark, display_name
-from retrobench.report.checks.published import RULER
+from retrobench.report.checks.published import SCORES
 from retrobench.report.figures import parts, style
 from retrobench.report.rows import (
     one_setting,
@@ -78,12 +78,11 @@ def _length_line(axes: Any, rows: pd.DataFrame, method: str) -> None:
     look = style.look(method)
     axes.plot(x, mean, linewidth=1.2, **look)
     axes.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
-    setting = (rows["model"].iloc[0], method)
-    published = [p for p in RULER if (p.model, p.method) == setting and p.length in whole]
-    if published:
-        look["label"] = f"{method} ({published[0].source})"
-        places = [p.length for p in published], [p.score for p in published]
-        axes.plot(*places, **look, **style.PUBLISHED)
+    known = SCORES[(SCORES["model"] == rows["model"].iloc[0]) & (SCORES["method"] == method)]
+    known = known[(known["task"] == "avg") & known["length"].isin(whole)]
+    if len(known):
+        look["label"] = f"{method} ({known['source'].iloc[0]})"
+        axes.plot(known["length"], known["score"], **look, **style.PUBLISHED)
 
 
 def ruler_tasks(frame: pd.DataFrame) -> Any:

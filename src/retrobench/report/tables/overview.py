@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.table import Table
 
 from retrobench.report.benchmarks import averages, is_timed
-from retrobench.report.checks.compare_published import compare_published
+from retrobench.report.checks.published import compare_published
 from retrobench.report.checks.significance import significance
 from retrobench.report.rows import HELD_BYTES
 from retrobench.report.tables import fidelity, machine, speed

@@ -3,15 +3,21 @@
 Every family goes through the look that a run takes first (``engine.traits``). Those that pass it
 are compared once more with transformers' own forward, teacher-forced: full attention in one chunk,
 in chunks and in a left-padded batch, and three methods whose budget covers everything, on a prompt
-that is long enough for an index.
+that is long enough for an index. ``make matrix`` writes the table of docs/models.md.
+
+python -m tests.support_matrix              # all, about ten minutes on one core
+python -m tests.support_matrix llama phi3   # these, to the terminal alone
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -25,6 +31,10 @@ from retrobench.engine import hf, trial, twin
 from retrobench.engine.prefill import prefill
 from retrobench.engine.session import Session
 from retrobench.engine.traits import Seen, Traits, examine
+from retrobench.measure.clock import utc_now
+
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+MARK = "<!-- made by `make matrix` -->"
 
 LONG = 1400  # tokens: RetroInfer clusters prompts of 1,092 tokens and more
 METHODS = ("retroinfer", "quest", "oracle_topk")
@@ -234,3 +244,25 @@ def try_all(wanted: list[str], report: Callable[[Outcome], None]) -> list[Outcom
         outcomes.append(try_family(name))
         report(outcomes[-1])
     return outcomes
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    wanted = sys.argv[1:]
+    outcomes = try_all(wanted or names(), _report)
+    found = table(outcomes)
+    print(found, counted(outcomes), sep="\n\n")
+    if not wanted:
+        versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
+        words = f"{utc_now()[:10]}, {versions}, `make matrix`: {counted(outcomes)}."
+        kept = PAGE.read_text(encoding="utf-8").split(MARK)[0]
+        PAGE.write_text(f"{kept}{MARK}\n\n{words}\n\n{found}\n", encoding="utf-8")
+
+
+def _report(made: Outcome) -> None:
+    far = max(made.differences.values(), default=0)
+    print(f"{made.family}: {made.outcome} {far:.1e} {made.cause}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
