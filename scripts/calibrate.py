@@ -1,6 +1,6 @@
 """Make the file that a method needs beforehand, e.g. InfiniGen's skewing.
 
-python scripts/calibrate.py method=infinigen model=hf model.id=org/name [--text FILE]
+    python scripts/calibrate.py method=infinigen model=hf model.id=org/name
 
 Options of model and method are those of run.py.
 """

@@ -1,8 +1,9 @@
-"""Draw docs/architecture.svg, one prompt's way: ``python scripts/draw_architecture.py``.
+"""Draw docs/architecture.svg: the way of one prompt.
 
 Plain text without external fonts; colours follow the reader's light or dark theme.
 """
 
+import argparse
 from html import escape
 from pathlib import Path
 
@@ -10,10 +11,12 @@ OUT = Path(__file__).resolve().parents[1] / "docs" / "architecture.svg"
 TITLE = "One prompt: plan, prefill once, build and decode, rows"
 WIDTH, HEIGHT = 1000, 772
 FONT = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, 'DejaVu Sans', sans-serif"
-NAMES = "page ink soft line box plan prefill decode rows plan-edge prefill-edge decode-edge"
+NAMES = "unread page ink soft line box plan prefill decode rows plan-edge prefill-edge decode-edge"
 NAMES += " rows-edge"
-LIGHT = "ffffff 1f2328 59636e 6e7781 ffffff e8f1fb fdf0e1 e6f4ec f2ecf8 3b7dc4 c9741a 2b8a57 8257b0"
-DARK = "0d1117 e6edf3 9ea7b3 8b949e 161b22 10233a 33220f 0f2a1c 241a33 5b9be0 e09a4c 4fb37e a884d6"
+LIGHT = "d5dae0 ffffff 1f2328 59636e 6e7781 ffffff "
+LIGHT += "e8f1fb fdf0e1 e6f4ec f2ecf8 3b7dc4 c9741a 2b8a57 8257b0"
+DARK = "39424d 0d1117 e6edf3 9ea7b3 8b949e 161b22 "
+DARK += "10233a 33220f 0f2a1c 241a33 5b9be0 e09a4c 4fb37e a884d6"
 MORE_METHODS = ((444, 376, "full"), (430, 392, "quest"))  # behind the one that is drawn in full
 
 BANDS = {  # y, height, name, what is true of all of it
@@ -82,16 +85,28 @@ def style() -> str:
     return f"<style>text {{ font-family: {FONT} }}{light}\n{dark}</style>"
 
 
-def render() -> str:
-    """The whole file."""
-    size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
+def picture(title: str, width: int, height: int, shapes: list[str]) -> str:
+    """The whole file of a picture."""
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     head = 'id="head" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="7" markerHeight="7"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-labelledby="title">',
-        f'<title id="title">{TITLE}</title>\n{style()}\n<defs><marker {head} orient="auto">'
+        f'<title id="title">{title}</title>\n{style()}\n<defs><marker {head} orient="auto">'
         '<path d="M0,0 L10,5 L0,10 z" class="f-line"/></marker></defs>',
-        rectangle(0, 0, WIDTH, HEIGHT, "f-page"),
+        rectangle(0, 0, width, height, "f-page"),
     ]
+    return "\n".join([*parts, *shapes, "</svg>"]) + "\n"
+
+
+def arrow(points: str) -> str:
+    """A line through points (``x,y x,y``) with a head at its end."""
+    look = 'fill="none" class="s-line" stroke-width="1.6" marker-end="url(#head)"'
+    return f'<polyline points="{points}" {look}/>'
+
+
+def render() -> str:
+    """The whole file."""
+    parts = []
     for kind, (y, height, name, note) in BANDS.items():
         parts.append(rectangle(20, y, WIDTH - 40, height, f"f-{kind}"))
         parts.append(text(34, y + 22, name, 14, f"{kind}-edge", "start"))
@@ -107,12 +122,11 @@ def render() -> str:
             parts.append(rectangle(x, y, width, height, f"f-box s-{kind}-edge"))
             parts.append(text(x + width // 2, top, title, 14, "ink"))
             parts += [text(x + width // 2, top + 1 + 16 * n, s) for n, s in enumerate(lines, 1)]
-    look = 'fill="none" class="s-line" stroke-width="1.6" marker-end="url(#head)"'
-    ways = ARROWS.replace("\n", "|").split("|")
-    parts += [f'<polyline points="{way}" {look}/>' for way in ways]
+    parts += map(arrow, ARROWS.replace("\n", "|").split("|"))
     parts += [text(x, y, words) for (x, y), words in LABELS.items()]
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    return picture(TITLE, WIDTH, HEIGHT, parts)
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     OUT.write_text(render(), encoding="utf-8")

@@ -1,9 +1,10 @@
-"""lm-evaluation-harness with the model ``retrobench``: any of its tasks under any method.
+"""lm-evaluation-harness with any method of retrobench.
 
-    python scripts/lm_harness.py run --model retrobench \\
-        --model_args model=llama31_8b,method=retroinfer,budget=5% --tasks arc_easy --batch_size 4
+    python scripts/lm_harness.py run --model retrobench --tasks arc_easy \\
+        --model_args model=llama31_8b,method=retroinfer,budget=5%
 
-``--model_args`` takes the options of run.py; everything else is the harness's own command.
+``--model_args`` takes the options of run.py. All else is the harness's own
+command (run --help). It needs the extra: pip install 'retrobench[lm-eval]'
 """
 
 import sys
@@ -11,6 +12,9 @@ import sys
 try:
     from lm_eval.__main__ import cli_evaluate
 except ImportError:
+    if {"--help", "-h"} & set(sys.argv):
+        print(__doc__)
+        sys.exit()
     sys.exit("lm-evaluation-harness is missing: pip install 'retrobench[lm-eval]'")
 
 from retrobench.integrations import lm_eval as lm_eval_model

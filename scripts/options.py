@@ -1,5 +1,6 @@
-"""Write docs/options.md from the option dataclasses: ``python scripts/options.py [--check]``."""
+"""Write docs/options.md from the dataclasses that hold the options."""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def render() -> str:
 
 
 if __name__ == "__main__":
-    if "--check" in sys.argv:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 if it is stale")
+    if parser.parse_args().check:
         sys.exit("docs/options.md is stale: run make options" if DOC.read_text() != render() else 0)
     DOC.write_text(render())

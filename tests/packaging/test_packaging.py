@@ -6,8 +6,13 @@ import importlib.util
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
+
+import yaml
+
+import retrobench
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = [p for f in ("src", "methods", "kernels", "scripts") for p in (ROOT / f).rglob("*.py")]
@@ -61,16 +66,42 @@ def test_core_store_stats_and_fetch_need_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_wheel_from_the_sdist_holds_the_three_packages(tmp_path):
+def test_the_wheel_from_the_sdist_holds_the_three_packages_and_is_small(tmp_path):
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    (wheel,), (sdist,) = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
+    assert wheel.name == f"retrobench-{retrobench.__version__}-py3-none-any.whl"
+    assert sdist.name == f"retrobench-{retrobench.__version__}.tar.gz"
+    assert wheel.stat().st_size <= 3 * 2**20
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"retrobench", "retrobench_methods", "retrobench_kernels"}
     assert "retrobench/engine/embedded/words_bare.txt" in names
+    assert {f"{package}/py.typed" for package in tops} <= set(names)
+    with tarfile.open(sdist) as archive:
+        members = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"run.py", "CITATION.cff", "docs/options.md", "mkdocs.yml"} <= members
     sources = (ROOT / "kernels/retrobench_kernels/_native").iterdir()
     assert {f"retrobench_kernels/_native/{source.name}" for source in sources} <= set(names)
+
+
+def test_the_citation_has_the_version_and_no_names_of_people():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == retrobench.__version__
+    assert citation["authors"] == [{"name": "The retrobench authors"}]
+    assert citation["license"] == "Apache-2.0"
+
+
+def test_issue_forms_are_whole():
+    """The keys that GitHub needs of a form; a broken one is silently not offered."""
+    forms = [p for p in ROOT.glob(".github/ISSUE_TEMPLATE/*.yml") if p.stem != "config"]
+    assert len(forms) >= 2
+    for path in forms:
+        form = yaml.safe_load(path.read_text())
+        assert {"name", "description", "body"} <= set(form), path
+        for entry in form["body"]:
+            assert entry["type"] in {"textarea", "input", "dropdown", "checkboxes", "markdown"}
+            assert entry["attributes"]["label"] and re.fullmatch(r"[\w-]+", entry["id"])
 
 
 def test_options_page_is_current():

@@ -1,9 +1,12 @@
 """``python run.py``: compose with Hydra, run one cell per job, print one table."""
 
 import contextlib
+import io
 import os
+import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,15 +35,31 @@ def launch(conf_dir: Path) -> None:
     # OpenMP reads it when torch is imported. Threads that spin while they wait take the cores of
     # those that work as soon as anything else runs on the machine: steps get tens of times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    completes = {"-sc", "--shell-completion"} & set(sys.argv[1:])  # its options are not ours
     try:
-        sys.argv[1:] = name_sweep(prepare(sys.argv[1:], conf_dir))
+        sys.argv[1:] = sys.argv[1:] if completes else name_sweep(prepare(sys.argv[1:], conf_dir))
     except ValueError as error:
         fail(error)
     run = hydra.main(version_base="1.3", config_path=str(conf_dir), config_name="config")(main)
     traced = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print
-    with one_line_errors(traced):
+    with one_line_errors(traced), _wrapped_help():
         run()
+
+
+@contextlib.contextmanager
+def _wrapped_help() -> Iterator[None]:
+    """Hydra writes each list of choices as one line: fold what is too wide for the terminal."""
+    if not {"--help", "-h", "--hydra-help"} & set(sys.argv[1:]):
+        yield
+        return
+    width, text = shutil.get_terminal_size().columns, io.StringIO()
+    fold = textwrap.TextWrapper(width, subsequent_indent="    ", break_on_hyphens=False).fill
+    try:
+        with contextlib.redirect_stdout(text):
+            yield
+    finally:
+        print("\n".join(map(fold, text.getvalue().splitlines())))  # noqa: T201
 
 
 @contextlib.contextmanager
@@ -200,8 +219,9 @@ def show_plan(planned: Sequence[PlannedRun]) -> int:
 
 
 def console() -> Console:
-    """The terminal, or 160 columns where there is none."""
-    return Console(width=None if Console().is_terminal else 160)
+    """The terminal, as wide as it is or as ``COLUMNS`` says; 160 columns where there is neither."""
+    known = Console().is_terminal or os.environ.get("COLUMNS", "").isdigit()
+    return Console(width=None if known else 160)
 
 
 def complain(problems: Sequence[str]) -> None:

@@ -4,8 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
+import argcomplete
 from rich.console import Console
 
+from retrobench import __version__
 from retrobench.cli import app as cli
 from retrobench.cli import fetch
 from retrobench.core.paths import check_output
@@ -17,14 +19,18 @@ from retrobench.store.sweeps import sweep_entries, sweep_keys, sweep_names, swee
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, 1 if something was reported as bad, 2 for a usage error."""
     parser = _parser()
+    argcomplete.autocomplete(parser)
     options = parser.parse_args(arguments)
     with cli.one_line_errors():
+        if "results" in options and not Path(options.results).is_dir():
+            raise ValueError(f"--results {options.results}: no such folder; run.py makes it")
         return options.run(options)
     return 2
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="retrobench", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"retrobench {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     score = commands.add_parser("score", help="score predictions with the benchmarks' own scorers")
@@ -117,6 +123,8 @@ def _score(options: argparse.Namespace) -> int:
 def _ls(options: argparse.Namespace) -> int:
     store = ResultStore(options.results)
     cli.complain(store.problems())
+    if not store.cell_keys():
+        _print(f"{options.results} holds no cells")
     for key in store.sound_keys():
         labels, status = store.cell(key)["labels"], store.status(key)
         if options.failed and status.get("state") == "done":
@@ -134,6 +142,8 @@ def _ls(options: argparse.Namespace) -> int:
 def _sweeps(options: argparse.Namespace) -> int:
     store = ResultStore(options.results)
     cli.complain(sweep_problems(store))
+    if not sweep_names(store):
+        _print(f"{options.results} holds no sweeps")
     for name in sweep_names(store):
         entries = sweep_entries(store, name)
         failed = sum("error" in entry or bool(entry.get("failed")) for entry in entries)
@@ -152,13 +162,13 @@ def _table(options: argparse.Namespace) -> int:
 
 def _effects(options: argparse.Namespace) -> int:
     from retrobench.report.headroom import load
-    from retrobench.report.tables.effects import effects, effects_table
+    from retrobench.report.tables.effects import effects, print_effects
 
-    store, console = ResultStore(options.results), Console()
+    store, console = ResultStore(options.results), cli.console()
     single, pairs = effects(load(store, None, _chosen(store, options)), options.of)
-    console.print(effects_table(single, f"main effects on {options.of}"))
+    print_effects(single, f"main effects on {options.of}", console)
     if pairs:
-        console.print(effects_table(pairs, f"interactions on {options.of}"))
+        print_effects(pairs, f"interactions on {options.of}", console)
     return 0
 
 

@@ -83,14 +83,16 @@ def _nearest_option(name: str, fields: Mapping[str, Any], where: str) -> str:
             alias.setdefault(word, option_name)
     alias |= {option_name: option_name for option_name in fields}
     close = difflib.get_close_matches(name, alias, n=1, cutoff=0.45)
-    return f", did you mean {where}.{alias[close[0]]}?" if close else ""
+    return f", did you mean {where}.{alias[close[0]]}?" if close else "."
 
 
 def parse(cls: type[T], raw: Mapping[str, Any], where: str) -> T:
     """Build the frozen dataclass ``cls`` from plain values, e.g. of a Hydra group.
 
-    Raises ValueError naming ``where.option`` for unknown options, wrong types and ranges.
+    Raises ValueError naming ``where.option`` (top level, where ``where`` is empty: ``option``) for
+    unknown options, wrong types and ranges.
     """
+    dot = "." if where else ""
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     renamed = {f.metadata["was"]: f.name for f in fields.values() if f.metadata.get("was")}
@@ -104,8 +106,8 @@ def parse(cls: type[T], raw: Mapping[str, Any], where: str) -> T:
             known = ", ".join(fields) or "(none)"
             suggestion = _nearest_option(name, fields, where)
             raise ValueError(f"{where}.{name}: no such option{suggestion} Options: {known}")
-        values[name] = _convert(value, hints[name], f"{where}.{given}")
-        _check(values[name], fields[name].metadata, f"{where}.{given}")
+        values[name] = _convert(value, hints[name], f"{where}{dot}{given}")
+        _check(values[name], fields[name].metadata, f"{where}{dot}{given}")
     try:
         return cls(**values)
     except ValueError as error:

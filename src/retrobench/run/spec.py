@@ -192,7 +192,7 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
         budget=budget if method_class(method).budgeted else None,
         ignored=_ignored(method, budget),
         tracker=dict(raw.get("tracker", {"name": "none"})),
-        options=parse(RunOptions, {k: raw[k] for k in flags if k in raw}, "options"),
+        options=parse(RunOptions, {k: raw[k] for k in flags if k in raw}, ""),
         sweep=None if raw.get("sweep") is None else str(raw["sweep"]),
         **_matching(raw),
         method_options=by_method,

@@ -1,11 +1,11 @@
 """Main effects and interactions of a sweep as a table."""
 
 import pandas as pd
-from rich.table import Table
+from rich.console import Console
 
 from retrobench.report.headroom import informative
 from retrobench.report.rows import moved_bytes, step_seconds
-from retrobench.report.tables.layout import rich_table
+from retrobench.report.tables.layout import print_table
 from retrobench.stats.effects import Effect, interactions, main_effects
 from retrobench.store.row_file import OK
 
@@ -44,8 +44,8 @@ def effects(frame: pd.DataFrame, response: str) -> tuple[list[Effect], list[Effe
     return main_effects(table), interactions(table)
 
 
-def effects_table(found: list[Effect], title: str) -> Table:
-    """One line per level or pair of levels, with its interval."""
+def print_effects(found: list[Effect], title: str, console: Console) -> None:
+    """A table: one line per level or pair of levels, with its interval."""
     rows = []
     for effect in found:
         names = " x ".join(name.removeprefix("method.") for name in effect.factors)
@@ -53,7 +53,7 @@ def effects_table(found: list[Effect], title: str) -> Table:
         interval = f"{effect.low:+.3g} to {effect.high:+.3g}"
         rows.append((names, levels, f"{effect.value:+.3g}", interval))
     columns = ("option", "level", "effect", "95% interval")
-    return rich_table(title, columns, rows, left=columns[:2])
+    print_table(console, title, columns, rows, left=columns[:2])
 
 
 def _text(level: object) -> str:

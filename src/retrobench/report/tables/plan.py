@@ -6,7 +6,7 @@ from typing import Protocol
 from rich.console import Console
 
 from retrobench.core.shapes import Footprint
-from retrobench.report.tables.layout import print_line, rich_table
+from retrobench.report.tables.layout import print_line, print_table
 
 
 class PlannedCell(Protocol):
@@ -27,7 +27,7 @@ class PlannedCell(Protocol):
 def print_planned(cells: Sequence[PlannedCell], free_bytes: int, console: Console) -> None:
     """One line per cell, then totals: cells, samples, time, memory, and each refusal's reason."""
     columns = ("cell", "key", "state", "samples", "weights", "device", "pinned", "host", "time")
-    console.print(rich_table("plan", columns, map(_row, cells), left=columns[:3]))
+    print_table(console, "plan", columns, map(_row, cells), left=columns[:3])
     counts = {state: sum(cell.state == state for cell in cells) for state in _STATES}
     parts = [f"{count} {state}" for state, count in counts.items() if count]
     console.print(f"{len(cells)} cells: {', '.join(parts)}; {_total(cells)}", highlight=False)
