@@ -25,11 +25,23 @@ def causal(
 
     Never builds a mask over more than ``block`` queries. ``pad_tokens`` is the left padding of
     each row (or a boolean mask ``valid_BS``); ``window`` limits how far a token looks back. A
-    boolean ``mask_B1TS`` says it all by itself.
+    boolean ``mask_B1TS`` says it all by itself. The output of padding is 0.
     """
     if mask_B1TS is not None:
         return _masked(q_BHTD, k_BGSD, v_BGSD, args, mask_B1TS)
     num_q, num_k = q_BHTD.shape[2], k_BGSD.shape[2]
+    if isinstance(pad_tokens, tuple) and any(pad_tokens):
+        # Row by row without its padding: no mask is read, and a row is as it would be alone.
+        out = torch.zeros_like(q_BHTD[..., : v_BGSD.shape[-1]])
+        for row, pad in enumerate(pad_tokens):
+            first = max(0, pad - (num_k - num_q))
+            if first < num_q:
+                q, k, v = (x[row, None] for x in (q_BHTD, k_BGSD, v_BGSD))
+                part = causal(
+                    q[:, :, first:], k[:, :, pad:], v[:, :, pad:], args, None, window, block
+                )
+                out[row, :, first:] = part[0]
+        return out
     valid_BS = _valid(pad_tokens, num_k, q_BHTD.device)
     windowed = window is not None and num_k > window
     if valid_BS is None and not windowed and args.softcap is None:
