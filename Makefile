@@ -10,7 +10,7 @@ MAIN_TABLE := -m experiment=pareto_accuracy_bytes engine.batch=4 task.samples=20
 MAIN_TABLE += method=full,oracle_topk,retroinfer,quest,infinigen,random,streaming
 PUBLISHED := pareto_accuracy_bytes cluster_count zone_retrieval zone_estimation segment_size
 
-.PHONY: help setup demo test check figures published options gpu-test gpu-bench matrix
+.PHONY: help setup demo test check docs pictures figures published options gpu-test gpu-bench matrix
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,13 @@ check: $(STAMP) ## lint, format, types and import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+docs: $(STAMP) ## build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+pictures: $(STAMP) ## draw the pictures of the documentation
+	$(BIN)/python scripts/draw_architecture.py
+	$(BIN)/python scripts/draw_concepts.py
 
 figures: $(STAMP) ## draw every figure that the rows on disk allow
 	$(BIN)/python scripts/plots.py
