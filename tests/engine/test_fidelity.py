@@ -10,6 +10,7 @@ import torch
 from retrobench.core.method import AttentionArgs, ComparedCall
 from retrobench.engine.attention.parts import attend
 from retrobench.evaluate import fidelity
+from retrobench.measure.exact_call import MASSES, ExactCall
 from retrobench.measure.fidelity import FidelityProbe, write_arrays
 from retrobench.memory.selection import Estimate
 from tests.support import open_on, random_ids, ticks
@@ -131,3 +132,20 @@ def test_tails_batches_and_arrays(tiny_llama, tmp_path):
     assert len(table) == 7 * 3 * 4
     assert table["recall"].mean() == pytest.approx(result.rows[1]["mean"]["recall"], abs=1e-5)
     assert table[table["step"] == 0]["top_step"].isna().all()
+
+
+def test_concentration_counts_the_heaviest_tokens():
+    torch.manual_seed(3)
+    q, k = 3 * torch.randn(2, 4, 1, 8), torch.randn(2, 2, 40, 8)
+    call = ComparedCall(
+        layer=0, q_BHTD=q, k_BGSD=k, v_BGSD=k, exact_BHTD=q, ours_BHTD=q,
+        args=AttentionArgs(scale=1.0), pad_tokens=(0, 7),
+    )  # fmt: skip
+    counted = ExactCall(call).concentration()
+    for row, head, mass in itertools.product(range(2), range(4), MASSES):
+        logit = (q[row, head] @ k[row, head // 2].T)[0, call.pad_tokens[row] :]
+        total, tokens = 0.0, 0
+        for weight in logit.softmax(-1).sort(descending=True).values.tolist():
+            if total < mass / 100:
+                total, tokens = total + weight, tokens + 1
+        assert int(counted[f"tokens_{mass}"][row, head]) == tokens, (row, head, mass)

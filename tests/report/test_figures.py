@@ -31,6 +31,21 @@ def test_recall_joins_cells_of_one_method_only_where_the_budget_alone_differs(la
     assert [len(line.get_xdata()) for line in axes.lines] == [2, 2, 1, 1, 0]
 
 
+def test_tokens_that_hold_the_mass_are_shown_by_layer_and_head(lab):
+    def measured(scale):
+        heads = {f"tokens_{mass}": [[scale * mass, 1], [1, 1]] for mass in (50, 90, 99)}
+        return {"steps": 2, "layers": [0, 3], "sparse_layers": [], "by_layer_head": heads}
+
+    for scale in (1, 3):
+        lab.cell("full", budget=f"{scale}%", rows=[lab.row(fidelity=measured(scale))])
+    drawing = fidelity_plots.attention_tokens(load(lab.store))
+    grids = [axes.images[0].get_array() for axes in drawing.axes[:3]]
+    assert [grid[0][0] for grid in grids] == [100, 180, 198] and grids[0][1][0] == 1
+    drawing.canvas.draw()
+    ticks = [label.get_text() for label in drawing.axes[-1].get_yticklabels()]
+    assert "100" in ticks and not any("$" in text for text in ticks)
+
+
 def everything(lab):
     """Rows for every figure."""
     made = {"recall_100": 0.8, "recall": 0.9}

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from retrobench.core.method import ComparedCall
 
+MASSES = (50, 90, 99)  # percent
 CDF_FRACS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.018, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
@@ -88,6 +89,10 @@ class ExactCall:
         mass = self.p_BHS.gather(-1, member.clamp_min(0)).masked_fill(member < 0, 0)
         total = torch.zeros(*mass.shape[:2], size_BGC.shape[-1], device=mass.device)
         return total.scatter_add_(2, which.repeat_interleave(repeat, 1), mass)
+
+    def concentration(self) -> dict[str, Tensor]:
+        """How many of the heaviest tokens hold 50, 90 and 99 % of the mass, ``BH`` each."""
+        return {f"tokens_{mass}": (self.cumulative_BHS < mass / 100).sum(-1) + 1 for mass in MASSES}
 
     def cdf(self) -> Tensor:
         """Mean over heads of the mass in the heaviest shares of the context, ``BF``."""

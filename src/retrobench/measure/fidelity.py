@@ -10,6 +10,8 @@ With ``p = softmax(q.K)`` over all tokens and ``S`` the tokens attended exactly,
   ``error_ignored`` (tokens that are in neither).
 - ``mass_true``, ``mass_estimated``: mass of the estimated clusters' members, and what their
   centroids stand for, in units of the true softmax.
+- ``tokens_50``, ``tokens_90``, ``tokens_99``: how many of the heaviest tokens hold so many percent
+  of the mass.
 - ``top_step``, ``own_step``: overlap of the 100 heaviest tokens, and of S, with the step before.
 """
 
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor
 
 from retrobench.core.method import ComparedCall, Probe
-from retrobench.measure.exact_call import CDF_FRACS, ExactCall, share
+from retrobench.measure.exact_call import CDF_FRACS, MASSES, ExactCall, share
 
 TOP = 100
 PAIRS = 256  # cluster masses kept per row for the figure
@@ -62,7 +64,7 @@ class FidelityProbe(Probe):
         view, exact_BHTD = ExactCall(call), call.exact_BHTD
         norm_BH = exact_BHTD[:, :, 0].float().norm(dim=-1).clamp_min(1e-12)
         gap_BHD = (exact_BHTD - call.ours_BHTD)[:, :, 0].float()
-        found = {"error": gap_BHD.norm(dim=-1) / norm_BH}
+        found = {"error": gap_BHD.norm(dim=-1) / norm_BH, **view.concentration()}
         chosen_BHS = self._chosen(view)
         top_BHS = view.heaviest(torch.full_like(norm_BH, TOP).long())
         if chosen_BHS is not None:
@@ -159,7 +161,7 @@ class FidelityProbe(Probe):
             tails = np.percentile(values, share, axis=(0, 2))
             result["layer_mean"][name] = values.mean((0, 2)).round(9).tolist()
             result["layer_tail"][name] = tails.round(9).tolist()
-        for name in ("recall", "oracle", "error"):
+        for name in ("recall", "oracle", "error", *(f"tokens_{mass}" for mass in MASSES)):
             if name in arrays:
                 result["by_layer_head"][name] = arrays[name].mean(0).round(6).tolist()
         cdf = torch.stack([call[row] for call in self._cdf]).mean(0)

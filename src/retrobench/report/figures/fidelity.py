@@ -31,8 +31,29 @@ def mass_cdf(frame: pd.DataFrame) -> Any:
         )
     axes.set(xlabel="heaviest tokens (% of context)", ylabel="attention mass")
     axes.set(xscale="log", ylim=(0, 1.02))
-    axes.xaxis.set_major_formatter("{x:g}")
     return style.finish(drawing, rows, ["key", "task"], legend="inside")
+
+
+def attention_tokens(frame: pd.DataFrame) -> Any:
+    """How many tokens hold 50, 90 and 99 % of the attention mass, by layer and head."""
+    rows = _measured(frame)
+    rows = rows[rows["length"] == rows["length"].max()]
+    known = [measured for measured in rows["fidelity"] if "tokens_90" in measured["by_layer_head"]]
+    require(known, "rows of measure=fidelity are older than this figure", COMMAND)
+    drawing, panels = style.figure(3.2, 3)
+    for panel, mass in zip(panels, (50, 90, 99), strict=True):
+        grid = np.mean([measured["by_layer_head"][f"tokens_{mass}"] for measured in known], 0)
+        title = f"{mass} %: median {np.median(grid):.0f}"
+        image = parts.heat_map(panel, grid, title, int(rows["length"].iloc[0]), log=True)
+        layers = known[0]["layers"]
+        step = -(-len(layers) // 15)
+        shown = range(0, len(layers), step)
+        panel.set_yticks(list(shown), [str(layers[i]) for i in shown])
+        panel.set_xlabel("query head")
+    panels[0].set_ylabel("layer")
+    drawing.colorbar(image, ax=panels, label="tokens")
+    note = "; heaviest tokens that hold so much of the attention mass, mean over steps and samples"
+    return style.finish(drawing, rows, ["key"], note, legend="none")
 
 
 def step_overlap(frame: pd.DataFrame) -> Any:
@@ -121,6 +142,7 @@ def recall_budget(frame: pd.DataFrame) -> Any:
 
 FIGURES: dict[str, Callable[[pd.DataFrame], Any]] = {
     "fidelity_mass_cdf": mass_cdf,
+    "attention_tokens": attention_tokens,
     "fidelity_step_overlap": step_overlap,
     "fidelity_cluster_mass": cluster_mass,
     "fidelity_error": error_heatmap,

@@ -103,9 +103,14 @@ def _log2_axis(axes: Any, values: Iterable[float], text: Any, label: str) -> Non
     axes.set_xlabel(label)
 
 
-def heat_map(axes: Any, grid: pd.DataFrame | np.ndarray, title: str, top: float) -> Any:
-    """A grid of values from 0 to ``top`` as colours."""
-    image = axes.imshow(grid, vmin=0, vmax=top, cmap="cividis", aspect="auto")
+def heat_map(
+    axes: Any, grid: pd.DataFrame | np.ndarray, title: str, top: float, log: bool = False
+) -> Any:
+    """A grid of values from 0 (on a log scale: 1) to ``top`` as colours."""
+    from matplotlib.colors import LogNorm, Normalize
+
+    norm = LogNorm(1, top) if log else Normalize(0, top)
+    image = axes.imshow(grid, norm=norm, cmap="cividis", aspect="auto")
     axes.set_title(title)
     axes.grid(visible=False)
     return image
@@ -121,17 +126,6 @@ def out_of_memory(axes: Any, places: Iterable[float], color: str, order: int = 0
 def beside_point(axes: Any, text: str, point: tuple[float, float], **look: Any) -> None:
     """A small text a little off a point; ``xytext`` in points."""
     axes.annotate(text, point, textcoords="offset points", fontsize=style.SMALL, **look)
-
-
-def plain_numbers() -> Any:
-    """Ticks of a log axis as 20, 50, 100, not as powers; minor ones only where there are few."""
-    from matplotlib.ticker import LogFormatter
-
-    class Plain(LogFormatter):
-        def __call__(self, x: float, pos: int | None = None) -> str:
-            return f"{x:g}" if super().__call__(x, pos) else ""
-
-    return Plain(minor_thresholds=(2, 0.5))
 
 
 def few_per_decade() -> Any:

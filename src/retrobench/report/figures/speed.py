@@ -28,8 +28,6 @@ def throughput(frame: pd.DataFrame) -> Any:
     for panel, label in ((rates, "tokens per second"), (times, "ms per step")):
         parts.token_axis(panel, rows["length"])
         panel.set_yscale("log")
-        panel.yaxis.set_major_formatter(parts.plain_numbers())
-        panel.yaxis.set_minor_formatter(parts.plain_numbers())
         panel.set_ylabel(label)
     times.set_title("median and quartiles")
     rates.set_title(_where(good))

@@ -98,6 +98,7 @@ def finish(
     whose values make a point, for the line's number of samples; None: the line is ``note`` alone.
     ``legend``, of the first panel: above the panels, inside the first one, or none.
     """
+    _plain_log_axes(drawing)
     handles, labels = drawing.axes[0].get_legend_handles_labels()
     if legend == "above":
         place = {"loc": "outside upper center", "ncols": columns or len(labels)}
@@ -110,6 +111,21 @@ def finish(
     drawing.supxlabel(text, fontsize=SMALL, color="#555555")
     drawing.retrobench_cells = tuple(rows["key"].unique())
     return drawing
+
+
+def _plain_log_axes(drawing: Any) -> None:
+    """Numbers of log axes as 20, 50, 100, not as powers, which need math text."""
+    from matplotlib.ticker import LogFormatter, LogFormatterMathtext
+
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    for axis in (axis for axes in drawing.axes for axis in (axes.xaxis, axes.yaxis)):
+        if isinstance(axis.get_major_formatter(), LogFormatterMathtext):
+            # minor ticks only where there are few others
+            axis.set_major_formatter(Plain(minor_thresholds=(2, 0.5)))
+            axis.set_minor_formatter(Plain(minor_thresholds=(2, 0.5)))
 
 
 def close(drawing: Any) -> None:
