@@ -15,7 +15,7 @@ from retrobench.report.rows import score_grid
 from retrobench.report.tables.fidelity import ATTENTION, common_layers, fidelity_matrix
 from retrobench.report.tables.overview import COLUMNS, print_tables
 from retrobench.report.tables.scores import caption, score_matrix
-from retrobench.stats.paired import compare, holm, sign_test
+from retrobench.stats.intervals import compare, holm, sign_test
 
 
 def row(key, sample, score, method="full", status="ok", task="vt", **more):

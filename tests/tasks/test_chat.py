@@ -12,9 +12,8 @@ from retrobench.core.spec import parse
 from retrobench.engine import loader
 from retrobench.run.plan import prompt_builder
 from retrobench.store.results import ResultStore
-from retrobench.tasks.chat import DATE, ChatTemplate
+from retrobench.tasks.chat import DATE, ChatTemplate, open_mark, without_thinking
 from retrobench.tasks.prompt import PromptBuilder
-from retrobench.tasks.thinking import open_mark, without_thinking
 from tests.e2e.test_run import job
 from tests.tasks.test_prompt import TURNS, build, plain, sample
 

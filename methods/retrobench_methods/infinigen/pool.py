@@ -45,7 +45,6 @@ class KVPool(ResidentStore):
         return held
 
     def footprint(self) -> Footprint:
-        """Bytes held."""
         return super().footprint() + Footprint(device=sum(use.nbytes for use in self.use))
 
     def load_used(self, layer: int, prompt: PromptLayer, use_BGS: Tensor) -> None:
@@ -140,7 +139,6 @@ class KVPool(ResidentStore):
         return found.masked_fill(slot_BGR < 0, -1)
 
     def close(self) -> None:
-        """Free everything."""
         super().close()
         self.use = [torch.empty(0)] * len(self.shape.layers)
 

@@ -210,7 +210,6 @@ class RetroInfer(SelectiveMethod):
         return found if self.store.cache is None else found | self.store.cache.stats()
 
     def close(self) -> None:
-        """Free everything."""
         if self.filler is not None:
             self.filler.close()
         super().close()

@@ -22,6 +22,7 @@ from rich.console import Console
 from retrobench.cli import units
 from retrobench.cli.overrides import name_sweep, one_line, prepare
 from retrobench.core.secrets import redact
+from retrobench.report.tables.layout import print_line
 from retrobench.run import remembered
 from retrobench.run.composed import check_composed
 from retrobench.run.summary import CellResult, PlannedRun, plan_run, settled
@@ -226,15 +227,13 @@ def console() -> Console:
 
 def complain(problems: Sequence[str]) -> None:
     """What is wrong with files, on stderr; what is right with them is shown all the same."""
-    out = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     for line in problems:
-        out.print(f"warning: {line}", style="yellow")
+        print_line(Console(stderr=True), f"warning: {line}", "yellow")
 
 
 def fail(error: Exception) -> None:
     """Print a user error and leave with exit code 2."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    console.print(redact(f"error: {error}"), style="red")
+    print_line(Console(stderr=True), redact(f"error: {error}"), "red")
     sys.exit(2)
 
 
@@ -247,20 +246,17 @@ def show(outcomes: list[Outcome], results_dir: str) -> None:
     for outcome in outcomes:
         if "label" in outcome:
             line = f"{outcome['key']} {outcome['label']}: "
-            line += f"{outcome['ran']} samples run, {outcome['cached']} on disk"
-            out.print(line, markup=False, highlight=False)
+            print_line(out, f"{line}{outcome['ran']} samples run, {outcome['cached']} on disk")
             if outcome.get("matched"):
-                text = f"  {outcome['matched']}"
-                out.print(text, markup=False, highlight=False, soft_wrap=True)
+                print_line(out, f"  {outcome['matched']}")
             if outcome.get("ignored"):
-                text = f"  note: {outcome['ignored']}"
-                out.print(text, markup=False, highlight=False, soft_wrap=True)
+                print_line(out, f"  note: {outcome['ignored']}")
     keys = list(dict.fromkeys(o["key"] for o in outcomes if "key" in o))
     if keys:
         print_tables(load(ResultStore(results_dir), COLUMNS, keys), out)
     for outcome in outcomes:
         if line := failure_line(outcome):
-            out.print(line, markup=False, highlight=False, soft_wrap=True)
+            print_line(out, line)
 
 
 def without_duplicates(outcomes: list[Outcome]) -> list[Outcome]:

@@ -14,6 +14,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from retrobench.cli import app, units
+from retrobench.report.tables.layout import print_line
 from retrobench.run.composed import check_composed
 from retrobench.store.results import ResultStore
 from retrobench.store.sweeps import CELLS_FILE, read_entries
@@ -67,7 +68,7 @@ class SweepTable(Callback):
             _draw(figure, outcomes, Path(config.results_dir))
         if silent > 0:
             text = f"FAILED: {silent} job(s) ended without a word; the same command goes on"
-            app.console().print(text, markup=False, highlight=False, soft_wrap=True)
+            print_line(app.console(), text)
         if silent > 0 or any(app.failure_line(outcome) for outcome in outcomes):
             sys.exit(1)
 
@@ -95,11 +96,9 @@ def _draw(figure: str, outcomes: list[app.Outcome], results_dir: Path) -> None:
         keys = list(dict.fromkeys(outcome["key"] for outcome in outcomes if "key" in outcome))
         out = results_dir.parent / "figures"
         for name, drawn, reason in draw(ResultStore(results_dir), out, [figure], keys):
-            line = f"figure {name}: {drawn if drawn else 'not drawn, ' + reason}"
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            print_line(console, f"figure {name}: {drawn if drawn else 'not drawn, ' + reason}")
     except OSError as error:
-        line = f"no figure: {error.filename}: {error.strerror}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(console, f"no figure: {error.filename}: {error.strerror}")
     except ImportError:
         console.print("no figure: pip install 'retrobench[plots]'")
 

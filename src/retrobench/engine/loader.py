@@ -25,7 +25,6 @@ class Loaded:
     tokenizer: Any
     identity: dict[str, Any]
     context_limit: int | None
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -124,13 +123,16 @@ def _template(text: str) -> str:
 def load(config: ModelConfig) -> Loaded:
     """Load weights and tokenizer; ValueError naming what is missing and how to get it."""
     info = describe(config)
-    if config.source == "trace":
-        return Loaded(
-            model=info.meta_model,
-            tokenizer=info.tokenizer,
-            identity=info.identity,
-            context_limit=info.context_limit,
-        )
+    return Loaded(
+        model=info.meta_model if config.source == "trace" else _with_weights(config, info),
+        tokenizer=info.tokenizer,
+        identity=info.identity,
+        context_limit=info.context_limit,
+    )
+
+
+def _with_weights(config: ModelConfig, info: ModelInfo) -> PreTrainedModel:
+    """The model on its device, attached to the engine."""
     found = serve(info.meta_model)
     dtype = info.meta_model.dtype
     if config.source == "constructed":
@@ -146,13 +148,7 @@ def load(config: ModelConfig) -> Loaded:
         model = model.to(info.device)  # type: ignore[arg-type]
     model.eval()
     hf.attach(model)
-    return Loaded(
-        model=model,
-        tokenizer=info.tokenizer,
-        identity=info.identity,
-        context_limit=info.context_limit,
-        warnings=info.warnings,
-    )
+    return model
 
 
 _FEW_BYTES = 2**30  # of weights, that may be read for a plan

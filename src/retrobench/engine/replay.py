@@ -102,7 +102,6 @@ class TraceRecorder(DenseMethod):
         }
 
     def close(self) -> None:
-        """Free everything."""
         super().close()
         self.queries.clear()
         self.guesses.clear()

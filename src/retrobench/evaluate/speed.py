@@ -8,11 +8,10 @@ against exact attention is computed outside of the timed parts.
 
 import statistics
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from retrobench.core.method import Method
 from retrobench.core.spec import to_plain
 from retrobench.core.task import Sample
 from retrobench.engine.generation import Decoding
@@ -28,32 +27,51 @@ from retrobench.tasks.speed import SpeedConfig
 GREEDY = Decoding(max_new_tokens=1)
 
 
-class Runner(Protocol):
-    """Prepares a prompt and takes decode steps."""
+class ModelRun:
+    """The loaded model on random token ids, a different prompt in each row."""
 
-    method: Method
-    timed: Timed
-    executor: str
+    def __init__(
+        self,
+        run: SpeedRun,
+        sample: Sample,
+        open_session: Callable[..., Session],
+        probe: CountingProbe,
+    ) -> None:
+        self.clock, self.probe, self.timed = make_clock(run.device), probe, Timed()
+        new_tokens = sample.max_new_tokens + COUNTED_STEPS
+        self.session = open_session(new_tokens, probe=probe, executor=run.executor)
+        self.method = self.session.method
+        self.executor = self.session.executor.name
+        self.generator = torch.Generator(self.session.ids_BS.device)
 
     def prepare(self, detail: Callable[[str], None]) -> None:
-        """Prompt and index build, timed."""
-        ...
+        """The session is built; its times are known."""
+        self.timed.prefill_s = self.session.prompt.seconds
+        self.timed.build_s = self.session.build_s
 
     def step(self, step: int, compare: bool) -> float:
-        """Seconds of one decode step."""
-        ...
+        """Seconds of one greedy decode step of the whole model."""
+        session = self.session
+        start = self.clock()
+        session.step(session.executor.choose(session.logits, GREEDY, self.generator))
+        return self.clock() - start
 
     def counting(self, on: bool) -> None:
-        """Count from here on, or no longer."""
-        ...
+        """Count from here on; and time spans, which a graph cannot."""
+        self.probe.counting = on
+        self.probe.timing = on and self.executor == "eager"
+        self.session.executor.restart()
 
     def report_counts(self) -> None:
-        """Bring what was counted elsewhere to the probe."""
-        ...
+        """What was counted elsewhere."""
+        self.session.report_counts()
 
     def close(self) -> None:
-        """Free everything."""
-        ...
+        """Free the session."""
+        self.session.close()
+
+
+Runner = ModelRun | SyntheticRun
 
 
 def measure(
@@ -138,50 +156,6 @@ def summary(timed: Timed, counts: dict[str, Any], batch: int, ceiling: float) ->
         "threads": torch.get_num_threads(),
         "span_ms": {k: 1000 * v / steps for k, v in counts["span_s"].items()},
     }
-
-
-class ModelRun:
-    """The loaded model on random token ids, a different prompt in each row."""
-
-    def __init__(
-        self,
-        run: SpeedRun,
-        sample: Sample,
-        open_session: Callable[..., Session],
-        probe: CountingProbe,
-    ) -> None:
-        self.clock, self.probe, self.timed = make_clock(run.device), probe, Timed()
-        new_tokens = sample.max_new_tokens + COUNTED_STEPS
-        self.session = open_session(new_tokens, probe=probe, executor=run.executor)
-        self.method = self.session.method
-        self.executor = self.session.executor.name
-        self.generator = torch.Generator(self.session.ids_BS.device)
-
-    def prepare(self, detail: Callable[[str], None]) -> None:
-        """The session is built; its times are known."""
-        self.timed.prefill_s = self.session.prompt.seconds
-        self.timed.build_s = self.session.build_s
-
-    def step(self, step: int, compare: bool) -> float:
-        """Seconds of one greedy decode step of the whole model."""
-        session = self.session
-        start = self.clock()
-        session.step(session.executor.choose(session.logits, GREEDY, self.generator))
-        return self.clock() - start
-
-    def counting(self, on: bool) -> None:
-        """Count from here on; and time spans, which a graph cannot."""
-        self.probe.counting = on
-        self.probe.timing = on and self.executor == "eager"
-        self.session.executor.restart()
-
-    def report_counts(self) -> None:
-        """What was counted elsewhere."""
-        self.session.report_counts()
-
-    def close(self) -> None:
-        """Free the session."""
-        self.session.close()
 
 
 def random_prompts(loaded: Loaded, config: SpeedConfig, sample: Sample) -> list[list[int]]:

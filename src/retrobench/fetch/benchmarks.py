@@ -1,12 +1,12 @@
 """The data files that benchmarks read: where each comes from, what it becomes, its terms."""
 
+import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from retrobench.fetch import formats
-
-Convert = Callable[[Iterable[Mapping[str, Any]]], Any]
+Rows = Iterable[Mapping[str, Any]]  # of a data set of the Hub
+Convert = Callable[[Rows], Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,20 +28,67 @@ class DataFile:
     convert: Convert | None = None
 
 
+def essays(rows: Rows) -> dict[str, str]:
+    """Essays, in their given order, as RULER's one text."""
+    return {"text": " ".join(str(row["text"]) for row in rows)}
+
+
+def squad(rows: Rows) -> dict[str, Any]:
+    """Flat SQuAD v2 rows as articles, paragraphs and questions."""
+    articles: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for row in rows:
+        answers = [{"text": text} for text in row["answers"]["text"]]
+        item = {"question": row["question"], "answers": answers, "is_impossible": not answers}
+        articles.setdefault(row["title"], {}).setdefault(row["context"], []).append(item)
+    return {
+        "data": [
+            {"paragraphs": [{"context": text, "qas": qas} for text, qas in paragraphs.items()]}
+            for paragraphs in articles.values()
+        ]
+    }
+
+
+def hotpot(rows: Rows) -> list[dict[str, Any]]:
+    """HotpotQA distractor rows in the layout of the original file."""
+    converted = []
+    for row in rows:
+        context = row["context"]
+        pairs = list(zip(context["title"], context["sentences"], strict=True))
+        converted.append({"question": row["question"], "answer": row["answer"], "context": pairs})
+    return converted
+
+
+def aime(rows: Rows) -> list[dict[str, str]]:
+    """AIME problems with their whole-number answers."""
+    return [{"question": row["problem"], "answer": str(row["answer"])} for row in rows]
+
+
+def gpqa(rows: Rows) -> list[dict[str, Any]]:
+    """GPQA questions, their four choices in an order fixed by the question's number."""
+    converted = []
+    for index, row in enumerate(rows):
+        right = row["Correct Answer"].strip()
+        choices = [right, *(row[f"Incorrect Answer {i}"].strip() for i in (1, 2, 3))]
+        random.Random(index).shuffle(choices)
+        letter = "ABCD"[choices.index(right)]
+        converted.append({"question": row["Question"], "choices": choices, "answer": letter})
+    return converted
+
+
 BENCHMARKS: dict[str, dict[str, DataFile]] = {
     "ruler": {
         "ruler/PaulGrahamEssays.json": DataFile(
             repo="baber/paul_graham_essays",
             licence="copyright of their author",
             split="train",
-            convert=formats.essays,
+            convert=essays,
         ),
         "ruler/squad.json": DataFile(
             repo="rajpurkar/squad_v2",
             licence="CC BY-SA 4.0",
             about_mb=4,
             split="validation",
-            convert=formats.squad,
+            convert=squad,
             originals=("dev-v2.0.json",),
         ),
         "ruler/hotpotqa.json": DataFile(
@@ -50,7 +97,7 @@ BENCHMARKS: dict[str, dict[str, DataFile]] = {
             about_mb=46,
             config="distractor",
             split="validation",
-            convert=formats.hotpot,
+            convert=hotpot,
             originals=("hotpot_dev_distractor_v1.json",),
         ),
     },
@@ -73,7 +120,7 @@ BENCHMARKS: dict[str, dict[str, DataFile]] = {
             repo="HuggingFaceH4/aime_2024",
             licence="see its data card",
             split="train",
-            convert=formats.aime,
+            convert=aime,
         ),
     },
     "gpqa": {
@@ -82,7 +129,7 @@ BENCHMARKS: dict[str, dict[str, DataFile]] = {
             licence="CC BY 4.0, asks for a login",
             config="gpqa_diamond",
             split="train",
-            convert=formats.gpqa,
+            convert=gpqa,
         ),
     },
 }

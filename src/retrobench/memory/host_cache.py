@@ -66,7 +66,6 @@ class HostCache(PageCache):
         return counts
 
     def footprint(self) -> Footprint:
-        """Slots and tables."""
         host = sum(
             t.slot_NP.nbytes + t.page_NQ.nbytes + t.rank_NQ.nbytes + t.touched_NQ.nbytes
             for t in self.tables
@@ -75,7 +74,6 @@ class HostCache(PageCache):
         return super().footprint() + Footprint(host=host, device=mirror)
 
     def close(self) -> None:
-        """Free slots and tables."""
         super().close()
         self.tables, self.slot_LBGP = [], []
 

@@ -147,7 +147,6 @@ class PagedPool(KVStore):
             self.cache.report_counts(probe)
 
     def close(self) -> None:
-        """Free everything."""
         super().close()
         count, nothing = len(self.shape.layers), torch.empty(0)
         self.k_pool, self.v_pool = [nothing] * count, [nothing] * count

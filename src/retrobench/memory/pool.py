@@ -64,7 +64,6 @@ class PooledStore(PagedPool):
         self.append_recent(i, k_BGTD, v_BGTD)
 
     def num_used(self, i: int) -> int:
-        """Slots in use."""
         return self.in_pool[i] + self.count[i][0]
 
     def keys(self, layer: int) -> Tensor:

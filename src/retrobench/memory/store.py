@@ -175,7 +175,6 @@ class ResidentStore(KVStore):
         self.used[i], self.lengths[i] = end, self.lengths[i] + tokens
 
     def num_used(self, i: int) -> int:
-        """Slots in use."""
         return self.used[i]
 
     def keys(self, layer: int) -> Tensor:
@@ -237,12 +236,10 @@ class ResidentStore(KVStore):
         return 2 * self.codec.bytes_per_vector()
 
     def footprint(self) -> Footprint:
-        """Bytes held."""
         held = [memory for layer in (*self.k, *self.v) for memory in layer]
         return super().footprint() + placed(sum(memory.nbytes for memory in held), self.place)
 
     def close(self) -> None:
-        """Free everything."""
         super().close()
         count = len(self.shape.layers)
         self.k, self.v = [()] * count, [()] * count

@@ -13,6 +13,7 @@ from retrobench.measure.machine import (
     free_device_bytes,
     require_free,
 )
+from retrobench.report.tables.plan import PlannedRun
 from retrobench.store.history import seconds_per_sample
 from retrobench.store.results import MAX_ATTEMPTS, ResultStore
 
@@ -54,23 +55,6 @@ class RunSummary:
         made = {"footprint": Footprint(**values["footprint"])}
         made |= {name: tuple(values[name]) for name in ("lengths", "notes")}
         return cls(**{**values, **made})
-
-
-@dataclass(slots=True, kw_only=True)
-class PlannedRun:
-    """One line of a plan: ``state`` is run, cached, quarantined or impossible."""
-
-    label: str
-    state: str
-    key: str = ""
-    todo: int | None = 0
-    weight_bytes: int = 0
-    footprint: Footprint = field(default_factory=Footprint)
-    seconds: float | None = None
-    message: str = ""
-    group: str = ""
-    attended: str = ""
-    ignored: str = ""
 
 
 def plan_run(summary: RunSummary, store: ResultStore, retry: bool) -> PlannedRun:

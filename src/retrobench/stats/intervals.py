@@ -1,6 +1,8 @@
-"""Bootstrap intervals of a mean, quick for scores that take few values."""
+"""Bootstrap intervals of a mean; paired comparison of two cells on the same samples."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,3 +30,55 @@ def mean_interval(
     low, high = np.quantile(bootstrap_means(values), [tail, 1 - tail])
     mean = float(np.mean(values))
     return mean, min(mean, float(low)), max(mean, float(high))  # rounding must not cross the mean
+
+
+@dataclass(frozen=True, slots=True)
+class PairedComparison:
+    """``ours`` against ``base`` on samples that both answered. Scores are in [0, 1]."""
+
+    samples: int
+    wins: int
+    losses: int
+    ties: int
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def compare(
+    ours: Sequence[float], base: Sequence[float], *, draws: int = 2000, seed: int = 0
+) -> PairedComparison:
+    """Mean difference with a 95% bootstrap interval, and the exact two-sided sign test."""
+    if len(ours) != len(base) or not len(ours):
+        raise ValueError(f"paired scores needed, got {len(ours)} and {len(base)}")
+    gap = np.asarray(ours, dtype=float) - np.asarray(base, dtype=float)
+    wins, losses = int((gap > 0).sum()), int((gap < 0).sum())
+    low, high = np.quantile(bootstrap_means(gap, draws, seed), [0.025, 0.975])
+    return PairedComparison(
+        samples=len(gap),
+        wins=wins,
+        losses=losses,
+        ties=len(gap) - wins - losses,
+        difference=float(gap.mean()),
+        low=float(low),
+        high=float(high),
+        p_value=sign_test(wins, losses),
+    )
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided probability of a split at least as uneven, ties left out."""
+    total, fewer = wins + losses, min(wins, losses)
+    tail = sum(math.comb(total, k) for k in range(fewer + 1)) / 2**total
+    return min(1.0, 2 * tail)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: adjusted p-values in the given order."""
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")
+    scaled = np.minimum(1, np.arange(len(p), 0, -1) * p[order])
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(scaled)
+    return adjusted.tolist()

@@ -1,6 +1,7 @@
-"""The chat template of a tokenizer: what it renders, and which BOS in it stands for itself."""
+"""The chat template of a tokenizer: what it renders, its BOS, and think blocks in answers."""
 
 import datetime
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -8,9 +9,13 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from retrobench.tasks.thinking import open_mark
-
 DATE = "2024-07-26"  # the day that Llama 3's templates show if nobody tells them another
+MARKS = (  # of Qwen, DeepSeek, GLM, SmolLM and others; Magistral; Seed-OSS; EXAONE Deep
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("<thought>", "</thought>"),
+)
 Turn = dict[str, str]
 PROBE = [{"role": "user", "content": "a"}]
 _TALK = [*PROBE, {"role": "assistant", "content": "b"}, *PROBE]
@@ -89,3 +94,15 @@ def _stopped_clock(date: str) -> str:
     codes = [f"%{flag}{code}" for flag in ("-", "") for code in _DIRECTIVES] + ["%%"]
     shown = "".join(f" | replace({code!r}, {day.strftime(code)!r})" for code in codes)
     return f"{{% macro strftime_now(format) -%}}{{{{ format{shown} }}}}{{%- endmacro %}}\n"
+
+
+def open_mark(text: str) -> str:
+    """The mark of the think block in which a text ends; empty if it ends in none."""
+    return next((mark for mark, end in MARKS if text.rfind(mark) > text.rfind(end)), "")
+
+
+def without_thinking(text: str) -> str:
+    """A text without its think blocks; of one that is still open, nothing is left."""
+    for mark, end in MARKS:
+        text = re.sub(rf"{re.escape(mark)}.*?({re.escape(end)}\s*|\Z)", "", text, flags=re.DOTALL)
+    return text

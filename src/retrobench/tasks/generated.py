@@ -1,17 +1,22 @@
 """The base of benchmarks that make their samples for the tokenizer at hand."""
 
+import os
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from retrobench.core.spec import option
 from retrobench.core.task import Prompt, Sample, Task
-from retrobench.tasks.building import map_ahead
 from retrobench.tasks.fitting.fitter import LengthFitter
 from retrobench.tasks.fitting.parts import PromptParts, SampleGroup
 from retrobench.tasks.haystack import Haystack
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,3 +93,23 @@ class GeneratedTask(Task):
     def _has_substitute(self, parts: PromptParts) -> bool:
         """Whether a prompt holds substitute data."""
         return self._haystack.is_substitute
+
+
+def map_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """``map`` in threads, in order, a few items ahead of the consumer.
+
+    Tokenizers release the interpreter lock, so counting runs on all cores while the model runs.
+    """
+    workers = min(8, os.cpu_count() or 1)
+    pending: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="samples") as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from retrobench.core.spec import option
-from retrobench.core.task import Prompt, Sample, Task
-from retrobench.tasks.speed import SHAPES
+from retrobench.core.task import Prompt, Sample
+from retrobench.tasks.speed import SHAPES, TimedTask
 
 CEILINGS = ("copy", "read", "launch")
 PINNED = ("pinned_engine", "pinned_kernel")
@@ -43,12 +43,11 @@ class MachineConfig:
     seed: int = option(0, "of the random inputs", low=0)
 
 
-class MachineTask(Task):
+class MachineTask(TimedTask):
     """Bandwidth ceilings, and time and bytes of each kernel after its parity."""
 
     name = "machine"
     Config = MachineConfig
-    measure = "latency"
 
     def fingerprint(self, prompt: Prompt) -> str:
         """Version of the inputs."""
@@ -68,10 +67,6 @@ class MachineTask(Task):
                     for batch in config.batch:
                         name = f"{case}-{context}x{batch}"
                         yield _sample(name, context, case=case, batch=batch)
-
-    def score(self, sample: Sample, text: str) -> float:
-        """Never called: there is no answer."""
-        raise NotImplementedError("task=machine is not scored")
 
     def model_identity(self) -> dict[str, Any] | None:
         """No model is involved."""

@@ -8,8 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from retrobench.core.task import Sample
-from retrobench.tasks.chat import DATE, PROBE, ChatTemplate
-from retrobench.tasks.thinking import MARKS, without_thinking
+from retrobench.tasks.chat import DATE, MARKS, PROBE, ChatTemplate, without_thinking
 
 
 class PromptTooLong(ValueError):

@@ -57,12 +57,21 @@ class SpeedConfig:
     seed: int = option(0, "of the data", low=0)
 
 
-class SpeedTask(Task):
+class TimedTask(Task):
+    """A task that is timed: nothing is answered."""
+
+    measure = "latency"
+
+    def score(self, sample: Sample, text: str) -> float:
+        """Raises NotImplementedError: there is no answer."""
+        raise NotImplementedError(f"task={self.name} is not scored")
+
+
+class SpeedTask(TimedTask):
     """Decode latency and throughput, index build, memory and bytes."""
 
     name = "speed"
     Config = SpeedConfig
-    measure = "latency"
 
     def fingerprint(self, prompt: Prompt) -> str:
         """Version of the injected data."""
@@ -82,10 +91,6 @@ class SpeedTask(Task):
                     length=context,
                     meta={"batch": batch, "shape": self.config.shape},
                 )
-
-    def score(self, sample: Sample, text: str) -> float:
-        """Raises NotImplementedError: there is no answer."""
-        raise NotImplementedError("task=speed is not scored")
 
     def model_identity(self) -> dict[str, Any] | None:
         """The shape in place of a model, unless the model itself is timed."""

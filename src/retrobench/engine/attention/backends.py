@@ -19,7 +19,8 @@ from retrobench.core.method import AttentionArgs
 from retrobench.engine.attention.exact import dense_decode
 from retrobench.measure.clock import make_clock
 
-Run = Callable[[Tensor, Tensor, Tensor, AttentionArgs, tuple[int, ...]], Tensor]
+# arguments of every form: q_BHTD, k_BGSD, v_BGSD, scalars, and the left padding of each row
+Call = tuple[Tensor, Tensor, Tensor, AttentionArgs, tuple[int, ...]]
 SHORT_TOKENS = 4096  # below this ``auto`` takes sdpa unmeasured
 REPEATS = 3
 
@@ -28,7 +29,7 @@ REPEATS = 3
 class Backend:
     """How to run one implementation, where, and how to get it."""
 
-    run: Run
+    run: Callable[..., Tensor]  # of a ``Call``
     devices: tuple[str, ...]
     package: str | None = None
     install: str = ""
@@ -148,22 +149,22 @@ class BackendChooser:
         self, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs, pads: tuple[int, ...]
     ) -> Tensor:
         """Attention of one token, ``o_BHTD``."""
-        name, timed = self._pick(q, k, v, args, pads)
+        call = (q, k, v, args, pads)
+        name, timed = self._pick(call)
         self.used[name] = timed
-        return BACKENDS[name].run(q, k, v, args, pads)
+        return BACKENDS[name].run(*call)
 
-    def _pick(
-        self, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs, pads: tuple[int, ...]
-    ) -> tuple[str, dict[str, float]]:
+    def _pick(self, call: Call) -> tuple[str, dict[str, float]]:
         if self.name != "auto":
             return self.name, {}
+        q, k, _, args, pads = call
         if k.shape[2] < SHORT_TOKENS:
             return "sdpa", {}
         shape = (*q.shape, k.shape[1], k.shape[2].bit_length(), any(pads), args.softcap is None)
         key = (q.device, q.dtype, torch.get_num_threads(), *shape)
         if key not in self._chosen:
             timed = {
-                name: _time_ms(backend, q, k, v, args, pads)
+                name: _time_ms(backend, call)
                 for name, backend in BACKENDS.items()
                 if backend.measured and check(name, str(q.device), q.dtype, q.shape[-1]) is None
             }
@@ -173,20 +174,13 @@ class BackendChooser:
         return self._chosen[key]
 
 
-def _time_ms(
-    backend: Backend,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    args: AttentionArgs,
-    pads: tuple[int, ...],
-) -> float | None:
+def _time_ms(backend: Backend, call: Call) -> float | None:
     """Fastest of a few calls after a warm-up; None where the backend refuses this shape."""
-    clock, times = make_clock(str(q.device)), []
+    clock, times = make_clock(str(call[0].device)), []
     try:
         for _ in range(REPEATS + 1):
             start = clock()
-            backend.run(q, k, v, args, pads)
+            backend.run(*call)
             times.append(1000 * (clock() - start))
     except (RuntimeError, ValueError, TypeError, ImportError):
         return None

@@ -20,7 +20,6 @@ class DenseMethod(Method):
     budgeted = False
 
     def setup(self) -> None:
-        """Make the store."""
         shape = self.shape
         self.store = ResidentStore(shape)
         self.backend = BackendChooser(getattr(self.config, "backend", "sdpa"))
@@ -34,7 +33,6 @@ class DenseMethod(Method):
         return ResidentStore.plan(shape)
 
     def build(self, layer: int, prompt: PromptLayer) -> None:
-        """Keep the layer."""
         self.store.load(layer, prompt)
         self.length_LB[self.store.index[layer]] = self.store.length(layer)
 
@@ -83,9 +81,7 @@ class DenseMethod(Method):
         return None
 
     def allocated(self) -> Footprint:
-        """Bytes of the store."""
         return self.store.footprint()
 
     def close(self) -> None:
-        """Free the store."""
         self.store.close()

@@ -33,7 +33,6 @@ class SelectiveMethod(Method):
     Config: ClassVar[type] = StaticConfig
 
     def setup(self) -> None:
-        """Make index and store."""
         self.index: Index = self.make_index()
         self.store: KVStore = self.make_store()
 
@@ -190,10 +189,8 @@ class SelectiveMethod(Method):
         self.store.report_counts(self.probe)
 
     def allocated(self) -> Footprint:
-        """Bytes of index and store."""
         return self.store.footprint() + self.index.footprint()
 
     def close(self) -> None:
-        """Free index and store."""
         self.store.close()
         self.index.close()

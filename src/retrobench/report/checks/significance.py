@@ -13,7 +13,7 @@ import pandas as pd
 
 from retrobench.core.budget import Budget
 from retrobench.report.headroom import informative
-from retrobench.stats.paired import PairedComparison, compare, holm
+from retrobench.stats.intervals import PairedComparison, compare, holm
 from retrobench.store.row_file import OK
 
 ALPHA = 0.05

@@ -127,10 +127,5 @@ def _write_values(panel: Any, grid: pd.DataFrame, marked: pd.DataFrame) -> None:
             panel.text(x, y, text, ha="center", va="center", **look)
 
 
-FIGURES = {
-    "ruler_scores": ruler_scores,
-    "ruler_by_length": ruler_by_length,
-    "ruler_tasks": ruler_tasks,
-    "niah_grid": niah_grid,
-    "longbench": longbench,
-}
+_DRAWN = (ruler_scores, ruler_by_length, ruler_tasks, niah_grid, longbench)
+FIGURES = {draw.__name__: draw for draw in _DRAWN}

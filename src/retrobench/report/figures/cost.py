@@ -128,9 +128,5 @@ def estimation_on_off(frame: pd.DataFrame) -> Any:
     )
 
 
-FIGURES = {
-    "pareto_accuracy_bytes": pareto_accuracy_bytes,
-    "prefill_breakdown": prefill_breakdown,
-    "step_breakdown": step_breakdown,
-    "estimation_on_off": estimation_on_off,
-}
+_DRAWN = (pareto_accuracy_bytes, prefill_breakdown, step_breakdown, estimation_on_off)
+FIGURES = {draw.__name__: draw for draw in _DRAWN}

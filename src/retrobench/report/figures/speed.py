@@ -124,8 +124,4 @@ def _where(rows: pd.DataFrame) -> str:
     return f"{rows['model'].iloc[0]}, {threads:.0f} thread{'s' if threads > 1 else ''}"
 
 
-FIGURES = {
-    "throughput": throughput,
-    "throughput_by_batch": throughput_by_batch,
-    "latency_vs_load": latency_vs_load,
-}
+FIGURES = {draw.__name__: draw for draw in (throughput, throughput_by_batch, latency_vs_load)}

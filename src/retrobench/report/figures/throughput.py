@@ -89,7 +89,4 @@ def _rates(rows: pd.DataFrame) -> pd.DataFrame:
     return good.assign(rate=good["batch"] * good["decode_steps"] / good["decode_s"])
 
 
-FIGURES = {
-    "buffer_ablation": buffer_ablation,
-    "max_throughput_by_task": max_throughput_by_task,
-}
+FIGURES = {draw.__name__: draw for draw in (buffer_ablation, max_throughput_by_task)}

@@ -1,7 +1,7 @@
 """The preflight as a table: what a sweep would run, and what it needs against what is there."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass, field
 
 from rich.console import Console
 
@@ -9,22 +9,24 @@ from retrobench.core.shapes import Footprint
 from retrobench.report.tables.layout import print_line, print_table
 
 
-class PlannedCell(Protocol):
-    """What the table reads of a planned cell."""
+@dataclass(slots=True, kw_only=True)
+class PlannedRun:
+    """One line of a plan: ``state`` is run, cached, quarantined or impossible."""
 
     label: str
     state: str
-    key: str
-    todo: int | None
-    weight_bytes: int
-    footprint: Footprint
-    seconds: float | None
-    message: str
-    attended: str
-    ignored: str
+    key: str = ""
+    todo: int | None = 0
+    weight_bytes: int = 0
+    footprint: Footprint = field(default_factory=Footprint)
+    seconds: float | None = None
+    message: str = ""
+    group: str = ""
+    attended: str = ""
+    ignored: str = ""
 
 
-def print_planned(cells: Sequence[PlannedCell], free_bytes: int, console: Console) -> None:
+def print_planned(cells: Sequence[PlannedRun], free_bytes: int, console: Console) -> None:
     """One line per cell, then totals: cells, samples, time, memory, and each refusal's reason."""
     columns = ("cell", "key", "state", "samples", "weights", "device", "pinned", "host", "time")
     print_table(console, "plan", columns, map(_row, cells), left=columns[:3])
@@ -42,7 +44,7 @@ def print_planned(cells: Sequence[PlannedCell], free_bytes: int, console: Consol
             print_line(console, f"impossible: {cell.label}: {cell.message}")
 
 
-def _row(cell: PlannedCell) -> tuple[str, ...]:
+def _row(cell: PlannedRun) -> tuple[str, ...]:
     place = cell.footprint
     sizes = (cell.weight_bytes, place.device, place.pinned, place.host)
     todo = "?" if cell.todo is None else str(cell.todo)
@@ -53,7 +55,7 @@ def _row(cell: PlannedCell) -> tuple[str, ...]:
 _STATES = ("run", "cached", "quarantined", "impossible")
 
 
-def _total(cells: Sequence[PlannedCell]) -> str:
+def _total(cells: Sequence[PlannedRun]) -> str:
     running = [cell for cell in cells if cell.state == "run"]
     if not running:
         return "nothing to run"
@@ -67,7 +69,7 @@ def _total(cells: Sequence[PlannedCell]) -> str:
     return text
 
 
-def _bytes(cell: PlannedCell) -> int:
+def _bytes(cell: PlannedRun) -> int:
     return cell.weight_bytes + cell.footprint.total
 
 

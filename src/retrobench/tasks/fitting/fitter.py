@@ -1,12 +1,53 @@
 """Fits prompts to their length, in many threads, with what earlier runs found out."""
 
+import json
 import threading
 import warnings
+from functools import cached_property
 
+from retrobench.core.paths import cache_root
 from retrobench.core.task import Prompt
-from retrobench.tasks.building import UnitCache
 from retrobench.tasks.fitting.parts import PromptFactory, PromptParts, SampleGroup
 from retrobench.tasks.fitting.search import MIN_FILL, TokensPerUnit, estimate, fill
+
+
+class UnitCache:
+    """Haystack units of each sample, on disk. With them a prompt is rebuilt without a search.
+
+    There is one file for each group of samples. A folder that cannot be written is no error.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.path = cache_root() / "units" / f"{name}.jsonl"
+
+    @cached_property
+    def _known(self) -> dict[str, tuple[int, int | None]]:
+        known: dict[str, tuple[int, int | None]] = {}
+        try:
+            lines = self.path.read_text("utf-8").splitlines()
+        except (OSError, ValueError):
+            return known
+        for line in lines:
+            try:
+                sample, units, *tokens = json.loads(line)
+                known[str(sample)] = int(units), int(tokens[0]) if tokens else None
+            except (ValueError, TypeError, OverflowError, RecursionError):
+                continue  # a torn line of a killed run
+        return known
+
+    def get(self, sample: str) -> tuple[int, int | None] | None:
+        """Units of a sample and the tokens of its prompt (None in older files), if known."""
+        return self._known.get(sample)
+
+    def put(self, sample: str, units: int, tokens: int) -> None:
+        """Remember a sample's units, now and on disk."""
+        self._known[sample] = units, tokens
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps([sample, units, tokens]) + "\n")
+        except OSError:
+            return
 
 
 class LengthFitter:

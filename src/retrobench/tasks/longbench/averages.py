@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from retrobench.store.row_file import OK
-from retrobench.tasks.longbench.categories import categories
+from retrobench.tasks.longbench.prompts import categories
 
 _FIELDS = [f"meta.{name}" for name in ("e", "words", "difficulty", "length_class")]
 _BINS = ((4000, "0-4k"), (8000, "4-8k"), (float("inf"), "8k+"))

@@ -83,3 +83,18 @@ _TABLE = (
 )
 DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in _TABLE}
 E_DATASETS: tuple[str, ...] = tuple(name for name, dataset in DATASETS.items() if dataset.in_e)
+
+# single- and multi-document QA, summaries, few-shot, synthetic, code completion
+CATEGORIES = ("SQA", "MQA", "SUM", "FSL", "ST", "CC")
+
+
+def categories(language: str) -> dict[str, tuple[str, ...]]:
+    """Category to its data sets of a language (``en`` or ``zh``); code counts in both."""
+    return {
+        category: tuple(
+            name
+            for name, dataset in DATASETS.items()
+            if dataset.category == category and dataset.language in {language, "code"}
+        )
+        for category in CATEGORIES
+    }

@@ -8,8 +8,7 @@ from retrobench.core.cell import digest
 from retrobench.core.spec import option
 from retrobench.core.task import Prompt, Sample, Task
 from retrobench.tasks.longbench import records
-from retrobench.tasks.longbench.categories import categories
-from retrobench.tasks.longbench.prompts import DATASETS
+from retrobench.tasks.longbench.prompts import DATASETS, categories
 from retrobench.tasks.scorers.longbench import score
 
 BUILDER = 1

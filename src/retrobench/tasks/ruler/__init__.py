@@ -12,7 +12,7 @@ from retrobench.core.task import Prompt, Sample
 from retrobench.tasks.corpus import Corpus, load_corpus
 from retrobench.tasks.fitting.parts import PromptFactory, PromptParts, SampleGroup
 from retrobench.tasks.generated import GeneratedTask, SamplingConfig
-from retrobench.tasks.ruler import answering, counting, names, needles, spec, tracing
+from retrobench.tasks.ruler import answering, counting, needles, spec, tracing
 from retrobench.tasks.ruler.words import english_words_fingerprint
 from retrobench.tasks.scorers.ruler import score
 
@@ -36,7 +36,7 @@ class RulerTask(GeneratedTask):
     """Samples with the official structure; a sample depends on (task, length, seed, index)."""
 
     name = "ruler"
-    display_names, short_names = names.DISPLAY, names.SHORT
+    display_names, short_names = spec.DISPLAY, spec.SHORT
     num_tasks = len(spec.TASKS)
     Config = RulerConfig
     config: RulerConfig

@@ -29,6 +29,19 @@ NIAH = {
 }
 TASKS = (*NIAH, "vt", "cwe", "fwe", "qa_1", "qa_2")
 
+# Names in figures, and in the narrow columns of tables.
+DISPLAY = {task: task.removeprefix("niah_").replace("_", " ") for task in TASKS}
+SHORT = {
+    "niah_single_1": "s1",
+    "niah_single_2": "s2",
+    "niah_single_3": "s3",
+    "niah_multikey_1": "mk1",
+    "niah_multikey_2": "mk2",
+    "niah_multikey_3": "mk3",
+    "niah_multivalue": "mv",
+    "niah_multiquery": "mq",
+}
+
 # Room for the answer, in tokens.
 NEW_TOKENS = {**dict.fromkeys(NIAH, 128), "vt": 30, "cwe": 120, "fwe": 50, "qa_1": 32, "qa_2": 32}
 
