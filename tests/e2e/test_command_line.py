@@ -11,6 +11,8 @@ from retrobench import __version__
 from retrobench.cli import console
 from retrobench.cli.overrides import composed
 from retrobench.run.spec import parse_run
+from retrobench.store.results import ResultStore
+from retrobench.store.sweeps import sweep_keys
 from tests.e2e.runs import ROOT
 
 SCRIPTS = ["run.py", *sorted(f"scripts/{path.name}" for path in ROOT.glob("scripts/*.py"))]
@@ -125,7 +127,7 @@ def test_commands_write_to_results_and_data_alone(tmp_path):
     place.mkdir()
     for arguments in (
         [*cell, "-m", "method=full,quest", "sweep=mine"],
-        [*cell, "method=full", "measure=latency"],
+        [*cell, "method=full", "measure=latency", "sweep=mine"],
         [*retrobench, "table"],
         [*retrobench, "audit", "--sweep", "mine"],
         [ROOT / "scripts" / "plots.py"],
@@ -133,5 +135,6 @@ def test_commands_write_to_results_and_data_alone(tmp_path):
         done = command(*arguments, cwd=place, **tracked)
         assert done.returncode == 0, done.stderr + done.stdout
     assert {path.name for path in place.iterdir()} <= {"results", "data"}
+    assert len(sweep_keys(ResultStore(place / "results" / "runs"), "mine")) == 3
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("ruler_scores")]
     assert re.search(r"results/figures/", line)

@@ -118,6 +118,7 @@ def main(config: DictConfig) -> None:
     A job of a sweep runs the cells that it leads: its own, and those that share its prefill.
     """
     job, raw = HydraConfig.get(), OmegaConf.to_container(config, resolve=True)
+    folder = Path(job.sweep.dir)
     try:
         if config.dry_run:
             sys.exit(show_plan(plan_runs([raw])))
@@ -125,9 +126,11 @@ def main(config: DictConfig) -> None:
             (outcome,) = run_jobs([raw])
             if isinstance(outcome, Exception):
                 raise outcome
+            if config.sweep:  # by name: the cell joins it
+                units.note(folder, outcome)
             show([outcome], config.results_dir)
             sys.exit(1 if outcome["failed"] else 0)
-        folder, number = Path(job.sweep.dir), int(job.job.num)
+        number = int(job.job.num)
         overrides = " ".join(job.overrides.task)
         unit = units.find(folder, number) or units.Unit(
             jobs=(number,), overrides=(overrides,), configs=(raw,)
