@@ -1,4 +1,4 @@
-"""A remembered plan that was damaged or edited is told, and the run is planned anew."""
+"""A remembered plan that was damaged or edited is told, and the run is made anew."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _pipe(path):
 
 def _edit(path):
     entry = json.loads(path.read_text())
-    entry["summary"]["key"] = "0" * 16
+    entry["value"]["key"] = "0" * 16
     path.write_text(json.dumps(entry))
 
 
@@ -47,13 +47,13 @@ def plan(tmp_path, monkeypatch):
         lambda path: path.write_bytes(b"[" * 100_000),
         lambda path: path.write_bytes(b"\xff" + path.read_bytes()),
         lambda path: path.write_text("[1]"),
-        lambda path: path.write_text(json.dumps(json.loads(path.read_text())["summary"])),
+        lambda path: path.write_text(json.dumps(json.loads(path.read_text())["value"])),
     ],
 )
 def test_a_damaged_plan_is_told_and_made_anew(plan, damage):
     raw, summary, file = plan
     damage(file)
-    with pytest.warns(UserWarning, match=f"{file.name}: damaged.*planned anew"):
+    with pytest.warns(UserWarning, match=f"{file.name}: damaged.*made anew"):
         assert remembered.find(raw) is None
     remembered.keep(raw, summary)
     with warnings.catch_warnings():
@@ -67,7 +67,7 @@ def test_a_plan_under_the_name_of_another_is_not_believed(plan):
     remembered.keep(other, summary)
     (copied,) = (path for path in file.parent.iterdir() if path != file)
     copied.write_bytes(file.read_bytes())
-    with pytest.warns(UserWarning, match="planned anew"):
+    with pytest.warns(UserWarning, match="made anew"):
         assert remembered.find(other) is None
 
 

@@ -191,3 +191,43 @@ def test_a_sweep_is_found_by_just_its_name(store, name):
     assert sweep_names(store) == ["mine"] and sweep_entries(store, "mine")
     with pytest.raises(ValueError, match="no such sweep.*Sweeps: mine"):
         sweep_keys(store, name)
+
+
+def test_a_damaged_cache_of_columns_is_made_anew(store):
+    key = write(store)
+    good = store.columns()
+    path = store.root / "columns.feather"
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 211):
+        flipped = bytes([whole[place] ^ 1])
+        path.write_bytes(whole[:place] + flipped + whole[place + 1 :])
+        assert store.columns().equals(good)
+        path.write_bytes(whole[:place])
+        assert store.columns([*good.columns], [key]).equals(good)
+    path.unlink()
+    os.mkfifo(path)
+    assert store.columns().equals(good) and path.is_file()
+
+
+@pytest.mark.parametrize("kind", [os.mkfifo, os.mkdir])
+@pytest.mark.parametrize("name", ["cell.json", "status.json", "rows.jsonl", ".lock"])
+def test_what_is_no_file_is_named_and_never_waited_for(store, name, kind):
+    bad, good = write(store), write(store, "quest")
+    (store.root / bad / name).unlink()
+    kind(store.root / bad / name)
+    assert good in set(store.columns()["key"]) and store.sound_keys()
+    assert name == ".lock" or any(f"{bad}/" in line for line in store.problems())
+    if name in ("rows.jsonl", ".lock"):
+        with pytest.raises(ValueError, match=f"{name} is .*put the file itself there"):
+            write(store)
+
+
+@pytest.mark.parametrize("kind", [os.mkfifo, os.mkdir])
+def test_a_list_of_jobs_that_is_no_file_is_named(store, kind):
+    for name in ("mine", "other"):
+        (store.root / "sweeps" / name / "now").mkdir(parents=True)
+    kind(store.root / "sweeps" / "mine" / "now" / "cells.jsonl")
+    other = store.root / "sweeps" / "other" / "now" / "cells.jsonl"
+    other.write_text(json.dumps({"job": "x=1", "error": "no"}))
+    assert len(sweep_entries(store, "other")) == 1
+    assert "mine/now/cells.jsonl: cannot be read" in sweep_problems(store)[0]

@@ -8,6 +8,7 @@ used longest ago goes first.
 
 import contextlib
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from transformers import PreTrainedModel
 
 from retrobench.core.cell import digest
 from retrobench.core.method import AttentionArgs, Needs, PromptLayer
-from retrobench.core.paths import cache_root
+from retrobench.core.paths import cache_root, regular
 from retrobench.engine.model_cache import fully_managed, make_cache
 from retrobench.engine.prefill import PrefilledPrompt, pad_left, prefill
 from retrobench.engine.rope import varies
@@ -79,14 +80,15 @@ class PrefillCache:
         self, file: Path, model: PreTrainedModel, prompts: Sequence[Sequence[int]]
     ) -> PrefilledPrompt | None:
         try:
-            with safe_open(file, "pt") as stream:
+            with safe_open(regular(file), "pt") as stream:
                 tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
                 about = stream.metadata()
-            if about["checksum"] != _checksum(tensors):
+            if about.pop("checksum") != _checksum(tensors, about):
                 raise ValueError("its checksum differs")
         except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
             print(f"prefill cache: {file.name} is computed again: {error}", file=sys.stderr)  # noqa: T201
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a folder
+                file.unlink(missing_ok=True)
             return None
         os.utime(file)
         ids_BS, pads = pad_left(prompts, model.device)
@@ -130,7 +132,7 @@ class PrefillCache:
         about = {"num_tokens": str(prompt.num_tokens), "seconds": repr(prompt.seconds)}
         about["rope_tokens"] = ",".join(map(str, prompt.rope_tokens))
         about["num_heads"] = str(prompt.num_heads)
-        about["checksum"] = _checksum(tensors)
+        about["checksum"] = _checksum(tensors, about)
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -165,8 +167,8 @@ def _portable(model: PreTrainedModel) -> bool:
     return fully_managed(cache, managed) and not getattr(model, "replays", False)
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    hasher = hashlib.sha256()
+def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
+    hasher = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(tensors):
         hasher.update(f"{name}{tuple(tensors[name].shape)}{tensors[name].dtype}".encode())
         hasher.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy())

@@ -5,7 +5,6 @@ the attention function, and with which shapes; a small copy with random weights 
 is compared with transformers' own forward (``engine.trial``). The answer is kept on disk.
 """
 
-import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -22,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from retrobench.core import kept
 from retrobench.core.cell import digest
 from retrobench.core.method import AttentionArgs
 from retrobench.core.paths import cache_root
@@ -60,7 +60,13 @@ def traits(model: PreTrainedModel) -> Traits:
     key = _key(model)
     if key not in known:
         file = cache_root() / "architectures" / f"{key}.json"
-        known[key] = _read(file) or _write(file, examine(model))
+        values = kept.read(file)
+        if values is None:
+            found = examine(model)
+            kept.write(file, dataclasses.asdict(found))
+        else:
+            found = Traits(**{**values, "layers": tuple(values["layers"])})
+        known[key] = found
     return known[key]
 
 
@@ -92,23 +98,6 @@ def _our_code() -> str:
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         hasher.update(path.read_bytes())
     return hasher.hexdigest()
-
-
-def _read(file: Path) -> Traits | None:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        return Traits(**{**values, "layers": tuple(values["layers"])})
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
-def _write(file: Path, found: Traits) -> Traits:
-    temporary = file.with_suffix(".tmp")
-    with contextlib.suppress(OSError):  # where it cannot be kept, it is found again
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(dataclasses.asdict(found)), encoding="utf-8")
-        temporary.replace(file)
-    return found
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from retrobench.core.paths import cache_root
+from retrobench.core.paths import cache_root, regular
 from retrobench.core.spec import nearest
 from retrobench.fetch import convert, digests, wheels
 from retrobench.fetch.catalogue import MODELS, FetchedModel
@@ -169,7 +169,7 @@ def verify(name: str) -> list[str]:
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """What a converted checkpoint was made from; None where there is none, or half of one."""
     try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return json.loads(regular(folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

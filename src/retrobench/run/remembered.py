@@ -7,17 +7,16 @@ the configuration names. What changed is simply not found and is planned anew.
 
 import importlib.metadata
 import importlib.util
-import json
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from retrobench.core import kept
 from retrobench.core.cell import digest
-from retrobench.core.paths import cache_root, regular
+from retrobench.core.paths import cache_root
 from retrobench.core.registry import method_source
 from retrobench.run.summary import RunSummary
 
@@ -32,31 +31,15 @@ def find(raw: Mapping[str, Any]) -> RunSummary | None:
 
     A damaged or edited entry is told and not believed.
     """
-    file = _file(raw)
-    if not file.exists():
-        return None
-    try:
-        entry = json.loads(regular(file).read_text(encoding="utf-8"))
-        if entry["digest"] != _digest(file, entry["summary"]):
-            raise ValueError("it is not what its digest says")
-        return RunSummary.read(entry["summary"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        warnings.warn(f"{file}: damaged ({error}); the run is planned anew", stacklevel=2)
-        return None
+    values = kept.read(_file(raw))
+    return None if values is None else RunSummary.read(values)
 
 
 def keep(raw: Mapping[str, Any], summary: RunSummary) -> None:
     """Remember a summary; nothing depends on it, so a full disk is no error."""
     file = _file(raw)
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        entry = {"summary": summary.plain(), "digest": _digest(file, summary.plain())}
-        temporary.write_text(json.dumps(entry), encoding="utf-8")
-        temporary.replace(file)
-        _forget_oldest(file.parent)
-    except OSError:
-        return
+    kept.write(file, summary.plain())
+    _forget_oldest(file.parent)
 
 
 def _file(raw: Mapping[str, Any]) -> Path:
@@ -71,10 +54,6 @@ def _file(raw: Mapping[str, Any]) -> Path:
         "files": _named_files(asked),
     }
     return cache_root() / "plans" / f"{digest(key, 32)}.json"
-
-
-def _digest(file: Path, summary: Any) -> str:
-    return digest([file.name, summary], 32)
 
 
 @cache

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from retrobench.core.cell import digest
+from retrobench.core.paths import regular
 
 ROWS = "rows.jsonl"
 _LABELS = {"model": "model", "method": "method", "benchmark": "task"}  # label: part of the cell
@@ -86,7 +87,7 @@ def _refuse(name: str) -> None:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes(), parse_constant=_refuse)
+        found = json.loads(regular(path).read_bytes(), parse_constant=_refuse)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); {_AGAIN}") from error
     if not isinstance(found, dict):

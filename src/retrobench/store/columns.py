@@ -6,6 +6,7 @@ times of the files it was made from; cells that changed since are read again. It
 A cell whose files are damaged is left out, as far as it is damaged, and named (``read_problems``).
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -18,12 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import feather
 
+from retrobench.core.paths import regular
 from retrobench.store import cell_files
 from retrobench.store.flatten import flat, read_flat
 from retrobench.store.row_file import NOT_ASKED, all_intact, read_rows
 
 _FILE = "columns.feather"
-_FORMAT = b"4"  # raise it when columns change their meaning
+_FORMAT = b"5"  # raise it when columns change their meaning
+_DIGEST_BYTES = 32  # at the end of the file
 
 
 def read_columns(
@@ -65,7 +68,7 @@ def _fresh(root: Path) -> pa.Table:
     now = {path.parent.name: _stamp(path.parent) for path in sorted(root.glob("*/cell.json"))}
     parts, problems, same = [pa.table({"key": pa.array([], pa.string())})], {}, set()
     try:
-        cached = feather.read_table(root / _FILE)
+        cached = _load(root / _FILE)
         then = json.loads((cached.schema.metadata or {})[_FORMAT])
         if then["stamps"] == now:
             return cached
@@ -97,11 +100,23 @@ def _stamp(folder: Path) -> list[int]:
     return stamp
 
 
+def _load(path: Path) -> pa.Table:
+    """The cached table; ValueError if the file is not what was written."""
+    whole = regular(path).read_bytes()
+    content, mark = whole[:-_DIGEST_BYTES], whole[-_DIGEST_BYTES:]
+    if hashlib.sha256(content).digest() != mark:
+        raise ValueError("it is not what its digest says")
+    return feather.read_table(pa.BufferReader(content))
+
+
 def _save(table: pa.Table, path: Path) -> None:
     """Replace the cache; a store that cannot be written to is read all the same."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    sink = pa.BufferOutputStream()
+    feather.write_feather(table, sink, compression="lz4")
+    content = sink.getvalue().to_pybytes()
     try:
-        feather.write_feather(table, str(temporary), compression="lz4")
+        temporary.write_bytes(content + hashlib.sha256(content).digest())
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrobench.core.cell import Cell
-from retrobench.core.paths import check_folder
+from retrobench.core.paths import check_folder, regular
 from retrobench.store import cell_files
 from retrobench.store.row_file import (
     FINAL,
@@ -129,7 +129,10 @@ class ResultStore:
         """
         folder = self.root / cell.key
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("w") as lock:
+        for path in (lock_path := folder / ".lock", folder / cell_files.ROWS):
+            if path.exists():
+                regular(path)
+        with lock_path.open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

@@ -107,14 +107,15 @@ def is_intact(line: bytes) -> bool | None:
 
 def all_intact(path: Path) -> bool:
     """Whether no line contradicts its digest, and none lacks it where earlier ones have it."""
+    if not path.is_file():
+        return False
     checked = False
-    if path.is_file():
-        with path.open("rb") as stream:
-            for line in stream:
-                intact = is_intact(line)
-                if intact is False or (intact is None and checked):
-                    return False
-                checked = bool(intact)
+    with path.open("rb") as stream:
+        for line in stream:
+            intact = is_intact(line)
+            if intact is False or (intact is None and checked):
+                return False
+            checked = bool(intact)
     return True
 
 

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from retrobench.core.paths import regular
 from retrobench.store.results import ResultStore
 
 CELLS_FILE = "cells.jsonl"  # one line per job of a launch
@@ -51,7 +52,11 @@ def sweep_keys(store: ResultStore, name: str) -> list[str]:
 def read_entries(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Entries of a list of jobs, and what is wrong with the lines that are left out."""
     entries, bad = [], []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    try:
+        content = regular(path).read_bytes()
+    except (OSError, ValueError) as error:
+        return [], [f"{path}: cannot be read ({error}); left out"]
+    for number, line in enumerate(content.splitlines(), 1):
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):

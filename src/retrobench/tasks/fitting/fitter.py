@@ -5,7 +5,7 @@ import threading
 import warnings
 from functools import cached_property
 
-from retrobench.core.paths import cache_root
+from retrobench.core.paths import cache_root, regular
 from retrobench.core.task import Prompt
 from retrobench.tasks.fitting.parts import PromptFactory, PromptParts, SampleGroup
 from retrobench.tasks.fitting.search import MIN_FILL, TokensPerUnit, estimate, fill
@@ -24,7 +24,7 @@ class UnitCache:
     def _known(self) -> dict[str, tuple[int, int | None]]:
         known: dict[str, tuple[int, int | None]] = {}
         try:
-            lines = self.path.read_text("utf-8").splitlines()
+            lines = regular(self.path).read_text("utf-8").splitlines()
         except (OSError, ValueError):
             return known
         for line in lines:
@@ -44,9 +44,11 @@ class UnitCache:
         self._known[sample] = units, tokens
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists():
+                regular(self.path)
             with self.path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps([sample, units, tokens]) + "\n")
-        except OSError:
+        except (OSError, ValueError):
             return
 
 
