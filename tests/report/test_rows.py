@@ -34,6 +34,15 @@ def test_a_figure_shows_full_attention_and_one_budget(cells, shown):
     assert list(map(tuple, found.to_numpy())) == expected
 
 
+def test_a_figure_shows_the_batch_size_that_most_methods_have():
+    cells = [("full", None), ("quest", "10%")]
+    batched = frame(*cells).assign(**{"engine.batch": 4})
+    rows = one_setting(pd.concat([frame(cells[0]), batched]), "")
+    assert list(rows["engine.batch"]) == [4, 4]
+    rows = one_setting(pd.concat([batched, frame(*cells)]), "")
+    assert list(rows["engine.batch"]) == [1, 1]
+
+
 def test_rows_of_other_settings_are_no_substitute():
     with pytest.raises(NotEnoughRows, match="run this"):
         one_setting(frame(("quest", "10%")).assign(changed="page_tokens=8"), "run this")

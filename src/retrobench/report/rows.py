@@ -36,14 +36,14 @@ def default_options(frame: pd.DataFrame) -> pd.Series:
 
 
 def one_setting(frame: pd.DataFrame, command: str) -> pd.DataFrame:
-    """Rows of methods as they come: default options, one budget, batch 1, query-aware.
+    """Rows of methods as they come: default options, one budget and batch size, query-aware.
 
-    The budget is the one that most methods have, their own defaults before others; full attention
-    has none.
+    The batch size is the one that most methods have, the smallest of equals. So is the budget,
+    methods' own defaults before others; full attention has none.
     """
-    plain = default_options(frame) & (frame["engine.batch"] == 1)
-    rows = frame[plain & (frame["protocol"] == "query_aware")]
+    rows = frame[default_options(frame) & (frame["protocol"] == "query_aware")]
     require(len(rows), "no rows of methods with default options", command)
+    rows = rows[rows["engine.batch"] == rows.groupby("engine.batch")["method"].nunique().idxmax()]
     budget, full = rows["budget"].fillna(""), rows["method"] == "full"
     methods = rows["method"].groupby(budget[~full]).nunique().sort_index()
     chosen = "" if methods.empty else methods.idxmax()
