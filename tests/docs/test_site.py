@@ -42,8 +42,11 @@ def test_every_page_is_built_and_found_from_the_navigation(site):
     written = {path.name for path in (ROOT / "docs").glob("*.md")}
     assert written - set(nav) <= {"results.md"}, "add the page to nav in mkdocs.yml"
     for name in nav:
-        page = site / ("" if name == "index.md" else name.removesuffix(".md")) / "index.html"
-        assert "<h1" in page.read_text(encoding="utf-8"), name
+        page = (site / name).with_suffix(".html").read_text(encoding="utf-8")
+        assert "<h1" in page, name
+        assert not re.search(r"<(p|li)>(python (run|scripts)|pip install|srun)", page), (
+            f"{name}: a lost code block"
+        )
 
 
 def test_nothing_is_loaded_from_a_network(site):
