@@ -100,6 +100,7 @@ class FullOffload(SelectiveMethod):
     """Every token, exactly; two layers' worth of device memory."""
 
     name = "full_offload"
+    index_class = EverythingIndex
     budgeted = False
 
     @dataclass(frozen=True, kw_only=True)
@@ -107,10 +108,6 @@ class FullOffload(SelectiveMethod):
         """Options of full_offload."""
 
         prefetch: bool = option(True, "copy a layer while the one before it computes")
-
-    def make_index(self) -> Index:
-        """Everything."""
-        return EverythingIndex(self.config, self.shape, self.budget)
 
     def make_store(self) -> KVStore:
         """Host memory, streamed."""

@@ -38,6 +38,7 @@ class OracleTopK(SelectiveMethod):
     """Exact top-k selection at the method's budget."""
 
     name = "oracle_topk"
+    index_class = OracleIndex
 
     @dataclass(frozen=True, kw_only=True)
     class Config(StaticConfig):
@@ -48,7 +49,3 @@ class OracleTopK(SelectiveMethod):
             "one set per KV head (weights summed over its query heads) or per query head",
             choices=("kv_head", "query_head"),
         )
-
-    def make_index(self) -> OracleIndex:
-        """The exact ranking."""
-        return OracleIndex(self.config, self.shape, self.budget)

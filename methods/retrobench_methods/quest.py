@@ -172,12 +172,9 @@ class Quest(SelectiveMethod):
     """
 
     name = "quest"
+    index_class = PageIndex
     memory_knob = "cache_frac"
     Config = QuestConfig
-
-    def make_index(self) -> PageIndex:
-        """Page extrema."""
-        return PageIndex(self.config, self.shape, self.budget)
 
     def make_store(self) -> KVStore:
         """Cached pages are Quest's pages."""

@@ -34,13 +34,10 @@ class Random(SelectiveMethod):
     """Random tokens at the method's budget, plus the static zone."""
 
     name = "random"
+    index_class = RandomIndex
 
     @dataclass(frozen=True, kw_only=True)
     class Config(StaticConfig):
         """Options of random."""
 
         seed: int = option(0, "seed of the selection", low=0)
-
-    def make_index(self) -> RandomIndex:
-        """Seeded uniform scores."""
-        return RandomIndex(self.config, self.shape, self.budget)

@@ -1,12 +1,10 @@
 """Streaming attention: sinks and a recent window only (StreamingLLM, arXiv 2309.17453)."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from retrobench.core.method import AttentionArgs
-from retrobench.engine.attention.index import ScoringIndex, StaticConfig
+from retrobench.engine.attention.index import ScoringIndex
 from retrobench.engine.attention.selective import SelectiveMethod
 from retrobench.memory.selection import Tokens
 from retrobench.memory.store import KVStore
@@ -35,11 +33,4 @@ class Streaming(SelectiveMethod):
     """Sinks plus a recent window of the whole budget. Positions are not re-numbered."""
 
     name = "streaming"
-
-    @dataclass(frozen=True, kw_only=True)
-    class Config(StaticConfig):
-        """Options of streaming."""
-
-    def make_index(self) -> RecentIndex:
-        """Recency."""
-        return RecentIndex(self.config, self.shape, self.budget)
+    index_class = RecentIndex

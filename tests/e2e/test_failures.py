@@ -11,19 +11,14 @@ import torch
 from retrobench.cli import app as cli
 from retrobench.run.failures import failure
 from retrobench.store.results import ResultStore
+from tests.e2e.runs import config
 
 TOO_MANY = 10**15
 
 
 def job(results, **changes):
-    raw = {
-        "model": {"name": "constructed", "source": "constructed"},
-        "method": {"name": "full"},
-        "task": {"name": "ruler", "tasks": ["niah_single_2"], "length": 1024, "samples": 1},
-        "results_dir": str(results),
-        "progress": False,
-    }
-    return cli.run_job({**raw, **changes})
+    task = {"name": "ruler", "tasks": ["niah_single_2"], "length": 1024, "samples": 1}
+    return cli.run_job(config(results, **{"method": {"name": "full"}, "task": task, **changes}))
 
 
 def _no_memory():

@@ -41,7 +41,7 @@ def test_units_keep_what_shares_together_and_give_every_worker_one(tmp_path):
     assert [units.find(tmp_path, n).jobs for n in range(7)] == [
         (0, 2, 4), (1, 6), (0, 2, 4), (3,), (0, 2, 4), (5,), (1, 6),
     ]  # fmt: skip
-    assert units.find(tmp_path, 2).leader == 0 and units.find(tmp_path, 1).configs[1] == {"n": 6}
+    assert units.find(tmp_path, 2).jobs[0] == 0 and units.find(tmp_path, 1).configs[1] == {"n": 6}
     assert units.find(tmp_path / "elsewhere", 0) is None
     assert sorted(map(len, units.split([[0, 1, 2, 3, 4]], 3))) == [1, 2, 2]
     assert units.split([[0], [1]], 5) == [[0], [1]]

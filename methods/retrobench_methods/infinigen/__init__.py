@@ -31,6 +31,7 @@ class InfiniGen(SelectiveMethod):
     """Dense first layers; elsewhere the speculated tokens and the newest one."""
 
     name = "infinigen"
+    index_class = PartialKeys
     memory_knob = "partial_frac"
     Config = InfiniGenConfig
     needs = Needs(layer_inputs=True, calibration=True, prompt_queries=ALL_QUERIES)
@@ -50,10 +51,6 @@ class InfiniGen(SelectiveMethod):
         self.skew: dict[str, Tensor] = {}
         self.fetched: float | Tensor = 0.0
         self.calls = 0
-
-    def make_index(self) -> PartialKeys:
-        """Skewed keys of a few channels."""
-        return PartialKeys(self.config, self.shape, self.budget)
 
     def make_store(self) -> KVPool:
         """The pool."""

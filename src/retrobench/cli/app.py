@@ -135,7 +135,7 @@ def main(config: DictConfig) -> None:
         unit = units.find(folder, number) or units.Unit(
             jobs=(number,), overrides=(overrides,), configs=(raw,)
         )
-        if unit.leader != number:
+        if unit.jobs[0] != number:
             return
         for name, outcome in zip(unit.overrides, run_jobs(unit.configs), strict=True):
             units.note(folder, _error(name, outcome) if isinstance(outcome, Exception) else outcome)

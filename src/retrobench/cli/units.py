@@ -23,16 +23,11 @@ UNITS_FILE = "units.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
-    """Job numbers, and what each of them was asked for."""
+    """Job numbers, the leader first, and what each of them was asked for."""
 
     jobs: tuple[int, ...]
     overrides: tuple[str, ...]
     configs: tuple[Any, ...]
-
-    @property
-    def leader(self) -> int:
-        """The job that runs the unit."""
-        return self.jobs[0]
 
 
 def write(

@@ -255,11 +255,6 @@ def attention_modules(model: PreTrainedModel) -> dict[int, Any]:
     return {i: layer.self_attn for i, layer in enumerate(decoder.layers)}
 
 
-def text_dtype(model: PreTrainedModel) -> str:
-    """The model's dtype by name, e.g. ``bfloat16``."""
-    return str(model.dtype).removeprefix("torch.")
-
-
 def stop_ids(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
     """Every end-of-sequence id of generation config, config and tokenizer."""
     found: set[int] = set()

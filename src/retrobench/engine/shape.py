@@ -3,7 +3,6 @@
 from transformers import PreTrainedModel
 
 from retrobench.core.shapes import KVShape
-from retrobench.engine import hf
 from retrobench.engine.traits import serve
 
 
@@ -20,6 +19,6 @@ def kv_shape(
         head_dim=found.head_dim,
         prompt_tokens=prompt_tokens,
         max_tokens=prompt_tokens + new_tokens,
-        dtype=hf.text_dtype(model),
+        dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
     )

@@ -8,11 +8,11 @@ import torch
 
 from retrobench.core.task import Sample
 from retrobench.engine import loader, replay
-from retrobench.engine.generation import Generation
+from retrobench.engine.generation import Decoding, Generation
 from retrobench.engine.hf import stop_ids
 from retrobench.engine.queries import weights_id
 from retrobench.engine.session import Session
-from retrobench.measure.clock import make_clock, utc_now
+from retrobench.measure.clock import utc_now
 from retrobench.measure.machine import commit
 from retrobench.measure.probe import CountingProbe
 from retrobench.tasks.prompt import EncodedPrompt
@@ -32,24 +32,14 @@ def record(
 
     ValueError for a model with layers that no method manages.
     """
-    probe, result = CountingProbe(), Generation()
-    clock = make_clock(str(loaded.model.device))
+    probe, ends = CountingProbe(), stop_ids(loaded.model, loaded.tokenizer)
     with open_session(steps, method_class=replay.TraceRecorder, probe=probe) as session:
         if len(session.layers) != loaded.model.config.get_text_config().num_hidden_layers:
             raise ValueError("traces of models with sliding-window layers are not supported")
         split = session.prompt.num_tokens
-        result.prefill_s, result.build_s = session.prompt.seconds, session.build_s
-        result.footprint = session.allocated()
-        start, ids = clock(), list(encoded.ids)
-        session.feed(session.ids_BS[:, split:])
-        ends = stop_ids(loaded.model, loaded.tokenizer)
-        for _ in range(steps - 1):
-            token = session.logits.argmax(-1, keepdim=True)
-            if int(token) in ends:
-                break
-            ids.append(int(token))
-            session.step(token)
-        result.decode_s, result.decode_steps = clock() - start, len(ids) - split
+        result = session.generate(Decoding(max_new_tokens=steps), ends)
+        stepped = [int(token_11) for token_11 in session.stepped]
+        ids = [*encoded.ids[:split], *stepped]
         written = _write(loaded, sample, encoded, folder, session.method, ids, split)
     return result, probe.row(), written
 

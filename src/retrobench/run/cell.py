@@ -91,8 +91,10 @@ class OpenCell:
                 f"{key}: its files changed since it ended; missing and damaged rows run again, "
                 f"`retrobench audit {key}` and `retrobench verify {key}` check the others"
             )
-        if self._known.recovered > (0 if changed or not known else self._recovered):
-            lines = f"{self._known.recovered} damaged line(s) left out ({self._known.damaged[0]})"
+        if len(self._known.damaged) > (0 if changed or not known else self._recovered):
+            lines = (
+                f"{len(self._known.damaged)} damaged line(s) left out ({self._known.damaged[0]})"
+            )
             self.progress.say(f"{key}: {lines}")
 
     def _check(self) -> None:
@@ -149,7 +151,7 @@ class OpenCell:
     def _end(self, ended: dict[str, Any]) -> None:
         result, key = self.result, self.prepared.cell.key
         state = {"state": result.state, "failed": result.failed, "time": utc_now()}
-        about = {"recovered_lines": self._known.recovered}
+        about = {"recovered_lines": len(self._known.damaged)}
         about |= {"altered": self._altered} if self._altered else {}
         self.store.set_status(key, {**state, **about, **ended})
         self._stack.close()

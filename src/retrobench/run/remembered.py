@@ -5,7 +5,6 @@ our own source files, versions of the libraries that it depends on, and every fi
 the configuration names. What changed is simply not found and is planned anew.
 """
 
-import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -18,6 +17,7 @@ from retrobench.core import kept
 from retrobench.core.cell import digest
 from retrobench.core.paths import cache_root
 from retrobench.core.registry import method_source
+from retrobench.measure.machine import version_of
 from retrobench.run.summary import RunSummary
 
 _APART = {"tracker", "sweep", "experiment", "results_dir", "dry_run", "retry", "progress", "hydra"}
@@ -58,13 +58,7 @@ def _file(raw: Mapping[str, Any]) -> Path:
 
 @cache
 def _versions() -> list[str]:
-    found = [sys.version]
-    for name in _PACKAGES:
-        try:
-            found.append(importlib.metadata.version(name))
-        except importlib.metadata.PackageNotFoundError:
-            found.append("")
-    return found
+    return [sys.version, *(version_of(name) or "" for name in _PACKAGES)]
 
 
 @cache

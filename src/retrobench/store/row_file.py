@@ -35,12 +35,7 @@ class CellRows:
     failures: dict[str, int] = field(default_factory=dict)
     lines: int = 0  # rows ever written, repeated ones included
     unchecked: int = 0  # of them: without a digest
-    damaged: list[str] = field(default_factory=list)  # lines left out, and why
-
-    @property
-    def recovered(self) -> int:
-        """Lines left out (a crash may leave a torn last line)."""
-        return len(self.damaged)
+    damaged: list[str] = field(default_factory=list)  # lines left out (a torn last one), and why
 
     def quarantined(self) -> set[str]:
         """Sample ids that failed too often to be tried again unless ``retry`` says so."""

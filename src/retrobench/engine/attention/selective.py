@@ -31,14 +31,15 @@ class SelectiveMethod(Method):
     """Each decode step attends what ``index.select`` chooses, read from ``store``."""
 
     Config: ClassVar[type] = StaticConfig
+    index_class: ClassVar[type[Index]] = Index  # all that a simple method must set
 
     def setup(self) -> None:
         self.index: Index = self.make_index()
         self.store: KVStore = self.make_store()
 
     def make_index(self) -> Index:
-        """The index of this method; the only thing that a simple method must override."""
-        raise NotImplementedError
+        """The index of this method."""
+        return self.index_class(self.config, self.shape, self.budget)
 
     def make_store(self) -> KVStore:
         """The store of this method: what its options ask for, if they are ``PlacementConfig``."""

@@ -12,7 +12,7 @@ from retrobench.core.cell import digest
 from retrobench.core.code import code_fingerprint
 from retrobench.core.registry import method_names
 from retrobench.report import headroom
-from retrobench.report.figures import ablation, accuracy, cost, fidelity, speed, style, throughput
+from retrobench.report.figures import ablation, accuracy, cost, fidelity, speed, throughput
 from retrobench.report.rows import NotEnoughRows
 from retrobench.store.columns import cell_columns
 from retrobench.store.results import OK, ResultStore
@@ -70,9 +70,11 @@ def _by_model(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def _save(drawing: Any, path: Path, name: str, source: str) -> None:
+    import matplotlib.pyplot as plt
+
     drawing.savefig(path.with_suffix(".pdf"), metadata={"Title": name, "Keywords": source})
     drawing.savefig(path, dpi=200, metadata={"Title": name, "Comment": source})
-    style.close(drawing)
+    plt.close(drawing)
 
 
 def load(store: ResultStore, keys: Sequence[str] | None = None) -> pd.DataFrame:

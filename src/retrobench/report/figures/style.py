@@ -126,10 +126,3 @@ def _plain_log_axes(drawing: Any) -> None:
             # minor ticks only where there are few others
             axis.set_major_formatter(Plain(minor_thresholds=(2, 0.5)))
             axis.set_minor_formatter(Plain(minor_thresholds=(2, 0.5)))
-
-
-def close(drawing: Any) -> None:
-    """Free a figure."""
-    import matplotlib.pyplot as plt
-
-    plt.close(drawing)

@@ -46,11 +46,6 @@ def qa_f1_zh(prediction: str, gold: str) -> float:
     return _f1(_chinese(prediction), _chinese(gold))
 
 
-def rouge(prediction: str, gold: str) -> float:
-    """ROUGE-L; 0 for texts without sentences and where the official script overflows."""
-    return rouge_l(prediction, gold)
-
-
 def rouge_zh(prediction: str, gold: str) -> float:
     """ROUGE-L over jieba tokens. The official script calls one level deeper here."""
     return rouge_l(" ".join(_cut(prediction)), " ".join(_cut(gold)), MAX_STEPS - 1)
@@ -101,7 +96,7 @@ def code_sim(prediction: str, gold: str) -> float:
 _FUNCTIONS: dict[str, Callable[..., float]] = {
     "qa_f1": qa_f1,
     "qa_f1_zh": qa_f1_zh,
-    "rouge": rouge,
+    "rouge": rouge_l,
     "rouge_zh": rouge_zh,
     "classification": classification,
     "retrieval": retrieval,
