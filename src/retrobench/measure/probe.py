@@ -79,12 +79,11 @@ class CountingProbe(Probe):
         """A graph is captured from here on: remember the host's amounts of one step."""
         self._graph, self._capturing = [], True
 
-    def replayed(self, steps: int = 1) -> None:
+    def replayed(self) -> None:
         """The captured step ran: its device amounts added themselves, the host's follow."""
         self._capturing = False
-        for _ in range(steps):
-            for layer, known in self._graph:
-                self._add(layer, known)
+        for layer, known in self._graph:
+            self._add(layer, known)
 
     def missing(self, layers: tuple[int, ...], steps: int) -> list[int]:
         """Layers that did not report one call for each of ``steps`` decode steps."""
