@@ -115,7 +115,6 @@ def _draw_list(rng: random.Random, count: int) -> HiddenTexts:
         question=question,
         answer_prefix=answer_prefix,
         answers=numbers,
-        like="niah_single_2",
     )
 
 
@@ -135,7 +134,6 @@ def _draw_walk(rng: random.Random, count: int) -> HiddenTexts:
         head=_WALK_HEAD,
         question=_WALK_QUESTION.format(start=names[0], count=count),
         answers=tuple(f"{name}: {total}" for name, total in totals),
-        like="walk",
     )
 
 

@@ -29,7 +29,6 @@ _SANDWICH = HiddenTexts(
         "document or repeat your findings"
     ),
     answers=("eat a sandwich and sit in Dolores Park",),
-    like="niah_sandwich",
 )
 # MInference's format, used by RetroInfer's throughput prompts.
 _CITY_HEAD = (
@@ -112,7 +111,6 @@ class NiahTask(GeneratedTask):
                 head=_CITY_HEAD,
                 question=_CITY_QUESTION.format(city=city),
                 answers=numbers,
-                like="niah_city",
             )
         key = draw("words", rng)
         head, question, answer_prefix = needles.wording("numbers", [key], count)
@@ -122,5 +120,4 @@ class NiahTask(GeneratedTask):
             question=question,
             answer_prefix=answer_prefix,
             answers=numbers,
-            like="niah_single_2" if count == 1 else "niah_multivalue",
         )

@@ -68,7 +68,7 @@ class TraceTask(Task):
                 references=(),
                 max_new_tokens=len(recorded["ids"]) - recorded["prompt_tokens"] + 1,
                 length=recorded["length"],
-                meta={"stand_in": recorded["stand_in"], "like": recorded["task"]},
+                meta={"stand_in": recorded["stand_in"]},
             )
 
     def score(self, sample: Sample, text: str) -> float:

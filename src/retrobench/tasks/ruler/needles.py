@@ -18,12 +18,11 @@ _DEPTHS = tuple(round(i * 100 / 39) for i in range(40))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HiddenTexts:
-    """Needles, and the question that they answer. ``like``: the RULER task of the same skill."""
+    """Needles, and the question that they answer."""
 
     needles: tuple[str, ...]
     question: str
     answers: tuple[str, ...]
-    like: str
     head: str = ""
     answer_prefix: str = ""
 
@@ -39,7 +38,7 @@ def essay_factory(
             question=hidden.question,
             answer_prefix=hidden.answer_prefix,
             references=hidden.answers,
-            meta={"haystack": haystack.name, "like": hidden.like, **meta},
+            meta={"haystack": haystack.name, **meta},
         )
 
     return make
