@@ -1,12 +1,11 @@
 """Budget: how many context tokens a KV head may attend exactly in one decode step."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Self
 
 from retrobench.core.shapes import KVShape
 
@@ -43,9 +42,9 @@ class Budget:
             raise ValueError(f"budget: {self} is larger than the context (at most 100%)")
 
     @classmethod
-    def parse(cls, text: str | int | float | Budget) -> Budget:
+    def parse(cls, text: str | int | float | Self) -> Self:
         """``2%``, ``1024tok`` or ``64MiB`` (KiB, GiB, B) to a Budget; ValueError otherwise."""
-        if isinstance(text, Budget):
+        if isinstance(text, cls):
             return text
         match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(%|[A-Za-z]+)\s*", str(text))
         unit = match.group(2).lower() if match else ""

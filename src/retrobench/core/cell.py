@@ -1,13 +1,11 @@
 """Cell: everything that decides a result, and its content-addressed key."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 
 def canonical(value: Any) -> str:
@@ -46,9 +44,9 @@ class Cell:
         """16 hex digits of the cell's canonical JSON."""
         return digest(self.plain())
 
-    def why(self, other: Cell | Mapping[str, Any]) -> list[str]:
+    def why(self, other: Self | Mapping[str, Any]) -> list[str]:
         """Field-level differences to a cell (or its plain form): ``field: ours -> theirs``."""
-        theirs = other.plain() if isinstance(other, Cell) else other
+        theirs = other if isinstance(other, Mapping) else other.plain()
         ours_flat, theirs_flat = _flatten(self.plain()), _flatten(theirs)
         return [
             f"{name}: {_show(ours_flat, name)} -> {_show(theirs_flat, name)}"

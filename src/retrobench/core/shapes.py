@@ -21,10 +21,9 @@ A digit is an axis of that size. Where the axes of a tensor are flattened into r
 (batch x KV heads, as page tables do), ``N`` stands for that row.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass, fields
+from typing import Self
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -82,8 +81,8 @@ class Footprint:
     pinned: int = 0
     host: int = 0
 
-    def __add__(self, other: Footprint) -> Footprint:
-        return Footprint(
+    def __add__(self, other: Self) -> Self:
+        return type(self)(
             **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
         )
 

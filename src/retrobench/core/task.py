@@ -1,11 +1,9 @@
 """What a benchmark must provide: samples with references, and a score in [0, 1] for an answer."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +45,7 @@ class Sample:
         """The user's turn as one string."""
         return self.context + self.question
 
-    def turns(self, max_turns: int) -> tuple[Sample, ...]:
+    def turns(self, max_turns: int) -> tuple[Self, ...]:
         """The conversation on this context as one sample per turn, at most ``max_turns``."""
         samples = [self, *(replace(self, **asdict(other)) for other in self.follow_ups)]
         samples = samples[:max_turns]

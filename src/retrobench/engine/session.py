@@ -1,10 +1,8 @@
 """Session: one batch of prompts through one model with one method, from its prefill on."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -198,7 +196,7 @@ class Session:
         if self.reference is not None:
             self.reference.close()
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,11 +1,9 @@
 """Places for keys and values: the options, what they mean on a device, and memory there."""
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -59,7 +57,7 @@ class ResolvedPlacement:
     record: bool
 
     @classmethod
-    def of(cls, config: PlacementConfig, device: str) -> ResolvedPlacement:
+    def of(cls, config: PlacementConfig, device: str) -> Self:
         """ValueError for combinations that do not exist."""
         on_gpu = torch.device(device).type == "cuda"
         place = host_place(device) if config.placement == "auto" else config.placement

@@ -4,10 +4,9 @@ The turns of a conversation share one prefill of the context. Each question and 
 model's own goes through the method's decode path and stays in its cache, as in a chat.
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
+from typing import Self
 
 from retrobench.core.task import Sample
 from retrobench.tasks.prompt import EncodedPrompt, PromptBuilder
@@ -22,9 +21,7 @@ class Conversation:
     follow_ups: tuple[list[int], ...] = ()
 
     @classmethod
-    def encode(
-        cls, builder: PromptBuilder, turns: tuple[Sample, ...], limit: int | None
-    ) -> Conversation:
+    def encode(cls, builder: PromptBuilder, turns: tuple[Sample, ...], limit: int | None) -> Self:
         """Ids of all turns; ``PromptTooLong`` if they and their answers exceed ``limit`` tokens."""
         follow_ups = tuple(builder.follow_up(turn) for turn in turns[1:])
         room = None if limit is None else limit - _new_tokens(turns, follow_ups)

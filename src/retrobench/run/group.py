@@ -4,12 +4,10 @@ Cells that share model, task, protocol and prefill form a group. Each keeps its 
 status and tracker; one that fails never stops the others.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Self
 
 from retrobench.core.task import Sample
 from retrobench.run import matching, plan, remembered
@@ -90,7 +88,7 @@ class Group:
         self.progress = Progress(title, first.spec.options.progress)
         self.cells = [OpenCell(store, prepared, self.progress) for prepared in runs]
 
-    def __enter__(self) -> Group:
+    def __enter__(self) -> Self:
         with ExitStack() as held:
             held.enter_context(self.progress)
             for cell in self.cells:

@@ -1,6 +1,6 @@
 """A progress bar for one cell; silent where there is no terminal or the user said so."""
 
-from __future__ import annotations
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -24,7 +24,7 @@ class Progress:
         )
         self._id = self._bar.add_task(title, total=None, detail="")
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 

@@ -1,10 +1,8 @@
 """What a run is, as plain values: enough to plan it, and to see that it is done, without torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from retrobench.core.shapes import Footprint
 from retrobench.measure.machine import (
@@ -50,7 +48,7 @@ class RunSummary:
         return asdict(self)
 
     @classmethod
-    def read(cls, values: Mapping[str, Any]) -> RunSummary:
+    def read(cls, values: Mapping[str, Any]) -> Self:
         """From ``plain``."""
         made = {"footprint": Footprint(**values["footprint"])}
         made |= {name: tuple(values[name]) for name in ("lengths", "notes")}
@@ -109,7 +107,7 @@ class CellResult:
     ignored: str = ""  # what the run does not use of what was asked
 
     @classmethod
-    def of(cls, summary: RunSummary, matched: str = "") -> CellResult:
+    def of(cls, summary: RunSummary, matched: str = "") -> Self:
         """Of a cell of which nothing has run yet."""
         about = {"notes": summary.notes, "ignored": summary.ignored}
         return cls(summary.key, summary.labels, matched=matched, **about)
