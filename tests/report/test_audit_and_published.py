@@ -41,7 +41,7 @@ def test_equal_cells_are_clean(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"prompt_hash": "q"}, "prompt differs in 1 samples (first: vt/0; "),
+        ({"prompt_hash": "q"}, "prompt differs in 1 sample (first: vt/0; "),
         ({"truncated": True}, "truncation differs"),
         ({"rules": {**RULES, "template": "u"}}, "template differs"),
         ({"rules": {**RULES, "stop_ids": [1, 2]}}, "stop_ids differs"),

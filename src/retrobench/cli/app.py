@@ -22,6 +22,7 @@ from rich.console import Console
 from retrobench.cli import units
 from retrobench.cli.overrides import name_sweep, one_line, prepare
 from retrobench.core.secrets import redact
+from retrobench.core.words import counted
 from retrobench.report.tables.layout import print_line
 from retrobench.run import remembered
 from retrobench.run.composed import check_composed
@@ -249,7 +250,9 @@ def show(outcomes: list[Outcome], results_dir: str) -> None:
     for outcome in outcomes:
         if "label" in outcome:
             line = f"{outcome['key']} {outcome['label']}: "
-            print_line(out, f"{line}{outcome['ran']} samples run, {outcome['cached']} on disk")
+            print_line(
+                out, f"{line}{counted(outcome['ran'], 'sample')} run, {outcome['cached']} on disk"
+            )
             if outcome.get("matched"):
                 print_line(out, f"  {outcome['matched']}")
             if outcome.get("ignored"):

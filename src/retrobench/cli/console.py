@@ -11,6 +11,7 @@ from retrobench import __version__
 from retrobench.cli import app as cli
 from retrobench.cli import fetch
 from retrobench.core.paths import check_output
+from retrobench.core.words import counted
 from retrobench.report.tables.layout import print_line
 from retrobench.store.results import MAX_ATTEMPTS, ResultStore
 from retrobench.store.sweeps import sweep_entries, sweep_keys, sweep_names, sweep_problems
@@ -132,7 +133,9 @@ def _ls(options: argparse.Namespace) -> int:
         words = [status.get("state"), *(value for value in labels.values() if value)]
         left_out = store.read(key).quarantined()
         if left_out or status.get("attempts", 0) >= MAX_ATTEMPTS:
-            words.append(f"quarantined ({len(left_out)} samples); `retrobench retry {key[:6]}`")
+            words.append(
+                f"quarantined ({counted(len(left_out), 'sample')}); `retrobench retry {key[:6]}`"
+            )
         if status.get("message"):
             words.append(f"({status['message']})")
         _print(" ".join(map(str, [key, *words])))
@@ -147,7 +150,7 @@ def _sweeps(options: argparse.Namespace) -> int:
     for name in sweep_names(store):
         entries = sweep_entries(store, name)
         failed = sum("error" in entry or bool(entry.get("failed")) for entry in entries)
-        _print(f"{name}: {len(entries)} cells, {failed} failed")
+        _print(f"{name}: {counted(len(entries), 'cell')}, {failed} failed")
     return 0
 
 

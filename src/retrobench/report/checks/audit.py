@@ -3,6 +3,7 @@
 from collections import defaultdict
 from typing import Any
 
+from retrobench.core.words import counted
 from retrobench.report.checks.rescore import rescore
 from retrobench.store.results import ResultStore
 
@@ -99,7 +100,9 @@ def _prompts(store: ResultStore, keys: list[str], where: str) -> list[str]:
         differing = [sample for sample, marks in by_sample.items() if len(marks) > 1]
         if differing:
             first = f"first: {differing[0]}; {_listed(by_sample[differing[0]])}"
-            findings.append(f"{where}: {name} differs in {len(differing)} samples ({first})")
+            findings.append(
+                f"{where}: {name} differs in {counted(len(differing), 'sample')} ({first})"
+            )
     mixed = [task for task, kinds in stand_in.items() if len(kinds) > 1]
     if mixed:
         findings.append(f"{where}: substitute and real data side by side in {', '.join(mixed)}")

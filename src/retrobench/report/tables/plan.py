@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from retrobench.core.shapes import Footprint
+from retrobench.core.words import counted
 from retrobench.report.tables.layout import print_line, print_table
 
 
@@ -32,7 +33,9 @@ def print_planned(cells: Sequence[PlannedRun], free_bytes: int, console: Console
     print_table(console, "plan", columns, map(_row, cells), left=columns[:3])
     counts = {state: sum(cell.state == state for cell in cells) for state in _STATES}
     parts = [f"{count} {state}" for state, count in counts.items() if count]
-    console.print(f"{len(cells)} cells: {', '.join(parts)}; {_total(cells)}", highlight=False)
+    console.print(
+        f"{counted(len(cells), 'cell')}: {', '.join(parts)}; {_total(cells)}", highlight=False
+    )
     largest = max((_bytes(cell) for cell in cells if cell.state == "run"), default=0)
     if largest and free_bytes:
         text = f"largest session with weights {_size(largest)}, {_size(free_bytes)} of memory free"
@@ -61,11 +64,11 @@ def _total(cells: Sequence[PlannedRun]) -> str:
         return "nothing to run"
     known = [cell.seconds for cell in running if cell.seconds is not None]
     samples = sum(cell.todo or 0 for cell in running)
-    text = f"{samples} samples"
+    text = counted(samples, "sample")
     if known:
         text += f", about {_duration(sum(known))} by earlier rows"
     if len(known) < len(running):
-        text += f", time unknown for {len(running) - len(known)} cells (no earlier rows)"
+        text += f", time unknown for {counted(len(running) - len(known), 'cell')} (no earlier rows)"
     return text
 
 
