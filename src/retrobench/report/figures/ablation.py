@@ -148,8 +148,9 @@ def _option_axis(axes: Any, ablation: Ablation, places: dict[Any, float]) -> Non
     if ablation.scale == "log" and min(places.values()) > 0:
         axes.set_xscale("log", base=2)
         axes.minorticks_off()
-    axes.set_xticks(list(places.values()), [_text(value) for value in places])
-    if len(places) > 5:
+    names = [_text(value) for value in places]
+    axes.set_xticks(list(places.values()), names)
+    if len(places) > 5 or len("".join(names)) > 15:
         axes.tick_params(axis="x", labelrotation=45)
     if ablation.scale == "names":
         axes.set_xlim(-0.5, len(places) - 0.5)

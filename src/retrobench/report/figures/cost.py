@@ -38,6 +38,7 @@ def pareto_accuracy_bytes(frame: pd.DataFrame) -> Any:
         parts.interval_line(axes, sorted(points), **style.look(method))
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(parts.few_per_decade())
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.minorticks_off()
     axes.set(xlabel="MiB moved per decode step", ylabel="mean score", ylim=(-3, 105))
     left_out = whole[headroom.lacks_headroom(whole)]

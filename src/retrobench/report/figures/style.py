@@ -14,7 +14,7 @@ COLORS = ("#000000", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56
 MARKERS = "os^DvPX*"
 PUBLISHED = {"linestyle": "none", "fillstyle": "none", "markersize": 7}
 SMALL = 6  # font size of notes inside a panel
-_NOTE_CHARACTERS = 22  # of the line below a figure, for an inch
+_NOTE_CHARACTERS = 21  # of the line below a figure, for an inch
 _SETTINGS = {
     "font.size": 8,
     "axes.titlesize": 8,
