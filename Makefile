@@ -65,6 +65,7 @@ published-%: $(STAMP)
 	$(if $(findstring infinigen,$($*)),$(BIN)/python scripts/calibrate.py method=infinigen model.dtype=bfloat16)
 	$(RUN) -m experiment=$* $($*) model.dtype=bfloat16 sweep=$*
 	$(BIN)/retrobench table --sweep $* > results/published/$*.txt
+	$(BIN)/retrobench export --sweep $* --out results/published/$*.parquet
 	$(BIN)/retrobench audit --sweep $*
 	$(if $(filter estimation_study,$*),,$(BIN)/python scripts/plots.py --sweep $* --out results/published $*)
 

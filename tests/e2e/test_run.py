@@ -267,6 +267,9 @@ def test_console_reads_the_store(tmp_path, capsys):
     assert console.main(["audit", *where]) == 0 and "2 cells agree" in capsys.readouterr().out
     assert console.main(["export", *where, "--out", str(tmp_path / "rows.csv")]) == 0
     assert len((tmp_path / "rows.csv").read_text().splitlines()) == 9
+    assert console.main(["export", other, *where, "--out", str(tmp_path / "full.csv")]) == 0
+    columns = (tmp_path / "full.csv").read_text().splitlines()[0]
+    assert "method.backend" in columns and "method.tokens_per_cluster" not in columns
     assert console.main(["show", key, *where]) == 0
     assert json.loads(capsys.readouterr().out)["key"] == key
 

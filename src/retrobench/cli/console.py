@@ -243,11 +243,11 @@ def _export(options: argparse.Namespace) -> int:
         raise ValueError(f"--out {options.out}: write .csv or .parquet")
     check_output("--out", options.out)
     store = ResultStore(options.results)
-    frame = store.columns(None, _chosen(store, options))
+    frame = store.columns(None, _chosen(store, options)).dropna(axis="columns", how="all")
     if options.out.suffix == ".csv":
         without_formulas(frame).to_csv(options.out, index=False)
     else:
-        frame.to_parquet(options.out)
+        frame.to_parquet(options.out, compression="zstd")
     return 0
 
 
