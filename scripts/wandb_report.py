@@ -15,7 +15,7 @@ from retrobench.core.paths import check_output
 from retrobench.report.checks.significance import significance
 from retrobench.report.figures.draw import draw
 from retrobench.report.headroom import load
-from retrobench.report.html import write_report
+from retrobench.report.page.html import write_report
 from retrobench.report.tables.cost import cost_matrix
 from retrobench.report.tables.overview import COLUMNS
 from retrobench.report.tables.scores import score_matrix

@@ -84,6 +84,8 @@ def test_a_row_per_turn(method, tmp_path):
     assert [row["sample"] for row in rows] == [f"niah_multikey_2/1400/0/turn{i}" for i in (1, 2, 3)]
     assert [row["meta"]["turn"] for row in rows] == [1, 2, 3]
     assert len({row["references"][0] for row in rows}) == len({r["prompt_hash"] for r in rows}) == 3
+    assert all("special magic" in row["prompt_tail"] for row in rows)
+    assert len({row["prompt_tail"] for row in rows}) == 3
     lengths = [row["prompt_tokens"] for row in rows]
     assert lengths == sorted(set(lengths)) and rows[1]["prefill_s"] is None
     assert all(set(row["live"]["decode_calls"].values()) == {row["decode_steps"]} for row in rows)

@@ -136,3 +136,14 @@ def test_a_sweep_raises_the_alarms_from_the_command_line(tmp_path, monkeypatch, 
         assert f"oracle_topk {budgets['6%']}" in alarms[0] and "beats full" in alarms[0]
         assert budgets["90%"] in alarms[1] and budgets["6%"] in alarms[1]
         assert "a larger budget answers worse" in alarms[1]
+
+
+def test_a_sweep_can_be_followed_to_its_end(tmp_path):
+    from retrobench.report.page.progress import progress
+
+    sweep = start(tmp_path, "method=full,quest", "sweep=two")
+    out, err = sweep.communicate(timeout=600)
+    assert sweep.returncode == 0, err
+    found = progress(ResultStore(tmp_path), "two")
+    assert (found["done"], found["total"]) == (4, 4)
+    assert "4 of 4 samples, 2 of 2 cells ended; newest row" in found["text"]

@@ -31,6 +31,16 @@ def compared(model, name, options=None, budget=None, prompts=None, tail_tokens=0
     return fidelity.measure(open_one, ticks(), steps=5, stop_ids=frozenset())
 
 
+def check_places(places, p_HS, chosen, pads):
+    """Of fewer tokens than places: each has a place of its own, some places have none."""
+    mass, attended, tokens = torch.zeros(64), torch.zeros(64), p_HS.shape[1] - pads
+    for i in range(tokens):
+        mass[i * 64 // tokens] += p_HS[:, pads + i].mean()
+        attended[i * 64 // tokens] += sum(pads + i in own for own in chosen) / len(chosen)
+    assert places["mass"] == pytest.approx(mass.tolist(), abs=2e-5)
+    assert places["attended"] == pytest.approx(attended.tolist(), abs=2e-5)
+
+
 @pytest.mark.parametrize("per_query_head", [False, True])
 def test_one_call_equals_brute_force(per_query_head):
     generator = torch.Generator().manual_seed(3)
@@ -84,6 +94,9 @@ def test_one_call_equals_brute_force(per_query_head):
         for name, value in expected.items():
             assert found[name][b, h] == pytest.approx(float(value), abs=1e-5), name
     assert (found["regret"] >= 0).all()
+    for b in range(batch):
+        chosen = [set(token[b, h // repeat][:12].tolist()) for h in range(heads)]
+        check_places(probe.row(b)["places"], p[b], chosen, pads[b])
     zones = sum(found[f"error_{z}"] for z in ("exact", "estimated", "ignored") if z in str(found))
     assert (found["error"] <= zones + 1e-5).all()
     if estimate is not None:
@@ -98,6 +111,8 @@ def test_full_attention_is_faithful_to_itself(tiny_llama):
     assert row["sparse_layers"] == [] and row["layers"] == [0, 1, 2] and row["steps"] == 4
     assert result.generation.decode_steps == 4 and result.counts["attended_tokens"] > 700
     assert row["cdf"]["mass"][-1] == pytest.approx(1, abs=1e-4)
+    assert row["places"]["attended"] == [1.0] * 64
+    assert sum(row["places"]["mass"]) == pytest.approx(1, abs=1e-3)
 
 
 def test_oracle_has_no_regret_and_random_has_most(tiny_llama):

@@ -19,7 +19,7 @@ class Lab:
 
     def cell(self, method="retroinfer", rows=(), state="done", **options):
         budget = options.pop("budget", None)
-        model = options.pop("model", "made_up")
+        model, code = options.pop("model", "made_up"), options.pop("code", "")
         task, batch = options.pop("benchmark", "ruler"), options.pop("batch", 1)
         cell = Cell(
             model={"name": model},
@@ -34,7 +34,7 @@ class Lab:
         about = {"labels": labels, "provenance": {"commit": "c" * 40, "cpu": "some CPU"}}
         with self.store.writer(cell, about) as writer:
             for row in rows:
-                writer.append({"code": code_fingerprint(method), **row})
+                writer.append({"code": code or code_fingerprint(method), **row})
         self.store.set_status(cell.key, {"state": state})
         return cell.key
 

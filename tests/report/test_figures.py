@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import subprocess
-from html.parser import HTMLParser
 
 import pytest
 
@@ -16,7 +14,6 @@ from retrobench.cli import console
 from retrobench.report.figures import fidelity as fidelity_plots
 from retrobench.report.figures import speed as speed_plots
 from retrobench.report.figures.draw import FIGURES, check, draw, figure_cells, load
-from retrobench.report.html import write_report
 
 
 def test_recall_joins_cells_of_one_method_only_where_the_budget_alone_differs(lab):
@@ -185,43 +182,6 @@ def test_the_difference_of_two_cells_from_the_command_line(lab, capsys, command)
     keys = [lab.cell(page_tokens=number, rows=lab.rows()) for number in (4, 8)]
     assert console.main([command, *keys, "--results", str(lab.store.root)]) == 0
     assert "page_tokens" in capsys.readouterr().out
-
-
-def test_the_report_is_one_file_that_a_browser_shows(lab, tmp_path):
-    lab.cell("full", rows=lab.rows())
-    keys = [*lab.store.cell_keys(), lab.cell(tokens_per_cluster=8, rows=lab.rows(score=0.5))]
-    path = write_report(lab.store, keys, "a <sweep>", tmp_path / "report.html")
-    outside = []
-
-    class Links(HTMLParser):
-        def handle_starttag(self, tag, attrs):
-            for name, value in attrs:
-                if name in {"src", "href"} and not value.startswith("data:"):
-                    outside.append(value)
-
-    Links().feed(path.read_text())
-    assert outside == [] and "a &lt;sweep&gt;" in path.read_text()
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no browser here: chromium or google-chrome")
-    command = [
-        browser,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--user-data-dir={tmp_path}",
-    ]
-    page = subprocess.run(
-        [*command, "--dump-dom", f"file://{path}"], capture_output=True, text=True, timeout=120
-    ).stdout
-    assert "a &lt;sweep&gt;" in page and "retroinfer" in page and page.count("<img") >= 1
-    shot = tmp_path / "page.png"
-    subprocess.run(
-        [*command, f"--screenshot={shot}", "--window-size=1100,1600", f"file://{path}"],
-        capture_output=True,
-        timeout=120,
-    )
-    assert shot.stat().st_size > 10_000
 
 
 def test_effects_tell_main_effects_from_interactions(lab, capsys):

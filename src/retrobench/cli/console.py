@@ -51,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
         "verify": (_verify, "run samples of a cell again and compare: a parity receipt"),
         "export": (_export, "rows as csv or parquet"),
         "audit": (_audit, "cells of one table whose prompts or rules differ"),
-        "report": (_report, "tables, figures and provenance as one HTML file"),
+        "report": (_report, "everything about cells as one HTML page that needs nothing else"),
+        "serve": (_serve, "the same page live, on this machine only, while a sweep runs"),
         "sources": (_sources, "cells that a drawn figure was made from"),
     }.items():
         aliases = {"diff": ["why"], "sources": ["trace"]}.get(name, [])
@@ -73,6 +74,9 @@ def _arguments(command: argparse.ArgumentParser, name: str) -> None:
     if name in {"table", "export", "audit", "effects", "report"}:
         command.add_argument("keys", nargs="*", help="cells; none: all")
         command.add_argument("--sweep", help="the cells of one sweep")
+    if name == "serve":
+        command.add_argument("--sweep", help="one sweep; none: all cells")
+        command.add_argument("--port", type=int, default=8337, help="of 127.0.0.1; 0: any free one")
     if name == "ls":
         command.add_argument("--failed", action="store_true", help="only cells that are not done")
     if name == "verify":
@@ -197,13 +201,22 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from retrobench.report.html import write_report
+    from retrobench.report.page.html import write_report
 
     check_output("--out", options.out)
     store = ResultStore(options.results)
     title = f"retrobench: {options.sweep or 'all cells'}"
     path = write_report(store, _chosen(store, options), title, options.out)
     _print(f"written: {path}")
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from retrobench.report.page.serve import serve
+
+    if not Path(options.results).is_dir():
+        raise ValueError(f"--results {options.results}: no such folder; start a run first")
+    serve(ResultStore(options.results), options.sweep, options.port, _print)
     return 0
 
 

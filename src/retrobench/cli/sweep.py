@@ -1,6 +1,7 @@
 """A sweep's beginning and end: the plan before the first job, one table after the last."""
 
 import contextlib
+import json
 import sys
 import traceback
 from collections.abc import Iterator
@@ -15,9 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from retrobench.cli import app, units
 from retrobench.report.tables.layout import print_line
+from retrobench.core.secrets import redact
+from retrobench.measure.clock import utc_now
 from retrobench.run.composed import check_composed
 from retrobench.store.results import ResultStore
-from retrobench.store.sweeps import CELLS_FILE, read_entries
+from retrobench.store.sweeps import CELLS_FILE, PLAN_FILE, read_entries
 
 TASK_FIGURES = {"speed": "throughput"}  # of sweeps that no experiment describes
 
@@ -50,6 +53,13 @@ class SweepTable(Callback):
         names = [" ".join(job) for job in overrides]
         folder, workers = Path(config.hydra.sweep.dir), units.parallel_jobs(config)
         units.write(folder, groups, names, raws, workers)
+        cells = [
+            {"key": entry.key, "label": redact(entry.label), "todo": entry.todo}
+            for entry in planned
+            if entry.state == "run"
+        ]
+        plan = {"started": utc_now(), "cells": cells}
+        (folder / PLAN_FILE).write_text(json.dumps(plan), encoding="utf-8")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Read what the jobs noted, wherever they ran."""

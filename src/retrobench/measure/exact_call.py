@@ -9,6 +9,7 @@ from retrobench.core.method import ComparedCall
 
 MASSES = (50, 90, 99)  # percent
 CDF_FRACS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.018, 0.05, 0.1, 0.2, 0.5, 1.0)
+PLACES = 64  # equal parts of a context, for maps of what is attended where
 
 
 class ExactCall:
@@ -93,6 +94,13 @@ class ExactCall:
     def concentration(self) -> dict[str, Tensor]:
         """How many of the heaviest tokens hold 50, 90 and 99 % of the mass, ``BH`` each."""
         return {f"tokens_{mass}": (self.cumulative_BHS < mass / 100).sum(-1) + 1 for mass in MASSES}
+
+    def by_place(self, value_BHS: Tensor) -> Tensor:
+        """Mean over heads, summed over each of ``PLACES`` equal parts of a row's tokens, ``BP``."""
+        count_BS = self.exists_BS.cumsum(-1)
+        place_BS = (count_BS - 1).clamp_min(0) * PLACES // count_BS[:, -1:]
+        value_BS = value_BHS.float().mean(1).masked_fill(~self.exists_BS, 0)
+        return value_BS.new_zeros(len(value_BS), PLACES).scatter_add_(1, place_BS, value_BS)
 
     def cdf(self) -> Tensor:
         """Mean over heads of the mass in the heaviest shares of the context, ``BF``."""

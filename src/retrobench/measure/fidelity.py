@@ -12,6 +12,7 @@ With ``p = softmax(q.K)`` over all tokens and ``S`` the tokens attended exactly,
   centroids stand for, in units of the true softmax.
 - ``tokens_50``, ``tokens_90``, ``tokens_99``: how many of the heaviest tokens hold so many percent
   of the mass.
+- ``places``: of 64 equal parts of the context, the share of tokens in S and the true mass.
 - ``top_step``, ``own_step``: overlap of the 100 heaviest tokens, and of S, with the step before.
 """
 
@@ -42,6 +43,7 @@ class FidelityProbe(Probe):
         self._pairs: dict[int, list[tuple[float, float]]] = defaultdict(list)
         self._selection: tuple[Tensor, Any, Tensor | None] | None = None
         self._attended = 0.0
+        self._places: dict[int, list[Tensor]] = defaultdict(list)  # BP2: attended, mass
         self._before: dict[int, tuple[Tensor, Tensor | None]] = {}
 
     def count(self, layer: int, **amounts: float | Tensor) -> None:
@@ -70,6 +72,10 @@ class FidelityProbe(Probe):
         if chosen_BHS is not None:
             found |= view.sets(chosen_BHS, top_BHS)
             found |= self._zones(view, chosen_BHS, norm_BH)
+            tokens_BP = view.by_place(view.exists_BS[:, None]).clamp_min(1)
+            attended_BP = view.by_place(chosen_BHS) / tokens_BP
+            places = torch.stack([attended_BP, view.by_place(view.p_BHS)], -1)
+            self._places[call.layer].append(places.cpu())
         before = self._before.get(call.layer)
         if before is not None:
             found["top_step"] = share(top_BHS, before[0])
@@ -166,6 +172,9 @@ class FidelityProbe(Probe):
                 result["by_layer_head"][name] = arrays[name].mean(0).round(6).tolist()
         cdf = torch.stack([call[row] for call in self._cdf]).mean(0)
         result["cdf"] = {"frac": list(CDF_FRACS), "mass": [round(float(x), 6) for x in cdf]}
+        if places := [x[row] for i in result["sparse_layers"] or layers for x in self._places[i]]:
+            attended, mass = torch.stack(places).mean(0).T.double().numpy().round(5).tolist()
+            result["places"] = {"attended": attended, "mass": mass}
         result["pairs"] = [(float(f"{a:.4g}"), float(f"{b:.4g}")) for a, b in self._pairs[row]]
         return result
 

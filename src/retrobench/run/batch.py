@@ -27,7 +27,7 @@ from retrobench.run.conversation import Conversation
 from retrobench.run.shared import SharedPrefill
 from retrobench.run.spec import RunSpec
 from retrobench.store.results import OK
-from retrobench.tasks.prompt import EncodedPrompt, PromptTooLong
+from retrobench.tasks.prompt import TAIL_CHARACTERS, EncodedPrompt, PromptTooLong
 from retrobench.tasks.trace import TraceTask
 
 OpenSession = Callable[..., Session]
@@ -203,6 +203,7 @@ def _scored(
         own = rows.session_fields(result, counts[turn], 1, run) | {"executor": executor}
         own |= rows.prompt_fields(first.prompt)
         own |= {"prompt_tokens": before, "prompt_hash": first.hash_of(turn)}
+        own |= {"prompt_tail": first.turns[turn].question[-TAIL_CHARACTERS:]}
         found.append(rows.scored(run, first.turns[turn], result, 0, own))
     return found
 

@@ -37,6 +37,7 @@ def prompt_fields(encoded: EncodedPrompt) -> dict[str, Any]:
     return {
         "prompt_tokens": encoded.num_tokens,
         "prompt_hash": encoded.text_hash,
+        "prompt_tail": encoded.tail,
         "truncated": encoded.truncated,
         **warning,
     }

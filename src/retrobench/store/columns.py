@@ -175,13 +175,17 @@ def cell_columns(key: str, about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _array(values: list[Any]) -> pa.Array:
-    """One column: numbers of two kinds, or beyond 64 bits, become float; beside words, text."""
+    """One column: numbers of two kinds, or beyond 64 bits, become float; beside words, text.
+
+    Half a character, which JSON can hold and Arrow cannot, becomes a question mark.
+    """
     for kind in (None, pa.float64()):
         try:
             return pa.array(values, kind)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError):
             continue
-    return pa.array([None if value is None else str(value) for value in values])
+    texts = [None if value is None else str(value) for value in values]
+    return pa.array([text and text.encode("utf-8", "replace") for text in texts]).cast(pa.string())
 
 
 def _stack(parts: list[pa.Table]) -> pa.Table:

@@ -18,7 +18,9 @@ from retrobench.store.row_file import COUNTED, NUMBERS, OBJECTS
 _LISTS = ("references", "layers", "sparse_layers")
 _BY_LAYER = (".layer_mean.", ".layer_tail.")
 # said in advance, because a column of dates would otherwise be read as times
-_TEXT = "sample task status message prediction prompt_hash stop_reason code commit time".split()
+_TEXT = (
+    "sample task status message prediction prompt_hash prompt_tail stop_reason code commit time"
+).split()
 _SCHEMA = pa.schema([(name, pa.string()) for name in _TEXT]).append(
     pa.field("references", pa.list_(pa.string()))
 )

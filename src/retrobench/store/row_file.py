@@ -21,7 +21,7 @@ NUMBERS = (
     "score length batch prefill_s seal_s decode_s decode_steps prompt_tokens generated_tokens"
 ).split()
 COUNTED = ("live", "footprint", "peak_bytes")  # nested, of numbers alone
-_TEXTS = ("task", "prediction", "message", "prompt_hash", "code", "time")
+_TEXTS = ("task", "prediction", "prompt_tail", "message", "prompt_hash", "code", "time")
 OBJECTS = ("meta", "rules", "method_stats", "fidelity", "kernels", *COUNTED)
 _DIGEST = b', "digest": "'
 _TAIL_BYTES = len(_DIGEST) + 16 + len(b'"}')

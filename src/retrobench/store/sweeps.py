@@ -9,6 +9,7 @@ from retrobench.core.paths import regular
 from retrobench.store.results import ResultStore
 
 CELLS_FILE = "cells.jsonl"  # one line per job of a launch
+PLAN_FILE = "plan.json"  # what a launch set out to run
 _KINDS = {"key": str, "job": str, "error": str, "label": str, "failed": dict, "ran": int}
 
 
@@ -47,6 +48,25 @@ def sweep_problems(store: ResultStore, name: str | None = None) -> list[str]:
 def sweep_keys(store: ResultStore, name: str) -> list[str]:
     """Keys of the cells of a sweep, in the order they were asked for."""
     return [entry["key"] for entry in sweep_entries(store, name) if "key" in entry]
+
+
+def newest_plan(store: ResultStore, name: str | None) -> dict[str, Any] | None:
+    """The plan of the newest launch of a sweep, or of all; None without one.
+
+    ``started`` (UTC), ``folder``, and ``cells``: key (empty until it is known), label, and ``todo``
+    samples.
+    """
+    paths = (store.root / "sweeps").glob(f"*/*/{PLAN_FILE}")
+    paths = [path for path in paths if name is None or path.parent.parent.name == name]
+    if not paths:
+        return None
+    newest = max(paths, key=lambda path: (path.parent.name, path.stat().st_mtime_ns))
+    try:
+        plan = json.loads(newest.read_bytes())
+        cells = [{k: cell[k] for k in ("key", "label", "todo")} for cell in plan["cells"]]
+        return {"started": str(plan["started"]), "folder": newest.parent, "cells": cells}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def read_entries(path: Path) -> tuple[list[dict[str, Any]], list[str]]:

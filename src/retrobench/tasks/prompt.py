@@ -10,6 +10,8 @@ from typing import Any
 from retrobench.core.task import Sample
 from retrobench.tasks.chat import DATE, MARKS, PROBE, ChatTemplate, without_thinking
 
+TAIL_CHARACTERS = 400  # of a prompt, kept for the reader of its row
+
 
 class PromptTooLong(ValueError):
     """The prompt does not fit the model's context. It is never cut silently."""
@@ -22,6 +24,7 @@ class EncodedPrompt:
     ids: list[int]
     context_tokens: int
     text_hash: str
+    tail: str = ""  # the last characters of the text
     truncated: bool = False
     warning: str = ""
 
@@ -148,6 +151,7 @@ class PromptBuilder:
             ids=ids,
             context_tokens=max(1, context),
             text_hash=digest,
+            tail=text[-TAIL_CHARACTERS:],
             truncated=truncated,
             warning=warning,
         )

@@ -47,13 +47,16 @@ def draw(
     for name in names:
         drawn, reasons = [], []
         for model, rows in _by_model(frame):
+            path = out / (f"{name}_{model}.png" if model else f"{name}.png")
             try:
                 drawing = FIGURES[name](rows)
+                _save(drawing, path, name, _source(store, rows, drawing.retrobench_cells))
             except NotEnoughRows as error:
                 reasons.append(str(error))
                 continue
-            path = out / (f"{name}_{model}.png" if model else f"{name}.png")
-            _save(drawing, path, name, _source(store, rows, drawing.retrobench_cells))
+            except (KeyError, TypeError, ValueError) as error:  # rows that were changed by hand
+                reasons.append(f"rows cannot be drawn ({type(error).__name__}: {error})")
+                continue
             drawn.append((path.stem, path, ""))
         # of several models, the one that has rows says what is missing
         reasons.sort(key=lambda reason: reason.startswith("no rows"))

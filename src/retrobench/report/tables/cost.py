@@ -8,7 +8,7 @@ from retrobench.report.tables.layout import number
 from retrobench.store.row_file import OK
 
 # column -> (what it shows of answered rows, format)
-_COLUMNS = {
+COLUMNS = {
     "tokens attended": (lambda rows: rows["live.attended_tokens"], ".0f"),
     "estimated": (lambda rows: rows["live.estimated_tokens"], ".0f"),
     "prefill s": (lambda rows: rows["prefill_s"], ".2f"),
@@ -27,12 +27,12 @@ NOTE = (
 def cost_matrix(frame: pd.DataFrame) -> pd.DataFrame:
     """Medians per cell and length: tokens attended and estimated, seconds, bytes, hit ratio."""
     good = frame[frame["status"] == OK]
-    values = {name: values(good) for name, (values, _) in _COLUMNS.items()}
+    values = {name: values(good) for name, (values, _) in COLUMNS.items()}
     lines = [good["key"], good["length"]]
     medians = pd.DataFrame(values, dtype=float).groupby(lines, sort=False).median()
     rows = []
     for line, labels in each_label(good, by=("key", "length")):
         own = medians.loc[line]
-        texts = {name: number(own[name], form) for name, (_, form) in _COLUMNS.items()}
+        texts = {name: number(own[name], form) for name, (_, form) in COLUMNS.items()}
         rows.append({**labels, "context": token_count(line[1]) if line[1] else "", **texts})
     return pd.DataFrame(rows)

@@ -6,14 +6,15 @@ from retrobench.report import attended, headroom
 from retrobench.report.benchmarks import short_names
 from retrobench.report.rows import count_range, token_count, uses_stand_in
 from retrobench.report.tables.labels import each_label
+from retrobench.report.tables.layout import number
 from retrobench.store.row_file import OK
 
 
-def score_matrix(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean scores x 100 per cell (rows) and task/length (columns), as text.
+def score_entries(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
+    """Means x 100 by cell and column with their text, and the average of each cell.
 
-    A group with failures shows them (``oom 2/5``) and is not averaged, and the cell then has no
-    average. A column without headroom bears a ``*`` and is not averaged.
+    ``points`` lists the scores of an entry. One with failures shows them (``oom 2/5``) and is not
+    averaged; the cell then has no average. Nor are columns without headroom (``counts``).
     """
     frame = frame.assign(column=column_names(frame), counts=~headroom.lacks_headroom(frame))
     points = 100 * pd.to_numeric(frame["score"].where(frame["status"] == OK))
@@ -21,6 +22,7 @@ def score_matrix(frame: pd.DataFrame) -> pd.DataFrame:
     groups = frame.assign(points=points, failed=failed).groupby(["key", "column"], sort=False)
     entries = groups.agg(
         mean=("points", "mean"),
+        points=("points", lambda own: list(own.dropna())),
         failed=("failed", "count"),
         rows=("failed", "size"),
         counts=("counts", "all"),
@@ -30,12 +32,21 @@ def score_matrix(frame: pd.DataFrame) -> pd.DataFrame:
         status = groups.get_group(place)["failed"].mode().iloc[0]
         texts[place] = f"{status} {entry['failed']}/{entry['rows']}"
     counted = entries[entries["counts"]].groupby("key")
-    average, is_whole = counted["mean"].mean(), counted["failed"].sum() == 0
-    shown = texts.unstack().reindex(columns=frame["column"].unique()).fillna("")
+    average = counted["mean"].mean().where(counted["failed"].sum() == 0)
+    return entries.assign(text=texts), average
+
+
+def score_matrix(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean scores x 100 per cell (rows) and task/length (columns), as text (``score_entries``).
+
+    A column without headroom bears a ``*``.
+    """
+    entries, average = score_entries(frame)
+    shown = entries["text"].unstack().reindex(columns=column_names(frame).unique()).fillna("")
     rows = []
     for (key,), labels in each_label(frame):
-        known = bool(is_whole.get(key, False)) and pd.notna(average[key])
-        rows.append({**labels, **shown.loc[key], "avg": f"{average[key]:.1f}" if known else "-"})
+        known = average.get(key, float("nan"))
+        rows.append({**labels, **shown.loc[key], "avg": number(known, ".1f") or "-"})
     return pd.DataFrame(rows)
 
 

@@ -1,0 +1,223 @@
+"""Cells as one HTML page: scripts, data and style are in the file, and it loads nothing else.
+
+Whatever rows and names hold is shown as text. Jinja escapes it, data for scripts is JSON without
+``<``, and the page's policy lets a browser run the page's own two scripts only.
+"""
+
+import base64
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from retrobench.core.budget import Budget
+from retrobench.report.benchmarks import averages, is_timed
+from retrobench.report.checks.published import compare_published
+from retrobench.report.checks.significance import significance
+from retrobench.report.headroom import load
+from retrobench.report.page import about, samples, tables
+from retrobench.report.rows import ORDER, uses_stand_in
+from retrobench.report.tables import fidelity, machine, speed
+from retrobench.report.tables.overview import COLUMNS
+from retrobench.store.results import OK, ResultStore
+
+_HERE = Path(__file__).parent
+
+
+def write_report(store: ResultStore, keys: Sequence[str], title: str, path: Path) -> Path:
+    """Write the page of some cells to ``path``. ValueError if they have no rows."""
+    page = render(store, keys, title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(page)
+    return path
+
+
+def render(store: ResultStore, keys: Sequence[str], title: str, *, live: bool = False) -> bytes:
+    """The page of some cells. ``live``: it asks its server for progress, and has no print figures.
+
+    ValueError if there are no rows, unless ``live``, or if an extra is missing.
+    """
+    frame = load(store, [*COLUMNS, *samples.COLUMNS, "code", "time"], keys)
+    if frame.empty and not live:
+        raise ValueError(f"{title}: no rows yet in {store.root}")
+    cells = [store.cell(key) for key in keys]
+    lines = [] if frame.empty else significance(frame[~_unscored(frame)])
+    scripts = [_library(), (_HERE / "page.js").read_text(encoding="utf-8")]
+    groups = [
+        _group(model, benchmark, own, store, lines)
+        for (model, benchmark), own in ([] if frame.empty else _by_group(frame))
+    ]
+    page = _template().render(
+        title=title,
+        live=live,
+        facts=_facts(frame, keys),
+        alarms=[line for line in lines if "ALARM" in line],
+        unfinished=_unfinished(store, keys),
+        overview=_overview(groups),
+        groups=groups,
+        cards=[] if frame.empty else about.method_cards(frame, cells),
+        records=[about.provenance(cells), about.cell_table(store, cells)] if cells else [],
+        options=about.options(cells),
+        figures=[] if live else _figures(store, keys),
+        scripts=scripts,
+        hashes=[_hash(script) for script in scripts],
+        style=(_HERE / "page.css").read_text(encoding="utf-8"),
+    )
+    return page.encode("utf-8", "replace")
+
+
+def _by_group(frame: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
+    names = frame[["model", "benchmark"]].drop_duplicates().sort_values(["model", "benchmark"])
+    pairs = names.itertuples(index=False, name=None)
+    return [(p, frame[(frame["model"] == p[0]) & (frame["benchmark"] == p[1])]) for p in pairs]
+
+
+def _group(
+    model: str, benchmark: str, frame: pd.DataFrame, store: ResultStore, lines: Sequence[str]
+) -> dict[str, Any]:
+    """Tables, charts, comparisons and samples of one model and benchmark."""
+    group = {"model": model, "benchmark": benchmark, "charts": [], "lines": [], "samples": None}
+    if benchmark == "machine":
+        matrix = machine.machine_matrix(frame)
+        return {**group, "tables": [tables.plain_table("What this machine reaches", matrix)]}
+    if is_timed(frame).all():
+        matrix = speed.speed_matrix(frame)
+        return {**group, "tables": [tables.plain_table("Decode speed", matrix)]}
+    from retrobench.report.page.charts import charts
+
+    found = [tables.score_table(frame), tables.cost_table(frame)]
+    for title, columns in (
+        ("Attention and logits against full", fidelity.ATTENTION),
+        ("Relative output error", fidelity.OUTPUT),
+    ):
+        matrix = fidelity.fidelity_matrix(frame, columns)
+        found += [] if matrix.empty else [tables.plain_table(title, matrix, fidelity.NOTE)]
+    found += [tables.plain_table(title, matrix) for title, matrix in averages(frame)]
+    published = compare_published(frame)
+    if not published.empty:
+        found.append(tables.plain_table("Published scores beside ours", published))
+    return {
+        **group,
+        "substitute": uses_stand_in(frame),
+        "tables": [table for table in found if table.rows],
+        "charts": charts(frame),
+        "lines": [line for line in lines if f" {model} {benchmark} " in f" {line}"],
+        "samples": samples.samples(frame, store),
+    }
+
+
+def _overview(groups: Sequence[dict[str, Any]]) -> tables.Table | None:
+    """Averages of every setting of a method: a row each, a column per model and benchmark."""
+    names, rows = [], {}
+    for group in groups:
+        for table in group["tables"]:
+            if table.hue != "score":
+                continue
+            names.append(f"{group['model']} · {group['benchmark']}")
+            place = {name: i for i, name in enumerate(table.columns)}
+            labels = [n for n in ("method", "changed", "budget", "batch", "protocol") if n in place]
+            for row in table.rows:
+                setting = tuple((n, row[place[n]].text) for n in labels if row[place[n]].text)
+                rows.setdefault(setting, {})[names[-1]] = row[place["avg"]]
+    if not names:
+        return None
+    heads = [n for n in ("method", "changed", "budget", "batch", "protocol") if _any_has(rows, n)]
+    blank = tables.Entry(text="")
+    found = [
+        [
+            *(tables.Entry(text=dict(setting).get(head, "")) for head in heads),
+            *(averages.get(name, blank) for name in names),
+        ]
+        for setting, averages in sorted(rows.items(), key=_place)
+    ]
+    title, columns = "Average scores", [*heads, *names]
+    return tables.Table(title=title, columns=columns, rows=found, hue="score", words=len(heads))
+
+
+def _place(row: tuple[tuple[tuple[str, str], ...], Any]) -> tuple[int, float]:
+    """Methods as in every legend, then budgets by their amount."""
+    setting = dict(row[0])
+    method, budget = setting.get("method"), setting.get("budget", "default")
+    place = ORDER.index(method) if method in ORDER else len(ORDER)
+    return place, 0.0 if budget == "default" else Budget.parse(budget).value
+
+
+def _any_has(settings: Any, name: str) -> bool:
+    return any(name in dict(setting) for setting in settings)
+
+
+def _facts(frame: pd.DataFrame, keys: Sequence[str]) -> dict[str, Any]:
+    if frame.empty:
+        return {"cells": len(keys), "rows": 0}
+    times = [_minute(time) for time in frame["time"].dropna()]
+    return {
+        "models": frame["model"].nunique(),
+        "benchmarks": frame["benchmark"].nunique(),
+        "methods": frame["method"].nunique(),
+        "cells": len(keys),
+        "rows": len(frame),
+        "failed rows": int((frame["status"] != OK).sum()),
+        **({"first row": min(times), "newest row": max(times)} if times else {}),
+    }
+
+
+def _minute(time: str) -> str:
+    return f"{time[:16].replace('T', ' ')} UTC"
+
+
+def _unscored(frame: pd.DataFrame) -> pd.Series:
+    return is_timed(frame) | (frame["benchmark"] == "machine")
+
+
+def _unfinished(store: ResultStore, keys: Sequence[str]) -> list[str]:
+    """A line for each cell that is not done: its state, and why."""
+    found = []
+    for key in keys:
+        status = store.status(key)
+        if status.get("state") != "done":
+            names = [str(v) for v in store.cell(key)["labels"].values() if v]
+            words = [key[:6], *names, f": {status.get('state')}", str(status.get("message") or "")]
+            found.append(" ".join(words).strip())
+    return found
+
+
+def _figures(store: ResultStore, keys: Sequence[str]) -> list[tuple[str, str]]:
+    """(name, data URI) of the figures for print that these rows allow."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return []
+    from retrobench.report.figures.draw import draw
+
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = [(name, path) for name, path, _ in draw(store, Path(folder), keys=keys) if path]
+        images = [(name, base64.b64encode(path.read_bytes()).decode()) for name, path in drawn]
+    return [(name, f"data:image/png;base64,{image}") for name, image in images]
+
+
+def _hash(script: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+@cache
+def _library() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script."""
+    try:
+        import vl_convert
+    except ImportError as error:
+        raise ValueError("the report needs an extra: pip install 'retrobench[plots]'") from error
+    return vl_convert.javascript_bundle().replace("</script", "<\\/script")
+
+
+def _template() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template("page.html.j2")
