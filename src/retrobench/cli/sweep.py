@@ -15,9 +15,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from retrobench.cli import app, units
-from retrobench.report.tables.layout import print_line
 from retrobench.core.secrets import redact
 from retrobench.measure.clock import utc_now
+from retrobench.report.tables.layout import print_line
 from retrobench.run.composed import check_composed
 from retrobench.store.results import ResultStore
 from retrobench.store.sweeps import CELLS_FILE, PLAN_FILE, read_entries
