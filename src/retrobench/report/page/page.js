@@ -142,7 +142,8 @@ function sampleNode(prompt, cells) {
   if (prompt.tokens !== null) head.append(make("span", "note", `${prompt.tokens} tokens`));
   for (const answer of prompt.answers) {
     const failed = answer.status !== "ok";
-    const chip = make("span", failed ? "chip failed" : "chip", cells[answer.cell].split(" ")[0] + " " +
+    const name = cells[answer.cell].replace(/ \S+$/, ""); // without the key
+    const chip = make("span", failed ? "chip failed" : "chip", name + " " +
       (failed ? answer.status : answer.score === null ? "" : (100 * answer.score).toFixed(0)));
     chip.style.setProperty("--heat", answer.score ?? 0);
     chip.title = cells[answer.cell];
