@@ -15,7 +15,7 @@ pareto_accuracy_bytes := method=$(ALL) budget=null,5%,10%,20% engine.batch=4 tas
 ruler_by_length := method=$(ALL) budget=10% engine.batch=4 'task.length=[2048,8192]' task.samples=8
 ruler_by_length += 'task.tasks=[niah_single_2,niah_multikey_1]'
 fidelity_recall := method=oracle_topk,retroinfer,quest,infinigen,streaming,random
-niah_grid := model=gemma3_270m 'task.length=[4096,8192,16384,32768]'
+niah_grid := model=gemma3_270m 'task.length=[4096,8192,16384]'
 
 .PHONY: help setup demo test check docs pictures figures published options gpu-test gpu-bench matrix
 
@@ -64,10 +64,10 @@ published: $(PUBLISHED:%=published-%) ## published results (about an hour; goes 
 published-%: $(STAMP)
 	$(if $(findstring infinigen,$($*)),$(BIN)/python scripts/calibrate.py method=infinigen model.dtype=bfloat16)
 	$(RUN) -m experiment=$* $($*) model.dtype=bfloat16 sweep=$*
-	$(BIN)/retrobench table --sweep $* > results/published/$*.txt
+	COLUMNS=400 $(BIN)/retrobench table --sweep $* > results/published/$*.txt
 	$(BIN)/retrobench export --sweep $* --out results/published/$*.parquet
 	$(BIN)/retrobench audit --sweep $*
-	$(if $(filter estimation_study,$*),,$(BIN)/python scripts/plots.py --sweep $* --out results/published $*)
+	$(if $(filter estimation_study,$*),,$(BIN)/python scripts/plots.py --sweep $* --out docs/figures $*)
 
 options: $(STAMP) ## regenerate docs/options.md from the option dataclasses
 	$(BIN)/python scripts/options.py
