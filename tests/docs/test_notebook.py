@@ -1,4 +1,4 @@
-"""The notebook of docs/read_results.md runs from top to bottom, on rows of the constructed model."""
+"""The notebook of docs/read_results.md runs to its end, on rows of the constructed model."""
 
 from pathlib import Path
 
