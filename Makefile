@@ -17,7 +17,7 @@ ruler_by_length += 'task.tasks=[niah_single_2,niah_multikey_1]'
 fidelity_recall := method=oracle_topk,retroinfer,quest,infinigen,streaming,random
 niah_grid := model=gemma3_270m 'task.length=[4096,8192,16384]'
 
-.PHONY: help setup demo test check docs pictures figures published options gpu-test gpu-bench matrix
+.PHONY: help setup demo test check docs pictures figures fuzz published options gpu-test gpu-bench matrix
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,6 +52,9 @@ docs: $(STAMP) ## build the documentation into site/
 pictures: $(STAMP) ## draw the pictures of the documentation
 	$(BIN)/python scripts/draw_architecture.py
 	$(BIN)/python scripts/draw_concepts.py
+
+fuzz: $(STAMP) ## throw a thousand bad options, files, damages and interruptions at the command line
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python scripts/fuzz.py
 
 figures: $(STAMP) ## draw every figure that the rows on disk allow
 	$(BIN)/python scripts/plots.py

@@ -56,7 +56,8 @@ CASES = [
     for name, (_, _, wrong) in FILES.items()
     for content in ["", " \n", *map(json.dumps, wrong)]
 ]
-NO_FILES = [(name, kind) for name in [*FILES, "prose/a.txt"] for kind in ("folder", "pipe")]
+PLACED = {"folder": os.mkdir, "pipe": os.mkfifo, "dead link": lambda p: os.symlink("nowhere", p)}
+NO_FILES = [(name, kind) for name in [*FILES, "prose/a.txt"] for kind in PLACED]
 
 
 def read(root, name):
@@ -83,17 +84,19 @@ def test_content_of_another_shape_is_refused_by_file(tmp_path, name, content):
 def test_what_is_no_file_is_refused_and_never_waited_for(tmp_path, name, kind):
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
-    path.mkdir() if kind == "folder" else os.mkfifo(path)
-    with pytest.raises(ValueError, match=f"{path.name} is .*put the file itself there"):
+    PLACED[kind](path)
+    with pytest.raises(ValueError, match=f"{path.name} (is .*put the file itself there|not found)"):
         read(tmp_path, name)
 
 
 @pytest.mark.parametrize("content", [DEEP, b"\xff\xfe", "{"])
-def test_content_that_is_no_json_is_refused_by_file(tmp_path, content):
-    path = tmp_path / "squad.json"
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".json")])
+def test_content_that_is_no_json_is_refused_by_file(tmp_path, name, content):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ValueError, match=r"squad\.json is not JSON"):
-        read(tmp_path, path.name)
+    with pytest.raises(ValueError, match=rf"{path.name} is not JSON"):
+        read(tmp_path, name)
 
 
 def test_prose_without_a_word_or_in_another_encoding_is_refused_by_file(tmp_path):

@@ -133,6 +133,7 @@ def test_a_line_of_ten_megabytes(tmp_path):
         ("passage_retrieval_zh", {"answers": ["3"]}, "name a paragraph"),
         ("lcc", {"language": "zh"}, "language 'zh'"),
         ("multifieldqa_zh", {"language": "en"}, "language 'en'"),
+        *(("lcc", {"length": length}, "'length'") for length in ([[]], 1e400, {"a": 1}, "x")),
     ],
 )
 def test_records_of_the_wrong_kind(tmp_path, name, changes, words):

@@ -71,6 +71,8 @@ def one_line_errors(traced: bool = False) -> Iterator[None]:
     ``traced`` (run.py: ``HYDRA_FULL_ERROR=1``) shows where an error comes from.
     """
     before = signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # run.py, while it imports
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt as stop:

@@ -48,7 +48,7 @@ def parse_rope(text: str) -> dict[str, Any]:
     """Rope parameters that a user wrote as JSON."""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or not {"rope_type", "type"} & found.keys():
         raise ValueError(

@@ -170,7 +170,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """What a converted checkpoint was made from; None where there is none, or half of one."""
     try:
         return json.loads(regular(folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ def locate(root: str | None, names: tuple[str, ...]) -> Path | None:
     if root is None:
         return None
     paths = (folder / name for folder in (Path(root), Path(root) / "ruler") for name in names)
-    return next((path for path in paths if path.exists()), None)
+    return next((path for path in paths if os.path.lexists(path)), None)  # dead links too
 
 
 def missing(root: str | None, names: tuple[str, ...]) -> ValueError:

@@ -123,6 +123,9 @@ def _record(line: bytes, task: str) -> Record:
     answers, classes = raw.get("answers"), raw.get("all_classes") or []
     if not is_text_list(answers) or not answers:
         raise ValueError("'answers' must be a list of at least one string")
+    words = raw.get("length") or 0
+    if not isinstance(words, int):
+        raise ValueError("'length' must be a whole number")
     if not is_text_list(classes) or (dataset.metric == "classification" and not classes):
         raise ValueError("'all_classes' must be a list of strings")
     if (form := PARAGRAPHS.get(dataset.metric)) and not all(re.search(form, a) for a in answers):
@@ -134,7 +137,7 @@ def _record(line: bytes, task: str) -> Record:
         input=question,
         answers=tuple(answers),
         all_classes=tuple(classes),
-        words=int(raw.get("length") or 0),
+        words=words,
     )
 
 

@@ -91,7 +91,7 @@ class LongBenchV2Task(Task):
         content = b"\n".join(line for _, line in records.lines(path, hint=_HINT))
         try:
             items = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON ({error}): {_HINT}") from error
         if not isinstance(items, list) or not items:
             raise ValueError(f"{path} must hold a JSON list of questions: {_HINT}")
