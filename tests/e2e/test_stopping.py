@@ -10,7 +10,9 @@ import sys
 import time
 
 import pytest
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from retrobench.cli import app as cli
 from retrobench.cli.sweep import SweepTable
@@ -47,9 +49,17 @@ def test_a_fault_of_ours_keeps_its_traceback():
         raise ValueError
 
 
-@pytest.mark.parametrize(("error", "code"), [(ValueError("bad"), 2), (KeyError("ours"), 1)])
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError("bad"), 2),
+        (HydraException("bad"), 2),
+        (OmegaConfBaseException("bad"), 2),
+        (KeyError("ours"), 1),
+    ],
+)
 @pytest.mark.parametrize("part", ["start", "end"])
-def test_an_error_around_a_sweep_is_no_warning(monkeypatch, error, code, part):
+def test_an_error_around_a_sweep_is_no_warning(monkeypatch, capfd, error, code, part):
     def broken(self, config):
         raise error
 
@@ -58,6 +68,7 @@ def test_an_error_around_a_sweep_is_no_warning(monkeypatch, error, code, part):
     monkeypatch.setattr(SweepTable, "_report", broken)
     with pytest.raises(SystemExit, match=str(code)):
         getattr(table, f"on_multirun_{part}")(config)
+    assert ("Traceback" in capfd.readouterr().err) == (code == 1)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +76,7 @@ def test_an_error_around_a_sweep_is_no_warning(monkeypatch, error, code, part):
     [
         (["method=null"], "method=null: no such method"),
         (["+a=[b"], "error: "),
+        (["-m", "~task.samples=7"], "error: "),
         (["-m", "method=full,quest", "results_dir=/dev/null/x"], "results_dir=/dev/null/x"),
         (["-m", "method=full,quest", "sweep=../../../X"], "sweep='../../../X': write a name"),
     ],

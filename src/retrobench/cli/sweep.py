@@ -30,7 +30,7 @@ class SweepTable(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the preflight; ``dry_run`` stops here, before a launcher starts anything."""
-        with app.one_line_errors(), _no_warning():
+        with _no_warning(), app.one_line_errors():
             self._plan(config)
 
     def _plan(self, config: DictConfig) -> None:
@@ -63,7 +63,7 @@ class SweepTable(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Read what the jobs noted, wherever they ran."""
-        with app.one_line_errors(), _no_warning():
+        with _no_warning(), app.one_line_errors():
             self._report(config)
 
     def _report(self, config: DictConfig) -> None:
@@ -88,8 +88,6 @@ def _no_warning() -> Iterator[None]:
     """Hydra makes a warning of an error in a callback and goes on: end with exit code 1 instead."""
     try:
         yield
-    except (ValueError, OSError):
-        raise  # one line
     except Exception:
         traceback.print_exc()
         sys.exit(1)
