@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -266,7 +267,8 @@ def test_console_reads_the_store(tmp_path, capsys):
     assert 'method.name: "retroinfer" -> "full"' in capsys.readouterr().out
     assert console.main(["audit", *where]) == 0 and "2 cells agree" in capsys.readouterr().out
     assert console.main(["export", *where, "--out", str(tmp_path / "rows.csv")]) == 0
-    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 9
+    with (tmp_path / "rows.csv").open(newline="") as stream:  # prompts hold line breaks
+        assert len(list(csv.reader(stream))) == 9
     assert console.main(["export", other, *where, "--out", str(tmp_path / "full.csv")]) == 0
     columns = (tmp_path / "full.csv").read_text().splitlines()[0]
     assert "method.backend" in columns and "method.tokens_per_cluster" not in columns
