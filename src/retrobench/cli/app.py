@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import textwrap
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,8 @@ def one_line_errors(traced: bool = False) -> Iterator[None]:
             raise
         if isinstance(error, (HydraException, OmegaConfBaseException)):
             fail(ValueError(one_line(error)))
+        if _is_of_hydra(error):
+            fail(ValueError(f"{_NOT_COMPOSED}: {type(error).__name__}: {one_line(error)}"))
         if isinstance(error, ValueError):
             fail(error)
         if isinstance(error, OSError):
@@ -95,6 +98,13 @@ def one_line_errors(traced: bool = False) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _is_of_hydra(error: Exception) -> bool:
+    """Whether Hydra itself failed: some overrides that it cannot use end so."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and bool({"hydra", "omegaconf"} & {*Path(frames[-1].filename).parts})
+
+
+_NOT_COMPOSED = "Hydra cannot use these overrides (write GROUP=NAME and GROUP.OPTION=VALUE)"
 _DEAD_WORKER = ("TerminatedWorkerError", "BrokenProcessPool")  # of joblib, which is optional
 _WORKER_DIED = (
     "a worker process died (killed, or out of memory), and joblib ended the others; finished "
