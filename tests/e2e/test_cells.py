@@ -66,6 +66,8 @@ def test_a_busy_cell_is_left_to_its_owner(tmp_path):
         outcome = cli.run_job(config(tmp_path, task=task))
     assert outcome["ran"] == 0 and outcome["failed"] == {"busy": 1}
     assert "another process" in outcome["message"]
+    assert not cli.is_failure(outcome)
+    assert cli.problem_line(outcome).startswith(f"BUSY {done['key']}")
     ran = {**done, "ran": 3}
     assert cli.without_duplicates([outcome, ran]) == [ran]  # two entries of one launch, one cell
     assert cli.without_duplicates([outcome, {**ran, "key": "other"}])[0] is outcome

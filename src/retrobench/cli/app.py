@@ -142,7 +142,7 @@ def main(config: DictConfig) -> None:
             if config.sweep:  # by name: the cell joins it
                 units.note(folder, outcome)
             show([outcome], config.results_dir)
-            sys.exit(1 if outcome["failed"] else 0)
+            sys.exit(1 if is_failure(outcome) else 0)
         number = int(job.job.num)
         overrides = " ".join(job.overrides.task)
         unit = units.find(folder, number) or units.Unit(
@@ -273,7 +273,7 @@ def show(outcomes: list[Outcome], results_dir: str) -> None:
     if keys:
         print_tables(load(ResultStore(results_dir), COLUMNS, keys), out)
     for outcome in outcomes:
-        if line := failure_line(outcome):
+        if line := problem_line(outcome):
             print_line(out, line)
 
 
@@ -283,12 +283,19 @@ def without_duplicates(outcomes: list[Outcome]) -> list[Outcome]:
     return [o for o in outcomes if "busy" not in o.get("failed", {}) or o["key"] not in ran]
 
 
-def failure_line(outcome: Outcome) -> str:
-    """What failed of a job, as one line; empty if nothing did."""
+def is_failure(outcome: Outcome) -> bool:
+    """Whether something of a job failed; a cell that another process runs has not."""
+    return "error" in outcome or bool(outcome.get("failed", {}).keys() - {"busy"})
+
+
+def problem_line(outcome: Outcome) -> str:
+    """What failed of a job, or who runs its cell, as one line; empty if all is well."""
     if "error" in outcome:
         return f"FAILED {outcome['job']}: {outcome['error']}"
     if not outcome["failed"]:
         return ""
+    if not is_failure(outcome):
+        return f"BUSY {outcome['key']} {outcome['label']}: {outcome['message']}"
     counts = ", ".join(f"{kind} {count}" for kind, count in outcome["failed"].items())
     why = f" ({outcome['message']})" if outcome["message"] else ""
     return f"FAILED {outcome['key']} {outcome['label']}: {counts}{why}"

@@ -153,7 +153,7 @@ def _sweeps(options: argparse.Namespace) -> int:
         _print(f"{options.results} holds no sweeps")
     for name in sweep_names(store):
         entries = sweep_entries(store, name)
-        failed = sum("error" in entry or bool(entry.get("failed")) for entry in entries)
+        failed = sum(map(cli.is_failure, entries))
         _print(f"{name}: {counted(len(entries), 'cell')}, {failed} failed")
     return 0
 
@@ -187,7 +187,7 @@ def _retry(options: argparse.Namespace) -> int:
         raise ValueError(f"{key} was written without its configuration; run it with retry=true")
     outcome = cli.run_job({**requested_config, "results_dir": options.results, "retry": True})
     cli.show([outcome], options.results)
-    return 1 if outcome["failed"] else 0
+    return 1 if cli.is_failure(outcome) else 0
 
 
 def _verify(options: argparse.Namespace) -> int:

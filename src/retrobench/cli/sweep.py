@@ -79,7 +79,7 @@ class SweepTable(Callback):
         if silent > 0:
             text = f"FAILED: {silent} job(s) ended without a word; the same command goes on"
             print_line(app.console(), text)
-        if silent > 0 or any(app.failure_line(outcome) for outcome in outcomes):
+        if silent > 0 or any(app.is_failure(outcome) for outcome in outcomes):
             sys.exit(1)
 
 
