@@ -2,8 +2,9 @@
 
 python scripts/fuzz.py [--cases 1000] [--seed 0] [--kinds stop ...] [--only 17]
 
-A case fails on a traceback, an exit code that is not documented, more than 60 s, a change of a cell
-that it does not concern, or a lost row. Each is made from the seed and its own number alone.
+A case fails on a traceback, an exit code that is not documented, more than
+60 s, a change of a cell that it does not concern, or a lost row. Each is made
+from the seed and its own number alone.
 """
 
 import argparse
@@ -239,7 +240,10 @@ def main() -> None:
     )
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND",
+        help=f"of {', '.join(KINDS)}",
+    )  # fmt: skip
     parser.add_argument("--only", type=int, help="this case alone")
     parser.add_argument("--limit", type=float, default=60, help="seconds that are a hang")
     parser.add_argument("--real", type=float, default=0.05, help="share run as new processes")

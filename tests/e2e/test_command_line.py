@@ -15,7 +15,8 @@ from retrobench.store.results import ResultStore
 from retrobench.store.sweeps import sweep_keys
 from tests.e2e.runs import ROOT
 
-SCRIPTS = ["run.py", *sorted(f"scripts/{path.name}" for path in ROOT.glob("scripts/*.py"))]
+STARTED = [path for path in ROOT.glob("scripts/*.py") if "__main__" in path.read_text("utf-8")]
+SCRIPTS = ["run.py", *sorted(f"scripts/{path.name}" for path in STARTED)]
 CONF = ROOT / "conf"
 
 
