@@ -178,7 +178,7 @@ def _start(program: str, arguments: Any, folder: Path, log: Path, real: bool) ->
         for number, name, flags in ((0, os.devnull, 0), (1, log, 577), (2, log, 1025)):
             os.dup2(os.open(name, flags, 0o600), number)
         os.chdir(folder)
-        resource.setrlimit(resource.RLIMIT_AS, (24 * 2**30,) * 2)
+        resource.setrlimit(resource.RLIMIT_DATA, (24 * 2**30,) * 2)
         code = _command(program, list(arguments))
     except BaseException:
         traceback.print_exc()
