@@ -1,4 +1,4 @@
-"""Two hundred of the cases of ``scripts/fuzz.py``; ``python scripts/fuzz.py`` runs a thousand."""
+"""About two hundred of the cases of ``scripts/fuzz.py``; without options it runs a thousand."""
 
 import subprocess
 import sys
@@ -9,10 +9,13 @@ from tests.e2e.runs import ROOT
 
 
 @pytest.mark.slow
-def test_what_is_thrown_at_the_command_line_ends_well(tmp_path):
-    command = [sys.executable, str(ROOT / "scripts" / "fuzz.py"), "--cases", "200"]
+@pytest.mark.parametrize(
+    ("cases", "kinds"), [(200, "options commands data checkpoint"), (90, "damage stop")]
+)
+def test_what_is_thrown_at_the_command_line_ends_well(tmp_path, cases, kinds):
+    command = [sys.executable, str(ROOT / "scripts" / "fuzz.py"), "--cases", str(cases)]
     ended = subprocess.run(
-        [*command, "--seed", "2", "--real", "0.02", "--limit", "300"],
+        [*command, "--seed", "2", "--real", "0.02", "--limit", "300", "--kinds", *kinds.split()],
         capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging
 
 from retrobench.core.paths import regular
-from retrobench.engine.context import set_rope
+from retrobench.engine.context import claimed_limit, set_rope
 from retrobench.engine.model_config import ModelConfig
 from retrobench.engine.weights import architecture, read_weights, readable
 from retrobench.fetch import digests
@@ -58,6 +58,8 @@ def describe(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, Any, str]:
 
             tokenizer = build_tokenizer()
         meta_model = build_meta_model(model_config, dtype, config.trust_remote_code)
+        tokenizer("a")  # values of a wrong type show here
+        claimed_limit(model_config)
     return meta_model, tokenizer, revision
 
 
