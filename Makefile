@@ -62,7 +62,7 @@ figures: $(STAMP) ## draw every figure that the rows on disk allow
 matrix: $(STAMP) ## try every decoder family of transformers; the table of docs/models.md
 	$(BIN)/python -m tests.support_matrix
 
-published: $(PUBLISHED:%=published-%) ## published results (about an hour; goes on where it stopped; needs gemma3_270m)
+published: $(PUBLISHED:%=published-%) ## published results (an hour or two; goes on where it stopped; needs gemma3_270m)
 
 published-%: $(STAMP)
 	$(if $(findstring infinigen,$($*)),$(BIN)/python scripts/calibrate.py method=infinigen model.dtype=bfloat16)

@@ -8,6 +8,7 @@ from torch import Tensor
 from retrobench.core.method import AttentionArgs
 from retrobench.core.spec import option
 from retrobench.engine.attention.index import ScoringIndex, StaticConfig
+from retrobench.engine.attention.parts import logits
 from retrobench.engine.attention.selective import SelectiveMethod
 from retrobench.memory.selection import Tokens
 from retrobench.memory.store import KVStore
@@ -21,8 +22,7 @@ class OracleIndex(ScoringIndex):
         keys = store.keys(layer)
         batch, heads, _, dim = q_BHTD.shape
         groups = keys.shape[1]
-        q_BGND = q_BHTD.reshape(batch, groups, heads // groups, dim).float() * args.scale
-        logit = q_BGND @ keys.float().transpose(-1, -2)
+        logit = logits(q_BHTD.reshape(batch, groups, heads // groups, dim), keys, args)
         if any(self.shape.pad_tokens):
             pad_B1 = torch.tensor(self.shape.pad_tokens, device=logit.device)[:, None]
             exists_BS = torch.arange(keys.shape[2], device=logit.device) >= pad_B1
