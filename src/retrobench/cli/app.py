@@ -261,10 +261,8 @@ def show(outcomes: list[Outcome], results_dir: str) -> None:
     out = console()
     for outcome in outcomes:
         if "label" in outcome:
-            line = f"{outcome['key']} {outcome['label']}: "
-            print_line(
-                out, f"{line}{counted(outcome['ran'], 'sample')} run, {outcome['cached']} on disk"
-            )
+            counts = f"{counted(outcome['ran'], 'sample')} run, {outcome['cached']} on disk"
+            print_line(out, f"{outcome['key']} {outcome['label']}: {counts}")
             if outcome.get("matched"):
                 print_line(out, f"  {outcome['matched']}")
             if outcome.get("ignored"):
