@@ -130,6 +130,8 @@ def _attend(
 ) -> Tensor:
     """Ask the owner. Where keys and values differ in width (MLA), zeros make them equal."""
     width = value.shape[-1]
+    if key.shape[-1] == width:
+        return owner.attend(layer, query, key, value, args)
     dim = max(key.shape[-1], width)
     query, key, value = (F.pad(x, (0, dim - x.shape[-1])) for x in (query, key, value))
     return owner.attend(layer, query, key, value, args)[..., :width]

@@ -1,6 +1,7 @@
 """Indexes: which tokens a decode step attends, and the static zone that all selectors share."""
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -67,18 +68,23 @@ class StaticZone:
 
     def tokens(self, length: int, device: Any) -> Tensor:
         """Their positions in a context of ``length``, ``token_BR``, -1 padded at the end."""
-        most = self.sink_tokens + self.local_tokens
-        pad_B1 = torch.tensor(self.pad_tokens, device=device)[:, None]
-        rank = torch.arange(min(length, most), device=device)
-        between_B1 = (length - pad_B1 - most).clamp_min(0)
-        token = pad_B1 + rank + (rank >= self.sink_tokens) * between_B1
-        return token.masked_fill(token >= length, -1)
+        return _zone_tokens(self, length, device)
 
     def outside(self, length: int, device: Any) -> Tensor:
         """Which positions hold a token outside the zone, ``free_BS``."""
         position = torch.arange(length, device=device)
         pad_B1 = torch.tensor(self.pad_tokens, device=device)[:, None]
         return (position >= pad_B1 + self.sink_tokens) & (position < length - self.local_tokens)
+
+
+@lru_cache(maxsize=4)  # all layers of a step ask for the same
+def _zone_tokens(zone: StaticZone, length: int, device: Any) -> Tensor:
+    most = zone.sink_tokens + zone.local_tokens
+    pad_B1 = torch.tensor(zone.pad_tokens, device=device)[:, None]
+    rank = torch.arange(min(length, most), device=device)
+    between_B1 = (length - pad_B1 - most).clamp_min(0)
+    token = pad_B1 + rank + (rank >= zone.sink_tokens) * between_B1
+    return token.masked_fill(token >= length, -1)
 
 
 class ScoringIndex(Index):
