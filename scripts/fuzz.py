@@ -1,6 +1,7 @@
 """Throw bad options, data, damage and interruptions at the command line.
 
-python scripts/fuzz.py [--cases 1000] [--seed 0] [--kinds stop ...] [--only 17]
+python scripts/fuzz.py [--cases 1000] [--seed 0] [--kinds stop ...]
+    [--start 500] [--only 17]
 
 A case fails on a traceback, an exit code that is not documented, more than
 60 s, a change of a cell that it does not concern, or a lost row. Each is made
@@ -244,6 +245,7 @@ def main() -> None:
         "--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND",
         help=f"of {', '.join(KINDS)}",
     )  # fmt: skip
+    parser.add_argument("--start", type=int, default=0, help="go on with this case")
     parser.add_argument("--only", type=int, help="this case alone")
     parser.add_argument("--limit", type=float, default=60, help="seconds that are a hang")
     parser.add_argument("--real", type=float, default=0.05, help="share run as new processes")
@@ -253,7 +255,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         lab = Lab(Path(folder), asked.seed, asked.real, asked.limit)
         print(f"seed {asked.seed}, {asked.cases} cases", flush=True)
-        for number in range(asked.cases) if asked.only is None else [asked.only]:
+        numbers = range(asked.start, asked.cases) if asked.only is None else [asked.only]
+        for number in numbers:
             kind = random.Random(f"kind {asked.seed} {number}").choices(list(KINDS), weights)[0]
             if kind not in asked.kinds:
                 continue
