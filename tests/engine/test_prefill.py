@@ -10,7 +10,8 @@ from retrobench.core.method import ALL_QUERIES, AttentionArgs, Needs
 from retrobench.core.registry import method_class
 from retrobench.core.spec import parse
 from retrobench.engine import hf
-from retrobench.engine.prefill import attention_mass, prefill, prompt_bytes
+from retrobench.engine.attention.exact import attention_mass
+from retrobench.engine.prefill import prefill, prompt_bytes
 from retrobench.engine.prefill_cache import PrefillCache
 from retrobench.engine.session import Session
 from tests.support import greedy_logits, kv_shape, open_on, random_ids, ticks

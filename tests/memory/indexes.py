@@ -129,8 +129,8 @@ class All(Index):
 INDEXES = [Largest, PerQueryHead, Ragged, Blocks, Split, Sampled, Kept, Shuffled]
 
 
-def outputs(index_class, **options):
-    """Outputs of 30 steps, and what was counted."""
+def outputs(index_class, store=None, **options):
+    """Outputs of 30 steps, and what was counted; ``store`` is a class in place of the options'."""
 
     class Selector(SelectiveMethod):
         name = "selector"
@@ -139,6 +139,8 @@ def outputs(index_class, **options):
             return index_class(self.config, self.shape, self.budget)
 
         def make_store(self):
+            if store is not None:
+                return store(self.shape)
             if self.config.codec != "none":
                 return ResidentStore(self.shape, codec=self.config.codec)
             return make_store(self.config, self.shape)

@@ -11,6 +11,7 @@ from retrobench.engine.attention.exact import dense_decode
 from retrobench.measure.probe import CountingProbe
 from retrobench.memory.placement import PlacementConfig, ResolvedPlacement
 from retrobench.memory.pool import PooledStore, make_store, plan_store
+from retrobench.memory.ragged import RaggedStore
 from retrobench.memory.selection import Everything, Spans
 from retrobench.memory.store import ResidentStore
 from tests.support import prompt_layer
@@ -78,6 +79,24 @@ def test_an_index_gives_the_same_output_on_every_store(index):
         if manager != "none" and gathers:
             assert 0 < row["hit_ratio"] < 1 and row["bytes_per_step"]["h2d"] > 0
             assert set(row["hit_ratio_of_layer"]) == {"0", "2"}
+
+
+@pytest.mark.parametrize("index", INDEXES)
+def test_an_index_gives_the_same_output_on_packed_heads(index, poisoned_empty):
+    expected, counted, held, *_ = outputs(index)
+    got, row, packed, _, method = outputs(index, RaggedStore)
+    torch.testing.assert_close(got, expected, atol=2e-6, rtol=1e-5)
+    assert row["attended_tokens"] == pytest.approx(counted["attended_tokens"])
+    assert row["bytes_per_step"]["kv"] == counted["bytes_per_step"]["kv"]
+    kept = [4 * PROMPT] * 2  # 2 rows and heads
+    if index in (Kept, Shuffled):  # no padding any more
+        positions = [method.store.positions(layer) for layer in method.shape.layers]
+        kept = [int(((position >= 0) & (position < PROMPT)).sum()) for position in positions]
+    if index is Kept:  # 60 and 30 tokens in heads that the other store holds at 60
+        assert max(kept) < 2 * (60 + 30) and packed.total < 0.9 * held.total
+    assert packed == RaggedStore.plan(method.shape, kept)
+    method.close()
+    assert method.allocated().total == 0
 
 
 @pytest.mark.parametrize("index", INDEXES)

@@ -83,7 +83,7 @@ class Budget:
         for pad in shape.pad_tokens:
             context = shape.prompt_tokens - pad
             total = self.tokens(context, shape.kv_bytes_per_token) * layers * groups
-            found.append(_shares(total, flat, context))
+            found.append(shares_of(total, flat, context))
         return [
             [shares[layer * groups : (layer + 1) * groups] for shares in found]
             for layer in range(layers)
@@ -124,7 +124,7 @@ def _plain(number: Decimal) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def _shares(total: int, weights: Sequence[float], limit: int) -> list[int]:
+def shares_of(total: int, weights: Sequence[float], limit: int) -> list[int]:
     """Whole numbers up to ``limit`` that follow the weights and add up to ``total``."""
     shares, open_ends = [0.0] * len(weights), set(range(len(weights)))
     left = float(total)

@@ -211,6 +211,11 @@ class Method(ABC):
         """Make the state of a new session; the constructor calls it once."""
 
     @classmethod
+    def needs_of(cls, config: Any) -> Needs:
+        """``needs``, unless it depends on the method's options."""
+        return cls.needs
+
+    @classmethod
     @abstractmethod
     def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:
         """Bytes by place that a session of this shape will hold, computed before allocation."""

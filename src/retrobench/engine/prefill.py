@@ -17,8 +17,7 @@ from transformers import PreTrainedModel
 from retrobench.core.method import ALL_QUERIES, AttentionArgs, Needs, PromptLayer
 from retrobench.core.shapes import KVShape
 from retrobench.engine import hf
-from retrobench.engine.attention.exact import causal
-from retrobench.engine.attention.parts import logits as attention_logits
+from retrobench.engine.attention.exact import attention_mass, causal
 from retrobench.engine.model_cache import ServedCache, make_cache
 
 
@@ -239,20 +238,3 @@ def pad_left(prompts: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, tup
     pads = tuple(longest - len(prompt) for prompt in prompts)
     rows = [[0] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
     return torch.tensor(rows, device=device), pads
-
-
-def attention_mass(
-    q_BHWD: Tensor, k_BGSD: Tensor, args: AttentionArgs, pad_tokens: tuple[int, ...]
-) -> Tensor:
-    """Softmax weight that the last W tokens of the context give each key, summed: ``mass_BHS``."""
-    (batch, groups, tokens, _), window = k_BGSD.shape, q_BHWD.shape[2]
-    pad_B1 = torch.tensor(pad_tokens, device=k_BGSD.device)[:, None]
-    position = torch.arange(tokens, device=k_BGSD.device)
-    mass = torch.zeros(batch, q_BHWD.shape[1], tokens, device=k_BGSD.device)
-    for w in range(window):
-        q_BGND = q_BHWD[:, :, w].unflatten(1, (groups, -1))
-        seen_BS = (position <= tokens - window + w) & (position >= pad_B1)
-        logit = attention_logits(q_BGND, k_BGSD, args)
-        logit = logit.masked_fill(~seen_BS[:, None, None], -torch.inf)
-        mass += logit.softmax(-1).nan_to_num(0.0).flatten(1, 2)
-    return mass

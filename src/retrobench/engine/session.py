@@ -234,7 +234,7 @@ def open_session(
         model,
         prompts,
         clock=clock,
-        needs=method_class.needs,
+        needs=method_class.needs_of(config),
         chunk_tokens=chunk_tokens,
         tail_tokens=tail_tokens,
         room=max_new_tokens,

@@ -43,11 +43,7 @@ class SlotMap:
         """Slots of positions (any slot where a position is not held or is -1)."""
         if self.position_BGS[i] is None:
             return token_BGR
-        position = self.positions(i, used)
-        position = position.repeat_interleave(token_BGR.shape[1] // position.shape[1], 1)
-        ordered, slot = position.sort(-1)
-        found = torch.searchsorted(ordered, token_BGR.contiguous()).clamp_max(used - 1)
-        return slot.gather(-1, found).masked_fill(token_BGR < 0, -1)
+        return find(self.positions(i, used), token_BGR)
 
     def num_bytes(self) -> int:
         """Bytes held."""
@@ -56,3 +52,15 @@ class SlotMap:
     def close(self) -> None:
         """Free the maps."""
         self.position_BGS = [None] * len(self.shape.layers)
+
+
+def find(position_BGS: Tensor, token_BGR: Tensor) -> Tensor:
+    """Where heads hold positions (anywhere if they do not); -1 stays -1.
+
+    The second axis of ``token_BGR`` is KV heads or query heads.
+    """
+    repeat = token_BGR.shape[1] // position_BGS.shape[1]
+    ordered, slot = position_BGS.repeat_interleave(repeat, 1).sort(-1)
+    found = torch.searchsorted(ordered, token_BGR.contiguous())
+    found = found.clamp_max(position_BGS.shape[-1] - 1)
+    return slot.gather(-1, found).masked_fill(token_BGR < 0, -1)

@@ -76,6 +76,14 @@ class KVStore:
         """Chosen tokens as spans of one token each, where reading them in place saves a copy."""
         return None
 
+    def packed(self, layer: int) -> tuple[Spans, SpanView] | None:
+        """Everything as spans to be read in place, where heads hold different numbers of tokens."""
+        return None
+
+    def slot_positions(self, layer: int, slot_BGR: Tensor) -> Tensor:
+        """Positions of the tokens in slots that spans name; here they are the same."""
+        return slot_BGR
+
     def evict(self, layer: int, keep_BGR: Tensor) -> None:
         """Keep only these positions (-1 padded: heads may keep different numbers), free the rest.
 

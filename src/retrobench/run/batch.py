@@ -106,7 +106,7 @@ def _parts(run: RunContext) -> tuple[str, ...]:
 
 
 def _needs(run: RunContext) -> Needs:
-    return TraceRecorder.needs if "record" in _parts(run) else run.spec.method_class.needs
+    return TraceRecorder.needs if "record" in _parts(run) else run.spec.needs
 
 
 def _prefill(cells: Sequence[RunContext], ready: list[Conversation]) -> PrefilledPrompt:

@@ -145,7 +145,7 @@ def _solve_budget(
         loaded.model,
         [ids],
         clock=monotonic_s,
-        needs=spec.method_class.needs,
+        needs=spec.needs,
         chunk_tokens=spec.engine.chunk_tokens,
     )
 

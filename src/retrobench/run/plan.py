@@ -45,7 +45,7 @@ def prepare(spec: RunSpec, calibration: str | None = None) -> PreparedRun:
     A calibration file belongs to weights. Where their id is not known cheaply, they are read here,
     unless the caller says what to put in the file's place.
     """
-    if calibration is None and spec.method_class.needs.calibration:
+    if calibration is None and spec.needs.calibration:
         calibration = _calibration(spec)
     model, prompt, task = loader.describe(spec.model), prompt_builder(spec.model), spec.make_task()
     model_identity = task.model_identity() or {**model.identity, **prompt.identity}
@@ -159,7 +159,7 @@ def _footprint(spec: RunSpec, model: loader.ModelInfo) -> Footprint:
 
 def _check_served(spec: RunSpec, model: loader.ModelInfo) -> None:
     """ValueError for a model, or a batch of it, that cannot be served."""
-    found, needs = serve(model.meta_model), spec.method_class.needs
+    found, needs = serve(model.meta_model), spec.needs
     if found.equal_rows and spec.engine.batch > 1:
         raise ValueError(
             f"engine.batch={spec.engine.batch}: model {model.identity['name']} computes rows of "
@@ -232,7 +232,7 @@ def can_share(runs: Sequence[PreparedRun]) -> bool:
     first = runs[0]
     if len(runs) < 2 or not first.summary.lengths:
         return True
-    needs = reduce(Needs.__or__, (run.spec.method_class.needs for run in runs))
+    needs = reduce(Needs.__or__, (run.spec.needs for run in runs))
     model = loader.describe(first.spec.model)
     shared = prompt_bytes(_shape(first.spec, model, max(first.summary.lengths)), needs)
     largest = max((run.summary.footprint for run in runs), key=lambda entry: entry.total)
@@ -254,7 +254,7 @@ def plan_summary(spec: RunSpec) -> tuple[RunSummary, bool]:
 
     A method's calibration file belongs to weights, and many of them are not read for a plan.
     """
-    needs = spec.method_class.needs.calibration
+    needs = spec.needs.calibration
     unknown = needs and loader.known_weights_id(spec.model) is None
     prepared = prepare(spec, "not read yet" if unknown else None)
     return prepared.summary, not unknown

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from retrobench.core.budget import Budget
-from retrobench.core.method import Method
+from retrobench.core.method import Method, Needs
 from retrobench.core.registry import method_class, method_names
 from retrobench.core.spec import option, parse, to_plain, unknown
 from retrobench.core.task import Task
@@ -142,6 +142,11 @@ class RunSpec:
     def method_class(self) -> type[Method]:
         """The method's class."""
         return method_class(self.method)
+
+    @property
+    def needs(self) -> Needs:
+        """What the method asks of the engine."""
+        return self.method_class.needs_of(self.method_config)
 
     def make_task(self) -> Task:
         """The benchmark."""

@@ -74,7 +74,7 @@ def _prefill_random(cells: Sequence[RunContext], sample: Sample) -> PrefilledPro
         run.loaded.model,
         speed.random_prompts(run.loaded, run.spec.task_config, sample),
         clock=run.clock,
-        needs=reduce(Needs.__or__, (cell.spec.method_class.needs for cell in cells)),
+        needs=reduce(Needs.__or__, (cell.spec.needs for cell in cells)),
         chunk_tokens=run.spec.engine.chunk_tokens,
         room=sample.max_new_tokens + speed.COUNTED_STEPS,
         on_chunk=lambda done: run.progress.detail(f"prefill {done}"),

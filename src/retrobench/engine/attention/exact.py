@@ -97,6 +97,23 @@ def dense_decode(
     return out.reshape(batch, heads, 1, v_BGSD.shape[-1])
 
 
+def attention_mass(
+    q_BHWD: Tensor, k_BGSD: Tensor, args: AttentionArgs, pad_tokens: tuple[int, ...]
+) -> Tensor:
+    """Softmax weight that the last W tokens of the context give each key, summed: ``mass_BHS``."""
+    (batch, groups, tokens, _), window = k_BGSD.shape, q_BHWD.shape[2]
+    pad_B1 = torch.tensor(pad_tokens, device=k_BGSD.device)[:, None]
+    position = torch.arange(tokens, device=k_BGSD.device)
+    mass = torch.zeros(batch, q_BHWD.shape[1], tokens, device=k_BGSD.device)
+    for w in range(window):
+        q_BGND = q_BHWD[:, :, w].unflatten(1, (groups, -1))
+        seen_BS = (position <= tokens - window + w) & (position >= pad_B1)
+        logit = logits(q_BGND, k_BGSD, args)
+        logit = logit.masked_fill(~seen_BS[:, None, None], -torch.inf)
+        mass += logit.softmax(-1).nan_to_num(0.0).flatten(1, 2)
+    return mass
+
+
 def _masked(
     q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, args: AttentionArgs, mask: Tensor | None
 ) -> Tensor:

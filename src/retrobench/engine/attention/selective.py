@@ -4,6 +4,7 @@ An *index* says WHICH tokens, a *store* says WHERE they live; both are made by o
 methods, so that any index runs on any store. ``docs/add_a_method.md`` fills this template.
 """
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from retrobench_kernels.wave_attention import wave_attention
@@ -75,25 +76,35 @@ class SelectiveMethod(Method):
     ) -> Tensor:
         """``o_BHTD`` of a selection: in place where the store can, else gathered."""
         if isinstance(selection, Everything):
-            return self._attend_everything(layer, q_BHTD, selection, args)
+            packed = self.store.packed(layer)
+            if packed is None:
+                return self._attend_everything(layer, q_BHTD, selection, args)
+            spans = replace(packed[0], **selection.carried())
+            return self._attend_spans(layer, q_BHTD, spans, packed[1], args)
         if isinstance(selection, Tokens):
             selection = self.store.runs(layer, selection) or selection
         if isinstance(selection, Spans):
             view = self.store.spans(layer, selection)
             if view is not None:
-                out_BHD = self.attend_in_place(layer, q_BHTD[:, :, 0], selection, view, args)
-                if self.probe.counting:
-                    always = view.steady.count_B.sum() * self.shape.num_kv_heads
-                    heads = self.shape.batch * self.shape.num_kv_heads
-                    self.count(layer, selection.num_tokens + always, heads, selection)
-                if self.probe.detail:
-                    self.report_spans(layer, selection, view)
-                return out_BHD[:, :, None]
+                return self._attend_spans(layer, q_BHTD, selection, view, args)
             selection = selection.tokens()
         assert isinstance(selection, Tokens)
         with self.probe.span("gather"):
             k_BGRD, v_BGRD = self.store.gather(layer, selection.token_BGR)
         return self.attend_tokens(layer, q_BHTD, k_BGRD, v_BGRD, selection, args)
+
+    def _attend_spans(
+        self, layer: int, q_BHTD: Tensor, spans: Spans, view: SpanView, args: AttentionArgs
+    ) -> Tensor:
+        """Attention over spans in place, counted."""
+        out_BHD = self.attend_in_place(layer, q_BHTD[:, :, 0], spans, view, args)
+        if self.probe.counting:
+            always = view.steady.count_B.sum() * self.shape.num_kv_heads
+            heads = self.shape.batch * self.shape.num_kv_heads
+            self.count(layer, spans.num_tokens + always, heads, spans)
+        if self.probe.detail:
+            self.report_spans(layer, spans, view)
+        return out_BHD[:, :, None]
 
     def attend_tokens(
         self,
@@ -142,7 +153,7 @@ class SelectiveMethod(Method):
 
     def report_spans(self, layer: int, spans: Spans, view: SpanView) -> None:
         """Tell a probe that asks which positions are attended."""
-        self.probe.selected(layer, spans.token_BGR)
+        self.probe.selected(layer, self.store.slot_positions(layer, spans.token_BGR))
 
     def _attend_everything(
         self, layer: int, q_BHTD: Tensor, selection: Everything, args: AttentionArgs
