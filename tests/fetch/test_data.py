@@ -159,3 +159,35 @@ def test_the_command_lists_checks_and_knows_its_names(tmp_path, monkeypatch, cap
         with pytest.raises(SystemExit, match="2"):
             main(["fetch", *names])
         assert message in capsys.readouterr().err
+
+
+def test_rows_become_lines_and_known_digests_are_checked(tmp_path, monkeypatch):
+    rows = [{"input": "Mary went.", "question": "Where?", "target": "office"}] * 2
+    monkeypatch.setitem(ROWS, "RMT-team/babilong", rows)
+    fetch_benchmark(tmp_path, "babilong", FakeHub(tmp_path), say=lambda text: None)
+    lines = (tmp_path / "babilong" / "128k" / "qa10.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == rows
+    assert len(read_manifest(tmp_path)) == 90 and verify(tmp_path, "babilong") == []
+    given = tmp_path / "given" / "mrcr" / "2needle"
+    given.mkdir(parents=True)
+    for content, words in (
+        (b"PAR1 other data PAR1", "another file: its SHA-256 is not the known one"),
+        (b"PAR1 half", "no whole parquet file"),
+        (b"", "no whole parquet file"),
+    ):
+        (given / "2needle_0.parquet").write_bytes(content)
+        with pytest.raises(ValueError, match=f"2needle_0.parquet is {words}; not kept"):
+            fetch_benchmark(tmp_path, "mrcr", None, tmp_path / "given")
+    assert not (tmp_path / "mrcr" / "2needle" / "2needle_0.parquet").exists()
+
+
+def test_many_files_are_one_row_of_the_list(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RETROBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "babilong" / "4k").mkdir(parents=True)
+    (tmp_path / "babilong" / "4k" / "qa1.jsonl").write_text("{}")
+    assert main(["fetch", "--root", str(tmp_path)]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "babilong" in line]
+    assert "90 files from RMT-team/babilong" in row and row.strip("│ \n").endswith(" 1")
+    assert main(["fetch", "--root", str(tmp_path / "none")]) == 0
+    assert "1380" in capsys.readouterr().out  # MRCR's six files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rich.markup import escape
@@ -13,7 +14,9 @@ from retrobench.core.spec import nearest
 from retrobench.fetch import data, hub, models
 from retrobench.fetch.benchmarks import BENCHMARKS
 from retrobench.fetch.catalogue import MODELS
+from retrobench.fetch.data_file import DataFile
 
+MANY_FILES = 4  # more of one benchmark are one row of the list
 EPILOG = """NAME is one of the list, `data` for the data of all benchmarks, or ORG/NAME[@REVISION]
 for a model of the Hugging Face Hub (kept in the Hub's own cache). What is whole already is kept,
 and a stopped fetch goes on. Data of the Hub need retrobench[data]; some of it needs
@@ -109,13 +112,28 @@ def listing(root: Path) -> Table:
         what = escape(f"your {name}, converted in {made.name} (delete the folder to free it)")
         table.add_row("", what, f"{size_bytes / 1e6:.0f}", "", "yes")
     for benchmark, files in BENCHMARKS.items():
-        for name, source in files.items():
-            path = root / name
-            size = path.stat().st_size / 1e6 if path.exists() else source.about_mb
-            what = f"{Path(name).name} from {source.repo}"
-            here = "yes" if path.exists() else ""
-            table.add_row(benchmark, what, f"{size:.0f}" if size else "?", source.licence, here)
+        for row in _data_rows(root, files):
+            table.add_row(benchmark, *row)
     return table
+
+
+def _data_rows(root: Path, files: Mapping[str, DataFile]) -> Iterator[tuple[str, ...]]:
+    """A row for each file of a benchmark, or one for all if they are many."""
+    sizes = {
+        name: path.stat().st_size / 1e6 if (path := root / name).exists() else source.about_mb
+        for name, source in files.items()
+    }
+    present = [name for name in files if (root / name).exists()]
+    if len(files) > MANY_FILES:
+        source = next(iter(files.values()))
+        here = "yes" if len(present) == len(files) else str(len(present) or "")
+        size = f"{sum(sizes.values()):.0f}" if all(sizes.values()) else "?"
+        yield f"{len(files)} files from {source.repo}", size, source.licence, here
+        return
+    for name, source in files.items():
+        what, size = f"{Path(name).name} from {source.repo}", sizes[name]
+        here = "yes" if name in present else ""
+        yield what, f"{size:.0f}" if size else "?", source.licence, here
 
 
 def _say(text: str) -> None:

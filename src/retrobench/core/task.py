@@ -24,7 +24,8 @@ class Sample:
     ``id`` is unique in its cell and depends only on (task, length, seed, index), never on how many
     samples were asked for. ``error`` says why a record cannot be asked (file, line); it is not run
     and becomes a row of status ``error``. ``follow_ups`` are other questions that the context
-    answers and that no turn before has answered already; most tasks have none.
+    answers and that no turn before has answered already; most tasks have none. ``history`` holds
+    (role, text) of a conversation before the user's turn (MRCR).
     """
 
     id: str
@@ -39,6 +40,7 @@ class Sample:
     meta: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
     follow_ups: tuple[FollowUp, ...] = ()
+    history: tuple[tuple[str, str], ...] = ()
 
     @property
     def user_text(self) -> str:

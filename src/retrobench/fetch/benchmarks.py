@@ -1,31 +1,10 @@
 """The data files that benchmarks read: where each comes from, what it becomes, its terms."""
 
 import random
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-Rows = Iterable[Mapping[str, Any]]  # of a data set of the Hub
-Convert = Callable[[Rows], Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataFile:
-    """One file of a benchmark.
-
-    ``file`` is downloaded as it is; without it the data set's ``split`` is loaded and converted.
-    ``originals`` are further names that the file may have in ``--from``. They need no conversion.
-    ``about_mb`` is the file's size as its origin shows it; 0: not known before it is here.
-    """
-
-    repo: str
-    licence: str
-    about_mb: int = 0
-    originals: tuple[str, ...] = ()
-    file: str = ""
-    config: str = ""
-    split: str = ""
-    convert: Convert | None = None
+from retrobench.fetch.data_file import DataFile, Rows
+from retrobench.fetch.long_context import BABILONG, MRCR
 
 
 def essays(rows: Rows) -> dict[str, str]:
@@ -115,6 +94,8 @@ BENCHMARKS: dict[str, dict[str, DataFile]] = {
             repo="zai-org/LongBench-v2", licence="Apache-2.0", file="data.json"
         )
     },
+    "mrcr": MRCR,
+    "babilong": BABILONG,
     "aime24": {
         "reasoning/aime24.json": DataFile(
             repo="HuggingFaceH4/aime_2024",

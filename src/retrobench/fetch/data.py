@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from retrobench.fetch.benchmarks import BENCHMARKS, DataFile
+from retrobench.fetch.benchmarks import BENCHMARKS
+from retrobench.fetch.data_file import DataFile
 from retrobench.fetch.digests import sha256
 from retrobench.fetch.models import Say
 
@@ -35,7 +36,10 @@ def fetch_benchmark(
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".part")
         entry = _write(temporary, name, source, hub, given)
-        if (broken := damage(temporary, path.name)) is not None:
+        broken = damage(temporary, path.name)
+        if broken is None and source.sha256 and sha256(temporary) != source.sha256:
+            broken = "another file: its SHA-256 is not the known one"
+        if broken is not None:
             temporary.unlink()
             raise ValueError(f"{name} from {entry['source']} is {broken}; not kept")
         temporary.replace(path)
@@ -59,7 +63,8 @@ def _write(path: Path, name: str, source: DataFile, hub: Any, given: Path | None
         shutil.copyfile(hub.file(source, revision), path)
     else:
         data = source.convert(hub.rows(source, revision))
-        path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+        lines = data if name.endswith(".jsonl") else [data]
+        path.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines), "utf-8")
     return {"source": f"hf://datasets/{source.repo}", "revision": revision}
 
 
@@ -73,7 +78,7 @@ def problem(path: Path, entry: Mapping[str, Any] | None) -> str | None:
 
 
 def damage(path: Path, name: str) -> str | None:
-    """What is wrong with a file's content (a git-lfs pointer, half a zip, no JSON), or None."""
+    """What is wrong with a file's content (a git-lfs pointer, half a file, no JSON), or None."""
     with path.open("rb") as stream:
         if stream.read(23) == b"version https://git-lfs":
             return "a git-lfs pointer, not the data"
@@ -84,8 +89,22 @@ def damage(path: Path, name: str) -> str | None:
         except zipfile.BadZipFile as error:
             return f"no whole zip archive ({error})"
         return f"damaged in {bad}" if bad else None
+    return _parquet_damage(path) if name.endswith(".parquet") else _json_damage(path, name)
+
+
+def _parquet_damage(path: Path) -> str | None:
+    """A parquet file begins and ends with the same four letters."""
+    with path.open("rb") as stream:
+        head = stream.read(4)
+        stream.seek(max(0, path.stat().st_size - 4))
+        return None if head == stream.read() == b"PAR1" else "no whole parquet file"
+
+
+def _json_damage(path: Path, name: str) -> str | None:
     try:
-        json.loads(path.read_bytes())
+        with path.open("rb") as stream:
+            for text in stream if name.endswith(".jsonl") else [stream.read()]:
+                json.loads(text)
     except ValueError as error:
         return f"not JSON ({error})"
     return None

@@ -4,14 +4,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from retrobench.fetch.benchmarks import DataFile
+from retrobench.fetch.data_file import DataFile
 
 
 class Hub:
     """The Hub's answers about data sets."""
 
     def revision(self, source: DataFile) -> str:
-        """Commit that the data set's main branch is at."""
+        """The commit that is fixed for the file, or the one that the main branch is at."""
+        if source.revision:
+            return source.revision
         from huggingface_hub import HfApi
 
         return str(HfApi().dataset_info(source.repo).sha)

@@ -14,6 +14,8 @@ _TASKS = {
     "longbench": "retrobench.tasks.longbench.task:LongBenchTask",
     "speed": "retrobench.tasks.speed:SpeedTask",
     "machine": "retrobench.tasks.machine:MachineTask",
+    "babilong": "retrobench.tasks.babilong.task:BabilongTask",
+    "mrcr": "retrobench.tasks.mrcr.task:MrcrTask",
     "longbench_v2": "retrobench.tasks.longbench.v2:LongBenchV2Task",
 }
 

@@ -47,6 +47,18 @@ class ChatTemplate:
         """The conversation and the header of the next answer; ``options`` of transformers."""
         return self._render(turns, self._date, {**self._switches, **options})
 
+    def conversation(self, turns: Sequence[tuple[str, str]]) -> str:
+        """(role, text) pairs as text. Equal roles in a row become one where they must alternate."""
+        try:
+            return self.render([{"role": role, "content": text} for role, text in turns])
+        except TemplateError:
+            joined: list[Turn] = []
+            for role, text in turns:
+                if joined and joined[-1]["role"] == role:
+                    text = f"{joined.pop()['content']}\n\n{text}"
+                joined.append({"role": role, "content": text})
+            return self.render(joined)
+
     def _render(self, turns: Sequence[Turn], date: str, options: dict[str, Any]) -> str:
         if self._has_clock:
             options = {"chat_template": _stopped_clock(date) + self._text, **options}
@@ -94,6 +106,12 @@ def _stopped_clock(date: str) -> str:
     codes = [f"%{flag}{code}" for flag in ("-", "") for code in _DIRECTIVES] + ["%%"]
     shown = "".join(f" | replace({code!r}, {day.strftime(code)!r})" for code in codes)
     return f"{{% macro strftime_now(format) -%}}{{{{ format{shown} }}}}{{%- endmacro %}}\n"
+
+
+def transcript(turns: Sequence[tuple[str, str]]) -> str:
+    """A conversation as plain text that ends where the next answer starts (base models)."""
+    lines = [f"{role.capitalize()}: {text}" for role, text in turns]
+    return "\n\n".join([*lines, "Assistant:"])
 
 
 def open_mark(text: str) -> str:

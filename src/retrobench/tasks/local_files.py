@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def text_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def text_field(raw: dict[str, Any], name: str) -> str:
+def text_field(raw: Mapping[str, Any], name: str) -> str:
     """A record's field that must hold text."""
     if not isinstance(raw.get(name), str):
         raise ValueError(f"{name!r} is missing or not a string")

@@ -8,7 +8,14 @@ from functools import cached_property
 from typing import Any
 
 from retrobench.core.task import Sample
-from retrobench.tasks.chat import DATE, MARKS, PROBE, ChatTemplate, without_thinking
+from retrobench.tasks.chat import (
+    DATE,
+    MARKS,
+    PROBE,
+    ChatTemplate,
+    transcript,
+    without_thinking,
+)
 
 TAIL_CHARACTERS = 400  # of a prompt, kept for the reader of its row
 
@@ -108,16 +115,16 @@ class PromptBuilder:
         backend.no_truncation()
         return len(backend.encode_batch_fast([text], add_special_tokens=False)[0])
 
-    def wrap(self, user_text: str) -> str:
-        """``user_text`` as one user turn (unchanged for base models).
+    def wrap(self, user_text: str, history: Sequence[tuple[str, str]] = ()) -> str:
+        """``user_text`` as a user turn after a conversation (unchanged for base models).
 
         A BOS that stands once, before the whole conversation, is left out: ``encode`` puts it
         before the preamble.
         """
         if not self.chat:
             return user_text
-        text = self.template.render([{"role": "user", "content": user_text}])
-        return text.removeprefix(self.template.bos)
+        turns = [*history, ("user", user_text)]
+        return self.template.conversation(turns).removeprefix(self.template.bos)
 
     def encode(self, sample: Sample, *, max_prompt_tokens: int | None = None) -> EncodedPrompt:
         """Ids of a sample's prompt: template, answer prefix, and BOS as the model was trained.
@@ -131,21 +138,21 @@ class PromptBuilder:
         user, truncated = self._truncate(sample)
         use_chat = self.chat and sample.meta.get("chat", True)
         answer_prefix, warning = self._answer_prefix(sample)
-        text = (self.wrap(user) if use_chat else user) + answer_prefix
+        text = self._turns(user, sample.history, use_chat) + answer_prefix
         text = sample.meta.get("preamble", "") + text
         bos = self.template.bos if use_chat else ""
         start = [] if use_chat else self.start_ids
-        ids = [*start, *self.tokens(bos + text)]
+        place = text.rfind(sample.question)
+        spelled, before = self._spelled(bos + text, len(bos) + place)
+        ids = [*start, *spelled]
         if max_prompt_tokens is not None and len(ids) > max_prompt_tokens:
             raise PromptTooLong(
                 f"{sample.id}: the prompt has {len(ids)} tokens but the model takes "
                 f"{max_prompt_tokens} beside {sample.max_new_tokens} new ones"
             )
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        if sample.question in text:
-            border = len(bos) + text.rindex(sample.question)
-            context = len(start) + self._tokens_before(bos + text, border)
-        else:  # truncation decodes ids, which may change the spelling
+        context = len(start) + before
+        if place < 0:  # truncation decodes ids, which may change the spelling
             context = len(ids) - self.count(sample.question + answer_prefix)
         return EncodedPrompt(
             ids=ids,
@@ -155,6 +162,12 @@ class PromptBuilder:
             truncated=truncated,
             warning=warning,
         )
+
+    def _turns(self, user: str, history: Sequence[tuple[str, str]], use_chat: bool) -> str:
+        """The user's turn and what came before it, as text."""
+        if use_chat:
+            return self.wrap(user, history)
+        return transcript([*history, ("user", user)]) if history else user
 
     def _answer_prefix(self, sample: Sample) -> tuple[str, str]:
         """(The sample's answer prefix as far as the prompt takes it, a warning or nothing)."""
@@ -240,12 +253,13 @@ class PromptBuilder:
         """Ids of ``text`` alone, without special tokens around it."""
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
-    def _tokens_before(self, text: str, border: int) -> int:
-        """Tokens of ``text`` that end at character ``border`` or before it."""
+    def _spelled(self, text: str, border: int) -> tuple[list[int], int]:
+        """Ids of ``text``, and how many of them end at character ``border`` or before it."""
         if not getattr(self.tokenizer, "is_fast", False):
-            return len(self.tokens(text)) - self.count(text[border:])
-        spans = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return bisect_right([end for _, end in spans.offset_mapping], border)
+            ids = self.tokens(text)
+            return ids, len(ids) - self.count(text[border:])
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return found.input_ids, bisect_right(found.offset_mapping, border, key=lambda span: span[1])
 
     def _truncate(self, sample: Sample) -> tuple[str, bool]:
         """Middle truncation of the raw prompt (LongBench): keeps the first and the last ids.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from retrobench.core.spec import nearest
-from retrobench.tasks.local_files import is_text_list
+from retrobench.tasks.local_files import is_text_list, text_field
 from retrobench.tasks.ruler.spec import TASKS as RULER_TASKS
 
 Scorer = Callable[..., float]
@@ -18,6 +18,8 @@ _SCORERS = {
     "ruler": "retrobench.tasks.scorers.ruler",
     "longbench": "retrobench.tasks.scorers.longbench",
     "longbench_v2": "retrobench.tasks.scorers.longbench_v2",
+    "babilong": "retrobench.tasks.scorers.babilong",
+    "mrcr": "retrobench.tasks.scorers.mrcr",
 }
 
 
@@ -57,6 +59,7 @@ def score_case(raw: Any) -> float:
         raise ValueError("'all_classes' must be a list of strings or null")
     scorer = _scorer(case["benchmark"], case["task"])
     options = {"all_classes": classes} if case["benchmark"] == "longbench" else {}
+    options |= {name: text_field(case, name) for name in _fields(case["benchmark"])}
     return scorer(case["task"], case["prediction"], references, **options)
 
 
@@ -94,6 +97,11 @@ def score_file(cases: Path, out: Path | None = None) -> ScoreReport:
         temporary.replace(out)
     report.means = {key: (len(all_), sum(all_) / len(all_)) for key, all_ in scores.items()}
     return report
+
+
+def _fields(benchmark: str) -> tuple[str, ...]:
+    """Further texts that a benchmark's score takes from a case."""
+    return getattr(importlib.import_module(_SCORERS[benchmark]), "FIELDS", ())
 
 
 def _scorer(benchmark: str, task: str) -> Scorer:

@@ -1,7 +1,5 @@
 """Reads LongBench's records from local files. A bad record is kept, with its file and line."""
 
-import hashlib
-import json
 import re
 import zipfile
 import zlib
@@ -11,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retrobench.tasks import record_files
 from retrobench.tasks.local_files import (
     check_content,
     fetch_command,
@@ -20,6 +19,7 @@ from retrobench.tasks.local_files import (
     text_field,
 )
 from retrobench.tasks.longbench.prompts import DATASETS, Dataset
+from retrobench.tasks.record_files import BadRecord, parse
 from retrobench.tasks.scorers.longbench import PARAGRAPHS
 
 _HINT = f"fetch it with {fetch_command('longbench')} or put data.zip or its files there"
@@ -37,14 +37,6 @@ class Record:
     words: int
 
 
-@dataclass(frozen=True, slots=True)
-class BadRecord:
-    """A line that is no record: ``message`` says where and why."""
-
-    line: int
-    message: str
-
-
 def source(root: str | None, name: str) -> tuple[Path, str | None]:
     """The file of a data set and, for an archive, the member; ValueError if there is none."""
     folder = Path(root or "data") / "longbench"
@@ -59,8 +51,7 @@ def source(root: str | None, name: str) -> tuple[Path, str | None]:
 def content_hash(path: Path, member: str | None) -> str:
     """Hash of a file's content. For a member of an archive: its recorded checksum and size."""
     if member is None:
-        with regular(path).open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+        return record_files.content_hash(path)
     with _open(path, member) as (_, info):
         return f"{info.CRC:08x}:{info.file_size}"
 
@@ -92,17 +83,6 @@ def lines(path: Path, member: str | None = None, hint: str = _HINT) -> Iterator[
     for number, line in enumerate(data.split(b"\n"), 1):
         if line.strip():
             yield number, line
-
-
-def parse(line: bytes) -> dict[str, Any]:
-    """A line as a JSON object; ValueError if it is none."""
-    try:
-        raw = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON ({error})") from error
-    if not isinstance(raw, dict):
-        raise ValueError("not a JSON object")
-    return raw
 
 
 @contextmanager

@@ -9,22 +9,10 @@ from retrobench.core.spec import option
 from retrobench.core.task import Prompt, Sample, Task
 from retrobench.tasks.longbench import records
 from retrobench.tasks.longbench.prompts import DATASETS, categories
+from retrobench.tasks.record_files import BadRecord, error_sample
 from retrobench.tasks.scorers.longbench import score
 
 BUILDER = 1
-
-
-def error_sample(task: str, record: records.BadRecord) -> Sample:
-    """The sample of a bad line: it becomes a row of status ``error``."""
-    return Sample(
-        id=f"{task}/line-{record.line}",
-        task=task,
-        context="",
-        question="",
-        references=(),
-        max_new_tokens=1,
-        error=record.message,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +65,9 @@ class LongBenchTask(Task):
     def _file(self, task: str) -> str:
         return f"{task}_e" if self.config.e else task
 
-    def _sample(self, task: str, index: int, record: records.Record | records.BadRecord) -> Sample:
+    def _sample(self, task: str, index: int, record: records.Record | BadRecord) -> Sample:
         dataset = DATASETS[task]
-        if isinstance(record, records.BadRecord):
+        if isinstance(record, BadRecord):
             return error_sample(task, record)
         context, question = dataset.split(record.context, record.input)
         return Sample(

@@ -12,8 +12,7 @@ from retrobench.core.spec import option
 from retrobench.core.task import Prompt, Sample, Task
 from retrobench.tasks.local_files import fetch_command, text_field
 from retrobench.tasks.longbench import records
-from retrobench.tasks.longbench.records import BadRecord
-from retrobench.tasks.longbench.task import error_sample
+from retrobench.tasks.record_files import BadRecord, error_sample, parse
 from retrobench.tasks.scorers.longbench_v2 import score
 
 BUILDER = 1
@@ -101,7 +100,7 @@ class LongBenchV2Task(Task):
     def _sample(self, index: int, number: int, line: bytes) -> Sample | None:
         """The sample of a record, or None if the options leave it out."""
         try:
-            raw = _checked(records.parse(line))
+            raw = _checked(parse(line))
         except ValueError as error:
             message = f"{self._path()} line {number}: {error}"
             return error_sample(self.name, BadRecord(number, message))

@@ -1,0 +1,1 @@
+"""BABILong: questions on facts that are scattered in a long text."""

@@ -1,0 +1,1 @@
+"""MRCR: the i-th of several equal requests in a long conversation."""
