@@ -12,6 +12,7 @@ from retrobench_kernels.cluster_select import cluster_select
 from retrobench_kernels.cpu_common import DTYPES
 from retrobench_kernels.dense_decode import dense_decode
 from retrobench_kernels.dispatch import Op
+from retrobench_kernels.graph_index import build_graph, search_graph
 from retrobench_kernels.logit_margin import logit_margin
 from retrobench_kernels.page_select import page_select
 from retrobench_kernels.wave_attention import Estimation, Pool, Steady, wave_attention
@@ -49,10 +50,10 @@ def disagreements(library: ctypes.CDLL) -> list[str]:
     for dtype in DTYPES:
         for group in (1, 2, 4):
             case = Case(library, group, dtype, generator)
-            for check in (_dense, _wave, _pages, _margins):
-                if check is _margins and dtype == torch.float16:
-                    continue  # the C++ form has no float16
-                tolerance = 1e-4 if check is _margins else TOLERANCE[dtype]
+            for check in (_dense, _wave, _pages, _margins, _graph):
+                if check in (_margins, _graph) and dtype == torch.float16:
+                    continue  # the C++ forms have no float16
+                tolerance = 1e-4 if check in (_margins, _graph) else TOLERANCE[dtype]
                 if not _close(*check(case), tolerance):
                     wrong.append(f"{check.__name__[1:]} {dtype} group {group}")
     return wrong
@@ -100,3 +101,15 @@ def _margins(case: Case) -> tuple[Tensor, Tensor]:
     fast, reference = case.forms(logit_margin)
     got, expected = (form(q, key, exists, 0.5, per_head=False) for form in (fast, reference))
     return got, expected
+
+
+def _graph(case: Case) -> tuple[Tensor, Tensor]:
+    """A graph and what a search finds in it."""
+    keys, q = case.whole(2, 40, DIM), case.whole(2 * case.group, DIM)
+    near = (keys.repeat_interleave(case.group, 0) @ q[..., None]).mT.topk(9).indices
+    entry, found = torch.zeros(len(q), dtype=torch.int32), []
+    both = zip(case.forms(build_graph), case.forms(search_graph), strict=True)
+    for build, search in both:
+        link = build(keys, near, entry, 4, 8)
+        found.append(torch.cat([link.flatten(), search(q, keys, link, entry, 8, 5)[0].flatten()]))
+    return found[0], found[1]

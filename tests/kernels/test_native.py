@@ -56,7 +56,8 @@ def test_a_damaged_library_is_built_again(fresh, monkeypatch, damage):
 
     with monkeypatch.context() as patch:
         patch.setenv("RETROBENCH_CACHE", str(_ORIGINAL))
-        (path,) = [p for p in native.cache_dir().glob("*.so") if native._is_whole(p)][:1]
+        command = [*native._compiler(), *native.FLAGS, *native._native_flags()]
+        path = native.cache_dir() / f"{native._key(command)}.so"  # not one of older sources
         whole = path.read_bytes()
     monkeypatch.setattr(native, "_build", build)
     native.load()

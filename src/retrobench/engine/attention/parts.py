@@ -75,7 +75,11 @@ def merge(first: Partial, second: Partial) -> Partial:
 
 def logits(q_BGND: Tensor, k_BGRD: Tensor, args: AttentionArgs) -> Tensor:
     """Float32 logits ``BGNR``: scaled, and soft-capped where the model does that."""
-    logit = (q_BGND.float() @ k_BGRD.float().transpose(-1, -2)) * args.scale
+    return softcapped((q_BGND.float() @ k_BGRD.float().transpose(-1, -2)) * args.scale, args)
+
+
+def softcapped(logit: Tensor, args: AttentionArgs) -> Tensor:
+    """Scaled logits, soft-capped where the model does that."""
     return logit if args.softcap is None else torch.tanh(logit / args.softcap) * args.softcap
 
 

@@ -1,0 +1,72 @@
+"""Neighbour graphs in C++: graphs are built, and heads are searched, by all threads."""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from retrobench_kernels import native
+from retrobench_kernels.cpu_common import DTYPES, addresses, float32, int32
+from retrobench_kernels.graph_index.naive import BuildArgs, Found, SearchArgs
+
+
+def unsupported(tensor: Tensor) -> str | None:
+    """Why this form cannot run on these keys, or None."""
+    if tensor.dtype not in (torch.float32, torch.bfloat16):
+        return f"dtype {tensor.dtype}"
+    return None if native.library() is not None else "no library"
+
+
+def build_graph(args: BuildArgs, library: ctypes.CDLL | None = None) -> Tensor:
+    """As the reference."""
+    keys, near, entry = float32(args.k_GSD), int32(args.near_HTN), int32(args.entry_H)
+    (groups, tokens, dim), (graphs, queries, wide) = keys.shape, near.shape
+    link = torch.empty(graphs, tokens, 2 * args.degree, dtype=torch.int32)
+    native.loaded(library).retrobench_graph_build(
+        *addresses(keys, near, entry, link), graphs, graphs // groups, tokens, queries, wide, dim,
+        args.degree, args.beam, torch.get_num_threads(),
+    )  # fmt: skip
+    return link
+
+
+def search_graph(args: SearchArgs, library: ctypes.CDLL | None = None) -> Found:
+    """As the reference."""
+    keys, link, (heads, dim) = _rows(args.k_GSD), args.link_HSN, args.q_HD.shape
+    q, entry = float32(args.q_HD), int32(args.entry_H)
+    found = Found(
+        torch.empty(heads, args.count, dtype=torch.int32), torch.empty(heads, args.count),
+        torch.empty(heads, dtype=torch.int64), torch.empty(heads, dtype=torch.int64),
+    )  # fmt: skip
+    native.loaded(library).retrobench_graph_search(
+        *addresses(q, keys, link, entry, *found), heads, heads // len(keys), heads // len(link),
+        keys.shape[1], link.shape[-1], args.beam, args.count, dim, _strides(keys, link),
+        DTYPES[keys.dtype], torch.get_num_threads(),
+    )  # fmt: skip
+    return found
+
+
+def insert_key(
+    k_GSD: Tensor,
+    link_HSN: Tensor,
+    entry_H: Tensor,
+    beam: int,
+    library: ctypes.CDLL | None = None,
+) -> None:
+    """As the reference."""
+    keys, entry, graphs = _rows(k_GSD), int32(entry_H), len(link_HSN)
+    native.loaded(library).retrobench_graph_insert(
+        *addresses(keys, link_HSN, entry), graphs, graphs // len(keys), keys.shape[1] - 1,
+        link_HSN.shape[-1], beam, keys.shape[-1], _strides(keys, link_HSN), DTYPES[keys.dtype],
+        torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def _rows(k_GSD: Tensor) -> Tensor:
+    """The keys, each head's packed (a copy only if they are not)."""
+    packed = k_GSD.stride()[1:] == (k_GSD.shape[-1], 1)
+    return k_GSD if packed else k_GSD.contiguous()
+
+
+def _strides(k_GSD: Tensor, link_HSN: Tensor) -> ctypes.Array[ctypes.c_int64]:
+    """Strides of heads, of keys and of links, in elements."""
+    return (ctypes.c_int64 * 2)(k_GSD.stride(0), link_HSN.stride(0))

@@ -1,0 +1,56 @@
+"""Options of searching keys by inner product."""
+
+import math
+from dataclasses import dataclass
+
+from retrobench.core.spec import option
+
+KINDS = ("flat", "ivf", "keys", "roar")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """Which keys are searched, by which structure, how it is built and how far it looks.
+
+    Where RetrievalAttention's paper gives no number, the default is ours (docs/methods.md).
+    """
+
+    sink_tokens: int = option(128, "first tokens, attended without a search", low=0)
+    local_tokens: int = option(512, "last tokens, attended without a search", low=1)
+    index: str = option(
+        "roar",
+        "flat: every key; ivf: lists around centroids; keys: a graph of the keys' own neighbours; "
+        "roar: a graph of the neighbours that the prompt's queries have (RoarGraph)",
+        choices=KINDS,
+    )
+    scope: str = option(
+        "query_head",
+        "graphs: one for each query head (paper) or one per kv_head, trained by the queries of all "
+        "its heads (ours)",
+        choices=("query_head", "kv_head"),
+    )
+    knn: int = option(64, "nearest keys of each training query (RoarGraph's N_q)", low=2)
+    degree: int = option(16, "edges of a key, twice: projected and added (RoarGraph's M)", low=1)
+    build_beam: int = option(64, "beam of the search that connects every key (L)", low=1)
+    search_beam: int = option(128, "beam of a decode step's search, top_k at least", low=1)
+    query_every: int = option(1, "every so many-th prompt query trains the graph", low=1)
+    causal_knn: bool = option(
+        False, "a training query sees only the keys before it; false: all, as decode queries do"
+    )
+    keys_per_list: int = option(
+        256, "ivf: keys for each centroid (published code: 512 lists at 128K)", low=1
+    )
+    probe_frac: float = option(
+        0.293, "ivf: share of the lists that are scanned (published code: 150 of 512)",
+        above=0, high=1,
+    )  # fmt: skip
+
+    def lists(self, num_keys: int) -> int:
+        """Centroids over so many keys."""
+        return min(num_keys, max(1, round(num_keys / self.keys_per_list)))
+
+    def effort(self, num_keys: int, count: int) -> int:
+        """How far a decode step looks for ``count`` keys: lists to scan, or width of the beam."""
+        if self.index == "ivf":
+            return math.ceil(self.probe_frac * self.lists(num_keys))
+        return max(self.search_beam, count)
