@@ -15,7 +15,7 @@ from retrobench.tasks.scoring import score_case, score_file
 GOLDENS = Path(__file__).parent / "goldens"
 
 
-@pytest.mark.parametrize("benchmark", ["ruler", "longbench"])
+@pytest.mark.parametrize("benchmark", ["ruler", "longbench", "babilong", "infinitebench"])
 def test_golden_scores(benchmark):
     if benchmark == "longbench":
         pytest.importorskip("jieba")

@@ -4,7 +4,7 @@ import random
 from typing import Any
 
 from retrobench.fetch.data_file import DataFile, Rows
-from retrobench.fetch.long_context import BABILONG, MRCR
+from retrobench.fetch.long_context import BABILONG, INFINITEBENCH, MRCR
 
 
 def essays(rows: Rows) -> dict[str, str]:
@@ -96,6 +96,7 @@ BENCHMARKS: dict[str, dict[str, DataFile]] = {
     },
     "mrcr": MRCR,
     "babilong": BABILONG,
+    "infinitebench": INFINITEBENCH,
     "aime24": {
         "reasoning/aime24.json": DataFile(
             repo="HuggingFaceH4/aime_2024",

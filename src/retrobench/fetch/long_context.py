@@ -1,4 +1,4 @@
-"""Data files of MRCR and BABILong."""
+"""Data files of MRCR, BABILong and InfiniteBench."""
 
 from typing import Any
 
@@ -43,4 +43,17 @@ BABILONG = {
     )
     for length in ("0k", "1k", "2k", "4k", "8k", "16k", "32k", "64k", "128k")
     for number in range(1, 11)
+}
+
+_INFINITEBENCH = (
+    "passkey number_string kv_retrieval longbook_sum_eng longbook_choice_eng longbook_qa_eng "
+    "longbook_qa_chn longdialogue_qa_eng math_find math_calc code_run code_debug"
+)
+INFINITEBENCH = {
+    f"infinitebench/{name}.jsonl": DataFile(
+        repo="xinrongzhang2022/InfiniteBench",
+        licence="MIT (code); terms of its source texts",
+        file=f"{name}.jsonl",
+    )
+    for name in _INFINITEBENCH.split()
 }

@@ -15,6 +15,7 @@ _TASKS = {
     "speed": "retrobench.tasks.speed:SpeedTask",
     "machine": "retrobench.tasks.machine:MachineTask",
     "babilong": "retrobench.tasks.babilong.task:BabilongTask",
+    "infinitebench": "retrobench.tasks.infinitebench.task:InfiniteBenchTask",
     "mrcr": "retrobench.tasks.mrcr.task:MrcrTask",
     "longbench_v2": "retrobench.tasks.longbench.v2:LongBenchV2Task",
 }

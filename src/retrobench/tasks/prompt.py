@@ -258,13 +258,15 @@ class PromptBuilder:
         if not getattr(self.tokenizer, "is_fast", False):
             ids = self.tokens(text)
             return ids, len(ids) - self.count(text[border:])
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        options = {"return_offsets_mapping": True, "return_attention_mask": False}
+        found = self.tokenizer(text, add_special_tokens=False, **options)
         return found.input_ids, bisect_right(found.offset_mapping, border, key=lambda span: span[1])
 
     def _truncate(self, sample: Sample) -> tuple[str, bool]:
         """Middle truncation of the raw prompt (LongBench): keeps the first and the last ids.
 
-        The halves are decoded apart, or together (``joint``, LongBench v2).
+        The halves are decoded apart, or together (``joint``, LongBench v2, whose second half has
+        the odd id; with ``even`` the halves are equal, as in InfiniteBench).
         """
         rule = sample.meta.get("truncate")
         if not rule:
@@ -276,6 +278,6 @@ class PromptBuilder:
         half = limit // 2
         parts = [ids[:half], ids[-half:]]
         if rule.get("joint"):
-            parts = [parts[0] + ids[-limit // 2 :]]
+            parts = [parts[0] + (ids[-half:] if rule.get("even") else ids[-limit // 2 :])]
         decode = self.tokenizer.decode
         return "".join(decode(part, skip_special_tokens=True) for part in parts), True

@@ -19,6 +19,7 @@ _SCORERS = {
     "longbench": "retrobench.tasks.scorers.longbench",
     "longbench_v2": "retrobench.tasks.scorers.longbench_v2",
     "babilong": "retrobench.tasks.scorers.babilong",
+    "infinitebench": "retrobench.tasks.scorers.infinitebench",
     "mrcr": "retrobench.tasks.scorers.mrcr",
 }
 

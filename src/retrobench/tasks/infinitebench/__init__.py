@@ -1,0 +1,1 @@
+"""InfiniteBench: twelve tasks on contexts of about 100K tokens."""
