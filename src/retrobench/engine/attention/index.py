@@ -141,5 +141,5 @@ def retrieved_tokens(config: Any, shape: KVShape, budget: Budget | None) -> tupl
                 f"zone alone takes {static} (method.sink_tokens + method.local_tokens); "
                 "raise the budget or shrink the static zone"
             )
-        counts.append(total - static if total < context else context)
+        counts.append(total - static if total < context else shape.max_tokens)
     return tuple(counts)
