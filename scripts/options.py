@@ -8,6 +8,7 @@ from retrobench.core.registry import method_class, method_names
 from retrobench.core.spec import table
 from retrobench.engine.loader import ModelConfig
 from retrobench.run.spec import EngineConfig, MeasureConfig, PrefillConfig, ProtocolConfig
+from retrobench.serving.hardware import KINDS, MEASURED, MeasuredConfig
 from retrobench.tasks import task_class, task_names
 
 DOC = Path(__file__).resolve().parent.parent / "docs" / "options.md"
@@ -38,6 +39,8 @@ def render() -> str:
     sections += [("Prefill", PrefillConfig, "prefill"), ("Protocol", ProtocolConfig, "protocol")]
     sections += [("Measure", MeasureConfig, "measure")]
     sections += [(f"method={m}", method_class(m).Config, "method") for m in method_names()]
+    sections += [(f"hardware of kind {k}", c.Config, "hardware") for k, c in KINDS.items()]
+    sections += [(f"hardware={MEASURED}", MeasuredConfig, "hardware")]
     sections += [(f"task={t}", task_class(t).Config, "task") for t in task_names()]
     parts = [TOP]
     for title, cls, where in sections:

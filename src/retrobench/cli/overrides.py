@@ -18,9 +18,11 @@ from retrobench.core.spec import unknown
 from retrobench.store.sweeps import check_name
 
 TYPED_GROUPS = ("method", "task", "model", "protocol", "measure", "engine", "tracker", "data")
+TYPED_GROUPS += ("hardware",)
+_UNNAMED = ("model", "engine", "data", "hardware")  # whose name is an option like others
 
 
-_NAMES = {f"{group}.name" for group in TYPED_GROUPS if group not in ("model", "engine", "data")}
+_NAMES = {f"{group}.name" for group in TYPED_GROUPS if group not in _UNNAMED}
 
 
 def name_sweep(arguments: list[str]) -> list[str]:

@@ -22,7 +22,7 @@ from retrobench.run.composed import check_composed
 from retrobench.store.results import ResultStore
 from retrobench.store.sweeps import CELLS_FILE, PLAN_FILE, read_entries
 
-TASK_FIGURES = {"speed": "throughput"}  # of sweeps that no experiment describes
+TASK_FIGURES = {"speed": "throughput", "serve": "serving"}  # of sweeps that no experiment describes
 
 
 class SweepTable(Callback):

@@ -152,6 +152,8 @@ def table(cls: type, where: str) -> list[tuple[str, str, str, str]]:
 
 
 def _show(value: Any) -> str:
+    if value is dataclasses.MISSING:
+        return ""
     if isinstance(value, tuple):
         return "[" + ",".join(map(str, value)) + "]"
     return (

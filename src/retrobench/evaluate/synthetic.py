@@ -47,6 +47,7 @@ class SpeedRun:
     budget: Budget | None
     device: str
     executor: str = "auto"
+    heads: tuple[int, int, int] | None = None  # in place of the shape's, where bytes are counted
 
 
 class SyntheticRun:
@@ -60,7 +61,7 @@ class SyntheticRun:
                 f"method={method_class.name} predicts a layer from the one before: use "
                 "task.layers=2 or more"
             )
-        heads, groups, dim = SHAPES[self.config.shape]
+        heads, groups, dim = run.heads or SHAPES[self.config.shape]
         self.shape = KVShape(
             pad_tokens=(0,) * batch,
             layers=tuple(range(_MIDDLE_LAYER, _MIDDLE_LAYER + self.config.layers)),

@@ -37,6 +37,11 @@ def is_timed(frame: pd.DataFrame) -> pd.Series:
     return frame["benchmark"].map(lambda name: benchmark(name).measure == "latency").astype(bool)
 
 
+def is_replayed(frame: pd.DataFrame) -> pd.Series:
+    """Rows of benchmarks whose queue was simulated."""
+    return frame["benchmark"].map(lambda name: benchmark(name).measure == "replay").astype(bool)
+
+
 def averages(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """(title, table) of every benchmark in the rows that has official averages."""
     for name, rows in frame.groupby("benchmark", sort=False):

@@ -9,7 +9,7 @@ from retrobench.store.sweeps import check_name
 
 GROUPS = (
     "model", "method", "task", "protocol", "measure", "engine", "prefill", "tracker", "data",
-    "method_options",
+    "method_options", "hardware",
 )  # fmt: skip
 
 

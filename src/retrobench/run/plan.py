@@ -20,6 +20,7 @@ from retrobench.engine.shape import kv_shape
 from retrobench.engine.traits import serve
 from retrobench.evaluate.calibrate import calibrated
 from retrobench.measure.machine import NotEnoughMemory
+from retrobench.run import replayed
 from retrobench.run.spec import RunSpec
 from retrobench.run.summary import RunSummary, check_memory
 from retrobench.tasks.prompt import PromptBuilder
@@ -50,6 +51,9 @@ def prepare(spec: RunSpec, calibration: str | None = None) -> PreparedRun:
     model, prompt, task = loader.describe(spec.model), prompt_builder(spec.model), spec.make_task()
     model_identity = task.model_identity() or {**model.identity, **prompt.identity}
     cell = make_cell(spec, model_identity, task.fingerprint(prompt), calibration)
+    if spec.hardware is not None:
+        machine = replayed.machine_identity(spec, cell)
+        cell = dataclasses.replace(cell, engine={**cell.engine, "hardware": machine})
     labels = {
         "model": model_identity["name"],
         "method": spec.method,
@@ -60,6 +64,8 @@ def prepare(spec: RunSpec, calibration: str | None = None) -> PreparedRun:
         "budget": cell.budget,
     }
     request = digest({"task": identity(spec.task_config)})
+    if spec.hardware is not None:
+        labels["hardware"] = spec.hardware.name
     held, refusal, attended = Footprint(), "", ""
     try:
         held, attended = _footprint(spec, model), _attended(spec, model)
@@ -101,6 +107,7 @@ def _label(labels: dict[str, Any], batch: int) -> str:
     words += [f"budget={labels['budget']}" if labels["budget"] else ""]
     words += [f"batch={batch}" if batch > 1 else ""]
     words += [labels["protocol"] if labels["protocol"] != "query_aware" else ""]
+    words += [labels["hardware"]] if "hardware" in labels else []
     words += [labels["measure"] if labels["measure"] != "score" else ""]
     return " ".join(word for word in words if word)
 

@@ -12,6 +12,7 @@ from retrobench.core.spec import option, parse, to_plain, unknown
 from retrobench.core.task import Task
 from retrobench.engine.loader import ModelConfig
 from retrobench.run.composed import check_composed
+from retrobench.serving.hardware import Hardware, parse_hardware
 from retrobench.tasks import task_class
 
 
@@ -87,8 +88,9 @@ class MeasureConfig:
 
     name: str = option(
         "score",
-        "score; latency also times spans; fidelity compares with exact attention",
-        choices=("score", "latency", "fidelity"),
+        "score; latency also times spans; fidelity compares with exact attention; replay simulates "
+        "a queue (task=serve)",
+        choices=("score", "latency", "fidelity", "replay"),
     )
     score: bool = option(
         False, "fidelity: also answer freely and score (measure=score,fidelity says the same)"
@@ -128,6 +130,7 @@ class RunSpec:
     measure: MeasureConfig
     engine: EngineConfig
     prefill: PrefillConfig
+    hardware: Hardware | None  # of measure=replay
     budget: Budget | None
     tracker: dict[str, Any]
     options: RunOptions
@@ -155,7 +158,7 @@ class RunSpec:
 
 _KNOWN = {"model", "method", "task", "protocol", "measure", "engine", "prefill", "tracker", "data"}
 _KNOWN |= {"budget", "results_dir", "dry_run", "retry", "progress", "experiment", "sweep"}
-_KNOWN |= {"match", "reference", "method_options"}
+_KNOWN |= {"match", "reference", "method_options", "hardware"}
 AXES = ("tokens", "pcie", "hbm", "gpu_memory")
 
 
@@ -174,6 +177,8 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
         if measure.get("name", "score") not in ("score", only):
             raise ValueError(f"measure={measure['name']}: task={task} has measure={only} only")
         measure["name"] = only
+    elif measure.get("name") == "replay":
+        raise ValueError(f"measure=replay simulates the queue of task=serve, not task={task}")
     budget, protocol = raw.get("budget"), parse(ProtocolConfig, raw.get("protocol", {}), "protocol")
     budget = None if budget is None else Budget.parse(budget)
     engine = parse(EngineConfig, _engine_values(raw), "engine")
@@ -194,6 +199,7 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
         measure=parse(MeasureConfig, measure, "measure"),
         engine=engine,
         prefill=parse(PrefillConfig, raw.get("prefill", {}), "prefill"),
+        hardware=parse_hardware(raw.get("hardware") or {}) if only == "replay" else None,
         budget=budget if method_class(method).budgeted else None,
         ignored=_ignored(method, budget),
         tracker=dict(raw.get("tracker", {"name": "none"})),

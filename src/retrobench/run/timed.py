@@ -1,5 +1,6 @@
-"""Samples of the tasks that are timed, not answered: ``speed`` and ``machine``."""
+"""Samples of the tasks that are timed, not answered: ``speed``, ``machine``, ``serve``."""
 
+import json
 from collections.abc import Sequence
 from functools import partial, reduce
 from typing import Any
@@ -11,12 +12,13 @@ from retrobench.core.task import Sample
 from retrobench.engine.prefill import PrefilledPrompt, prefill
 from retrobench.engine.session import plan_session
 from retrobench.engine.shape import kv_shape
-from retrobench.evaluate import machine, speed
+from retrobench.evaluate import machine, replay, speed
 from retrobench.measure.machine import available_bytes, require_free
-from retrobench.run import rows
+from retrobench.run import replayed, rows
 from retrobench.run.context import RunContext
 from retrobench.run.shared import SharedPrefill
-from retrobench.store.results import OK
+from retrobench.store.results import OK, ResultStore
+from retrobench.tasks.serve import ServeTask
 
 
 def run_sample(cells: Sequence[RunContext], sample: Sample) -> None:
@@ -37,6 +39,12 @@ def run_sample(cells: Sequence[RunContext], sample: Sample) -> None:
 def _measured(run: RunContext, sample: Sample, shared: SharedPrefill) -> dict[str, Any]:
     """Fields of a sample in one cell."""
     spec, device = run.spec, str(run.loaded.model.device)
+    if isinstance(run.task, ServeTask):
+        run.progress.detail(sample.id)
+        found = replay.measure(replayed.replay_of(spec, run.task, run.cell), sample)
+        text = json.dumps(found[replay.LABEL], indent=1)
+        ResultStore(spec.options.results_dir).keep(run.cell.key, f"replay_{sample.id}.json", text)
+        return found
     if spec.task == "machine":
         run.progress.detail(sample.id)
         return machine.measure(spec.task_config, sample, device)

@@ -13,6 +13,7 @@ _TASKS = {
     "reasoning": "retrobench.tasks.reasoning:ReasoningTask",
     "longbench": "retrobench.tasks.longbench.task:LongBenchTask",
     "speed": "retrobench.tasks.speed:SpeedTask",
+    "serve": "retrobench.tasks.serve:ServeTask",
     "machine": "retrobench.tasks.machine:MachineTask",
     "babilong": "retrobench.tasks.babilong.task:BabilongTask",
     "infinitebench": "retrobench.tasks.infinitebench.task:InfiniteBenchTask",

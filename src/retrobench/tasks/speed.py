@@ -10,14 +10,10 @@ from typing import Any
 
 from retrobench.core.spec import option
 from retrobench.core.task import Prompt, Sample, Task
+from retrobench.serving.dims import DIMS
 
 # attention geometry of public models: (query heads, KV heads, head dim)
-SHAPES = {
-    "llama31_8b": (32, 8, 128),
-    "llama31_70b": (64, 8, 128),
-    "qwen25_7b": (28, 4, 128),
-    "llama2_7b": (32, 32, 128),
-}
+SHAPES = {name: (dims.heads, dims.kv_heads, dims.head_dim) for name, dims in DIMS.items()}
 DATA_VERSION = 1  # of the synthetic keys and values
 
 

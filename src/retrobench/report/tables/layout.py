@@ -9,6 +9,7 @@ from rich.text import Text
 
 # What a table that is too wide goes without, the least worth first; then the rightmost columns.
 LEAST_WORTH = (
+    "memory", "$/Mtok",
     "quartiles", "MB held", "pinned", "host", "device", "weights", "GB/s", "hidden", "build s",
     "prefill s", "mass estimated", "mass true", "in ignored", "in estimated", "in exact", "p95",
     "p5", "top 100", "overlap", "estimated", "hit", "hit ratio", "MiB held", "tok/s", "MB/step",
@@ -16,6 +17,7 @@ LEAST_WORTH = (
 )  # fmt: skip
 KEPT = frozenset("cell key state model method changed budget protocol context avg case us".split())
 KEPT |= {"ms/step", "vs full", "option", "level", "effect", "status", "recall", "error", ""}
+KEPT |= {"hardware", "rate", "TTFT s", "TPOT ms", "good"}
 HEADS = ("method", "key", "context")  # of a turned table, which has a column per row
 
 

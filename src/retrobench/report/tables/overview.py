@@ -3,11 +3,11 @@
 import pandas as pd
 from rich.console import Console
 
-from retrobench.report.benchmarks import averages, is_timed
+from retrobench.report.benchmarks import averages, is_replayed, is_timed
 from retrobench.report.checks.published import compare_published
 from retrobench.report.checks.significance import significance
 from retrobench.report.rows import HELD_BYTES
-from retrobench.report.tables import fidelity, machine, speed
+from retrobench.report.tables import fidelity, machine, replay, speed
 from retrobench.report.tables.cost import NOTE as COST_NOTE
 from retrobench.report.tables.cost import cost_matrix
 from retrobench.report.tables.labels import LABELS
@@ -21,7 +21,7 @@ COLUMNS = (
     "score prompt_hash prefill_s seal_s decode_s decode_steps meta.stand_in meta.* "
     "live.attended_tokens live.estimated_tokens live.hit_ratio live.bytes_per_step.*"
 ).split()
-COLUMNS += [*HELD_BYTES, *fidelity.COLUMNS, *speed.COLUMNS, *machine.COLUMNS]
+COLUMNS += [*HELD_BYTES, *fidelity.COLUMNS, *speed.COLUMNS, *machine.COLUMNS, *replay.COLUMNS]
 
 
 def print_tables(frame: pd.DataFrame, console: Console) -> None:
@@ -34,6 +34,11 @@ def print_tables(frame: pd.DataFrame, console: Console) -> None:
         matrix = machine.machine_matrix(frame[of_machine])
         _print("what this machine reaches (medians)", matrix, console)
         frame = frame[~of_machine]
+    replayed = is_replayed(frame)
+    if replayed.any():
+        _print("serving, replayed: median (p99)", replay.replay_matrix(frame[replayed]), console)
+        print_line(console, replay.NOTE, "dim")
+        frame = frame[~replayed]
     timed = is_timed(frame)
     if timed.any():
         _print("decode speed (medians over steps)", speed.speed_matrix(frame[timed]), console)

@@ -1,0 +1,71 @@
+"""Drives that compute attention, as InstInfer has them (arXiv 2409.04992, HPCA 2025).
+
+Keys and values live in flash; query, key, value and output cross the drive's link; the GPU does the
+rest. Drives share the KV heads. Pages are read whole. What the drive computes hides behind what it
+reads: its filters pass more than a channel gives, its units need one operation per byte. Within a
+batch GPU, link and flash take turns.
+"""
+
+import math
+from dataclasses import dataclass
+
+from retrobench.core.shapes import Footprint
+from retrobench.serving.costs import Bytes
+from retrobench.serving.hardware.constants import constant
+from retrobench.serving.hardware.gpu import Gpu, GpuConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class CsdConfig(GpuConfig):
+    """Constants of ``hardware=csd``."""
+
+    drives: int = constant("number of drives", low=1)
+    flash_channels: int = constant("flash channels of a drive", low=1)
+    channel_bytes_per_s: float = constant("bandwidth of a flash channel, peak", above=0)
+    read_efficiency: float = constant("share of it that decode reads reach", above=0, high=1)
+    drive_link_bytes_per_s: float = constant("link of a drive to the GPU", above=0)
+    write_bytes_per_s: float = constant("prompt keys and values written to a drive", above=0)
+    flash_bytes: float = constant("capacity of a drive", above=0)
+    key_copies: int = constant("times that keys are stored", low=1)
+
+
+class Csd(Gpu):
+    """``StepCost`` of a GPU with such drives."""
+
+    Config = CsdConfig
+    config: CsdConfig
+
+    @property
+    def capacity(self) -> Bytes:
+        """Flash. Of the GPU's memory nothing but weights and activations is asked."""
+        super().capacity  # noqa: B018  # the weights fit
+        return (self.config.drives * self.config.flash_bytes,)
+
+    def held(self, plan: Footprint) -> Bytes:
+        """Everything on the drives, keys in all their copies."""
+        return (plan.total * (self.config.key_copies + 1) / 2,)
+
+    def head_share(self) -> float:
+        """Share of the KV heads on the drive that has most of them."""
+        heads = self.dims.kv_heads
+        return math.ceil(heads / self.config.drives) / heads
+
+    def flash_s(self, num_bytes: float) -> float:
+        """Reading pages, spread over the drives by heads."""
+        drive = self.config.flash_channels * self.config.channel_bytes_per_s
+        return num_bytes * self.head_share() / (drive * self.config.read_efficiency)
+
+    def step_s(self, batch: int, tokens: float, chunk: int = 0, done: int = 0) -> float:
+        """GPU, link and flash one after the other; a prompt is written while it is computed."""
+        seconds = 0.0
+        if chunk:
+            rate = self.config.write_bytes_per_s / self.head_share()
+            written = chunk * self.dims.kv_token_bytes * (self.config.key_copies + 1) / 2
+            computed = self.linear_s(chunk) + self.prompt_attention_s(chunk, done)
+            seconds = max(computed, written / rate)
+        if not batch:
+            return seconds
+        moved = self.traffic.at(tokens / batch)
+        link = self.dims.exchanged_bytes(batch) * self.head_share()
+        seconds += self.linear_s(batch, moved.weights) + self.flash_s(batch * moved.flash)
+        return seconds + link / self.config.drive_link_bytes_per_s

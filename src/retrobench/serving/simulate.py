@@ -1,0 +1,339 @@
+"""Continuous batching as a discrete-event simulation: a queue, one engine, a memory.
+
+First come, first served. A request is admitted where a slot is free and its memory fits, its
+prompt is read (whole, while the others wait, or in chunks beside their steps), and each later step
+gives it a token. Steps between two changes of the batch are one event: their durations run linearly
+from the first to the last, which is exact where a step's cost is affine in its tokens.
+"""
+
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import simpy
+
+from retrobench.serving.costs import Bytes, Memory, StepCost
+from retrobench.serving.requests import Request
+
+GROWTH = 10  # steps of one event lengthen the mean context by no more than 1/GROWTH
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How requests are scheduled.
+
+    ``chunked``: prompts are read in pieces. ``reserve``: memory for the whole answer is taken at
+    admission; else for ``block_tokens`` at a time, and the newest request is sent back to the queue
+    (to be read again) where memory ends. ``clients``: so many ask again as soon as they are
+    answered, and arrival times do not matter; 0: requests arrive by their times.
+    """
+
+    max_batch: int
+    chunked: bool = False
+    reserve: bool = False
+    block_tokens: int = 256
+    clients: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Served:
+    """A request on its way; times are NaN until they are known."""
+
+    request: Request
+    arrival_s: float
+    first_s: float = float("nan")
+    end_s: float = float("nan")
+    rejected: bool = False
+    preemptions: int = 0
+    made: int = 0  # answer tokens
+    read: int = 0  # tokens of prompt (and answer before a preemption) that are in memory
+    held: Bytes = ()
+    due_step: int = 0
+    joined_step: int = 0
+    last_s: float = 0.0  # of its last token, where it waits to be read again
+    done: simpy.Event | None = None
+
+    @property
+    def to_read(self) -> int:
+        """Tokens to be read before it goes on."""
+        return self.request.input_tokens + self.made
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of all requests. ``gaps``: (seconds between two tokens, how many such)."""
+
+    served: list[Served] = field(default_factory=list)
+    gaps: list[tuple[float, int]] = field(default_factory=list)
+    busy_s: float = 0.0
+    duration_s: float = 0.0
+    steps: int = 0
+    peak: list[float] = field(default_factory=list)
+    peak_batch: int = 0
+    events: int = 0
+
+
+class Simulation:
+    """One engine that serves requests until none is left."""
+
+    def __init__(self, cost: StepCost, memory: Memory, policy: Policy) -> None:
+        self.cost, self.memory, self.policy = cost, memory, policy
+        self.env = simpy.Environment()
+        self.waiting: deque[Served] = deque()
+        self.running: dict[int, Served] = {}  # by order of admission
+        self.due: list[tuple[int, int]] = []  # (step at which something happens, number)
+        self.numbers = itertools.count()
+        self.used = [0.0] * len(memory.capacity)
+        self.tokens = 0  # context of all that run
+        self.step = 0
+        self.last: list[tuple[float, int]] = []  # (time of last token, requests), of all that run
+        self.arrived = self.env.event()
+        self.open = 0  # requests that are not finished
+        self.outcome = Outcome(peak=[0.0] * len(memory.capacity))
+
+    def run(self, requests: Sequence[Request]) -> Outcome:
+        """Serve all requests."""
+        self.open = len(requests)
+        if self.policy.clients:
+            waiting = iter(requests)
+            for _ in range(self.policy.clients):
+                self.env.process(self._client(waiting))
+        else:
+            self.env.process(self._source(requests))
+        self.env.process(self._engine())
+        self.env.run()
+        self.outcome.steps = self.step
+        return self.outcome
+
+    # -- who asks
+
+    def _source(self, requests: Iterable[Request]) -> Generator[simpy.Event, object, None]:
+        for request in requests:
+            if request.arrival_s > self.env.now:
+                yield self.env.timeout(request.arrival_s - self.env.now)
+            self._submit(request, request.arrival_s)
+
+    def _client(self, requests: Iterator[Request]) -> Generator[simpy.Event, object, None]:
+        for request in requests:
+            served = self._submit(request, self.env.now)
+            served.done = self.env.event()
+            yield served.done
+
+    def _submit(self, request: Request, arrival_s: float) -> Served:
+        served = Served(request, arrival_s)
+        self.outcome.served.append(served)
+        self.waiting.append(served)
+        if not self.arrived.triggered:
+            self.arrived.succeed()
+        return served
+
+    # -- the engine
+
+    def _engine(self) -> Generator[simpy.Event, object, None]:
+        while self.open:
+            self.outcome.events += 1
+            served = self._admit()
+            if served is not None:
+                yield from self._prefill(served)
+            elif self.running:
+                yield from self._decode()
+            elif self.open and not self.waiting:
+                yield self._next_arrival()
+        self.outcome.duration_s = self.env.now
+
+    def _next_arrival(self) -> simpy.Event:
+        if self.arrived.triggered:
+            self.arrived = self.env.event()
+        return self.arrived
+
+    def _admit(self) -> Served | None:
+        """The next request of the queue, with its memory taken; None if it must wait."""
+        while self.waiting and len(self.running) < self.policy.max_batch:
+            served = self.waiting[0]
+            whole = served.request.input_tokens + served.request.output_tokens
+            if not self._fits(self._need(served, whole), alone=True):
+                served.rejected = True
+                self._close(self.waiting.popleft())
+                continue
+            # its tokens, the one that reading them gives, and the one of the step after
+            need = self._need(served, whole if self.policy.reserve else served.to_read + 2)
+            if not self._fits(need):
+                return None
+            self._take(served, need)
+            return self.waiting.popleft()
+        return None
+
+    def _prefill(self, served: Served) -> Generator[simpy.Event, object, None]:
+        served.read = 0
+        if not self.policy.chunked:
+            seconds = self.cost.step_s(0, 0.0, served.to_read, 0)
+            self.outcome.busy_s += seconds
+            yield self.env.timeout(seconds)
+        while self.policy.chunked and served.read < served.to_read:
+            batch, left = len(self.running), served.to_read - served.read
+            chunk = self.cost.chunk_tokens(batch, self.tokens, left, served.read)
+            seconds = self.cost.step_s(batch, self.tokens, chunk, served.read)
+            self.outcome.busy_s += seconds
+            yield self.env.timeout(seconds)
+            served.read += chunk
+            if batch:
+                self._stepped(1, seconds, seconds)
+        self._join(served)
+
+    def _join(self, served: Served) -> None:
+        """Its prompt is read, which gives a token."""
+        now = self.env.now
+        if served.made:
+            self.outcome.gaps.append((now - served.last_s, 1))
+        else:
+            served.first_s = now
+        served.made += 1
+        if served.made == served.request.output_tokens:
+            self._give(served)
+            self._finish(served)
+            return
+        number = next(self.numbers)
+        self.running[number] = served
+        served.joined_step = self.step - served.made
+        self.tokens += served.to_read
+        self.last.append((now, 1))
+        self.outcome.peak_batch = max(self.outcome.peak_batch, len(self.running))
+        self._plan(number, served)
+
+    def _decode(self) -> Generator[simpy.Event, object, None]:
+        """Steps until something is due, or until a request arrives that can be admitted."""
+        batch = len(self.running)
+        steps = min(self.due[0][0] - self.step, 1 + self.tokens // (batch * GROWTH))
+        first = self.cost.step_s(batch, self.tokens)
+        final = self.cost.step_s(batch, self.tokens + (steps - 1) * batch) if steps > 1 else first
+        begun = self.env.now
+        ends = self.env.timeout(_elapsed(steps, steps, first, final))
+        if batch < self.policy.max_batch and not self.waiting:
+            yield ends | self._next_arrival()
+            if not ends.processed:
+                taken = _steps_within(self.env.now - begun, steps, first, final)
+                rest = begun + _elapsed(taken, steps, first, final) - self.env.now
+                yield self.env.timeout(max(0.0, rest))
+                final = first + (final - first) * (taken - 1) / max(1, steps - 1)
+                steps = taken
+        else:
+            yield ends
+        self.outcome.busy_s += self.env.now - begun
+        self._stepped(steps, first, final)
+
+    def _stepped(self, steps: int, first: float, final: float) -> None:
+        """All that run have got a token in each of ``steps`` steps that end now."""
+        batch, now = len(self.running), self.env.now
+        first_end = now - (_elapsed(steps, steps, first, final) - first)
+        self.outcome.gaps += [(first_end - at, count) for at, count in self.last]
+        if steps > 1:
+            self.outcome.gaps.append(((now - first_end) / (steps - 1), batch * (steps - 1)))
+        self.last = [(now, batch)]
+        self.step += steps
+        self.tokens += steps * batch
+        grow = []
+        while self.due and self.due[0][0] <= self.step:
+            due, number = heapq.heappop(self.due)
+            served = self.running.get(number)
+            if served is None or served.due_step != due:  # it was sent back meanwhile
+                continue
+            served.made = self.step - served.joined_step
+            if served.made == served.request.output_tokens:
+                self._leave(number, served)
+                self._finish(served)
+            else:
+                grow.append(number)
+        for number in grow:  # once all that ended have given their memory back
+            if number in self.running:
+                self._grow(number, self.running[number])
+
+    def _grow(self, number: int, served: Served) -> None:
+        """Its next block of memory; the newest requests make room."""
+        need = self._need(served, served.to_read + 1)
+        while not self._fits(need, instead_of=served.held):
+            newest = next(reversed(self.running))
+            self._preempt(newest, self.running[newest])
+            if newest == number:
+                return
+        self._take(served, need, instead_of=served.held)
+        self._plan(number, served)
+
+    def _preempt(self, number: int, served: Served) -> None:
+        served.made = self.step - served.joined_step
+        served.preemptions += 1
+        served.last_s = self.env.now
+        self._leave(number, served)
+        self.waiting.appendleft(served)
+
+    def _leave(self, number: int, served: Served) -> None:
+        del self.running[number]
+        self.tokens -= served.to_read
+        self._give(served)
+        now, count = self.last[-1]  # all that run have just got a token
+        self.last[-1] = (now, count - 1)
+
+    def _finish(self, served: Served) -> None:
+        served.end_s = self.env.now
+        self._close(served)
+
+    def _close(self, served: Served) -> None:
+        self.open -= 1
+        if served.done is not None:
+            served.done.succeed()
+
+    # -- memory
+
+    def _need(self, served: Served, tokens: int) -> Bytes:
+        """Bytes with ``tokens`` in memory, in whole blocks; never more than it can ever hold."""
+        block, asked = self.policy.block_tokens, served.request
+        total = -(-tokens // block) * block
+        return self.memory.need(asked.input_tokens, min(total, _rounded(asked, block)))
+
+    def _fits(self, need: Bytes, instead_of: Bytes = (), alone: bool = False) -> bool:
+        before = instead_of or (0.0,) * len(need)
+        used = (0.0,) * len(need) if alone else self.used
+        pools = zip(used, need, before, self.memory.capacity, strict=True)
+        return all(u + n - b <= room for u, n, b, room in pools)
+
+    def _take(self, served: Served, need: Bytes, instead_of: Bytes = ()) -> None:
+        before = instead_of or (0.0,) * len(need)
+        self.used = [u + n - b for u, n, b in zip(self.used, need, before, strict=True)]
+        self.outcome.peak = list(map(max, self.outcome.peak, self.used))
+        served.held = need
+
+    def _give(self, served: Served) -> None:
+        self.used = [u - b for u, b in zip(self.used, served.held, strict=True)]
+        served.held = ()
+
+    def _plan(self, number: int, served: Served) -> None:
+        """Note the step at which it ends or fills its memory."""
+        left = served.request.output_tokens - served.made
+        if not self.policy.reserve:
+            block = self.policy.block_tokens
+            left = min(left, block - served.to_read % block)
+        served.due_step = self.step + left
+        heapq.heappush(self.due, (served.due_step, number))
+
+
+def _rounded(request: Request, block: int) -> int:
+    return -(-(request.input_tokens + request.output_tokens) // block) * block
+
+
+def _elapsed(taken: int, steps: int, first: float, final: float) -> float:
+    """Seconds of the first ``taken`` of ``steps`` steps, from ``first`` to ``final`` each."""
+    slope = (final - first) / (steps - 1) if steps > 1 else 0.0
+    return taken * first + slope * taken * (taken - 1) / 2
+
+
+def _steps_within(seconds: float, steps: int, first: float, final: float) -> int:
+    """The fewest steps that take at least ``seconds``; at least one."""
+    low, high = 1, steps
+    while low < high:
+        middle = (low + high) // 2
+        if _elapsed(middle, steps, first, final) >= seconds:
+            high = middle
+        else:
+            low = middle + 1
+    return low

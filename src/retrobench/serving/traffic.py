@@ -1,0 +1,68 @@
+"""Bytes that a decode step of a method moves, by context length, for one sequence of a model."""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """Bytes of one sequence and step, over all layers; names as in ``core.counts``.
+
+    ``flash``: whole pages of a drive that would be touched (``hardware=csd``). ``weights`` are read
+    once for a whole batch.
+    """
+
+    kv: float = 0.0
+    index: float = 0.0
+    weights: float = 0.0
+    h2d: float = 0.0
+    d2h: float = 0.0
+    flash: float = 0.0
+
+    @property
+    def read(self) -> float:
+        """Read where attention runs."""
+        return self.kv + self.index
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficCurve:
+    """Traffic at counted contexts, linear between them; ``source`` says how it was counted."""
+
+    points: Sequence[tuple[int, Traffic]]
+    source: str
+
+    def at(self, context: float) -> Traffic:
+        """At a mean context; below the first point in proportion to it.
+
+        ValueError beyond the last point.
+        """
+        contexts = [tokens for tokens, _ in self.points]
+        if context > contexts[-1]:
+            raise ValueError(f"{context:g} tokens: bytes were counted up to {contexts[-1]} only")
+        place = bisect_right(contexts, context)
+        if place == len(contexts):
+            return self.points[-1][1]
+        high, after = self.points[place]
+        low, before = self.points[place - 1] if place else (0, Traffic(weights=after.weights))
+        share = (context - low) / (high - low)
+        return Traffic(**{
+            f.name: (1 - share) * getattr(before, f.name) + share * getattr(after, f.name)
+            for f in fields(Traffic)
+        })  # fmt: skip
+
+    def scaled(self, factors: Mapping[str, float]) -> "TrafficCurve":
+        """Some kinds multiplied."""
+        points = [
+            (n, Traffic(**{f.name: getattr(t, f.name) * factors.get(f.name, 1.0)
+                           for f in fields(Traffic)}))
+            for n, t in self.points
+        ]  # fmt: skip
+        return TrafficCurve(points, self.source)
+
+
+def full_attention(kv_token_bytes: float, max_context: int) -> TrafficCurve:
+    """Every key and value once, by formula. A drive reads just these pages."""
+    read = float(kv_token_bytes * max_context)
+    return TrafficCurve([(max_context, Traffic(kv=read, flash=read))], "formula: all K and V")

@@ -1,0 +1,156 @@
+"""Serve: requests that arrive while others are served. One sample per request rate.
+
+Nothing is answered: ``retrobench.evaluate.replay`` simulates the queue, batches and memory with the
+step times of ``hardware=``, and every row says that it is a replay.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrobench.core.cell import digest
+from retrobench.core.spec import option
+from retrobench.core.task import Prompt, Sample
+from retrobench.serving import requests as drawn
+from retrobench.serving.dims import DIMS
+from retrobench.serving.requests import PRESETS, Request
+from retrobench.tasks.speed import TimedTask
+
+VERSION = 1  # of how requests are drawn
+LARGEST = "largest"  # the sample that looks for the largest rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Options of ``task.*``."""
+
+    shape: str = option(
+        "llama31_8b",
+        "sizes of a public model, without weights; model: the model of this cell (needed for "
+        "hardware=measured)",
+        choices=(*DIMS, "model"),
+    )
+    arrivals: str = option(
+        "poisson",
+        "poisson; gamma, with task.burstiness; closed: task.clients ask again when answered",
+        choices=("poisson", "gamma", "closed"),
+    )
+    rate: tuple[float, ...] = option(
+        (0.5, 1.0, 2.0, 4.0), "requests per second; 0: as task.trace has them", low=0
+    )
+    burstiness: float = option(
+        1.0, "shape of gamma arrivals: below 1 in bursts, above 1 evenly", above=0
+    )
+    clients: int = option(4, "of task.arrivals=closed", low=1)
+    trace: str = option(
+        "", "file of requests (CSV or JSONL: arrival_s, input_tokens, output_tokens)"
+    )
+    lengths: str = option(
+        "openthoughts_math",
+        "token counts where there is no trace; fixed: input_tokens and output_tokens; the others "
+        "are data sets of reasoning (docs/serving.md)",
+        choices=("fixed", *PRESETS),
+    )
+    input_tokens: int = option(1024, "of task.lengths=fixed", low=1)
+    output_tokens: int = option(128, "of task.lengths=fixed", low=1)
+    requests: int = option(500, "requests of a replay (of a trace: at most)", low=1)
+    max_context: int = option(32768, "tokens that a request may hold; drawn lengths are cut", low=2)
+    max_batch: int = option(
+        256, "requests in a step, at most; fewer where fewer were measured", low=1
+    )
+    chunked: bool = option(
+        False, "read prompts in pieces beside decode steps, as long as the machine likes; else "
+        "whole, while the others wait"
+    )  # fmt: skip
+    reserve: bool = option(
+        False, "take memory for the whole answer at admission; else block by block, and send the "
+        "newest request back where memory ends"
+    )  # fmt: skip
+    block_tokens: int = option(256, "tokens by which a request's memory grows", low=1)
+    slo_ttft_s: float = option(
+        2.0, "a good request's time to first token (MLPerf Inference, Llama-2-70B, server)",
+        above=0,
+    )  # fmt: skip
+    slo_tpot_s: float = option(
+        0.2, "a good request's time per token after it (MLPerf Inference, Llama-2-70B, server)",
+        above=0,
+    )  # fmt: skip
+    good_share: float = option(
+        0.9, "share of good requests that defines the largest rate", above=0, high=1
+    )
+    largest_rate: bool = option(True, "also look for the largest rate at which so many are good")
+    seed: int = option(0, "of arrivals and lengths", low=0)
+
+    def __post_init__(self) -> None:
+        if self.trace and self.arrivals == "gamma":
+            raise ValueError("arrivals=gamma: a trace has its own; leave one of them out")
+        if 0 in self.rate and not self.trace:
+            raise ValueError("rate=0 means as the trace has it: name one with task.trace=FILE")
+
+
+class ServeTask(TimedTask):
+    """Latency under load, replayed."""
+
+    name = "serve"
+    measure = "replay"
+    Config = ServeConfig
+    config: ServeConfig
+
+    def fingerprint(self, prompt: Prompt) -> str:
+        """Version of the drawing, and the requests of a trace."""
+        if not self.config.trace:
+            return f"serve-{VERSION}"
+        trace = drawn.read_trace(Path(self.config.trace))
+        return digest([VERSION, [(r.arrival_s, r.input_tokens, r.output_tokens) for r in trace]])
+
+    def samples(self, prompt: Prompt) -> Iterator[Sample]:
+        """One for each rate (one of all for closed clients), and the largest rate."""
+        config = self.config
+        if config.arrivals == "closed":
+            yield _sample(f"closed-{config.clients}", {"clients": config.clients})
+            return
+        for rate in config.rate:
+            yield _sample(f"rate-{rate:g}", {"rate": rate})
+        if config.largest_rate:
+            yield _sample(LARGEST, {"rate": None})
+
+    def model_identity(self) -> dict[str, Any] | None:
+        """The shape in place of a model, unless the model itself is meant."""
+        return None if self.config.shape == "model" else {"name": self.config.shape}
+
+    def requests(self, rate_per_s: float) -> list[Request]:
+        """What is asked at a rate: the same lengths at every rate, and arrivals that scale."""
+        config = self.config
+        rng = np.random.default_rng(config.seed)
+        if config.trace:
+            asked = drawn.read_trace(Path(config.trace))[: config.requests]
+            _check_lengths(asked, config.max_context)
+            return drawn.at_rate(asked, rate_per_s) if rate_per_s else asked
+        if config.lengths == "fixed":
+            sizes = [(config.input_tokens, config.output_tokens)] * config.requests
+        else:
+            lengths = PRESETS[config.lengths]
+            sizes = drawn.drawn_lengths(lengths, config.requests, config.max_context, rng)
+        burstiness = config.burstiness if config.arrivals == "gamma" else 1.0
+        times = drawn.arrivals(config.requests, rate_per_s or 1.0, burstiness, rng).tolist()
+        asked = [Request(at, *size) for at, size in zip(times, sizes, strict=True)]
+        _check_lengths(asked, config.max_context)
+        return asked
+
+
+def _check_lengths(asked: list[Request], max_context: int) -> None:
+    longest = max(r.input_tokens + r.output_tokens for r in asked)
+    if longest > max_context:
+        raise ValueError(
+            f"a request holds {longest} tokens, more than task.max_context={max_context}: raise it"
+        )
+
+
+def _sample(name: str, meta: dict[str, Any]) -> Sample:
+    return Sample(
+        id=name, task="serve", context="", question="", references=(), max_new_tokens=1,
+        length=0, meta=meta,
+    )  # fmt: skip
