@@ -57,7 +57,8 @@ def composed(*overrides):
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)
 def test_every_yaml_parses(group, name):
-    assert parse_run(composed(f"{group}={name}"))
+    alone = ["task=serve"] if (group, name) == ("measure", "replay") else []  # its only task
+    assert parse_run(composed(f"{group}={name}", *alone))
 
 
 def test_every_method_and_task_has_a_yaml():

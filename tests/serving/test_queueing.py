@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from retrobench.serving.costs import Memory
 from retrobench.serving.requests import Request, arrivals
-from retrobench.serving.simulate import Policy, Simulation
+from retrobench.serving.served import Policy
+from retrobench.serving.simulate import Simulation
 from retrobench.serving.summary import Objectives, percentile, summarise, tpot_s, ttft_s
 
 
@@ -122,7 +123,7 @@ def test_nothing_is_lost_and_memory_holds(asked, chunked, reserve, clients, slot
             assert reserve is False or served.preemptions == 0
     assert outcome.peak[0] <= 1024 and outcome.peak_batch <= slots
     # everything was given back, and every token but the first of each answer has its gap
-    assert simulation.used == [0.0] and simulation.tokens == 0 and not simulation.running
+    assert simulation.pools.used == [0.0] and simulation.tokens == 0 and not simulation.running
     made = sum(s.request.output_tokens - 1 for s in outcome.served if not s.rejected)
     assert sum(count for _, count in outcome.gaps) == made
     assert all(gap > 0 for gap, count in outcome.gaps if count)

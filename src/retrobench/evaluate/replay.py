@@ -18,7 +18,8 @@ from retrobench.evaluate.counted import traffic_curve
 from retrobench.serving.costs import Bytes, Memory, StepCost
 from retrobench.serving.dims import ModelDims
 from retrobench.serving.hardware import KINDS, MEASURED, Hardware
-from retrobench.serving.simulate import Outcome, Policy, Simulation
+from retrobench.serving.served import Outcome, Policy
+from retrobench.serving.simulate import Simulation
 from retrobench.serving.summary import Objectives, good_share, largest_rate, summarise, sustained
 from retrobench.serving.surface import Point, Surface
 from retrobench.serving.traffic import TrafficCurve, full_attention
@@ -62,7 +63,8 @@ def measure(replay: Replay, sample: Sample) -> dict[str, Any]:
         return Simulation(machine.cost, machine.memory, policy).run(replay.task.requests(rate))
 
     found: dict[str, Any] = {"kind": LABEL, "counts": machine.source}
-    found["hardware"] = replay.hardware.name
+    found |= {"hardware": replay.hardware.name, "requests": requests_text(config)}
+    found |= {name: getattr(config, name) for name in ("slo_ttft_s", "slo_tpot_s", "good_share")}
     rate = sample.meta.get("rate", 0.0)
     if rate is None:
         rate, bound = _largest(run, objectives, config.good_share)
@@ -95,6 +97,15 @@ def _largest(
     rate = largest_rate(holds, 1.0)
     burst = rate > 0 and good_share(run(1.1 * rate), objectives) >= share
     return rate, "requests" if burst else "objectives"
+
+
+def requests_text(config: ServeConfig) -> str:
+    """What is asked, for the line below a figure."""
+    kind = f"trace {config.trace}" if config.trace else config.lengths
+    if config.lengths == "fixed" and not config.trace:
+        kind = f"{config.input_tokens} tokens in, {config.output_tokens} out"
+    arrivals = f"{config.clients} clients" if config.arrivals == "closed" else config.arrivals
+    return f"{config.requests} requests of {kind}, {arrivals}"
 
 
 def policy_of(config: ServeConfig, cost: StepCost) -> Policy:

@@ -10,88 +10,34 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 import simpy
 
-from retrobench.serving.costs import Bytes, Memory, StepCost
+from retrobench.serving.costs import Memory, StepCost
+from retrobench.serving.pools import Pools
 from retrobench.serving.requests import Request
+from retrobench.serving.served import Outcome, Policy, Served
 
 GROWTH = 10  # steps of one event lengthen the mean context by no more than 1/GROWTH
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """How requests are scheduled.
-
-    ``chunked``: prompts are read in pieces. ``reserve``: memory for the whole answer is taken at
-    admission; else for ``block_tokens`` at a time, and the newest request is sent back to the queue
-    (to be read again) where memory ends. ``clients``: so many ask again as soon as they are
-    answered, and arrival times do not matter; 0: requests arrive by their times.
-    """
-
-    max_batch: int
-    chunked: bool = False
-    reserve: bool = False
-    block_tokens: int = 256
-    clients: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class Served:
-    """A request on its way; times are NaN until they are known."""
-
-    request: Request
-    arrival_s: float
-    first_s: float = float("nan")
-    end_s: float = float("nan")
-    rejected: bool = False
-    preemptions: int = 0
-    made: int = 0  # answer tokens
-    read: int = 0  # tokens of prompt (and answer before a preemption) that are in memory
-    held: Bytes = ()
-    due_step: int = 0
-    joined_step: int = 0
-    last_s: float = 0.0  # of its last token, where it waits to be read again
-    done: simpy.Event | None = None
-
-    @property
-    def to_read(self) -> int:
-        """Tokens to be read before it goes on."""
-        return self.request.input_tokens + self.made
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of all requests. ``gaps``: (seconds between two tokens, how many such)."""
-
-    served: list[Served] = field(default_factory=list)
-    gaps: list[tuple[float, int]] = field(default_factory=list)
-    busy_s: float = 0.0
-    duration_s: float = 0.0
-    steps: int = 0
-    peak: list[float] = field(default_factory=list)
-    peak_batch: int = 0
-    events: int = 0
 
 
 class Simulation:
     """One engine that serves requests until none is left."""
 
     def __init__(self, cost: StepCost, memory: Memory, policy: Policy) -> None:
-        self.cost, self.memory, self.policy = cost, memory, policy
+        self.cost, self.policy = cost, policy
         self.env = simpy.Environment()
         self.waiting: deque[Served] = deque()
         self.running: dict[int, Served] = {}  # by order of admission
         self.due: list[tuple[int, int]] = []  # (step at which something happens, number)
         self.numbers = itertools.count()
-        self.used = [0.0] * len(memory.capacity)
+        self.pools = Pools(memory, policy.block_tokens)
         self.tokens = 0  # context of all that run
         self.step = 0
         self.last: list[tuple[float, int]] = []  # (time of last token, requests), of all that run
         self.arrived = self.env.event()
         self.open = 0  # requests that are not finished
-        self.outcome = Outcome(peak=[0.0] * len(memory.capacity))
+        self.outcome = Outcome()
 
     def run(self, requests: Sequence[Request]) -> Outcome:
         """Serve all requests."""
@@ -104,7 +50,7 @@ class Simulation:
             self.env.process(self._source(requests))
         self.env.process(self._engine())
         self.env.run()
-        self.outcome.steps = self.step
+        self.outcome.steps, self.outcome.peak = self.step, self.pools.peak
         return self.outcome
 
     # -- who asks
@@ -152,16 +98,16 @@ class Simulation:
         """The next request of the queue, with its memory taken; None if it must wait."""
         while self.waiting and len(self.running) < self.policy.max_batch:
             served = self.waiting[0]
-            whole = served.request.input_tokens + served.request.output_tokens
-            if not self._fits(self._need(served, whole), alone=True):
+            whole = self.pools.need_whole(served)
+            if not self.pools.ever_fits(whole):
                 served.rejected = True
                 self._close(self.waiting.popleft())
                 continue
             # its tokens, the one that reading them gives, and the one of the step after
-            need = self._need(served, whole if self.policy.reserve else served.to_read + 2)
-            if not self._fits(need):
+            need = whole if self.policy.reserve else self.pools.need(served, served.to_read + 2)
+            if not self.pools.fits(need):
                 return None
-            self._take(served, need)
+            self.pools.take(served, need)
             return self.waiting.popleft()
         return None
 
@@ -191,7 +137,7 @@ class Simulation:
             served.first_s = now
         served.made += 1
         if served.made == served.request.output_tokens:
-            self._give(served)
+            self.pools.give(served)
             self._finish(served)
             return
         number = next(self.numbers)
@@ -251,13 +197,13 @@ class Simulation:
 
     def _grow(self, number: int, served: Served) -> None:
         """Its next block of memory; the newest requests make room."""
-        need = self._need(served, served.to_read + 1)
-        while not self._fits(need, instead_of=served.held):
+        need = self.pools.need(served, served.to_read + 1)
+        while not self.pools.fits(need, instead_of=served.held):
             newest = next(reversed(self.running))
             self._preempt(newest, self.running[newest])
             if newest == number:
                 return
-        self._take(served, need, instead_of=served.held)
+        self.pools.take(served, need)
         self._plan(number, served)
 
     def _preempt(self, number: int, served: Served) -> None:
@@ -270,7 +216,7 @@ class Simulation:
     def _leave(self, number: int, served: Served) -> None:
         del self.running[number]
         self.tokens -= served.to_read
-        self._give(served)
+        self.pools.give(served)
         now, count = self.last[-1]  # all that run have just got a token
         self.last[-1] = (now, count - 1)
 
@@ -283,30 +229,6 @@ class Simulation:
         if served.done is not None:
             served.done.succeed()
 
-    # -- memory
-
-    def _need(self, served: Served, tokens: int) -> Bytes:
-        """Bytes with ``tokens`` in memory, in whole blocks; never more than it can ever hold."""
-        block, asked = self.policy.block_tokens, served.request
-        total = -(-tokens // block) * block
-        return self.memory.need(asked.input_tokens, min(total, _rounded(asked, block)))
-
-    def _fits(self, need: Bytes, instead_of: Bytes = (), alone: bool = False) -> bool:
-        before = instead_of or (0.0,) * len(need)
-        used = (0.0,) * len(need) if alone else self.used
-        pools = zip(used, need, before, self.memory.capacity, strict=True)
-        return all(u + n - b <= room for u, n, b, room in pools)
-
-    def _take(self, served: Served, need: Bytes, instead_of: Bytes = ()) -> None:
-        before = instead_of or (0.0,) * len(need)
-        self.used = [u + n - b for u, n, b in zip(self.used, need, before, strict=True)]
-        self.outcome.peak = list(map(max, self.outcome.peak, self.used))
-        served.held = need
-
-    def _give(self, served: Served) -> None:
-        self.used = [u - b for u, b in zip(self.used, served.held, strict=True)]
-        served.held = ()
-
     def _plan(self, number: int, served: Served) -> None:
         """Note the step at which it ends or fills its memory."""
         left = served.request.output_tokens - served.made
@@ -315,10 +237,6 @@ class Simulation:
             left = min(left, block - served.to_read % block)
         served.due_step = self.step + left
         heapq.heappush(self.due, (served.due_step, number))
-
-
-def _rounded(request: Request, block: int) -> int:
-    return -(-(request.input_tokens + request.output_tokens) // block) * block
 
 
 def _elapsed(taken: int, steps: int, first: float, final: float) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from retrobench.serving.simulate import Outcome, Served
+from retrobench.serving.served import Outcome, Served
 
 PERCENTILES = (50, 90, 99)
 

@@ -1,12 +1,12 @@
 """Bytes that a decode step of a method moves, by context length, for one sequence of a model."""
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Traffic:
+class Traffic(NamedTuple):
     """Bytes of one sequence and step, over all layers; names as in ``core.counts``.
 
     ``flash``: whole pages of a drive that would be touched (``hardware=csd``). ``weights`` are read
@@ -26,40 +26,32 @@ class Traffic:
         return self.kv + self.index
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TrafficCurve:
     """Traffic at counted contexts, linear between them; ``source`` says how it was counted."""
 
     points: Sequence[tuple[int, Traffic]]
     source: str
+    contexts: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.contexts = [tokens for tokens, _ in self.points]
 
     def at(self, context: float) -> Traffic:
         """At a mean context; below the first point in proportion to it.
 
         ValueError beyond the last point.
         """
-        contexts = [tokens for tokens, _ in self.points]
-        if context > contexts[-1]:
-            raise ValueError(f"{context:g} tokens: bytes were counted up to {contexts[-1]} only")
-        place = bisect_right(contexts, context)
-        if place == len(contexts):
+        place = bisect_right(self.contexts, context)
+        if place == len(self.contexts):
+            if context > self.contexts[-1]:
+                most = self.contexts[-1]
+                raise ValueError(f"{context:g} tokens: bytes were counted up to {most} only")
             return self.points[-1][1]
         high, after = self.points[place]
         low, before = self.points[place - 1] if place else (0, Traffic(weights=after.weights))
         share = (context - low) / (high - low)
-        return Traffic(**{
-            f.name: (1 - share) * getattr(before, f.name) + share * getattr(after, f.name)
-            for f in fields(Traffic)
-        })  # fmt: skip
-
-    def scaled(self, factors: Mapping[str, float]) -> "TrafficCurve":
-        """Some kinds multiplied."""
-        points = [
-            (n, Traffic(**{f.name: getattr(t, f.name) * factors.get(f.name, 1.0)
-                           for f in fields(Traffic)}))
-            for n, t in self.points
-        ]  # fmt: skip
-        return TrafficCurve(points, self.source)
+        return Traffic(*[a + share * (b - a) for a, b in zip(before, after, strict=True)])
 
 
 def full_attention(kv_token_bytes: float, max_context: int) -> TrafficCurve:

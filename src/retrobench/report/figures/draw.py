@@ -12,7 +12,15 @@ from retrobench.core.cell import digest
 from retrobench.core.code import code_fingerprint
 from retrobench.core.registry import method_names
 from retrobench.report import headroom
-from retrobench.report.figures import ablation, accuracy, cost, fidelity, speed, throughput
+from retrobench.report.figures import (
+    ablation,
+    accuracy,
+    cost,
+    fidelity,
+    serving,
+    speed,
+    throughput,
+)
 from retrobench.report.rows import NotEnoughRows
 from retrobench.store.columns import cell_columns
 from retrobench.store.results import OK, ResultStore
@@ -24,6 +32,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Any]] = {
     **fidelity.FIGURES,
     **speed.FIGURES,
     **throughput.FIGURES,
+    **serving.FIGURES,
 }
 _SHOW_OOM = ("prefill_breakdown", *speed.FIGURES, *throughput.FIGURES)
 

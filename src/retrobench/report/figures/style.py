@@ -98,7 +98,7 @@ def finish(
     whose values make a point, for the line's number of samples; None: the line is ``note`` alone.
     ``legend``, of the first panel: above the panels, inside the first one, or none.
     """
-    _plain_log_axes(drawing)
+    plain_log_axes(drawing)
     handles, labels = drawing.axes[0].get_legend_handles_labels()
     if legend == "above":
         place = {"loc": "outside upper center", "ncols": columns or len(labels)}
@@ -113,7 +113,7 @@ def finish(
     return drawing
 
 
-def _plain_log_axes(drawing: Any) -> None:
+def plain_log_axes(drawing: Any) -> None:
     """Numbers of log axes as 20, 50, 100, not as powers, which need math text."""
     from matplotlib.ticker import LogFormatter, LogFormatterMathtext
 

@@ -7,6 +7,7 @@ rankset is busy with the transfer, the others go on.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from retrobench.core.shapes import Footprint
 from retrobench.serving.costs import Bytes
@@ -53,6 +54,7 @@ class DimmPim(Gpu):
         """Query heads of a KV head."""
         return self.dims.heads // self.dims.kv_heads
 
+    @cached_property
     def score_stretch(self) -> float:
         """How much longer scoring takes than reading the keys: 1 without bubbles."""
         spread = self.head_chips() if self.config.bubble_free else self.config.chips
@@ -66,7 +68,7 @@ class DimmPim(Gpu):
         rate = config.ranks * config.rank_bytes_per_s
         if config.level == "rank":
             return num_bytes / rate
-        stretch = (self.score_stretch() + 1) / 2  # keys are half of it, values have no bubbles
+        stretch = (self.score_stretch + 1) / 2  # keys are half of it, values have no bubbles
         return num_bytes * stretch / (rate * config.bank_factor)
 
     def pim_s(self, batch: int, context: float, chunk: int) -> float:
