@@ -15,7 +15,9 @@ from retrobench.tasks.scoring import score_case, score_file
 GOLDENS = Path(__file__).parent / "goldens"
 
 
-@pytest.mark.parametrize("benchmark", ["ruler", "longbench", "babilong", "infinitebench"])
+@pytest.mark.parametrize(
+    "benchmark", ["ruler", "longbench", "babilong", "infinitebench", "scbench"]
+)
 def test_golden_scores(benchmark):
     if benchmark == "longbench":
         pytest.importorskip("jieba")

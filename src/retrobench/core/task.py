@@ -2,17 +2,24 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, Self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FollowUp:
-    """A further question on a sample's context, asked in a later turn (protocol ``multi_turn``)."""
+    """A further question on a sample's context, asked in a later turn (protocol ``multi_turn``).
+
+    ``max_new_tokens`` 0: as the sample; ``meta`` adds to the sample's. ``gold`` is the text that
+    stands for the answer in later turns, where they find no answer of the model.
+    """
 
     question: str
     references: tuple[str, ...]
     answer_prefix: str = ""
+    max_new_tokens: int = 0
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    gold: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +32,9 @@ class Sample:
     samples were asked for. ``error`` says why a record cannot be asked (file, line); it is not run
     and becomes a row of status ``error``. ``follow_ups`` are other questions that the context
     answers and that no turn before has answered already; most tasks have none. ``history`` holds
-    (role, text) of a conversation before the user's turn (MRCR).
+    (role, text) of a conversation before the user's turn (MRCR). ``earlier``: what a later turn
+    finds of the turns before (``own``: their questions and the model's answers; ``reference``:
+    their questions and ``gold`` answers; ``none``: the context alone).
     """
 
     id: str
@@ -41,6 +50,8 @@ class Sample:
     error: str = ""
     follow_ups: tuple[FollowUp, ...] = ()
     history: tuple[tuple[str, str], ...] = ()
+    earlier: str = "own"
+    gold: str = ""
 
     @property
     def user_text(self) -> str:
@@ -49,16 +60,27 @@ class Sample:
 
     def turns(self, max_turns: int) -> tuple[Self, ...]:
         """The conversation on this context as one sample per turn, at most ``max_turns``."""
-        samples = [self, *(replace(self, **asdict(other)) for other in self.follow_ups)]
-        samples = samples[:max_turns]
+        samples = [self, *(self._follow(other) for other in self.follow_ups)][:max_turns]
         return tuple(
             replace(
                 sample,
                 id=f"{self.id}/turn{turn}",
-                meta={**self.meta, "turn": turn, "turns": len(samples)},
+                meta={**sample.meta, "turn": turn, "turns": len(samples)},
                 follow_ups=(),
             )
             for turn, sample in enumerate(samples, 1)
+        )
+
+    def _follow(self, other: FollowUp) -> Self:
+        """The sample of a further question."""
+        return replace(
+            self,
+            question=other.question,
+            references=other.references,
+            answer_prefix=other.answer_prefix,
+            max_new_tokens=other.max_new_tokens or self.max_new_tokens,
+            meta={**self.meta, **other.meta},
+            gold=other.gold,
         )
 
 

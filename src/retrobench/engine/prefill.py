@@ -61,6 +61,12 @@ class PrefilledPrompt:
             device=str(self.ids_BS.device),
         )
 
+    def continued(self, ids: Sequence[int]) -> "PrefilledPrompt":
+        """The same prefill with other tokens behind it (batch 1)."""
+        rest_BS = torch.tensor([list(ids)], device=self.ids_BS.device)
+        whole_BS = torch.cat([self.ids_BS[:, : self.num_tokens], rest_BS], 1)
+        return dataclasses.replace(self, ids_BS=whole_BS)
+
     def layer(self, layer: int, last_use: bool) -> PromptLayer:
         """A layer for one method; the last one to ask gets the memory itself."""
         if last_use:

@@ -4,7 +4,7 @@ import random
 from typing import Any
 
 from retrobench.fetch.data_file import DataFile, Rows
-from retrobench.fetch.long_context import BABILONG, INFINITEBENCH, MRCR
+from retrobench.fetch.long_context import BABILONG, INFINITEBENCH, MRCR, SCBENCH
 
 
 def essays(rows: Rows) -> dict[str, str]:
@@ -97,6 +97,7 @@ BENCHMARKS: dict[str, dict[str, DataFile]] = {
     "mrcr": MRCR,
     "babilong": BABILONG,
     "infinitebench": INFINITEBENCH,
+    "scbench": SCBENCH,
     "aime24": {
         "reasoning/aime24.json": DataFile(
             repo="HuggingFaceH4/aime_2024",

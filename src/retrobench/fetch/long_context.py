@@ -1,4 +1,4 @@
-"""Data files of MRCR, BABILong and InfiniteBench."""
+"""Data files of MRCR, BABILong, InfiniteBench and SCBench."""
 
 from typing import Any
 
@@ -56,4 +56,19 @@ INFINITEBENCH = {
         file=f"{name}.jsonl",
     )
     for name in _INFINITEBENCH.split()
+}
+
+_SCBENCH = (
+    "kv prefix_suffix vt repoqa qa_eng qa_chn choice_eng many_shot summary mf "
+    "summary_with_needles repoqa_and_kv"
+)
+SCBENCH = {
+    f"scbench/scbench_{name}.jsonl": DataFile(
+        repo="microsoft/SCBench",
+        licence="MIT (code); terms of its source texts",
+        config=f"scbench_{name}",
+        split="test",
+        convert=records,
+    )
+    for name in _SCBENCH.split()
 }

@@ -1,6 +1,7 @@
 """Samples that go through the model together, for every cell of a group: from prompt to rows."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,12 @@ def run_batch(cells: Sequence[RunContext], samples: list[Sample]) -> None:
     ready = [asked for sample in samples if (asked := _encode(cells, sample))]
     if not ready:
         return
-    sessions = sum(SESSIONS[part] for run in cells for part in _parts(run))
+    talks = [[one] for one in ready[0].apart] or [ready]
+    sessions = sum(
+        SESSIONS[part] * (len(talks) if part != "fidelity" else 1)
+        for run in cells
+        for part in _parts(run)
+    )
     shared = SharedPrefill(lambda: _prefill(cells, ready), sessions, len(cells))
     for run in cells:
         forms_used()  # forget those of the cell before
@@ -56,7 +62,10 @@ def run_batch(cells: Sequence[RunContext], samples: list[Sample]) -> None:
             elif compared is not None and "score" not in _parts(run):
                 found = _unscored(run, ready, compared)
             else:
-                found = _answered(run, ready, open_session)
+                found = []
+                for talk in talks:
+                    rest = {"rest": talk[0].rest} if ready[0].apart else {}
+                    found += _answered(run, talk, partial(open_session, **rest))
             if compared is not None:  # of a whole conversation: in the row of its first turn
                 for row, one in zip(found, compared.rows, strict=False):
                     row["fidelity"] = one
@@ -156,7 +165,7 @@ def _answered(
     device = run.loaded.model.device
     reset_peak(str(device))
     decoding = Decoding(
-        max_new_tokens=max(asked.sample.max_new_tokens for asked in ready),
+        max_new_tokens=max(turn.max_new_tokens for asked in ready for turn in asked.turns),
         temperature=engine.temperature,
         top_p=engine.top_p,
         seed=engine.seed,
@@ -175,6 +184,8 @@ def _answered(
                 run.progress.detail(f"turn {turn + 1}")
                 given = [*answers[-1][0].pending(), *first.follow_ups[turn - 1]]
                 before = session.length + len(given)
+            if talk:
+                decoding = replace(decoding, max_new_tokens=first.turns[turn].max_new_tokens)
             result = session.generate(decoding, ends, stop, given)
             answers.append((result, before))
             if not timed:

@@ -64,13 +64,16 @@ class RunContext:
         shared: SharedPrefill,
         max_new_tokens: int,
         method_class: type[Method] | None = None,
+        rest: list[int] | None = None,
         **options: Any,
     ) -> Session:
         """A session of this cell on a prefilled prompt, with further options of ``Session``.
 
-        ``method_class`` replaces the cell's.
+        ``method_class`` replaces the cell's, ``rest`` what follows the prefilled context.
         """
         prompt, last_use = shared.take()
+        if rest is not None:
+            prompt = prompt.continued(rest)
         return built_session(
             self.loaded.model,
             method_class or self.spec.method_class,

@@ -17,6 +17,7 @@ _TASKS = {
     "machine": "retrobench.tasks.machine:MachineTask",
     "babilong": "retrobench.tasks.babilong.task:BabilongTask",
     "infinitebench": "retrobench.tasks.infinitebench.task:InfiniteBenchTask",
+    "scbench": "retrobench.tasks.scbench.task:ScbenchTask",
     "mrcr": "retrobench.tasks.mrcr.task:MrcrTask",
     "longbench_v2": "retrobench.tasks.longbench.v2:LongBenchV2Task",
 }

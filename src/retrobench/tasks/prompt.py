@@ -16,6 +16,7 @@ from retrobench.tasks.chat import (
     transcript,
     without_thinking,
 )
+from retrobench.tasks.truncation import cut_ids
 
 TAIL_CHARACTERS = 400  # of a prompt, kept for the reader of its row
 
@@ -145,15 +146,17 @@ class PromptBuilder:
         place = text.rfind(sample.question)
         spelled, before = self._spelled(bos + text, len(bos) + place)
         ids = [*start, *spelled]
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        context = len(start) + before
+        if place < 0:  # truncation decodes ids, which may change the spelling
+            context = len(ids) - self.count(sample.question + answer_prefix)
+        if (shorter := cut_ids(ids, context, sample.meta.get("truncate"))) is not None:
+            (ids, context), truncated = shorter, True
         if max_prompt_tokens is not None and len(ids) > max_prompt_tokens:
             raise PromptTooLong(
                 f"{sample.id}: the prompt has {len(ids)} tokens but the model takes "
                 f"{max_prompt_tokens} beside {sample.max_new_tokens} new ones"
             )
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        context = len(start) + before
-        if place < 0:  # truncation decodes ids, which may change the spelling
-            context = len(ids) - self.count(sample.question + answer_prefix)
         return EncodedPrompt(
             ids=ids,
             context_tokens=max(1, context),
@@ -185,14 +188,19 @@ class PromptBuilder:
         """The mark of the think block in which a prompt ends."""
         return self.template.open_mark if self.chat and chat else ""
 
-    def follow_up(self, sample: Sample) -> list[int]:
-        """Ids of a further question after an answer: end of turn, question, answer prefix."""
+    def follow_up(self, sample: Sample, gold: str = "") -> list[int]:
+        """Ids of a further question after an answer: end of turn, question, answer prefix.
+
+        With ``gold``, the answer that the model did not give, they begin with it.
+        """
         text = sample.question
         if self.chat and sample.meta.get("chat", True):
             text = self._next_turn(text)
         elif not text[:1].isspace():
             text = "\n" + text
         text += self._answer_prefix(sample)[0]
+        if gold:
+            return self.tokens(gold + text)
         # As it is spelled after an answer: some tokenizers put a space before their first word.
         answer, ids = self.tokens("a"), self.tokens("a" + text)
         return ids[len(answer) :] if ids[: len(answer)] == answer else self.tokens(text)
@@ -269,7 +277,7 @@ class PromptBuilder:
         the odd id; with ``even`` the halves are equal, as in InfiniteBench).
         """
         rule = sample.meta.get("truncate")
-        if not rule:
+        if not rule or "of" in rule:  # the ids of the whole prompt are cut
             return sample.user_text, False
         ids = self.tokenizer(sample.user_text).input_ids
         limit = int(rule["tokens"])

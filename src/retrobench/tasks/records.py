@@ -6,7 +6,7 @@ that every benchmark runs offline from its first record to its table.
 
 import random
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
@@ -65,6 +65,12 @@ class Prose:
             left -= words
             index += 1
         return found
+
+    def filled(self, tokens: int, make: Callable[[], str], between: str = "\n") -> list[str]:
+        """Pieces of text up to a number of tokens, which a few of them estimate; at least 8."""
+        pieces = [make() for _ in range(8)]
+        each = self.tokens(between.join(pieces)) / len(pieces)
+        return pieces + [make() for _ in range(max(0, int(tokens / each) - len(pieces)))]
 
     def text(self, tokens: float, rng: random.Random) -> str:
         """The same as one line."""

@@ -20,6 +20,7 @@ _SCORERS = {
     "longbench_v2": "retrobench.tasks.scorers.longbench_v2",
     "babilong": "retrobench.tasks.scorers.babilong",
     "infinitebench": "retrobench.tasks.scorers.infinitebench",
+    "scbench": "retrobench.tasks.scorers.scbench",
     "mrcr": "retrobench.tasks.scorers.mrcr",
 }
 

@@ -25,13 +25,6 @@ def _record(text: str, question: str, answer: list[Any], options: Sequence[str] 
     return {"id": 0, **fields}
 
 
-def _filled(tokens: int, prose: Prose, make: Callable[[], str], between: str = "\n") -> list[str]:
-    """Pieces of text up to a number of tokens, which a few of them estimate."""
-    pieces = [make() for _ in range(4)]
-    each = prose.tokens(between.join(pieces)) / len(pieces)
-    return pieces + [make() for _ in range(max(0, int(tokens / each) - len(pieces)))]
-
-
 def _hidden(lines: list[str], fact: str, rng: random.Random) -> list[str]:
     lines.insert(rng.randrange(len(lines) + 1), fact)
     return lines
@@ -41,7 +34,7 @@ def passkey(tokens: int, rng: random.Random, prose: Prose) -> Record:
     """A five-digit key in repeated noise."""
     key = str(rng.randint(10_000, 99_999))
     fact = f"The pass key is {key}. Remember it. {key} is the pass key."
-    lines = _hidden(_filled(tokens, prose, lambda: _NOISE), fact, rng)
+    lines = _hidden(prose.filled(tokens, lambda: _NOISE), fact, rng)
     return _record("\n".join(lines), "What is the pass key?", [key])
 
 
@@ -49,7 +42,7 @@ def number_string(tokens: int, rng: random.Random, prose: Prose) -> Record:
     """Ten digits, each of them several times in a row."""
     digits = "".join(rng.choice("123456789") * rng.randint(1, 3) for _ in range(10))[:10]
     fact = f"The sequence of digits is {digits}. Remember it. {digits} is the sequence of digits."
-    lines = _hidden(_filled(tokens, prose, lambda: _NOISE), fact, rng)
+    lines = _hidden(prose.filled(tokens, lambda: _NOISE), fact, rng)
     return _record("\n".join(lines), "What is the sequence of digits?", [digits])
 
 
@@ -62,7 +55,7 @@ def kv_retrieval(tokens: int, rng: random.Random, prose: Prose) -> Record:
         pairs[key] = value
         return f'"{key}": "{value}"'
 
-    lines = _filled(tokens, prose, line, ", ")
+    lines = prose.filled(tokens, line, ", ")
     key = rng.choice(list(pairs))
     question = f'Key: "{key}"\nThe value associated with the specified key is: '
     return _record(f"JSON data:\n{{{', '.join(lines)}}}", question, [pairs[key]])
@@ -105,14 +98,14 @@ def chinese(tokens: int, rng: random.Random, prose: Prose) -> Record:
         goods[town] = rng.choice(_GOODS_ZH)
         return f"{town}出产{goods[town]}，村里的人住在河边。"
 
-    text = "".join(_filled(tokens, prose, line, ""))
+    text = "".join(prose.filled(tokens, line, ""))
     town = rng.choice(list(goods))
     return _record(text, f"{town}出产什么？", [goods[town]])
 
 
 def dialogue(tokens: int, rng: random.Random, prose: Prose) -> Record:
     """A script in which one speaker's name is replaced."""
-    turns = _filled(tokens, prose, lambda: f"{rng.choice(_PEOPLE)}\n{prose.text(20, rng)}", "\n\n")
+    turns = prose.filled(tokens, lambda: f"{rng.choice(_PEOPLE)}\n{prose.text(20, rng)}", "\n\n")
     place = rng.randrange(len(turns))
     name, _, words = turns[place].partition("\n")
     turns[place] = f"$$MASK$$\n{words} I, {name.lower()}, say so."
@@ -121,7 +114,7 @@ def dialogue(tokens: int, rng: random.Random, prose: Prose) -> Record:
 
 def find(tokens: int, rng: random.Random, prose: Prose) -> Record:
     """The largest or smallest number of a list."""
-    numbers = [int(n) for n in _filled(tokens, prose, lambda: str(rng.randint(1, 99)), ", ")]
+    numbers = [int(n) for n in prose.filled(tokens, lambda: str(rng.randint(1, 99)), ", ")]
     kind = rng.choice(("largest", "smallest"))
     answer = max(numbers) if kind == "largest" else min(numbers)
     text = f"Answer with only one number, no other words. The {kind} number of the list is: "
@@ -137,7 +130,7 @@ def calculate(tokens: int, rng: random.Random, prose: Prose) -> Record:
         steps.append(rng.choice([rng.randint(low, -1), rng.randint(1, 99)]) if low else 1)
         return f" {'+' if steps[-1] > 0 else '-'} {abs(steps[-1])}"
 
-    text = f"{steps[0]}{''.join(_filled(tokens, prose, term, ''))}"
+    text = f"{steps[0]}{''.join(prose.filled(tokens, term, ''))}"
     return _record(text, "", list(accumulate(steps))[1:])
 
 
@@ -150,7 +143,7 @@ def code_run(tokens: int, rng: random.Random, prose: Prose) -> Record:
         body = f"func_{len(added) - 2}(x) + {added[-1]}" if len(added) > 1 else f"x + {added[-1]}"
         return f"def func_{len(added) - 1}(x):\n    return {body}\n"
 
-    functions = _filled(tokens, prose, function, "\n")
+    functions = prose.filled(tokens, function, "\n")
     depth, value = rng.randrange(min(4, len(added))), rng.randint(1, 99)
     rng.shuffle(functions)
     question = f"Please give me the exact number of the return value of func_{depth}({value})."
@@ -165,7 +158,7 @@ def code_debug(tokens: int, rng: random.Random, prose: Prose) -> Record:
         names.append(f"total_{len(names)}")
         return f"def {names[-1]}(rows):\n    return sum(rows) + {rng.randint(1, 9)}\n"
 
-    functions = _filled(tokens, prose, function, "\n")
+    functions = prose.filled(tokens, function, "\n")
     wrong = rng.randrange(len(names))
     functions[wrong] = f"def {names[wrong]}(rows):\n    return sum(row) + undefined_name\n"
     options = [names[wrong], *rng.sample([name for name in names if name != names[wrong]], 3)]

@@ -1,0 +1,1 @@
+"""SCBench: several questions on one long context."""
