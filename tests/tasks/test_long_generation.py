@@ -37,6 +37,29 @@ def test_samples(name, items):
         assert sample.context.index(answer) < 0.2 * len(sample.context)
 
 
+def test_weave_needs_the_list_and_its_own_lines():
+    task, (sample,) = make(tasks=("weave",), items=100, lag=30)
+    pairs = [line.split(": ") for line in sample.references]
+    numbers = [number for number, _ in pairs]
+    assert " ".join(numbers) in sample.context and len(set(numbers)) == 100
+    assert [earlier for _, earlier in pairs] == ["0"] * 30 + numbers[:70]
+    assert "30 lines above" in sample.question
+    answer = "\n".join(sample.references)
+    assert task.score(sample, answer) == 1 and BUILDER.count(answer) < sample.max_new_tokens
+    lines = answer.split("\n")
+    lines[50] = f"{numbers[50]}: {numbers[19]}"  # a line off
+    assert task.score(sample, "\n".join(lines)) == 0.5
+
+
+@pytest.mark.parametrize("name", ["recite", "walk", "weave"])
+@pytest.mark.parametrize("tokens", [2048, 16384])
+def test_answers_have_the_length_that_was_asked_for(name, tokens):
+    _, (sample,) = make(tasks=(name,), answer_tokens=tokens, length=(65536,))
+    answer = (" " if name == "recite" else "\n").join(sample.references)
+    assert abs(BUILDER.count(answer) / tokens - 1) < 0.05 and not sample.error
+    assert BUILDER.encode(sample).num_tokens + sample.max_new_tokens <= 65537
+
+
 def test_what_does_not_fit_says_so():
     _, (sample,) = make(length=(1024,))
     assert "task.items" in sample.error

@@ -107,6 +107,8 @@ class Task(ABC):
     name: ClassVar[str]
     Config: ClassVar[type]
     measure: ClassVar[str | None] = None  # the only one that makes sense, where there is one
+    # options that ask for more samples of a cell, which stay out of its key
+    counts: ClassVar[tuple[str, ...]] = ("samples",)
     # how reports show its rows; none of it may need torch
     display_names: ClassVar[Mapping[str, str]] = {}  # of sub-tasks, in figures
     short_names: ClassVar[Mapping[str, str]] = {}  # of sub-tasks, in the columns of tables

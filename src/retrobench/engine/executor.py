@@ -53,11 +53,16 @@ class EagerExecutor:
         return logits
 
     def choose(self, logits_BV: Tensor, decoding: Decoding, generator: torch.Generator) -> Tensor:
-        """Next token ``B1``: greedy, or temperature and nucleus sampling."""
+        """Next token ``B1``: greedy, or sampled among the ``top_k`` and then ``top_p`` likeliest.
+
+        In the order of transformers: temperature, top-k, and top-p of what is left.
+        """
         if decoding.temperature == 0:
             return logits_BV.argmax(-1, keepdim=True)
-        scaled = (logits_BV / decoding.temperature).softmax(-1)
-        probability, token = scaled.sort(-1, descending=True)
+        scaled, token = (logits_BV / decoding.temperature).sort(-1, descending=True)
+        if decoding.top_k:
+            scaled = scaled[:, : decoding.top_k]
+        probability = scaled.softmax(-1)
         beyond = probability.cumsum(-1) - probability >= decoding.top_p
         probability = probability.masked_fill(beyond, 0)
         pick = torch.multinomial(probability, 1, generator=generator)

@@ -22,6 +22,7 @@ class Decoding:
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0  # 0: all tokens
     seed: int = 0
     check_every: int = 1
 

@@ -106,6 +106,15 @@ BENCHMARKS: dict[str, dict[str, DataFile]] = {
             convert=aime,
         ),
     },
+    "aime25": {
+        "reasoning/aime25.json": DataFile(
+            repo="math-ai/aime25",
+            licence="see its data card",
+            split="test",
+            revision="563bb8404243c5f09de6ec262f2db674fe5bce9b",
+            convert=aime,
+        ),
+    },
     "gpqa": {
         "reasoning/gpqa.json": DataFile(
             repo="Idavidrein/gpqa",

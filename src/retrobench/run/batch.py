@@ -32,6 +32,7 @@ from retrobench.tasks.prompt import TAIL_CHARACTERS, EncodedPrompt, PromptTooLon
 from retrobench.tasks.trace import TraceTask
 
 OpenSession = Callable[..., Session]
+_REPEAT_SEEDS = 1_000_003  # between the seeds of a question's repeats
 GRAPH_CHECK_STEPS = 8  # how often the host looks for the end of an answer on a GPU
 
 
@@ -168,7 +169,8 @@ def _answered(
         max_new_tokens=max(turn.max_new_tokens for asked in ready for turn in asked.turns),
         temperature=engine.temperature,
         top_p=engine.top_p,
-        seed=engine.seed,
+        top_k=engine.top_k,
+        seed=engine.seed + _REPEAT_SEEDS * first.sample.meta.get("repeat", 0),
         # tokens beyond an answer's end would stay in a conversation
         check_every=GRAPH_CHECK_STEPS if device.type == "cuda" and not talk else 1,
     )

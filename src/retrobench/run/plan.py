@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
+from math import prod
 from typing import Any
 
 from retrobench.core.cell import Cell, digest
@@ -23,7 +24,9 @@ from retrobench.measure.machine import NotEnoughMemory
 from retrobench.run import replayed
 from retrobench.run.spec import RunSpec
 from retrobench.run.summary import RunSummary, check_memory
+from retrobench.tasks import task_class
 from retrobench.tasks.prompt import PromptBuilder
+from retrobench.tasks.records import RecordsTask
 
 _ANSWER_TOKENS = 128  # room that is planned for an answer
 
@@ -78,7 +81,7 @@ def prepare(spec: RunSpec, calibration: str | None = None) -> PreparedRun:
         request=request,
         group=_group(spec, model, cell, request),
         # a conversation's turns are not known before
-        num_samples=None if spec.protocol.name == "multi_turn" else _num_samples(spec.task_config),
+        num_samples=None if spec.protocol.name == "multi_turn" else _num_samples(task),
         lengths=_lengths(spec),
         footprint=held,
         weight_bytes=model.weight_bytes,
@@ -122,8 +125,9 @@ def _changed(spec: RunSpec) -> str:
 def make_cell(
     spec: RunSpec, model: dict[str, Any], fingerprint: str, calibration: str | None = None
 ) -> Cell:
-    """The cell of a run; the number of samples asked for is left out of the key."""
-    task = {k: v for k, v in identity(spec.task_config).items() if k != "samples"}
+    """The cell of a run; the numbers of samples that were asked for are left out of the key."""
+    counts = task_class(spec.task).counts
+    task = {k: v for k, v in identity(spec.task_config).items() if k not in counts}
     made = {} if calibration is None else {"calibration": calibration}
     return Cell(
         model=model,
@@ -267,11 +271,14 @@ def plan_summary(spec: RunSpec) -> tuple[RunSummary, bool]:
     return prepared.summary, not unknown
 
 
-def _num_samples(config: Any) -> int | None:
+def _num_samples(task: Task) -> int | None:
     """Samples of a task, where its options say so."""
-    count = getattr(config, "samples", None)
+    config: Any = task.config
+    count = prod(getattr(config, name, 0) for name in task.counts)
     if not count:
         return None
+    if isinstance(task, RecordsTask):
+        return count * len(task.parts())
     for name in ("tasks", "length", "depths"):
         values = getattr(config, name, None)
         if isinstance(values, tuple) and values:

@@ -24,6 +24,7 @@ class EngineConfig:
     chunk_tokens: int = option(4096, "prefill in pieces of this many tokens", low=1)
     temperature: float = option(0.0, "0: greedy", low=0)
     top_p: float = option(1.0, "nucleus sampling", above=0, high=1)
+    top_k: int = option(0, "sample among so many tokens, before top_p; 0: all", low=0, added=True)
     seed: int = option(0, "seed of sampling", low=0)
     prefill_share: str = option(
         "auto",
@@ -49,6 +50,7 @@ class EngineConfig:
         """For the cell key. Dense layers and executor enter it only if they are set."""
         dropped = {"prefill_share", "prefill_cache_gib"}
         dropped |= set() if self.dense_layers else {"dense_layers"}
+        dropped |= set() if self.top_k else {"top_k"}
         dropped |= {"executor"} if self.executor in ("auto", "eager") else set()
         return {name: v for name, v in to_plain(self).items() if name not in dropped}
 
@@ -186,6 +188,13 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
         raise ValueError(f"protocol=multi_turn: task={task} has no questions to go on with")
     if protocol.name in ("query_agnostic", "multi_turn") and engine.batch > 1:
         raise ValueError(f"protocol={protocol.name} runs with engine.batch=1 only")
+    task_config = parse(task_class(task).Config, task_values, "task")
+    repeats = task_config.repeats if "repeats" in task_class(task).counts else 1
+    if repeats > 1 and engine.temperature == 0:
+        raise ValueError(
+            f"task.repeats={repeats} with engine.temperature=0 gives {repeats} equal answers; "
+            "sample, for example engine.temperature=0.6 engine.top_p=0.95"
+        )
     flags = ("results_dir", "dry_run", "retry", "progress")
     apart = {*flags, "tracker", "sweep", "experiment", "hydra"}
     return RunSpec(
@@ -193,7 +202,7 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
         method=method,
         method_config=parse(method_class(method).Config, method_values, "method"),
         task=task,
-        task_config=parse(task_class(task).Config, task_values, "task"),
+        task_config=task_config,
         data_root=str(raw.get("data", {}).get("root", "data")),
         protocol=protocol,
         measure=parse(MeasureConfig, measure, "measure"),

@@ -18,6 +18,7 @@ _TASKS = {
     "babilong": "retrobench.tasks.babilong.task:BabilongTask",
     "infinitebench": "retrobench.tasks.infinitebench.task:InfiniteBenchTask",
     "scbench": "retrobench.tasks.scbench.task:ScbenchTask",
+    "text2json": "retrobench.tasks.text2json:Text2JsonTask",
     "mrcr": "retrobench.tasks.mrcr.task:MrcrTask",
     "longbench_v2": "retrobench.tasks.longbench.v2:LongBenchV2Task",
 }

@@ -8,7 +8,7 @@ of the answer depends on text far before it and on the item generated last.
 import random
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 
@@ -34,20 +34,38 @@ _WALK_QUESTION = (
 )
 
 
+_WEAVE_RULE = (
+    " Write one line for each number of the list, in its order: the number, a colon, and the "
+    "number that you wrote {lag} lines above (0 in the first {lag} lines). Write nothing else."
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LongGenerationConfig(SamplingConfig):
     """Options of ``task=long_generation``."""
 
     tasks: tuple[str, ...] = option(
         ("recite",),
-        "recite: repeat a long list hidden in the text; walk: follow hidden links and add up",
-        choices=("recite", "walk"),
+        "recite: repeat a long list hidden in the text; walk: follow hidden links and add up; "
+        "weave: repeat a list, and beside each number the one some lines above",
+        choices=("recite", "walk", "weave"),
     )
     length: tuple[int, ...] = option(
         (8192,), "context lengths in tokens, answer included", low=512, high=4_194_304
     )
     items: int = option(
         400, "items of the answer; about 3 tokens each (walk: 9)", low=2, high=1_000_000
+    )
+    answer_tokens: int = option(
+        0,
+        "tokens of the answer, about, in place of items (2048 to 16384 fill several segments of an "
+        "index); 0: items",
+        low=0,
+        high=1_000_000,
+        added=True,
+    )
+    lag: int = option(
+        64, "lines between a number and its repetition (weave)", low=1, high=100_000, added=True
     )
 
 
@@ -65,21 +83,21 @@ class LongGenerationTask(GeneratedTask):
 
     def groups(self, prompt: Prompt) -> Iterator[SampleGroup]:
         """Task by task, length by length."""
-        items, seed = self.config.items, self.config.seed
+        seed = self.config.seed
         for task in self.config.tasks:
-            kind = _KINDS[task]
-            example = kind.draw(random.Random(f"{seed}/{task}"), items)
+            kind, items = _KINDS[task], self._items(task, prompt)
+            example = self._draw(task, f"{seed}/{task}", items)
             answer_tokens = prompt.count(kind.separator.join(example.answers))
             for length in self.config.length:
-                options = [task, length, items, seed]
+                options = [task, length, items, seed, *([self.config.lag] * (task == "weave"))]
                 yield SampleGroup(
                     name=f"{task}/{length}",
                     task=task,
                     length=length,
                     max_new_tokens=64 + int(1.1 * answer_tokens),
                     key=digest([self.fingerprint(prompt), *options]),
-                    factory=partial(self._factory, task),
-                    example=partial(self._factory, task, f"{seed}/{task}", 0),
+                    factory=partial(self._factory, task, items),
+                    example=partial(self._factory, task, items, f"{seed}/{task}", 0),
                 )
 
     def score(self, sample: Sample, text: str) -> float:
@@ -92,9 +110,25 @@ class LongGenerationTask(GeneratedTask):
             right += 1
         return right / len(sample.references)
 
-    def _factory(self, task: str, seed: str, index: int) -> PromptFactory:
+    def _items(self, task: str, prompt: Prompt) -> int:
+        """Items of the answer: as asked, or as many as fill ``answer_tokens``."""
+        wanted, between = self.config.answer_tokens, _KINDS[task].separator
+        if not wanted:
+            return self.config.items
+        items = 64
+        for _ in range(3):  # first lines of weave are shorter than others
+            answers = self._draw(task, f"{self.config.seed}/{task}", items).answers
+            items = max(2, round(items * wanted / prompt.count(between.join(answers))))
+        return items
+
+    def _draw(self, task: str, seed: str, items: int) -> HiddenTexts:
+        if task == "weave":
+            return _draw_weave(random.Random(seed), items, self.config.lag)
+        return _KINDS[task].draw(random.Random(seed), items)
+
+    def _factory(self, task: str, items: int, seed: str, index: int) -> PromptFactory:
         kind = _KINDS[task]
-        hidden = kind.draw(random.Random(seed), self.config.items)
+        hidden = self._draw(task, seed, items)
         low, high = kind.depths
         count = len(hidden.needles)
         depths = [low + (high - low) * i / count for i in range(count)]
@@ -115,6 +149,19 @@ def _draw_list(rng: random.Random, count: int) -> HiddenTexts:
         question=question,
         answer_prefix=answer_prefix,
         answers=numbers,
+    )
+
+
+def _draw_weave(rng: random.Random, count: int, lag: int) -> HiddenTexts:
+    """A list in the text; each line of the answer also needs one of its own lines far above."""
+    hidden = _draw_list(rng, count)
+    above = ["0"] * lag + list(hidden.answers)
+    lines = zip(hidden.answers, above, strict=False)
+    return replace(
+        hidden,
+        question=f"{hidden.question}{_WEAVE_RULE.format(lag=lag)}",
+        answer_prefix="",
+        answers=tuple(f"{number}: {earlier}" for number, earlier in lines),
     )
 
 
@@ -149,6 +196,9 @@ class _Kind:
 
 _KINDS = {
     "recite": _Kind(draw=_draw_list, item=re.compile(r"(\d+)"), separator=" ", depths=(5, 30)),
+    "weave": _Kind(
+        draw=_draw_list, item=re.compile(r"(\d+): *(\d+)"), separator="\n", depths=(5, 30)
+    ),
     "walk": _Kind(
         draw=_draw_walk,
         item=re.compile(r"([\w' -]+-[\w' -]+): *(\d+)"),

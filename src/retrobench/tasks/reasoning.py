@@ -1,9 +1,9 @@
-"""AIME 2024 and GPQA: reasoning questions with long answers, scored by the boxed answer."""
+"""AIME 2024 and 2025 and GPQA: reasoning questions with long answers, scored by the boxed one."""
 
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ _RULE = "\n\nPlease reason step by step, and put your final answer within \\boxe
 _LETTER_RULE = (
     "\n\nPlease reason step by step, and put the letter of your final answer within \\boxed{}."
 )
-_TASKS = ("aime24", "gpqa")
+_TASKS = ("aime24", "aime25", "gpqa")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,13 @@ class ReasoningConfig:
     tasks: tuple[str, ...] = option(("aime24",), "question sets", choices=_TASKS)
     samples: int = option(0, "first questions of each set; 0: all", low=0)
     max_new_tokens: int = option(32768, "room for the answer", low=16)
+    repeats: int = option(
+        1,
+        "answers to each question, for pass@k (with engine.temperature)",
+        low=1,
+        high=1024,
+        added=True,
+    )
 
 
 class ReasoningTask(Task):
@@ -35,6 +42,7 @@ class ReasoningTask(Task):
     name = "reasoning"
     Config = ReasoningConfig
     chance = {"gpqa": 1 / 4}
+    counts = ("samples", "repeats")
     config: ReasoningConfig
 
     def fingerprint(self, prompt: Prompt) -> str:
@@ -46,7 +54,17 @@ class ReasoningTask(Task):
         """Set by set, in file order."""
         for task in self.config.tasks:
             for index, raw in enumerate(self._read(task)[: self.config.samples or None]):
-                yield self._sample(task, index, raw)
+                sample = self._sample(task, index, raw)
+                yield sample
+                if not sample.error:
+                    yield from (_again(sample, repeat) for repeat in range(1, self.config.repeats))
+
+    @classmethod
+    def aggregate(cls, rows: Any) -> Iterator[tuple[str, Any]]:
+        """pass@k of the questions with several answers."""
+        from retrobench.tasks import pass_at_k  # brings pandas, which no run needs
+
+        yield "pass@k (x100)", pass_at_k.table(rows)
 
     def score(self, sample: Sample, text: str) -> float:
         """1 if the last boxed answer is the reference."""
@@ -73,6 +91,11 @@ class ReasoningTask(Task):
             message = f"{task}.json, item {index + 1}: {error}"
             return Sample(**common, question="", references=(), error=message)
         return Sample(**common, question=question, references=(answer,))
+
+
+def _again(sample: Sample, repeat: int) -> Sample:
+    """The same question once more: its answer is sampled with another seed."""
+    return replace(sample, id=f"{sample.id}/repeat{repeat}", meta={"repeat": repeat})
 
 
 def boxed(text: str) -> str | None:

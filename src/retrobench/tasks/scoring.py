@@ -21,6 +21,7 @@ _SCORERS = {
     "babilong": "retrobench.tasks.scorers.babilong",
     "infinitebench": "retrobench.tasks.scorers.infinitebench",
     "scbench": "retrobench.tasks.scorers.scbench",
+    "text2json": "retrobench.tasks.scorers.text2json",
     "mrcr": "retrobench.tasks.scorers.mrcr",
 }
 
