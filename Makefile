@@ -17,7 +17,7 @@ ruler_by_length += 'task.tasks=[niah_single_2,niah_multikey_1]'
 fidelity_recall := method=oracle_topk,retroinfer,quest,infinigen,streaming,random
 niah_grid := model=gemma3_270m 'task.length=[4096,8192,16384]'
 
-.PHONY: help setup demo test check docs pictures figures fuzz published options gpu-test gpu-bench matrix
+.PHONY: help setup demo test check docs pictures figures fuzz published options hardware gpu-test gpu-bench matrix
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -77,6 +77,10 @@ options: $(STAMP) ## regenerate docs/options.md from the option dataclasses
 
 gpu-test: ## kernel and method parity on a CUDA device, with the installed torch
 	$(PYTHON) -m pytest tests/gpu
+
+hardware: $(STAMP) ## make the tables and figures of docs/hardware.md from the models of machines
+	$(BIN)/python scripts/hardware.py
+	$(BIN)/python scripts/draw_hardware.py
 
 STAGES := ceilings kernels full_attention layers offload decode index_build
 STAGE ?= all

@@ -21,6 +21,7 @@ class Lab:
         budget = options.pop("budget", None)
         model, code = options.pop("model", "made_up"), options.pop("code", "")
         task, batch = options.pop("benchmark", "ruler"), options.pop("batch", 1)
+        more_labels = options.pop("labels", {})
         cell = Cell(
             model={"name": model},
             method={"name": method, **options},
@@ -30,7 +31,7 @@ class Lab:
         )
         changed = " ".join(f"{k}={v}" for k, v in options.items())
         labels = {"model": model, "method": method, "changed": changed, "benchmark": task}
-        labels |= {"protocol": "query_aware", "measure": "score", "budget": budget}
+        labels |= {"protocol": "query_aware", "measure": "score", "budget": budget, **more_labels}
         about = {"labels": labels, "provenance": {"commit": "c" * 40, "cpu": "some CPU"}}
         with self.store.writer(cell, about) as writer:
             for row in rows:

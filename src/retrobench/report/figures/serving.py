@@ -23,7 +23,7 @@ def serving(frame: pd.DataFrame) -> Any:
     rows = _replayed(frame)
     rows = rows[rows["sample"].str.startswith("rate-")]
     require(rows["replay.request_rate"].nunique() > 1, "needs two request rates", COMMAND)
-    machines = list(dict.fromkeys(rows["hardware"]))
+    machines = sorted(rows["hardware"].unique())
     drawing, panels = style.figure(4.2, 2 * len(machines), rows=2, width=_width(len(machines)))
     for column, machine in enumerate(machines):
         for row, (name, (label, scale)) in enumerate(LATENCIES.items()):
@@ -45,6 +45,7 @@ def _latency_panel(panel: Any, rows: pd.DataFrame, name: str, scale: float) -> N
     limit = 1000 * scale * rows[f"replay.slo_{name}_s"].iloc[0]
     panel.axhline(limit, linestyle=":", linewidth=0.8, color="#777777")
     panel.set(xscale="log", yscale="log")
+    panel.xaxis.minorticks_off()  # panels are too narrow for more than decades
 
 
 def goodput(frame: pd.DataFrame) -> Any:
@@ -72,7 +73,7 @@ def serving_cost(frame: pd.DataFrame) -> Any:
 
 def _bars(axes: Any, rows: pd.DataFrame, column: str, text: Any) -> None:
     """A group of bars per machine, on a log scale; a machine that reaches nothing says so."""
-    machines, methods = list(dict.fromkeys(rows["hardware"])), style.by_method(rows)
+    machines, methods = sorted(rows["hardware"].unique()), style.by_method(rows)
     for index, (method, own) in enumerate(methods.items()):
         slot = index, len(methods)
         axes.bar([0], [np.nan], color=style.color(method), label=method)
