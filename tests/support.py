@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 
 import pytest
@@ -81,6 +82,12 @@ def real_model():
         return loader.resident(parse(ModelConfig, config, "model"))
     except ValueError as error:
         pytest.skip(f"needs real weights: {error}")
+
+
+def skip_without_kvpress():
+    """The package is no dependency: its requirements exclude the transformers in use."""
+    if importlib.util.find_spec("kvpress") is None:
+        pytest.skip("needs kvpress: pip install --no-deps kvpress cachetools fire termcolor")
 
 
 def make_calibrations(model, config=None):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Qwen2Config
 
-from retrobench.core.method import ALL_QUERIES, AttentionArgs, Needs
+from retrobench.core.method import ALL_INPUTS, ALL_QUERIES, AttentionArgs, Needs
 from retrobench.core.registry import method_class
 from retrobench.core.spec import parse
 from retrobench.engine import hf
@@ -16,7 +16,7 @@ from retrobench.engine.prefill_cache import PrefillCache
 from retrobench.engine.session import Session
 from tests.support import greedy_logits, kv_shape, open_on, random_ids, ticks
 
-EVERYTHING = Needs(prompt_queries=ALL_QUERIES, prompt_mass=5, prompt_inputs=True)
+EVERYTHING = Needs(prompt_queries=ALL_QUERIES, prompt_mass=5, prompt_inputs=ALL_INPUTS)
 MIXED = {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 1}
 
 
@@ -65,15 +65,17 @@ def test_it_keeps_what_is_asked_for(tiny_llama):
     prompts = [random_ids(50), random_ids(43, 1)]
     whole = prefill(tiny_llama, prompts, clock=ticks(), needs=EVERYTHING, chunk_tokens=50)
     parts = prefill(tiny_llama, prompts, clock=ticks(), needs=EVERYTHING, chunk_tokens=13)
-    window = prefill(tiny_llama, prompts, clock=ticks(), needs=Needs(prompt_queries=4))
+    few = Needs(prompt_queries=4, prompt_inputs=20)
+    window = prefill(tiny_llama, prompts, clock=ticks(), needs=few, chunk_tokens=13)
     for layer in (0, 1, 2):
         one, other, last = (x.layers[layer] for x in (whole, parts, window))
-        assert one.q_BHWD.shape == (2, 4, 50, 24) and one.input_BSM.shape == (2, 50, 64)
-        for name in ("k_BGSD", "v_BGSD", "q_BHWD", "mass_BHS", "input_BSM"):
+        assert one.q_BHWD.shape == (2, 4, 50, 24) and one.input_BWM.shape == (2, 50, 64)
+        for name in ("k_BGSD", "v_BGSD", "q_BHWD", "mass_BHS", "input_BWM"):
             real = getattr(one, name)[0], getattr(other, name)[0]
             torch.testing.assert_close(*real, atol=1e-5, rtol=1e-4)
-        assert torch.equal(last.q_BHWD[0], one.q_BHWD[0, :, -4:])
-        assert last.mass_BHS is None and last.input_BSM is None
+        assert torch.equal(last.q_BHWD[0], other.q_BHWD[0, :, -4:])
+        assert torch.equal(last.input_BWM, other.input_BWM[:, -20:])
+        assert last.mass_BHS is None
         torch.testing.assert_close(one.mass_BHS.sum(-1), torch.full((2, 4), 5.0))
         assert one.mass_BHS[1, :, :7].abs().max() == 0  # padding
 
@@ -94,6 +96,9 @@ def test_needs_add_up():
     both = Needs(prompt_queries=8, prompt_mass=2) | Needs(prompt_queries=3, layer_inputs=True)
     assert both == Needs(prompt_queries=8, prompt_mass=2, layer_inputs=True)
     assert (both | Needs(prompt_queries=ALL_QUERIES)).prompt_queries == ALL_QUERIES
+    both |= Needs(prompt_inputs=3, modules=True)
+    assert both.modules and both.prompt_inputs == 3
+    assert (both | Needs(prompt_inputs=ALL_INPUTS)).prompt_inputs == ALL_INPUTS
 
 
 def test_the_plan_knows_a_prompts_bytes(tiny_llama):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from retrobench.core.registry import method_names
-from tests.support import make_calibrations, open_on, random_ids
+from tests.support import make_calibrations, open_on, random_ids, skip_without_kvpress
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,6 +27,8 @@ def logits(model, name, prompts):
 
 @pytest.mark.parametrize("name", method_names())
 def test_cuda_equals_cpu(name, tiny_llama, tmp_path, monkeypatch):
+    if name == "kvpress":
+        skip_without_kvpress()
     monkeypatch.chdir(tmp_path)
     make_calibrations(tiny_llama)
     prompts = [random_ids(1200), random_ids(1150, 1)]

@@ -7,16 +7,31 @@ import torch
 
 from retrobench.core.registry import method_names
 from retrobench.engine.generation import Decoding
-from tests.support import greedy_logits, make_calibrations, open_on, random_ids
+from tests.support import (
+    greedy_logits,
+    make_calibrations,
+    open_on,
+    random_ids,
+    skip_without_kvpress,
+)
 
 METHODS = method_names()
 LENGTH, STEPS = 1200, 6
 # Some leave the first layers dense by default; the tiny model has only three
 OPTIONS = {"quest": {"dense_layers": []}, "infinigen": {"dense_layers": [0]}}
+EVICTING = ("snapkv", "adakv", "pyramidkv", "kvpress")
 # Without a budget these keep more than the prompts of these tests have
-OPTIONS |= {name: {"capacity_tokens": 300} for name in ("snapkv", "adakv", "pyramidkv")}
+OPTIONS |= {name: {"capacity_tokens": 300} for name in EVICTING}
 # Its static zone of 640 tokens is made for contexts of 100K
 OPTIONS["retrieval_attention"] = {"sink_tokens": 4, "local_tokens": 64}
+
+
+@pytest.fixture(autouse=True)
+def installed(request):
+    """Packages that a method bridges to are not part of the project's own."""
+    params = getattr(request.node, "callspec", None)
+    if params is not None and params.params.get("name") == "kvpress":
+        skip_without_kvpress()
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from retrobench.core.shapes import Footprint, KVShape
 if TYPE_CHECKING:
     from torch import Tensor
 
-ALL_QUERIES = -1  # of ``Needs.prompt_queries``
+ALL_QUERIES = ALL_INPUTS = -1  # of ``Needs.prompt_queries`` and ``Needs.prompt_inputs``
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,28 +31,36 @@ class Needs:
 
     - ``layer_inputs``: in a decode step, call ``layer_input`` before each layer's attention, and
       ``bind`` once before the first.
+    - ``modules``: call ``bind`` once before ``build``, for the model's own modules.
     - ``calibration``: a file made beforehand (``scripts/calibrate.py``).
     - ``prompt_queries``: keep the queries of the last so many prompt tokens (``ALL_QUERIES``: all).
     - ``prompt_mass``: keep the attention mass that the last so many prompt tokens give each key.
-    - ``prompt_inputs``: keep the inputs of each layer's attention over the prompt.
+    - ``prompt_inputs``: keep the inputs of each layer's attention of the last so many prompt tokens
+      (``ALL_INPUTS``: all).
     """
 
     layer_inputs: bool = False
+    modules: bool = False
     calibration: bool = False
     prompt_queries: int = 0
     prompt_mass: int = 0
-    prompt_inputs: bool = False
+    prompt_inputs: int = 0
 
     def __or__(self, other: Needs) -> Needs:
         """What both ask for."""
-        queries = self.prompt_queries, other.prompt_queries
         return Needs(
             layer_inputs=self.layer_inputs or other.layer_inputs,
+            modules=self.modules or other.modules,
             calibration=self.calibration or other.calibration,
-            prompt_queries=ALL_QUERIES if ALL_QUERIES in queries else max(queries),
+            prompt_queries=_more(self.prompt_queries, other.prompt_queries),
             prompt_mass=max(self.prompt_mass, other.prompt_mass),
-            prompt_inputs=self.prompt_inputs or other.prompt_inputs,
+            prompt_inputs=_more(self.prompt_inputs, other.prompt_inputs),
         )
+
+
+def _more(one: int, other: int) -> int:
+    """The larger number of tokens, where -1 means all."""
+    return -1 if -1 in (one, other) else max(one, other)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +77,8 @@ class PromptLayer:
 
     ``k_BGSD`` and ``v_BGSD`` are post-RoPE keys and values in position order, left padding
     included. The optional parts are there if ``Needs`` asks for them: queries of the last W tokens
-    ``q_BHWD``, attention mass per key and query head ``mass_BHS``, inputs ``input_BSM``.
+    ``q_BHWD``, attention mass per key and query head ``mass_BHS``, inputs of the last tokens
+    ``input_BWM``.
     ``memory`` is the storage behind keys and values where the method may keep it instead of copying
     (it has room for the whole session); None where other methods read the same prompt.
     """
@@ -79,12 +88,12 @@ class PromptLayer:
     args: AttentionArgs
     q_BHWD: Tensor | None = None
     mass_BHS: Tensor | None = None
-    input_BSM: Tensor | None = None
+    input_BWM: Tensor | None = None
     memory: tuple[Tensor, Tensor] | None = None
 
 
 class ModelView(Protocol):
-    """What a method with ``needs.layer_inputs`` may ask of the model."""
+    """What a method with ``needs.layer_inputs`` or ``needs.modules`` may ask of the model."""
 
     @property
     def weights_id(self) -> str:
@@ -100,6 +109,14 @@ class ModelView(Protocol):
 
     def projection_bytes(self, layer: int) -> int:
         """Weights that ``queries`` reads."""
+        ...
+
+    def attention_module(self, layer: int) -> Any:
+        """The attention module of a layer; ValueError where there are no modules."""
+        ...
+
+    def rotary(self, layer: int, like: Tensor, position_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of a layer's rotary embedding, in the dtype of ``like``."""
         ...
 
 
@@ -245,7 +262,7 @@ class Method(ABC):
         """Input of a layer's attention in a decode step (only if ``needs.layer_inputs``)."""
 
     def bind(self, model: ModelView) -> None:
-        """The model, before ``build`` (only if ``needs.layer_inputs``)."""
+        """The model, before ``build`` (if ``needs.layer_inputs`` or ``needs.modules``)."""
 
     def begin_step(self) -> None:
         """The host's part of the coming decode step: lengths, index updates."""

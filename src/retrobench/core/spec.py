@@ -156,6 +156,8 @@ def _show(value: Any) -> str:
         return ""
     if isinstance(value, tuple):
         return "[" + ",".join(map(str, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {_show(item)}" for name, item in value.items()) + "}"
     return (
         "null" if value is None else (str(value).lower() if isinstance(value, bool) else str(value))
     )
@@ -180,6 +182,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if origin is tuple:
         items = value if isinstance(value, (list, tuple)) else [value]
         return tuple(_convert(item, args[0], where) for item in items)
+    if origin is dict and isinstance(value, Mapping):
+        return {str(name): item for name, item in value.items()}
     if hint is bool and isinstance(value, bool):
         return value
     if hint in (int, float) and isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -190,7 +194,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if hint is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return str(value)
     wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    raise ValueError(f"{where} must be {wanted.get(hint, hint)}, got {value!r}")
+    wanted[dict] = "options, written {NAME: VALUE}"
+    raise ValueError(f"{where} must be {wanted.get(origin or hint, hint)}, got {value!r}")
 
 
 def _range(meta: Mapping[str, Any]) -> str:

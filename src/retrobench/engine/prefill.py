@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from retrobench.core.method import ALL_QUERIES, AttentionArgs, Needs, PromptLayer
+from retrobench.core.method import ALL_INPUTS, ALL_QUERIES, AttentionArgs, Needs, PromptLayer
 from retrobench.core.shapes import KVShape
 from retrobench.engine import hf
 from retrobench.engine.attention.exact import attention_mass, causal
@@ -85,14 +85,18 @@ class PrefilledPrompt:
 
 def _layer_bytes(layer: PromptLayer) -> int:
     k, v = layer.memory if layer.memory is not None else (layer.k_BGSD, layer.v_BGSD)
-    parts = (k, v, layer.q_BHWD, layer.mass_BHS, layer.input_BSM)
+    parts = (k, v, layer.q_BHWD, layer.mass_BHS, layer.input_BWM)
     return sum(part.nbytes for part in parts if part is not None)
 
 
 def prompt_bytes(shape: KVShape, needs: Needs) -> int:
-    """Bytes of a prefilled prompt of this shape, before it is there."""
+    """Bytes of a prefilled prompt of this shape, before it is there.
+
+    Inputs of layers are taken to be as wide as the queries of all heads.
+    """
     tokens, layers = shape.prompt_tokens, len(shape.layers) * shape.batch
     kept = tokens if needs.prompt_queries == ALL_QUERIES else needs.prompt_queries
+    kept += tokens if needs.prompt_inputs == ALL_INPUTS else needs.prompt_inputs
     queries = kept * shape.num_heads * shape.head_dim * shape.value_bytes
     mass = 4 * tokens * shape.num_heads * (needs.prompt_mass > 0)
     return shape.kv_bytes_per_token * shape.batch * shape.max_tokens + layers * (queries + mass)
@@ -140,8 +144,12 @@ class _Recorder:
 
     def layer_input(self, layer: int, hidden_BTM: Tensor) -> None:
         """Keep a chunk of a layer's input, if somebody needs it."""
-        if self.needs.prompt_inputs:
+        kept = self.needs.prompt_inputs if layer in self.layers else 0
+        if kept == ALL_INPUTS:
             self.inputs.setdefault(layer, []).append(hidden_BTM)
+        elif kept:
+            recent = torch.cat([*self.inputs.get(layer, ()), hidden_BTM], 1)
+            self.inputs[layer] = [recent[:, -kept:].clone()]
 
     def _room(self, part: Tensor) -> Tensor:
         batch, groups, _, dim = part.shape
@@ -174,7 +182,7 @@ class _Recorder:
             args=self.args[layer],
             q_BHWD=queries,
             mass_BHS=mass,
-            input_BSM=inputs,
+            input_BWM=inputs,
             memory=(keys, values),
         )
 

@@ -1,10 +1,11 @@
-"""Queries of one layer computed from another layer's input, by the model's own modules.
+"""What methods may ask of a model; queries of a layer computed from another layer's input.
 
 A layer's attention runs up to the point where it hands over its queries, so that projections,
 biases, query norms and rotary embeddings of any family are the model's own.
 """
 
 import hashlib
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 
 from retrobench.core.method import AttentionArgs
 from retrobench.engine import hf
+from retrobench.engine.rope import fixed_rope
 
 
 class _Captured(Exception):
@@ -40,10 +42,16 @@ class _Capture:
 
 
 class ModelQueries:
-    """The ``ModelView`` of a loaded model; ``attention`` holds its layers' attention modules."""
+    """The ``ModelView`` of a loaded model; ``attention`` holds its layers' attention modules.
 
-    def __init__(self, model: PreTrainedModel, managed: tuple[int, ...]) -> None:
+    ``rope_tokens`` is how long each row will get (``engine.rope``).
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, managed: tuple[int, ...], rope_tokens: tuple[int, ...] = ()
+    ) -> None:
         self._model, self._managed = model, frozenset(managed)
+        self._rope_tokens = rope_tokens
         self.attention = hf.attention_modules(model)
         self.computing = False
         self._context: dict[str, Any] = {}
@@ -84,6 +92,22 @@ class ModelQueries:
         """All weights of a layer's attention but its output projection."""
         parameters = self.attention[layer].named_parameters()
         return sum(p.nbytes for name, p in parameters if "o_proj" not in name)
+
+    def attention_module(self, layer: int) -> Any:
+        """The attention module of a layer."""
+        return self.attention[layer]
+
+    def rotary(self, layer: int, like: Tensor, position_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines at positions of each row, by the model's own module."""
+        decoder: Any = self._model.get_decoder()
+        module = getattr(decoder, "rotary_emb", None)
+        if module is None:
+            raise ValueError(f"model {type(self._model).__name__} has no rotary embedding")
+        kind = {}
+        if "layer_type" in inspect.signature(type(module).forward).parameters:
+            kind = {"layer_type": decoder.config.layer_types[layer]}
+        with fixed_rope(self._model, self._rope_tokens):
+            return module(like, position_BT, **kind)
 
 
 def weights_id(

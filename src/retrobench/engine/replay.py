@@ -158,6 +158,14 @@ class TraceView:
         """As recorded."""
         return self._model.manifest["projection_bytes"]
 
+    def attention_module(self, layer: int) -> Any:
+        """There is none."""
+        raise ValueError("a recorded trace has no modules of the model; use the model itself")
+
+    def rotary(self, layer: int, like: Tensor, position_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """There is none."""
+        return self.attention_module(layer)
+
 
 class TraceModel(torch.nn.Module):
     """Feeds recorded tensors to a session, layer by layer, as a model of that shape would.

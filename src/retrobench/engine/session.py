@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from retrobench.core.budget import Budget
-from retrobench.core.method import AttentionArgs, ComparedCall, Method, Probe
+from retrobench.core.method import AttentionArgs, ComparedCall, Method, Needs, Probe
 from retrobench.core.shapes import Footprint, KVShape, split_layers
 from retrobench.engine import hf
 from retrobench.engine.attention.dense import DenseMethod
@@ -72,8 +72,9 @@ class Session:
         self.stepped: list[Tensor] = []  # every token that was decoded
         self._hooks: list[Any] = []
         self.executor = make_executor(self, executor)
-        if self.method.needs.layer_inputs:
-            self._hook_layers()
+        needs = method_class.needs_of(config)
+        if needs.layer_inputs or needs.modules:
+            self._bind(needs)
 
     @torch.inference_mode()
     def build(self) -> None:
@@ -202,15 +203,16 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _hook_layers(self) -> None:
-        """Give the method the input of each layer's attention in decode steps."""
+    def _bind(self, needs: Needs) -> None:
+        """Give the method the model, and the input of each layer's attention in decode steps."""
         view = getattr(self.model, "view", None)
         if view is not None:  # a recorded trace, which calls ``layer_input`` itself
             self.method.bind(view)
             return
-        view = ModelQueries(self.model, self.layers)
+        view = ModelQueries(self.model, self.layers, self.rope_tokens)
         self.method.bind(view)
-        self._hooks = hf.hook_layer_inputs(self.model, self.layer_input, view)
+        if needs.layer_inputs:
+            self._hooks = hf.hook_layer_inputs(self.model, self.layer_input, view)
 
 
 def open_session(

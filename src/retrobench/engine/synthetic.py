@@ -6,6 +6,8 @@ positions. Every batch row, layer and KV head has its own data. Easier than a re
 errors on them compare methods, they do not predict accuracy.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -55,6 +57,14 @@ class SyntheticView:
     def projection_bytes(self, layer: int) -> int:
         """None are read."""
         return 0
+
+    def attention_module(self, layer: int) -> Any:
+        """There is none."""
+        raise ValueError("synthetic keys and values come without modules of a model")
+
+    def rotary(self, layer: int, like: Tensor, position_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """There is none."""
+        return self.attention_module(layer)
 
 
 def _head(tokens: int, dim: int, generator: torch.Generator, device: str) -> tuple[Tensor, Tensor]:

@@ -61,6 +61,10 @@ class SyntheticRun:
                 f"method={method_class.name} predicts a layer from the one before: use "
                 "task.layers=2 or more"
             )
+        if method_class.needs_of(config).modules:
+            raise ValueError(
+                f"method={method_class.name} reads the modules of a model: use task.shape=model"
+            )
         heads, groups, dim = run.heads or SHAPES[self.config.shape]
         self.shape = KVShape(
             pad_tokens=(0,) * batch,

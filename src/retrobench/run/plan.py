@@ -176,6 +176,11 @@ def _check_served(spec: RunSpec, model: loader.ModelInfo) -> None:
             f"engine.batch={spec.engine.batch}: model {model.identity['name']} computes rows of "
             "different length wrongly when they are padded; use engine.batch=1"
         )
+    if needs.modules and spec.model.source == "trace":
+        raise ValueError(
+            f"method={spec.method} reads the model's own modules, which a trace has not; use the "
+            "model itself"
+        )
     if (needs.layer_inputs or needs.prompt_inputs) and spec.model.source != "trace":
         attention_modules(model.meta_model)
 

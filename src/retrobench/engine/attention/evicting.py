@@ -28,12 +28,16 @@ class EvictingConfig:
 
 
 def kept_tokens(
-    config: Any, shape: KVShape, budget: Budget | None, always: int = 0
+    config: Any,
+    shape: KVShape,
+    budget: Budget | None,
+    always: int = 0,
+    named: str = "method.window_tokens",
 ) -> tuple[int, ...]:
-    """Prompt tokens that the KV heads of each row keep; ``always``: the last ones are kept anyhow.
+    """Prompt tokens that the KV heads of each row keep.
 
     Tokens that come later are kept beside them. ValueError for a budget that has no room for more
-    than ``always``.
+    than the last tokens that are ``always`` kept; ``named`` is their option.
     """
     counts = []
     for pad in shape.pad_tokens:
@@ -44,8 +48,8 @@ def kept_tokens(
             if total <= always and total < context:
                 raise ValueError(
                     f"budget: {budget} is {total} tokens of a context of {context}, but the window "
-                    f"at its end alone takes {always} (method.window_tokens); raise the budget or "
-                    "shrink the window"
+                    f"at its end alone takes {always} ({named}); raise the budget or shrink the "
+                    "window"
                 )
         counts.append(min(total, context))
     return tuple(counts)
