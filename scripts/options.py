@@ -21,7 +21,7 @@ dataclasses that parse the configuration.
 
 | option | default | allowed | meaning |
 |---|---|---|---|
-| `budget` |  | `2%` \\| `1024tok` \\| `64MiB` | tokens that a KV head attends exactly |
+| `budget` |  | `2%` \\| `1024tok` \\| `64MiB` \\| `top_p:0.95` | what a KV head attends exactly |
 | `match` |  | tokens \\| pcie \\| hbm \\| gpu_memory | find the budget or cache of equal cost |
 | `reference` |  | KEY \\| `METHOD@BUDGET` | of `match`: the cell whose cost is to be reached |
 | `method_options` | `{}` | `{METHOD: {OPTION: VALUE}}` | options of one method in a sweep |

@@ -18,7 +18,10 @@ class OracleIndex(ScoringIndex):
     """Reads every key to rank tokens exactly (its index bytes are those of all keys)."""
 
     def select(self, layer: int, q_BHTD: Tensor, store: KVStore, args: AttentionArgs) -> Tokens:
-        """Top tokens by softmax weight, per query head or summed over the GQA group."""
+        """Top tokens by softmax weight, per query head or summed over the GQA group.
+
+        A budget of attention mass holds for each query head, or for the mean of the group.
+        """
         keys = store.keys(layer)
         batch, heads, _, dim = q_BHTD.shape
         groups = keys.shape[1]
@@ -29,8 +32,10 @@ class OracleIndex(ScoringIndex):
             logit = logit.masked_fill_(~exists_BS[:, None, None], -torch.inf)
         if self.config.scope == "query_head":
             score = logit.reshape(batch, heads, -1)
+            score = score if self.top_p is None else score.softmax(-1)
         else:
             score = logit.softmax(-1).sum(2)
+            score = score if self.top_p is None else score / self.shape.group
         return Tokens(token_BGR=self.best(score), index_bytes=keys.nbytes)
 
 
@@ -39,6 +44,7 @@ class OracleTopK(SelectiveMethod):
 
     name = "oracle_topk"
     index_class = OracleIndex
+    adaptive = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(StaticConfig):

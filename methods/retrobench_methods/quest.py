@@ -12,7 +12,7 @@ from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs, PromptLayer
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.core.spec import option
-from retrobench.engine.attention.index import Index
+from retrobench.engine.attention.index import Index, enough
 from retrobench.engine.attention.selective import SelectiveMethod
 from retrobench.memory.placement import PlacementConfig
 from retrobench.memory.pool import make_store, plan_store
@@ -55,9 +55,13 @@ class QuestConfig(PlacementConfig):
     )
 
 
+def min_pages(config: QuestConfig) -> int:
+    """Pages that are attended whatever the budget."""
+    return 2 if config.variant == "kernel" else 3
+
+
 def selected_pages(config: QuestConfig, shape: KVShape, budget: Budget | None) -> tuple[int, ...]:
     """Pages that each row attends in a sparse layer; a budget of everything takes them all."""
-    min_pages = 2 if config.variant == "kernel" else 3
     counts = []
     for pad in shape.pad_tokens:
         context = shape.prompt_tokens - pad
@@ -66,7 +70,7 @@ def selected_pages(config: QuestConfig, shape: KVShape, budget: Budget | None) -
             tokens = budget.tokens(context, shape.kv_bytes_per_token)
         everything = -(-shape.max_tokens // config.page_size)
         counts.append(
-            everything if tokens >= context else max(min_pages, tokens // config.page_size)
+            everything if tokens >= context else max(min_pages(config), tokens // config.page_size)
         )
     return tuple(counts)
 
@@ -77,6 +81,7 @@ class PageIndex(Index):
     def __init__(self, config: QuestConfig, shape: KVShape, budget: Budget | None) -> None:
         super().__init__(config, shape, budget)
         self.selected = selected_pages(config, shape, budget)
+        self.top_p = None if budget is None else budget.top_p
         self.slot = {layer: i for i, layer in enumerate(shape.layers)}
         self.lengths = [0] * len(shape.layers)
         pages = -(-shape.max_tokens // config.page_size)
@@ -112,7 +117,7 @@ class PageIndex(Index):
         low_BCGD[row, page] = torch.minimum(low_BCGD[row, page], key_BGD)
         high_BCGD[row, page] = torch.maximum(high_BCGD[row, page], key_BGD)
 
-    def pages(self, layer: int, q_BHTD: Tensor, length: int) -> Tensor:
+    def pages(self, layer: int, q_BHTD: Tensor, length: int, args: AttentionArgs) -> Tensor:
         """The best-bounded pages of each KV head or query head, int32, -1 padded."""
         size, i, used = self.config.page_size, self.slot[layer], -(-length // self.config.page_size)
         num_pages_B = (length - self.pad_B1[:, 0] + size - 1) // size
@@ -124,13 +129,40 @@ class PageIndex(Index):
         most = min(used, max(self.selected))
         limits = {"max_selected": most, "newest": self.config.variant == "kernel"}
         q_BHD = q_BHTD[:, :, 0].contiguous()
-        if self.config.scope == "kv_head":
+        if self.config.scope == "kv_head" and self.top_p is None:
             return page_select(q_BHD, low, high, num_pages_B, self.selected_B, **limits)
         # pages without tokens hold infinities, whose product with 0 would be NaN
         page = torch.arange(used, device=q_BHTD.device)
         absent = (page >= num_pages_B[:, None])[:, None, :, None]
         bound = upper_bound(q_BHD, low.masked_fill(absent, 0), high.masked_fill(absent, 0))
-        return best_pages(bound, num_pages_B, self.selected_B, **limits)
+        heads = bound.shape[1]
+        if self.config.scope == "kv_head":
+            heads = self.shape.num_kv_heads
+        rank = bound.unflatten(1, (heads, -1)).sum(2)
+        best = best_pages(rank, num_pages_B, self.selected_B, **limits)
+        if self.top_p is None:
+            return best
+        return self._until_enough(best, self._mass(bound, heads, length, args))
+
+    def _mass(self, bound_BHC: Tensor, heads: int, length: int, args: AttentionArgs) -> Tensor:
+        """Share of the softmax that every page would have if its tokens reached its bound.
+
+        The mean over the query heads that choose together.
+        """
+        size_BC = self.spans(length)[1][:, 0, : bound_BHC.shape[-1]]
+        logit = bound_BHC.float() * args.scale
+        if args.softcap is not None:
+            logit = torch.tanh(logit / args.softcap) * args.softcap
+        weight = (logit + size_BC[:, None].float().log()).softmax(-1)
+        return weight.unflatten(1, (heads, -1)).mean(2)
+
+    def _until_enough(self, page_BXK: Tensor, mass_BXC: Tensor) -> Tensor:
+        """The first pages of each ranking that hold ``top_p`` of the mass, and the least number."""
+        assert self.top_p is not None
+        mass = mass_BXC.gather(-1, page_BXK.clamp_min(0).long()).masked_fill(page_BXK < 0, 0)
+        done = enough(mass, torch.ones_like(mass[..., :1]), self.top_p)
+        done[..., : min_pages(self.config)] = False
+        return page_BXK.masked_fill(done, -1)
 
     def spans(self, length: int) -> tuple[Tensor, Tensor]:
         """First position and tokens of every page, ``BGC`` int32."""
@@ -153,7 +185,7 @@ class PageIndex(Index):
         """The best-bounded pages; the newest page among them in the kernel variant."""
         length = store.length(layer)
         first, tokens = self.spans(length)
-        page = self.pages(layer, q_BHTD, length)
+        page = self.pages(layer, q_BHTD, length, args)
         per_head = page.shape[1] != self.shape.num_kv_heads
         if per_head:
             first, tokens = (x[:, :1].expand(-1, page.shape[1], -1) for x in (first, tokens))
@@ -174,6 +206,7 @@ class Quest(SelectiveMethod):
     name = "quest"
     index_class = PageIndex
     memory_knob = "cache_frac"
+    adaptive = True
     Config = QuestConfig
 
     def make_store(self) -> KVStore:

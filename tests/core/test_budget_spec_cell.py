@@ -23,7 +23,10 @@ def test_budget_tokens(text, tokens):
 
 
 @pytest.mark.parametrize(
-    "text", ["2", "120%", "0%", "many", "5 apples", "-3tok", "9" * 400 + "tok", "infMiB", "nan%"]
+    "text",
+    ["2", "120%", "0%", "many", "5 apples", "-3tok", "9" * 400 + "tok", "infMiB", "nan%"]
+    + ["top_p", "top_p:", "top_p:1.01", "top_p:0", "top_p:90%", "top_p:0.9@", "top_p:0.9@2"]
+    + ["top_p:0.9@top_p:0.5", "top_k:5", "10%@5%"],
 )
 def test_bad_budgets_are_refused(text):
     with pytest.raises(ValueError, match="budget"):
@@ -31,10 +34,13 @@ def test_bad_budgets_are_refused(text):
 
 
 _POSITIVE = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
-_BUDGETS = st.one_of(
+_FIXED = st.one_of(
     st.builds(Budget, st.floats(0, 1, exclude_min=True), st.just("frac")),
     st.builds(Budget, _POSITIVE, st.sampled_from(["tokens", "bytes"])),
 )
+_MASS = st.floats(0, 1, exclude_min=True)
+_ADAPTIVE = st.builds(Budget, _MASS, st.just("top_p"), st.one_of(st.none(), _FIXED))
+_BUDGETS = st.one_of(_FIXED, _ADAPTIVE)
 
 
 @given(_BUDGETS)
@@ -46,7 +52,9 @@ def test_a_budget_is_what_its_label_says(budget):
 
 
 @pytest.mark.parametrize(
-    "label", ["2%", "1.8%", "100%", "0.5%", "1024tok", "64MiB", "1.5MiB", "0.0625MiB", "100B"]
+    "label",
+    ["2%", "1.8%", "100%", "0.5%", "1024tok", "64MiB", "1.5MiB", "0.0625MiB", "100B"]
+    + ["top_p:0.95", "top_p:1", "top_p:0.9@25%", "top_p:0.85@8192tok"],
 )
 def test_labels_of_ordinary_budgets_stay(label):
     assert str(Budget.parse(label)) == label
@@ -60,7 +68,14 @@ def test_budgets_that_cannot_be_are_refused(values):
         Budget(*values)
 
 
-@pytest.mark.parametrize("text", ["100%", "1000tok", "5000tok", "1MiB", "1GiB"])
+def test_the_most_tokens_of_an_adaptive_budget_are_its_cap():
+    assert Budget.parse("top_p:0.9@25%").tokens(1000, kv_bytes_per_token=1024) == 250
+    assert Budget.parse(" top_p:0.9 @ 64tok").tokens(1000, kv_bytes_per_token=1024) == 64
+
+
+@pytest.mark.parametrize(
+    "text", ["100%", "1000tok", "5000tok", "1MiB", "1GiB", "top_p:0.5", "top_p:0.5@100%"]
+)
 def test_a_budget_that_covers_the_context_takes_all_of_it(text):
     assert Budget.parse(text).tokens(1000, kv_bytes_per_token=1024) == 1000
 

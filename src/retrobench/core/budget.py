@@ -17,6 +17,7 @@ _UNITS = {
     "mib": "bytes",
     "gib": "bytes",
 }
+_TOP_P = re.compile(r"\s*top_p\s*:\s*([0-9]+(?:\.[0-9]+)?)\s*(?:@(.*))?", re.S)
 _FLOAT_DIGITS = 15  # decimal digits that a float surely keeps
 _SCALE = {"b": 1, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
 
@@ -28,30 +29,51 @@ class Budget:
     Static tokens (sinks, local window) are inside the budget. A selector that picks a different
     set for each query head is charged per query head. Estimation and index reads are not tokens:
     the byte counters charge them.
+
+    An adaptive budget (unit ``top_p``) is a share of attention mass: in each step every head takes
+    as few tokens as hold it by the method's estimate, and no more than ``cap``, if there is one
+    (Twilight, arXiv 2502.02770).
     """
 
     value: float
-    unit: str  # "frac" | "tokens" | "bytes" (K and V of one KV head and layer)
+    unit: str  # "frac" | "tokens" | "bytes" (K and V of one KV head and layer) | "top_p"
+    cap: Self | None = None  # of top_p
 
     def __post_init__(self) -> None:
-        if self.unit not in _UNITS.values():
-            raise ValueError(f"budget: {self.unit!r} is no unit; use frac, tokens or bytes")
+        if self.unit not in {*_UNITS.values(), "top_p"}:
+            raise ValueError(f"budget: {self.unit!r} is no unit; use frac, tokens, bytes or top_p")
         if not 0 < self.value < math.inf:
             raise ValueError(f"budget: {self.value} {self.unit} must be finite and greater than 0")
         if self.unit == "frac" and self.value > 1:
             raise ValueError(f"budget: {self} is larger than the context (at most 100%)")
+        if self.unit == "top_p" and self.value > 1:
+            raise ValueError(f"budget: {self} is more than all attention mass (at most top_p:1)")
+        if self.cap is not None and (self.unit != "top_p" or self.cap.unit == "top_p"):
+            raise ValueError("budget: only top_p has a cap, which is a share, tokens or bytes")
+
+    @property
+    def top_p(self) -> float | None:
+        """The mass of an adaptive budget; None for a fixed one."""
+        return self.value if self.unit == "top_p" else None
 
     @classmethod
     def parse(cls, text: str | int | float | Self) -> Self:
-        """``2%``, ``1024tok`` or ``64MiB`` (KiB, GiB, B) to a Budget; ValueError otherwise."""
+        """``2%``, ``1024tok``, ``64MiB`` (KiB, GiB, B), ``top_p:0.95`` or ``top_p:0.95@25%``.
+
+        ValueError for anything else.
+        """
         if isinstance(text, cls):
             return text
+        if adaptive := _TOP_P.fullmatch(str(text)):
+            mass, cap = adaptive.groups()
+            return cls(float(mass), "top_p", None if cap is None else cls.parse(cap))
         match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(%|[A-Za-z]+)\s*", str(text))
         unit = match.group(2).lower() if match else ""
         if match is None or unit not in _UNITS:
             raise ValueError(
                 f"budget: {text!r} is not a budget. Write a share of the context (2%), "
-                "tokens per KV head (1024tok) or bytes of the whole cache (64MiB)."
+                "tokens per KV head (1024tok), bytes of the whole cache (64MiB), or a share of "
+                "attention mass (top_p:0.95; top_p:0.95@25% takes 25% of the context at most)."
             )
         number = match.group(1)
         if unit == "%":
@@ -61,8 +83,12 @@ class Budget:
     def tokens(self, context_tokens: int, kv_bytes_per_token: int) -> int:
         """Tokens per KV head for a context; all of it where the budget covers it.
 
-        ``kv_bytes_per_token`` are the K and V bytes of one token over all layers and KV heads.
+        ``kv_bytes_per_token`` are the K and V bytes of one token over all layers and KV heads. Of
+        an adaptive budget these are the most that a head may take.
         """
+        if self.unit == "top_p":
+            cap = self.cap
+            return context_tokens if cap is None else cap.tokens(context_tokens, kv_bytes_per_token)
         if self.unit == "frac":
             return max(1, round(self.value * context_tokens))
         tokens = self.value if self.unit == "tokens" else self.value / kv_bytes_per_token
@@ -92,6 +118,8 @@ class Budget:
     def __str__(self) -> str:
         """A label that ``parse`` reads back as the same budget, so distinct budgets differ."""
         exact = Decimal(repr(float(self.value)))
+        if self.unit == "top_p":
+            return f"top_p:{_plain(exact)}" + ("" if self.cap is None else f"@{self.cap}")
         if self.unit == "frac":
             return f"{_percent(self.value, exact)}%"
         if self.unit == "tokens":

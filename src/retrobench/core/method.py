@@ -199,6 +199,7 @@ class Method(ABC):
     Calibrator: ClassVar[type[Calibrator] | None] = None
     memory_knob: ClassVar[str | None] = None  # the option that `match=gpu_memory` solves
     budgeted: ClassVar[bool] = True  # false: attends everything, so every budget is the same cell
+    adaptive: ClassVar[bool] = False  # knows budgets of attention mass (top_p)
     static: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -41,13 +41,14 @@ def texts(frame: pd.DataFrame, by: list[str]) -> dict[tuple[object, ...], str]:
         budget = Budget.parse(budget) if isinstance(budget, str) else None
         entries = own[["tokens", "prompt", "context"]].to_numpy()
         if any(_differs(budget, *entry) for entry in entries):
-            found[group] = _range(own, "%" if budget is None or budget.unit == "frac" else " tok")
+            share = budget is None or budget.unit in ("frac", "top_p")
+            found[group] = _range(own, "%" if share else " tok")
     return found
 
 
 def _differs(budget: Budget | None, tokens: float, prompt: float, context: float) -> bool:
     """Whether the tokens attended are to be said beside the budget."""
-    if budget is None or budget.unit == "bytes":
+    if budget is None or budget.unit in ("bytes", "top_p"):
         return True
     asked = budget.value * (prompt if budget.unit == "frac" else 1)
     asked = context if asked >= prompt else asked

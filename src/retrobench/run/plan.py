@@ -204,7 +204,7 @@ def _check_dense(spec: RunSpec, shape: KVShape) -> None:
 def _attended(spec: RunSpec, model: loader.ModelInfo) -> str:
     """What dense layers make of a budget; empty where the plan knows of none."""
     lengths = _lengths(spec)
-    if spec.budget is None or not lengths:
+    if spec.budget is None or spec.budget.top_p is not None or not lengths:
         return ""
     shape, own = _shape(spec, model, lengths[0]), getattr(spec.method_config, "dense_layers", ())
     dense, layers = len({*spec.engine.dense_layers, *own} & {*shape.layers}), len(shape.layers)

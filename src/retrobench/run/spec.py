@@ -183,6 +183,7 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
         raise ValueError(f"measure=replay simulates the queue of task=serve, not task={task}")
     budget, protocol = raw.get("budget"), parse(ProtocolConfig, raw.get("protocol", {}), "protocol")
     budget = None if budget is None else Budget.parse(budget)
+    _check_adaptive(method, budget)
     engine = parse(EngineConfig, _engine_values(raw), "engine")
     if protocol.name == "multi_turn" and (only or task == "trace"):
         raise ValueError(f"protocol=multi_turn: task={task} has no questions to go on with")
@@ -217,6 +218,18 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
         **_matching(raw),
         method_options=by_method,
         requested_config={name: value for name, value in raw.items() if name not in apart},
+    )
+
+
+def _check_adaptive(method: str, budget: Budget | None) -> None:
+    """ValueError for a budget of attention mass where the method takes a fixed number of tokens."""
+    found = method_class(method)
+    if budget is None or budget.top_p is None or found.adaptive or not found.budgeted:
+        return
+    able = ", ".join(name for name in method_names() if method_class(name).adaptive)
+    raise ValueError(
+        f"budget={budget}: method={method} cannot choose how many tokens it takes from step to "
+        f"step; give it a share (10%) or tokens (1024tok). Methods that can: {able}"
     )
 
 

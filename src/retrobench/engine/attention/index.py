@@ -93,13 +93,15 @@ class ScoringIndex(Index):
     def __init__(self, config: Any, shape: KVShape, budget: Budget | None) -> None:
         super().__init__(config, shape, budget)
         self.retrieved = retrieved_tokens(config, shape, budget)
+        self.top_p = None if budget is None else budget.top_p
         self.zone = StaticZone(shape.pad_tokens, config.sink_tokens, config.local_tokens)
 
     def best(self, score_BGS: Tensor, retrieved_BG: Tensor | None = None) -> Tensor:
         """Positions of the static zone and of the best-scored rest, ``token_BGR``, -1 padded.
 
         Axis 1 may be query heads. ``retrieved_BG`` gives every head a number of its own; without
-        it nothing waits for the device.
+        it nothing waits for the device. With a budget of attention mass, scores are the weights
+        of a softmax: the fewest tokens win that bring the mass, the zone's included, to ``top_p``.
         """
         tokens, device = score_BGS.shape[-1], score_BGS.device
         low, high = (
@@ -117,9 +119,23 @@ class ScoringIndex(Index):
             limit = torch.tensor(self.retrieved, device=device)[:, None]
             limit = limit if retrieved_BG is None else retrieved_BG
             missing = missing | (torch.arange(token.shape[-1], device=device) >= limit[..., None])
+        if self.top_p is not None:
+            free_BG1 = score_BGF.clamp_min(0).sum(-1, keepdim=True)
+            missing = missing | enough(value, free_BG1, self.top_p)
         fixed_B1R = self.zone.tokens(tokens, device)[:, None]
         token = (token + low).masked_fill(missing, -1)
         return torch.cat([fixed_B1R.expand(-1, token.shape[1], -1), token], -1)
+
+
+def enough(weight_BGR: Tensor, all_BG1: Tensor, top_p: float) -> Tensor:
+    """Where falling weights are no longer needed: what is left from there on is ``1 - top_p``.
+
+    ``all_BG1`` are all weights that may be left out, shares of the whole softmax.
+    """
+    if top_p >= 1:  # whatever rounding says of the last weights
+        return torch.zeros_like(weight_BGR, dtype=torch.bool)
+    before_BGR = weight_BGR.cumsum(-1) - weight_BGR
+    return all_BG1 - before_BGR <= 1 - top_p
 
 
 def retrieved_tokens(config: Any, shape: KVShape, budget: Budget | None) -> tuple[int, ...]:

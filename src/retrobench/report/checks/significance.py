@@ -89,16 +89,18 @@ def _neighbours(scored: pd.DataFrame) -> _Pairs:
     for names, group in budgeted.groupby(_APART, sort=False, dropna=False):
         budgets = [(Budget.parse(text), text) for text in group["budget"].unique()]
         budgets.sort(key=lambda entry: entry[0].value)
-        for unit in {budget.unit for budget, _ in budgets}:
-            for small, large in pairwise(text for b, text in budgets if b.unit == unit):
+        for kind in {(budget.unit, budget.cap) for budget, _ in budgets}:
+            alike = [text for b, text in budgets if (b.unit, b.cap) == kind]
+            for small, large in pairwise(alike):
                 larger, smaller = (group[group["budget"] == text] for text in (large, small))
                 label = f"{' '.join(names[3:])}: {_cell(larger)} after {_cell(smaller)}"
                 yield label, larger, smaller
 
 
 def _against_controls(scored: pd.DataFrame) -> _Pairs:
-    """Cells against the controls of equal budget."""
+    """Cells against the controls of equal budget (of tokens: equal mass is no equal number)."""
     budgeted = scored[scored["budget"].notna()]
+    budgeted = budgeted[~budgeted["budget"].astype(str).str.startswith("top_p")]
     for names, group in budgeted.groupby([*_SETTING, "engine.batch", "budget"], sort=False):
         controls = {name: group[group["method"] == name] for name in ("oracle_topk", "random")}
         for key, cell in group[~group["method"].isin(_ORDERED)].groupby("key", sort=False):
