@@ -34,8 +34,7 @@ class OracleIndex(ScoringIndex):
             score = logit.reshape(batch, heads, -1)
             score = score if self.top_p is None else score.softmax(-1)
         else:
-            score = logit.softmax(-1).sum(2)
-            score = score if self.top_p is None else score / self.shape.group
+            score = self.shared(logit.softmax(-1))
         return Tokens(token_BGR=self.best(score), index_bytes=keys.nbytes)
 
 

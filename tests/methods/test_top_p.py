@@ -6,6 +6,7 @@ import pytest
 import torch
 from retrobench_methods.oracle_topk import OracleTopK
 from retrobench_methods.quest import Quest
+from retrobench_methods.sparf import Sparf
 
 from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs
@@ -149,8 +150,26 @@ def test_quest_takes_its_first_pages_until_they_hold_the_estimated_mass(scope, h
         assert probe.by_layer("attended")[0] == pytest.approx(attended)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("heads", "groups"), SHAPES)
+def test_sparf_with_all_channels_takes_what_the_oracle_takes(heads, groups, kind):
+    """Its estimate is exact then; with fewer it holds the mass by the weights that it has."""
+    for p in (0.5, 0.95):
+        budget = f"top_p:{p}"
+        _, exact, _ = decoded(OracleTopK, kind, heads, groups, budget, ZONE)
+        options = {**ZONE, "channels": 8}
+        _, steps, probe = decoded(Sparf, kind, heads, groups, budget, options)
+        for (oracle, *_), (ours, *_) in zip(exact, steps, strict=True):
+            assert abs((oracle >= 0).sum() - (ours >= 0).sum()) <= 2  # roundings at the threshold
+        attended = sum((token >= 0).sum() / (2 * groups) for token, *_ in steps)
+        assert probe.by_layer("attended")[0] == pytest.approx(attended)
+        _, steps, _ = decoded(Sparf, kind, heads, groups, budget, {**ZONE, "channels": 3})
+        for token, *_ in steps:
+            assert ((token >= 0).sum(-1) >= 12).all()
+
+
 @pytest.mark.parametrize(
-    ("method", "options"), [("oracle_topk", {}), ("quest", {"dense_layers": []})]
+    ("method", "options"), [("oracle_topk", {}), ("quest", {"dense_layers": []}), ("sparf", {})]
 )
 def test_all_mass_is_full_attention_and_a_cap_is_the_selection_it_prunes(
     method, options, tiny_llama
@@ -175,7 +194,7 @@ def test_all_mass_is_full_attention_and_a_cap_is_the_selection_it_prunes(
 
 def test_methods_that_cannot_are_refused_by_name():
     able = {name for name in method_names() if method_class(name).adaptive}
-    assert {"oracle_topk", "quest"} <= able
+    assert {"oracle_topk", "quest", "sparf"} <= able
     for name in ("streaming", "random", "snapkv", "infinigen"):
         raw = {"method": {"name": name}, "task": {"name": "ruler"}, "budget": "top_p:0.9"}
         with pytest.raises(ValueError, match=f"budget=top_p:0.9: method={name} .*oracle_topk"):

@@ -73,7 +73,7 @@ class ChannelIndex(ScoringIndex):
         q_BGND = q_BHTD[:, :, 0].float().unflatten(1, (groups, -1))
         channel_BGC = q_BGND.abs().sum(2).topk(self.channels, -1).indices
         weight_BGNS = self.weights(i, q_BGND, channel_BGC, args)
-        token_BGR = self.best(weight_BGNS.sum(2))
+        token_BGR = self.best(self.shared(weight_BGNS))
         chosen = token_BGR.clamp_min(0)[:, :, None].expand(-1, -1, q_BGND.shape[2], -1)
         share_BGNR = weight_BGNS.gather(-1, chosen) * (token_BGR >= 0)[:, :, None]
         mean_BGD = self.value_sum_LBGD[i] / (length - self.pad_B1)[..., None]
@@ -116,6 +116,7 @@ class Sparf(SelectiveMethod):
     name = "sparf"
     index_class = ChannelIndex
     memory_knob = "cache_frac"
+    adaptive = True
     Config = SparfConfig
     index: ChannelIndex
 

@@ -96,6 +96,14 @@ class ScoringIndex(Index):
         self.top_p = None if budget is None else budget.top_p
         self.zone = StaticZone(shape.pad_tokens, config.sink_tokens, config.local_tokens)
 
+    def shared(self, weight_BGNS: Tensor) -> Tensor:
+        """Scores of a KV head from the softmax weights of its query heads: their sum, or mean.
+
+        A budget of attention mass holds for the mean.
+        """
+        score_BGS = weight_BGNS.sum(2)
+        return score_BGS if self.top_p is None else score_BGS / weight_BGNS.shape[2]
+
     def best(self, score_BGS: Tensor, retrieved_BG: Tensor | None = None) -> Tensor:
         """Positions of the static zone and of the best-scored rest, ``token_BGR``, -1 padded.
 
