@@ -19,6 +19,7 @@ METHODS = method_names()
 LENGTH, STEPS = 1200, 6
 # Some leave the first layers dense by default; the tiny model has only three
 OPTIONS = {"quest": {"dense_layers": []}, "infinigen": {"dense_layers": [0]}}
+OPTIONS["magicpig"] = {"dense_layers": []}
 EVICTING = ("snapkv", "adakv", "pyramidkv", "kvpress")
 # Without a budget these keep more than the prompts of these tests have
 OPTIONS |= {name: {"capacity_tokens": 300} for name in EVICTING}

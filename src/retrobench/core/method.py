@@ -199,6 +199,11 @@ class Method(ABC):
     def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:
         """Bytes by place that a session of this shape will hold, computed before allocation."""
 
+    @classmethod
+    def dense_layers(cls, config: Any, shape: KVShape) -> tuple[int, ...]:
+        """Layers that attend everything, whatever the budget."""
+        return tuple(getattr(config, "dense_layers", ()))
+
     @abstractmethod
     def build(self, layer: int, prompt: PromptLayer) -> None:
         """Take one layer of the prompt: store its keys and values, build the index."""

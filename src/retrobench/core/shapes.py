@@ -15,6 +15,7 @@ letter  axis                                 letter  axis
 ``M``   model width; moved pages             ``Q``   slots of a block cache
 ``V``   vocabulary                           ``K``   selected pages
 ``X``   splits of a context in a kernel      ``F``   points of a curve
+``Y``   codes of a key (tables, parts)
 ======  ===================================  ======  ====================================
 
 A digit is an axis of that size. Where the axes of a tensor are flattened into rows of heads

@@ -142,3 +142,15 @@ def distinct(page_BGN: Tensor) -> Tensor:
     twice = torch.zeros_like(page, dtype=torch.bool)
     twice[..., 1:] = page[..., 1:] == page[..., :-1]
     return page.masked_fill(twice, -1).int()
+
+
+def most_asked(page_BGN: Tensor) -> tuple[Tensor, Tensor]:
+    """Each page once per row and head, and how often it was there; most often first, -1 padded."""
+    page = page_BGN.sort(-1).values
+    new = torch.ones_like(page, dtype=torch.bool)
+    new[..., 1:] = page[..., 1:] != page[..., :-1]
+    run, real = new.cumsum(-1) - 1, page >= 0
+    times = torch.zeros_like(page).scatter_add_(-1, run, real.to(page.dtype))
+    single = torch.full_like(page, -1).scatter_(-1, run, page)
+    times, order = times.sort(dim=-1, descending=True, stable=True)
+    return single.gather(-1, order).int(), times.int()

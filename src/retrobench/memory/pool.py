@@ -5,7 +5,7 @@ from torch import Tensor
 
 from retrobench.core.method import Probe, PromptLayer
 from retrobench.core.shapes import Footprint, KVShape
-from retrobench.memory.page_cache import distinct
+from retrobench.memory.page_cache import distinct, most_asked
 from retrobench.memory.paged_pool import PagedPool, PoolSize
 from retrobench.memory.placement import PlacementConfig, ResolvedPlacement, vector_bytes
 from retrobench.memory.store import KVStore, ResidentStore, head_index
@@ -20,13 +20,17 @@ class PooledStore(PagedPool):
 
     A page enters the pool once it is complete and old enough, so that the local window never waits
     for the pool and a cached page never changes. Slots are positions until ``evict`` or
-    ``reorder``.
+    ``reorder``. A page that is missed moves whole or, ``by_token``, only what was asked of it; then
+    the pages asked most are the first to enter the cache.
     """
 
-    def __init__(self, shape: KVShape, placement: ResolvedPlacement, page_tokens: int) -> None:
+    def __init__(
+        self, shape: KVShape, placement: ResolvedPlacement, page_tokens: int, by_token: bool = False
+    ) -> None:
         super().__init__(shape, placement, _size(shape, page_tokens))
+        self.by_token = by_token
         self.in_pool = [0] * len(shape.layers)  # slots before this one are in the pool
-        self._read_pages = [0] * len(shape.layers)  # without a cache
+        self._read = [[0, 0] for _ in shape.layers]  # without a cache: pages, tokens
 
     @staticmethod
     def plan(shape: KVShape, placement: ResolvedPlacement, page_tokens: int) -> Footprint:
@@ -107,11 +111,17 @@ class PooledStore(PagedPool):
 
     def _lookup(self, layer: int, page: Tensor, row: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
         """Whether each token's page is cached, and in which slot of the cache."""
-        pages_BGN = distinct(page.reshape(page.shape[0], self.shape.num_kv_heads, -1))
+        asked = page.reshape(page.shape[0], self.shape.num_kv_heads, -1)
+        if self.by_token:
+            pages_BGN, tokens_BGN = most_asked(asked)
+        else:
+            pages_BGN = distinct(asked)
+            tokens_BGN = torch.full_like(pages_BGN, self.page_tokens)
         if self.cache is None:
-            self._read_pages[self.index[layer]] += int((pages_BGN >= 0).sum())
+            real, read = pages_BGN >= 0, self._read[self.index[layer]]
+            read[0], read[1] = read[0] + int(real.sum()), read[1] + int(tokens_BGN[real].sum())
             return torch.zeros_like(page, dtype=torch.bool), torch.zeros_like(page)
-        self.cache.lookup(layer, pages_BGN, torch.full_like(pages_BGN, self.page_tokens))
+        self.cache.lookup(layer, pages_BGN, tokens_BGN)
         slot = self.cache.view(layer).slot_BGP[row, head, page.clamp_min(0)]
         return (slot >= 0) & (page >= 0), slot.clamp_min(0).long()
 
@@ -127,10 +137,9 @@ class PooledStore(PagedPool):
         """Pages since the last call; without a cache every page is a miss."""
         if self.cache is not None:
             return super().report_counts(probe)
-        page_bytes = self.page_tokens * vector_bytes(self.shape)
         for layer, i in self.index.items():
-            pages, self._read_pages[i] = self._read_pages[i], 0
-            probe.count(layer, misses=pages, h2d=pages * page_bytes)
+            (pages, tokens), self._read[i] = self._read[i], [0, 0]
+            probe.count(layer, misses=pages, h2d=tokens * vector_bytes(self.shape))
 
 
 def _whole_pages(tokens: int, page_tokens: int) -> int:
@@ -145,12 +154,18 @@ def _size(shape: KVShape, page_tokens: int) -> PoolSize:
     )
 
 
-def make_store(config: PlacementConfig, shape: KVShape, page_tokens: int | None = None) -> KVStore:
+def make_store(
+    config: PlacementConfig,
+    shape: KVShape,
+    page_tokens: int | None = None,
+    *,
+    by_token: bool = False,
+) -> KVStore:
     """The store that the options ask for (a method's own page size wins)."""
     placement = ResolvedPlacement.of(config, shape.device)
     if _one_tier(placement, shape):
         return ResidentStore(shape, placement.place)
-    return PooledStore(shape, placement, page_tokens or placement.page_tokens)
+    return PooledStore(shape, placement, page_tokens or placement.page_tokens, by_token)
 
 
 def plan_store(

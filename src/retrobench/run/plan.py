@@ -9,7 +9,7 @@ from typing import Any
 
 from retrobench.core.cell import Cell, digest
 from retrobench.core.method import Needs
-from retrobench.core.shapes import Footprint, KVShape
+from retrobench.core.shapes import Footprint, KVShape, split_layers
 from retrobench.core.spec import changed, identity, to_plain
 from retrobench.core.task import Task
 from retrobench.engine import loader
@@ -206,8 +206,9 @@ def _attended(spec: RunSpec, model: loader.ModelInfo) -> str:
     lengths = _lengths(spec)
     if spec.budget is None or spec.budget.top_p is not None or not lengths:
         return ""
-    shape, own = _shape(spec, model, lengths[0]), getattr(spec.method_config, "dense_layers", ())
-    dense, layers = len({*spec.engine.dense_layers, *own} & {*shape.layers}), len(shape.layers)
+    shape, given = _shape(spec, model, lengths[0]), spec.engine.dense_layers
+    own = spec.method_class.dense_layers(spec.method_config, split_layers(shape, given)[1])
+    dense, layers = len({*given, *own} & {*shape.layers}), len(shape.layers)
     asked = {n: spec.budget.tokens(n, shape.kv_bytes_per_token) / n for n in lengths}
     share = dense / layers
     found = [f"{share + (1 - share) * frac:.0%} of {n} tokens" for n, frac in asked.items()]
