@@ -39,7 +39,7 @@ class PromptLayer:
     ``k_BGSD`` and ``v_BGSD`` are post-RoPE keys and values in position order, left padding
     included. The optional parts are there if ``Needs`` asks for them: queries of the last W tokens
     ``q_BHWD``, attention mass per key and query head ``mass_BHS``, inputs of the last tokens
-    ``input_BWM``.
+    ``input_BWM``, rotary factors ``cos_BSD`` and ``sin_BSD``.
     ``memory`` is the storage behind keys and values where the method may keep it instead of copying
     (it has room for the whole session); None where other methods read the same prompt.
     """
@@ -50,6 +50,8 @@ class PromptLayer:
     q_BHWD: Tensor | None = None
     mass_BHS: Tensor | None = None
     input_BWM: Tensor | None = None
+    cos_BSD: Tensor | None = None
+    sin_BSD: Tensor | None = None
     memory: tuple[Tensor, Tensor] | None = None
 
 

@@ -21,6 +21,7 @@ class Needs:
     - ``prompt_mass``: keep the attention mass that the last so many prompt tokens give each key.
     - ``prompt_inputs``: keep the inputs of each layer's attention of the last so many prompt tokens
       (``ALL_INPUTS``: all).
+    - ``prompt_rotary``: keep the factors that turn the keys (``engine.attention.rotary``).
     """
 
     layer_inputs: bool = False
@@ -29,6 +30,7 @@ class Needs:
     prompt_queries: int = 0
     prompt_mass: int = 0
     prompt_inputs: int = 0
+    prompt_rotary: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         """What both ask for."""
@@ -39,6 +41,7 @@ class Needs:
             prompt_queries=_more(self.prompt_queries, other.prompt_queries),
             prompt_mass=max(self.prompt_mass, other.prompt_mass),
             prompt_inputs=_more(self.prompt_inputs, other.prompt_inputs),
+            prompt_rotary=self.prompt_rotary or other.prompt_rotary,
         )
 
 

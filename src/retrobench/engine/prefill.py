@@ -19,6 +19,7 @@ from retrobench.core.shapes import KVShape
 from retrobench.engine import hf
 from retrobench.engine.attention.exact import attention_mass, causal
 from retrobench.engine.model_cache import ServedCache, make_cache
+from retrobench.engine.rotary import RotaryFactors
 
 
 class NotFinite(RuntimeError):
@@ -123,6 +124,7 @@ class _Recorder:
         self.memory: dict[int, tuple[Tensor, Tensor]] = {}
         self.queries: dict[int, list[Tensor]] = {}
         self.inputs: dict[int, list[Tensor]] = {}
+        self.rotary = RotaryFactors()
         self.args: dict[int, AttentionArgs] = {}
 
     def attend(
@@ -168,6 +170,7 @@ class _Recorder:
         keys, values = self.memory.pop(layer)
         queries = torch.cat(self.queries.pop(layer), 2) if layer in self.queries else None
         inputs = torch.cat(self.inputs.pop(layer), 1) if layer in self.inputs else None
+        cos, sin = self.rotary.of(layer) if self.needs.prompt_rotary else (None, None)
         mass, window = None, self.needs.prompt_mass
         if window:
             assert queries is not None
@@ -183,6 +186,8 @@ class _Recorder:
             q_BHWD=queries,
             mass_BHS=mass,
             input_BWM=inputs,
+            cos_BSD=cos,
+            sin_BSD=sin,
             memory=(keys, values),
         )
 
@@ -215,7 +220,10 @@ def prefill(
         chunk_tokens = split
     replays = getattr(model, "replays", False)
     owner = _Recorder(ids_BS, pads, managed, needs or Needs(), room, replays)
-    hooks = hf.hook_layer_inputs(model, owner.layer_input) if owner.needs.prompt_inputs else []
+    rotary = owner.rotary if owner.needs.prompt_rotary else None
+    hooks = []
+    if owner.needs.prompt_inputs or rotary is not None:
+        hooks = hf.hook_layer_inputs(model, owner.layer_input, rotary)
     start, output = clock(), None
     try:
         for begin in range(0, split, chunk_tokens):

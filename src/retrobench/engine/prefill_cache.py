@@ -29,8 +29,8 @@ from retrobench.engine.model_cache import fully_managed, make_cache
 from retrobench.engine.prefill import PrefilledPrompt, pad_left, prefill
 from retrobench.engine.rope import varies
 
-VERSION = 3  # of the file's layout
-_PARTS = ("k_BGSD", "v_BGSD", "q_BHWD", "mass_BHS", "input_BWM")
+VERSION = 4  # of the file's layout
+_PARTS = ("k_BGSD", "v_BGSD", "q_BHWD", "mass_BHS", "input_BWM", "cos_BSD", "sin_BSD")
 
 
 class PrefillCache:

@@ -22,11 +22,11 @@ from retrobench.engine.rope import fixed_rope
 
 
 class _Captured(Exception):
-    """Ends a layer's attention once its queries are known."""
+    """Ends a layer's attention once its queries and keys are known."""
 
-    def __init__(self, q_BHTD: Tensor) -> None:
+    def __init__(self, q_BHTD: Tensor, k_BGTD: Tensor) -> None:
         super().__init__()
-        self.q_BHTD = q_BHTD
+        self.q_BHTD, self.k_BGTD = q_BHTD, k_BGTD
 
 
 class _Capture:
@@ -38,7 +38,7 @@ class _Capture:
     def attend(
         self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
     ) -> Tensor:
-        raise _Captured(q_BHTD)
+        raise _Captured(q_BHTD, k_BGTD)
 
 
 class ModelQueries:
@@ -75,18 +75,9 @@ class ModelQueries:
             return None
         self.computing = True
         try:
-            with hf.serving(_Capture(layer)):
-                self.attention[layer](
-                    hidden_states=hidden_BTM,
-                    attention_mask=None,
-                    past_key_values=None,
-                    **self._context,
-                )
-        except _Captured as captured:
-            return captured.q_BHTD
+            return captured(self.attention[layer], layer, hidden_BTM, self._context)[0]
         finally:
             self.computing = False
-        raise RuntimeError(f"layer {layer} computed its attention without handing over queries")
 
     def projection_bytes(self, layer: int) -> int:
         """All weights of a layer's attention but its output projection."""
@@ -108,6 +99,20 @@ class ModelQueries:
             kind = {"layer_type": decoder.config.layer_types[layer]}
         with fixed_rope(self._model, self._rope_tokens):
             return module(like, position_BT, **kind)
+
+
+def captured(
+    attention: Any, layer: int, hidden_BTM: Tensor, context: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """``(q_BHTD, k_BGTD)`` that a layer's attention hands over for these inputs."""
+    try:
+        with hf.serving(_Capture(layer)):
+            attention(
+                hidden_states=hidden_BTM, attention_mask=None, past_key_values=None, **context
+            )
+    except _Captured as ended:
+        return ended.q_BHTD, ended.k_BGTD
+    raise RuntimeError(f"layer {layer} computed its attention without handing over queries")
 
 
 def weights_id(

@@ -28,6 +28,7 @@ from retrobench.core.paths import cache_root
 from retrobench.engine import hf, trial, twin
 from retrobench.engine.context import context_limit
 from retrobench.engine.model_cache import is_recurrent, make_cache
+from retrobench.engine.rotary import not_turned_back
 
 Call = tuple[int, tuple[int, int, int]]  # layer, (query heads, KV heads, width)
 
@@ -38,7 +39,8 @@ class Traits:
 
     ``head_dim`` is that of keys or values, whichever is wider. ``whole_prompt``: the model's
     recurrent state is wrong after a second chunk. ``equal_rows``: rows of different length in one
-    batch are wrong. ``untried`` says why no small copy could be compared.
+    batch are wrong. ``untried`` says why no small copy could be compared. ``not_turned_back``: why
+    keys cannot be had as they were before their rotation.
     """
 
     layers: tuple[int, ...] = ()
@@ -49,6 +51,7 @@ class Traits:
     equal_rows: bool = False
     refusal: str = ""
     untried: str = ""
+    not_turned_back: str = ""
 
 
 def traits(model: PreTrainedModel) -> Traits:
@@ -144,9 +147,11 @@ def _examined(model: PreTrainedModel, seen: Seen) -> Traits:
     hf.check_reached(model, layers, {layer for layer, _ in calls})
     found = _of_calls(model, layers, calls)
     if copied is None:
-        return dataclasses.replace(found, untried=untried)
+        unknown = "no small copy of this model could be tried"
+        return dataclasses.replace(found, untried=untried, not_turned_back=unknown)
     seen.copied = copied
-    return _tried(copied, found, seen)
+    found = _tried(copied, found, seen)
+    return dataclasses.replace(found, not_turned_back=not_turned_back(copied))
 
 
 class _Observer:

@@ -157,7 +157,13 @@ class SyntheticRun:
         for layer in self.shape.layers:
             k, v = self._made(layer, self.shape.prompt_tokens, 0)
             q = synthetic.queries(k, self.shape.group, self.config.seed)
-            prompt = PromptLayer(k_BGSD=k, v_BGSD=v, q_BHWD=q, args=self.args)
+            unturned = k.new_ones(()).expand(
+                k.shape[0], *k.shape[2:]
+            )  # these keys have no rotation
+            prompt = PromptLayer(
+                k_BGSD=k, v_BGSD=v, q_BHWD=q, args=self.args,
+                cos_BSD=unturned, sin_BSD=unturned - 1,
+            )  # fmt: skip
             start = self.clock()
             self.method.build(layer, prompt)
             self.timed.build_s += self.clock() - start

@@ -181,6 +181,11 @@ def _check_served(spec: RunSpec, model: loader.ModelInfo) -> None:
             f"method={spec.method} reads the model's own modules, which a trace has not; use the "
             "model itself"
         )
+    if needs.prompt_rotary and found.not_turned_back:
+        raise ValueError(
+            f"method={spec.method} needs keys as they were before their rotation, but "
+            f"{found.not_turned_back}; use another model or method"
+        )
     if (needs.layer_inputs or needs.prompt_inputs) and spec.model.source != "trace":
         attention_modules(model.meta_model)
 

@@ -1,0 +1,100 @@
+"""Options of ShadowKV, with the source of every default."""
+
+from dataclasses import dataclass
+
+from retrobench.core.budget import Budget
+from retrobench.core.shapes import KVShape
+from retrobench.core.spec import option
+from retrobench.memory.placement import PLACEMENTS, host_place
+
+OUTLIERS_PER_CHUNK = 24 * 8 / 1024  # outlier chunks per selected chunk (released)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShadowKVConfig:
+    """Defaults of the paper (arXiv 2410.21465) and of ByteDance-Seed/ShadowKV e51904c."""
+
+    rank: int = option(
+        160, "rank of the keys before their rotation, all KV heads together (paper)", low=1
+    )
+    chunk_tokens: int = option(8, "tokens of a chunk, which one landmark stands for (paper)", low=1)
+    retrieval_frac: float = option(
+        0.0156,
+        "without a budget: share of the context in selected chunks (paper: 1.56%)",
+        above=0,
+        high=1,
+        hint="for a token count use budget=...tok",
+    )
+    outlier_chunks: int | None = option(
+        None,
+        "chunks per KV head that their landmark fits worst, always attended; null: 24 for every "
+        "1024 selected tokens (released, 48 in the paper)",
+        low=0,
+    )
+    local_chunks: int = option(
+        4, "last chunks of the prompt, always attended, as generated tokens are (paper)", low=0
+    )
+    placement: str = option(
+        "auto",
+        "where the prompt's values live: gpu, the model's device; pinned or cpu, host memory "
+        "(paper); auto: pinned for a model on a GPU, else cpu",
+        choices=PLACEMENTS,
+    )
+
+    def place(self, device: str) -> str:
+        """Where the values are."""
+        return host_place(device) if self.placement == "auto" else self.placement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Zones:
+    """Chunks of one row: candidates for landmarks, and how many are outliers and selected.
+
+    The ``tail`` are the prompt's last tokens, which are kept exactly.
+    """
+
+    chunks: int
+    outliers: int
+    selected: int
+    tail: int
+
+
+def zones(config: ShadowKVConfig, shape: KVShape, budget: Budget | None) -> list[Zones]:
+    """Of each row; ValueError for a budget that outliers and tail use up."""
+    return [_zones(config, shape, budget, shape.prompt_tokens - pad) for pad in shape.pad_tokens]
+
+
+def _zones(config: ShadowKVConfig, shape: KVShape, budget: Budget | None, context: int) -> Zones:
+    size = config.chunk_tokens
+    chunks = max(0, context // size - config.local_chunks)
+    tail = context - chunks * size
+    if budget is None:
+        wanted = max(1, round(config.retrieval_frac * context / size))
+        outliers = _outliers(config, wanted)
+    else:
+        total = budget.tokens(context, shape.kv_bytes_per_token)
+        if total >= context:
+            return Zones(chunks=0, outliers=0, selected=0, tail=context)
+        free = (total - tail) // size
+        if config.outlier_chunks is None:
+            wanted = round(free / (1 + OUTLIERS_PER_CHUNK))
+            outliers = free - wanted
+        else:
+            outliers, wanted = config.outlier_chunks, free - config.outlier_chunks
+        if wanted < 1 and chunks:
+            floor = tail + size * (1 + (config.outlier_chunks or 0))
+            raise ValueError(
+                f"budget: {budget} is {total} tokens of a context of {context}, but the last "
+                f"chunks (method.local_chunks), the outliers (method.outlier_chunks) and one chunk "
+                f"of {size} take {floor}; raise the budget or lower these options"
+            )
+    outliers = min(outliers, chunks)
+    return Zones(
+        chunks=chunks, outliers=outliers, selected=min(wanted, chunks - outliers), tail=tail
+    )
+
+
+def _outliers(config: ShadowKVConfig, selected: int) -> int:
+    if config.outlier_chunks is not None:
+        return config.outlier_chunks
+    return round(OUTLIERS_PER_CHUNK * selected)

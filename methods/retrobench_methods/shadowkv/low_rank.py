@@ -1,0 +1,151 @@
+"""Keys of the prompt as a product of low rank, values elsewhere, and what is kept exactly."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from retrobench.core.method import PromptLayer
+from retrobench.core.shapes import Footprint, KVShape
+from retrobench.engine.attention.rotary import rotate, unrotate
+from retrobench.memory.placement import Holder, allocate, placed
+from retrobench.memory.store import KVStore, take
+from retrobench_methods.shadowkv.config import ShadowKVConfig, Zones
+
+
+class LowRankStore(KVStore, Holder):
+    """The prompt's chunks without their keys, and an exact part on the device.
+
+    Keys before their rotation, all KV heads side by side, are ``left @ right``; they are rebuilt
+    and rotated when they are gathered. Outlier chunks, the prompt's tail and new tokens are exact.
+    """
+
+    def __init__(self, config: ShadowKVConfig, shape: KVShape, zones: list[Zones]) -> None:
+        super().__init__(shape)
+        self.config, self.zones, self.place = config, zones, config.place(shape.device)
+        head = (len(shape.layers), shape.batch, shape.num_kv_heads)
+        tokens = config.chunk_tokens * max(zone.chunks for zone in zones)
+        self.rank = min(config.rank, shape.num_kv_heads * shape.head_dim)
+        options = {"dtype": getattr(torch, shape.dtype), "device": shape.device}
+        self.left_LBSZ = torch.zeros(*head[:2], tokens, self.rank, **options)
+        self.right_LBGZD = torch.zeros(*head, self.rank, shape.head_dim, **options)
+        self.outliers = config.chunk_tokens * max(zone.outliers for zone in zones)
+        new_tokens = shape.max_tokens - shape.prompt_tokens
+        exact = self.outliers + max(zone.tail for zone in zones) + new_tokens
+        self.k_exact_LBGWD = torch.zeros(*head, exact, shape.head_dim, **options)
+        self.v_exact_LBGWD = torch.zeros_like(self.k_exact_LBGWD)
+        chunks = tokens // config.chunk_tokens
+        # number of a chunk among the outliers, -1 for the others
+        self.outlier_LBGC = torch.full((*head, chunks), -1, dtype=torch.int32, device=shape.device)
+        self.cos_BSD = torch.zeros(shape.batch, tokens, shape.head_dim, **options)
+        self.sin_BSD = torch.zeros_like(self.cos_BSD)
+        self.v_pool: list[Tensor] = [torch.empty(0)] * len(shape.layers)  # BGSD
+        self.pool_size = (*head[1:], tokens, shape.head_dim)
+        self.pad_B = torch.tensor(shape.pad_tokens, device=shape.device)
+        self.chunks_B = torch.tensor([zone.chunks for zone in zones], device=shape.device)
+        self.tail_B = torch.tensor([zone.tail for zone in zones], device=shape.device)
+        self.kept: list[float] = []  # share of the keys' squared norm that the product has
+
+    @classmethod
+    def plan(cls, config: ShadowKVConfig, shape: KVShape, zones: list[Zones]) -> Footprint:
+        """Bytes before allocation."""
+        device = cls(config, replace(shape, device="meta"), zones)
+        batch, groups, tokens, dim = device.pool_size
+        values = len(shape.layers) * batch * groups * tokens * dim * shape.value_bytes
+        return device.footprint() + placed(values, config.place(shape.device))
+
+    def load(self, layer: int, prompt: PromptLayer) -> None:
+        """Factor the keys of the chunks, move their values, keep the tail."""
+        i, size, length = self.index[layer], self.config.chunk_tokens, prompt.k_BGSD.shape[2]
+        self.lengths[i] = length
+        self.v_pool[i] = allocate(self.pool_size, self.shape, self.place)
+        for row, zone in enumerate(self.zones):
+            first = self.shape.pad_tokens[row]
+            end = first + zone.chunks * size
+            self._factor(i, row, prompt, slice(first, end))
+            self.v_pool[i][row, :, : end - first] = prompt.v_BGSD[row, :, first:end].to(
+                self.v_pool[i].device
+            )
+            tail = slice(self.outliers, self.outliers + length - end)
+            self.k_exact_LBGWD[i, row, :, tail] = prompt.k_BGSD[row, :, end:]
+            self.v_exact_LBGWD[i, row, :, tail] = prompt.v_BGSD[row, :, end:]
+
+    def _factor(self, i: int, row: int, prompt: PromptLayer, chunks: slice) -> None:
+        """The best product of this rank: keys on their leading right singular vectors."""
+        assert prompt.cos_BSD is not None and prompt.sin_BSD is not None
+        tokens = chunks.stop - chunks.start
+        cos, sin = (part[row, None, chunks] for part in (prompt.cos_BSD, prompt.sin_BSD))
+        self.cos_BSD[row, :tokens], self.sin_BSD[row, :tokens] = cos[0], sin[0]
+        k_GSD = unrotate(prompt.k_BGSD[row, None, :, chunks], cos, sin)[0]
+        x_SD = k_GSD.transpose(0, 1).flatten(1)
+        value, vector_DZ = torch.linalg.eigh((x_SD.mT @ x_SD).double())
+        vector_DZ = vector_DZ[:, -self.rank :].float()
+        self.left_LBSZ[i, row, :tokens] = x_SD @ vector_DZ
+        self.right_LBGZD[i, row] = vector_DZ.mT.unflatten(1, (len(k_GSD), -1)).transpose(0, 1)
+        if tokens:
+            self.kept.append(float(value[-self.rank :].sum() / value.sum().clamp_min(1e-30)))
+
+    def keep(self, layer: int, prompt: PromptLayer, outlier_BGK: Tensor) -> None:
+        """Keep these chunks (-1 padded) exactly."""
+        i, size = self.index[layer], self.config.chunk_tokens
+        number = torch.arange(outlier_BGK.shape[-1], device=outlier_BGK.device).int()
+        for row, zone in enumerate(self.zones):
+            chosen = outlier_BGK[row, :, : zone.outliers]
+            self.outlier_LBGC[i, row].scatter_(
+                -1, chosen, number[: zone.outliers].expand(chosen.shape).contiguous()
+            )
+        token = self.pad_B[:, None, None, None] + outlier_BGK.clamp_min(0)[..., None] * size
+        token = (token + torch.arange(size, device=token.device)).flatten(2)
+        self.k_exact_LBGWD[i, :, :, : self.outliers] = take(prompt.k_BGSD, token)
+        self.v_exact_LBGWD[i, :, :, : self.outliers] = take(prompt.v_BGSD, token)
+
+    def append(self, layer: int, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
+        """Add one token to the exact part."""
+        i = self.index[layer]
+        assert self.lengths[i] < self.shape.max_tokens, "session longer than planned"
+        slot_B = self.outliers + self.tail_B + self.lengths[i] - self.shape.prompt_tokens
+        row_B = torch.arange(self.shape.batch, device=slot_B.device)
+        self.k_exact_LBGWD[i][row_B, :, slot_B] = k_BGTD[:, :, 0]
+        self.v_exact_LBGWD[i][row_B, :, slot_B] = v_BGTD[:, :, 0]
+        self.lengths[i] += 1
+
+    def gather(self, layer: int, token_BGR: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values at positions of KV heads; keys of chunks are rebuilt."""
+        i, size = self.index[layer], self.config.chunk_tokens
+        place = (token_BGR - self.pad_B[:, None, None]).clamp_min(0)
+        chunks_B11 = self.chunks_B[:, None, None]
+        after = place - chunks_B11 * size
+        slot = self.outliers + after
+        rebuilt = torch.zeros_like(place, dtype=torch.bool)
+        if self.outlier_LBGC.shape[-1]:
+            chunk = (place // size).clamp_max(self.outlier_LBGC.shape[-1] - 1)
+            number = self.outlier_LBGC[i].gather(-1, chunk).long()
+            slot = torch.where(after < 0, number * size + place % size, slot)
+            rebuilt = (after < 0) & (number < 0) & (token_BGR >= 0)
+        slot = slot.clamp_min(0)
+        keys, values = take(self.k_exact_LBGWD[i], slot), take(self.v_exact_LBGWD[i], slot)
+        column = rebuilt.flatten(0, 1).any(0).nonzero()[:, 0]
+        if len(column):
+            which, at = rebuilt[..., column, None], place[..., column]
+            at = at.clamp_max(self.left_LBSZ.shape[2] - 1)
+            fetched = take(self.v_pool[i], at).to(values.device)
+            keys[:, :, column] = torch.where(which, self._rebuild(i, at), keys[:, :, column])
+            values[:, :, column] = torch.where(which, fetched, values[:, :, column])
+        return keys, values
+
+    def _rebuild(self, i: int, place_BGR: Tensor) -> Tensor:
+        """Rotated keys at places among the chunks."""
+        row = torch.arange(len(place_BGR), device=place_BGR.device)[:, None, None]
+        k_BGRD = self.left_LBSZ[i][row, place_BGR] @ self.right_LBGZD[i]
+        cos, sin = (part[row, place_BGR].flatten(0, 1) for part in (self.cos_BSD, self.sin_BSD))
+        turned = rotate(k_BGRD.flatten(0, 1)[:, None], cos, sin)[:, 0]
+        return turned.to(k_BGRD.dtype).unflatten(0, k_BGRD.shape[:2])
+
+    def footprint(self) -> Footprint:
+        pools = sum(pool.nbytes for pool in self.v_pool)
+        return Holder.footprint(self) + placed(pools, self.place)
+
+    def close(self) -> None:
+        Holder.close(self)
+        super().close()
+        self.v_pool = [torch.empty(0)] * len(self.shape.layers)
