@@ -10,6 +10,7 @@ DEMO += 'task.tasks=[niah_single_2,niah_multikey_1]' 'task.length=[2048,4096]' t
 # than float32 on processors with matrix units, and what a GPU would run.
 PUBLISHED := pareto_accuracy_bytes ruler_by_length cluster_count zone_retrieval zone_estimation
 PUBLISHED += segment_size attention_tokens fidelity_recall niah_grid eviction_policy estimation_study
+PUBLISHED += ann_recall
 ALL := full,oracle_topk,retroinfer,quest,infinigen,random,streaming
 pareto_accuracy_bytes := method=$(ALL) budget=null,5%,10%,20% engine.batch=4 task.samples=20
 ruler_by_length := method=$(ALL) budget=10% engine.batch=4 'task.length=[2048,8192]' task.samples=8

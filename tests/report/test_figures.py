@@ -12,6 +12,7 @@ pytest.importorskip("matplotlib")
 
 from retrobench.cli import console
 from retrobench.report.figures import fidelity as fidelity_plots
+from retrobench.report.figures import search as search_plots
 from retrobench.report.figures import serving as serving_plots
 from retrobench.report.figures import speed as speed_plots
 from retrobench.report.figures.draw import FIGURES, check, draw, figure_cells, load
@@ -42,6 +43,30 @@ def test_tokens_that_hold_the_mass_are_shown_by_layer_and_head(lab):
     drawing.canvas.draw()
     ticks = [label.get_text() for label in drawing.axes[-1].get_yticklabels()]
     assert "100" in ticks and not any("$" in text for text in ticks)
+
+
+def searched(recall, controls=()):
+    """What measure=search writes, for two efforts."""
+    curve = {"effort": [100, 150], "scanned": [0.02, 0.1], "recall": [recall, 0.97]}
+    curve |= {"recall_5": recall + 0.01, "scanned_95": 0.09}
+    of = {"queries": curve, "keys": {**curve, "scanned_95": None}}
+    distance = {"percent": [0, 50, 100], "queries": [9.0, 20, 31], "keys": [2.0, 3, 4]}
+    more = {"controls": {name: of for name in controls}, "distance": distance}
+    return {"keys": 5000, "build_s": 2.0, "layers": [0], "of": of, **more}
+
+
+def test_searches_are_drawn_with_their_controls(lab):
+    roar = lab.cell("retrieval_attention", rows=[lab.row(score=None, search=searched(0.9))])
+    ivf = [lab.row(score=None, search=searched(0.5, ["faiss IVF"]))]
+    ivf = lab.cell("retrieval_attention", index="ivf", rows=ivf)
+    lab.cell("quest", rows=[lab.row()])
+    drawing = search_plots.ann_recall(load(lab.store))
+    left, right, distances = drawing.axes
+    shown = {line.get_label(): list(line.get_ydata()) for line in left.lines[:3]}
+    assert shown == {"roar": [0.9, 0.97], "ivf": [0.5, 0.97], "faiss IVF": [0.5, 0.97]}
+    assert list(left.lines[0].get_xdata()) == [2, 10] and len(right.lines) == 5
+    assert [line.get_label() for line in distances.lines] == ["keys", "queries"]
+    assert set(drawing.retrobench_cells) == {roar, ivf}
 
 
 def everything(lab):
@@ -92,7 +117,7 @@ def everything(lab):
 def test_every_figure_is_drawn_and_names_its_own_cells(lab, tmp_path):
     everything(lab)
     # these have tests of their own
-    own = (fidelity_plots, serving_plots, speed_plots)
+    own = (fidelity_plots, search_plots, serving_plots, speed_plots)
     names = set(FIGURES) - {name for plots in own for name in plots.FIGURES}
     drawn = draw(lab.store, tmp_path / "f", sorted(names))
     results = {name: (path, why) for name, path, why in drawn}

@@ -15,6 +15,7 @@ from retrobench.report.rows import score_grid
 from retrobench.report.tables.fidelity import ATTENTION, common_layers, fidelity_matrix
 from retrobench.report.tables.overview import COLUMNS, print_tables
 from retrobench.report.tables.scores import caption, score_matrix
+from retrobench.report.tables.search import search_matrix
 from retrobench.stats.intervals import compare, holm, sign_test
 
 
@@ -124,6 +125,21 @@ def test_unpaired_scores_are_refused():
 
 
 SPARSE_LAYERS = ("[1, 3]", "[]", "[3, 4]")
+
+
+def test_searches_tell_what_they_scanned_and_what_they_did_not_reach(lab):
+    asked = {"queries": {"recall_5": 0.91234, "scanned_95": 0.0421}}
+    asked["keys"] = {"recall_5": None, "scanned_95": None}
+    for scale in (1, 2):
+        found = {"keys": 5000 * scale, "build_s": 2.0, "of": asked}
+        lab.cell("retrieval_attention", top_k=scale, rows=[lab.row(search=found)])
+    table = search_matrix(lab.store.columns(COLUMNS)).set_index("changed")
+    assert dict(table["keys"]) == {"top_k=1": "5000", "top_k=2": "10000"}
+    line = table.loc["top_k=1"]
+    assert line["queries: % scanned"] == "4.2" and line["queries: recall at 5%"] == "0.912"
+    assert line["keys: % scanned"] == line["keys: recall at 5%"] == "none"
+    lab.cell("full", rows=[lab.row()])
+    assert len(search_matrix(lab.store.columns(COLUMNS))) == 2
 
 
 def test_fidelity_compares_methods_on_the_layers_that_all_leave_sparse(lab):

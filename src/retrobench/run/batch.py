@@ -17,12 +17,11 @@ from retrobench.engine.prefill import PrefilledPrompt
 from retrobench.engine.prefill_cache import PrefillCache
 from retrobench.engine.replay import TraceRecorder
 from retrobench.engine.session import Session
-from retrobench.evaluate import fidelity
-from retrobench.evaluate.record import record
+from retrobench.evaluate import fidelity, key_search
 from retrobench.measure.fidelity import write_arrays
 from retrobench.measure.machine import reset_peak
 from retrobench.measure.probe import CountingProbe
-from retrobench.run import rows, timed
+from retrobench.run import rows, studies, timed
 from retrobench.run.context import RunContext
 from retrobench.run.conversation import Conversation
 from retrobench.run.shared import SharedPrefill
@@ -59,7 +58,9 @@ def run_batch(cells: Sequence[RunContext], samples: list[Sample]) -> None:
         try:
             compared = _compare(run, ready, open_session) if "fidelity" in _parts(run) else None
             if "record" in _parts(run):
-                found = _record(run, ready, open_session)
+                found = studies.record(run, ready, open_session)
+            elif "search" in _parts(run):
+                found = studies.search(run, ready, open_session)
             elif compared is not None and "score" not in _parts(run):
                 found = _unscored(run, ready, compared)
             else:
@@ -102,6 +103,7 @@ def _encode(cells: Sequence[RunContext], sample: Sample) -> Conversation | None:
 
 SESSIONS = {
     "record": 1,
+    "search": 1,
     "score": 1,
     "latency": 2,  # times and counts are taken apart
     "fidelity": 2,  # the reference run and the method alone
@@ -116,6 +118,8 @@ def _parts(run: RunContext) -> tuple[str, ...]:
 
 
 def _needs(run: RunContext) -> Needs:
+    if "search" in _parts(run):
+        return key_search.QueryRecorder.needs
     return TraceRecorder.needs if "record" in _parts(run) else run.spec.needs
 
 
@@ -141,6 +145,8 @@ def _room(run: RunContext, ready: list[Conversation]) -> int:
     """Tokens that a session of a cell may add to the prompt."""
     if "record" in _parts(run):
         return run.task.config.steps
+    if "search" in _parts(run):
+        return run.spec.measure.steps
     if _parts(run) != ("fidelity",):
         return max(asked.new_tokens for asked in ready)
     return fidelity.new_tokens(run.spec.measure.steps, ready[0].follow_ups)
@@ -243,27 +249,6 @@ def _count_again(
             session.report_counts()
             found.append(_counts(probe, session, steps))
             start += steps
-    return found
-
-
-def _record(
-    run: RunContext, ready: list[Conversation], open_session: OpenSession
-) -> list[dict[str, Any]]:
-    """Rows of ``task=trace``: what was written where."""
-    if run.spec.method != "full":
-        raise ValueError("task=trace records full attention's trajectory: use method=full")
-    assert isinstance(run.task, TraceTask)
-    found, folder, steps = [], run.task.folder, run.task.config.steps
-    for asked in ready:
-        result, counts, written = record(
-            open_session, run.loaded, asked.sample, asked.prompt, folder, steps=steps
-        )
-        fields = {
-            **rows.prompt_fields(asked.prompt),
-            **rows.session_fields(result, counts, 1, run),
-        }
-        where = {"path": str(folder), "bytes": written}
-        found.append(rows.row(run, asked.sample, OK, trace=where, **fields))
     return found
 
 

@@ -19,6 +19,7 @@ from retrobench.engine.rope import varies
 from retrobench.engine.session import plan_session
 from retrobench.engine.shape import kv_shape
 from retrobench.engine.traits import serve
+from retrobench.evaluate import key_search
 from retrobench.evaluate.calibrate import calibrated
 from retrobench.measure.machine import NotEnoughMemory
 from retrobench.run import replayed
@@ -146,6 +147,8 @@ def _footprint(spec: RunSpec, model: loader.ModelInfo) -> Footprint:
     Free memory is another question: ``check_memory``.
     """
     _check_served(spec, model)
+    if spec.measure.name == "search":
+        key_search.check(spec.method, spec.method_config, spec.engine.batch, spec.protocol.name)
     limit, largest = model.context_limit, Footprint()
     for length in _lengths(spec):
         if limit is not None and length > limit:

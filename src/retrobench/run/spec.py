@@ -91,13 +91,13 @@ class MeasureConfig:
     name: str = option(
         "score",
         "score; latency also times spans; fidelity compares with exact attention; replay simulates "
-        "a queue (task=serve)",
-        choices=("score", "latency", "fidelity", "replay"),
+        "a queue (task=serve); search compares a method's search of keys with the true best keys",
+        choices=("score", "latency", "fidelity", "replay", "search"),
     )
     score: bool = option(
         False, "fidelity: also answer freely and score (measure=score,fidelity says the same)"
     )
-    steps: int = option(32, "fidelity: decode steps compared, at most", low=2)
+    steps: int = option(32, "fidelity, search: decode steps compared, at most", low=2)
     arrays: bool = option(
         False, "fidelity: also write every value by step, layer and head (parquet in the cell)"
     )

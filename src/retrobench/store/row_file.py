@@ -22,7 +22,7 @@ NUMBERS = (
 ).split()
 COUNTED = ("live", "footprint", "peak_bytes")  # nested, of numbers alone
 _TEXTS = ("task", "prediction", "prompt_tail", "message", "prompt_hash", "code", "time")
-OBJECTS = ("meta", "rules", "method_stats", "fidelity", "kernels", *COUNTED)
+OBJECTS = ("meta", "rules", "method_stats", "fidelity", "search", "kernels", *COUNTED)
 _DIGEST = b', "digest": "'
 _TAIL_BYTES = len(_DIGEST) + 16 + len(b'"}')
 

@@ -17,6 +17,7 @@ from retrobench.report.figures import (
     accuracy,
     cost,
     fidelity,
+    search,
     serving,
     speed,
     throughput,
@@ -30,6 +31,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Any]] = {
     **cost.FIGURES,
     **ablation.FIGURES,
     **fidelity.FIGURES,
+    **search.FIGURES,
     **speed.FIGURES,
     **throughput.FIGURES,
     **serving.FIGURES,
@@ -90,19 +92,25 @@ def _save(drawing: Any, path: Path, name: str, source: str) -> None:
 
 
 def load(store: ResultStore, keys: Sequence[str] | None = None) -> pd.DataFrame:
-    """Every column of the rows, and what fidelity measured (``fidelity``, curves included).
+    """Every column of the rows, and whole what ``fidelity`` and ``search`` measured, curves too.
 
     A cell that was refused for lack of memory counts as a row of status ``oom`` for each of its
     tasks, at its longest length.
     """
     frame = _with_refused(headroom.load(store, None, keys), store, keys)
-    if "fidelity.steps" not in frame:
-        return frame
-    measured = frame.loc[frame["fidelity.steps"].notna(), "key"].unique()
+    for name, mark in (("fidelity", "fidelity.steps"), ("search", "search.keys")):
+        if mark in frame:
+            frame = frame.assign(**{name: _whole(frame, store, name, mark)})
+    return frame
+
+
+def _whole(frame: pd.DataFrame, store: ResultStore, name: str, mark: str) -> pd.Series:
+    """A nested field of the rows that have ``mark``; None in others."""
+    measured = frame.loc[frame[mark].notna(), "key"].unique()
     rows = {key: store.read(key).rows for key in measured}
     pairs = zip(frame["key"], frame["sample"], strict=True)
-    found = [rows[key][sample].get("fidelity") if key in rows else None for key, sample in pairs]
-    return frame.assign(fidelity=pd.Series(found, index=frame.index, dtype=object))
+    found = [rows[key][sample].get(name) if key in rows else None for key, sample in pairs]
+    return pd.Series(found, index=frame.index, dtype=object)
 
 
 def _with_refused(

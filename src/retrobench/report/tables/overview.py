@@ -7,7 +7,7 @@ from retrobench.report.benchmarks import averages, is_replayed, is_timed
 from retrobench.report.checks.published import compare_published
 from retrobench.report.checks.significance import significance
 from retrobench.report.rows import HELD_BYTES
-from retrobench.report.tables import fidelity, machine, replay, speed
+from retrobench.report.tables import fidelity, machine, replay, search, speed
 from retrobench.report.tables.cost import NOTE as COST_NOTE
 from retrobench.report.tables.cost import cost_matrix
 from retrobench.report.tables.labels import LABELS
@@ -21,7 +21,14 @@ COLUMNS = (
     "score prompt_hash prefill_s seal_s decode_s decode_steps meta.stand_in meta.* "
     "live.attended_tokens live.estimated_tokens live.hit_ratio live.bytes_per_step.*"
 ).split()
-COLUMNS += [*HELD_BYTES, *fidelity.COLUMNS, *speed.COLUMNS, *machine.COLUMNS, *replay.COLUMNS]
+COLUMNS += [
+    *HELD_BYTES,
+    *fidelity.COLUMNS,
+    *search.COLUMNS,
+    *speed.COLUMNS,
+    *machine.COLUMNS,
+    *replay.COLUMNS,
+]
 
 
 def print_tables(frame: pd.DataFrame, console: Console) -> None:
@@ -55,6 +62,7 @@ def print_tables(frame: pd.DataFrame, console: Console) -> None:
         print_line(console, line, "bold red" if "ALARM" in line else None)
     notes = [caption(frame), COST_NOTE]
     notes += [fidelity.NOTE] if frame["fidelity.steps"].notna().any() else []
+    notes += [search.NOTE] if frame["search.keys"].notna().any() else []
     print_line(console, "\n".join(notes), "dim")
 
 
@@ -65,6 +73,7 @@ def _print_matrices(frame: pd.DataFrame, console: Console) -> None:
         ("cost (medians)", cost_matrix(frame)),
         ("attention and logits against full", fidelity.fidelity_matrix(frame, fidelity.ATTENTION)),
         ("relative output error", fidelity.fidelity_matrix(frame, fidelity.OUTPUT)),
+        ("search of keys", search.search_matrix(frame)),
     ):
         if not matrix.empty:
             _print(title, matrix, console)
