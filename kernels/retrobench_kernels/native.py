@@ -33,8 +33,8 @@ HEAD_DIM_STEP = 32  # two of the widest vectors
 _TYPES = {"p": ctypes.c_void_p, "q": ctypes.c_int64, "i": ctypes.c_int32, "f": ctypes.c_float}
 # Parameters of the C++ functions: pointer, int64, int32, float. Keep in step with ``_native``.
 SIGNATURES = {
-    "assign": "ppppqqqipii",
-    "cluster_select": "pppppppppqqiqqqiffpiii",
+    "assign": "pppppqqqipii",
+    "cluster_select": "pppppppppppppqqiqqqiffpiiii",
     "dense": "pppppppqqiqiffpiiii",
     "graph_build": "ppppqqqqqiqqi",
     "graph_insert": "pppqqqqqipii",

@@ -6,10 +6,13 @@ import pytest
 import torch
 from kernel_parity import DEVICE, TOLERANCE, needs_triton, poisoned, random_index, random_tensor
 from retrobench_kernels.cluster_select import cluster_select
+from retrobench_kernels.codes import Codes, decode
 from retrobench_kernels.dense_decode import dense_decode
 from retrobench_kernels.page_select import page_select
 from retrobench_kernels.wave_attention import Estimation, PageCache, Steady, wave_attention
 from retrobench_kernels.wave_attention.zones import WaveArgs
+
+from retrobench.memory.codec import Quantised
 
 pytestmark = needs_triton
 
@@ -43,11 +46,12 @@ def test_dense_decode(dtype, dim, group, softcap):
     assert (got[0][2] == 0).all() and (got[1][2] == -torch.inf).all()
 
 
+@pytest.mark.parametrize("limit", [None, [9, 30, 1]])
 @pytest.mark.parametrize(
     ("dtype", "dim", "group", "in_registers"),
     [(torch.float32, 64, 4, 16384), (torch.bfloat16, 96, 3, 16384), (torch.float16, 64, 1, 128)],
 )
-def test_cluster_select(dtype, dim, group, in_registers):
+def test_cluster_select(dtype, dim, group, in_registers, limit):
     batch, groups, clusters = 3, 2, 200
     q = random_tensor(batch, groups * group, dim, dtype=dtype)
     centroid = random_tensor(batch, groups, clusters, dim, dtype=dtype)
@@ -57,6 +61,9 @@ def test_cluster_select(dtype, dim, group, in_registers):
     exists = (torch.arange(clusters, device=DEVICE) < used[:, None, None]) & (size > 0)
     centroid = centroid.masked_fill(~exists[..., None], torch.nan)
     limits = {"max_retrieved": 12, "max_estimated": 45}
+    if limit is not None:  # clusters count for their tokens, and keys weigh more than centroids say
+        limits["token_limit_B"] = torch.tensor(limit, dtype=torch.int32, device=DEVICE)
+        limits["bias_BGC"] = torch.rand(size.shape, device=DEVICE).half()
     clean = centroid.nan_to_num(0)
     expected = cluster_select.reference(q, clean, size, used, first, more, 0.3, **limits)
     with poisoned():
@@ -92,9 +99,11 @@ def test_cluster_select_with_equal_masses():
         (torch.float32, 64, 4, torch.float32, 0.0),
         (torch.float16, 128, 1, torch.float32, 30.0),
         (torch.bfloat16, 96, 5, torch.bfloat16, 0.0),
+        (torch.bfloat16, 64, 3, "int4", 0.0),
     ],
 )
 def test_wave_attention(dtype, dim, group, sums, softcap, cached):
+    """``int4``: codes of mean values, and the clusters that no list names."""
     batch, groups, page_tokens = 2, 2, 4 if cached else 1
     index = random_index(batch, groups, dim, dtype, page_tokens=page_tokens)
     q = random_tensor(batch, groups * group, dim, dtype=dtype)
@@ -108,13 +117,21 @@ def test_wave_attention(dtype, dim, group, sums, softcap, cached):
     retrieved, estimated = order[..., :7].clone(), order[..., 7:20].clone()
     retrieved[0, 1, 3:] = -1
     estimated[1, 0, ::2] = -1
-    value_sum = random_tensor(batch, groups, index.clusters, dim, dtype=sums)
+    total = None
+    if sums == "int4":
+        codec, mean = Quantised(dim, "float32", 4), random_tensor(batch, groups, dim)
+        vectors = random_tensor(batch, groups, index.clusters, dim)
+        value_sum = Codes(*codec.encode(vectors), mean)
+        total = (decode(value_sum) * index.pool.size_BGC[..., None]).sum(2) + 1
+    else:
+        value_sum = random_tensor(batch, groups, index.clusters, dim, dtype=sums)
     logit = random_tensor(batch, groups * group, index.clusters)
     cache = None
     if cached:
         cache = index.cache(slots=9)
     arguments = (retrieved.contiguous(), dim**-0.5)
-    zones = {"estimation": Estimation(estimated.contiguous(), logit, value_sum), "cache": cache}
+    zones = {"estimation": Estimation(estimated.contiguous(), logit, value_sum, total)}
+    zones["cache"] = cache
     zones["softcap"] = softcap
     clean = Steady(k_steady.nan_to_num(0), v_steady.nan_to_num(0), steady_count)
     expected = wave_attention.reference(q, clean, index.pool, *arguments, **zones)

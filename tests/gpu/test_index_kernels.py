@@ -20,11 +20,12 @@ def test_assign_picks_a_best_centroid_of_its_segment(dtype, dim):
     from retrobench_kernels.segmented_kmeans.triton import assign, key_tiles
 
     k, centroid = random_tensor(2, 150, dim, dtype=dtype), random_tensor(2, 90, dim, dtype=dtype)
-    mean = random_tensor(2, dim)
+    mean, bias = random_tensor(2, dim), random_tensor(2, 90)
     segments = Segment(0, 70, 0, 75), Segment(70, 150, 75, 90)
     with poisoned():
-        label = assign(k, mean, centroid, key_tiles(segments, k)).long()
+        label = assign(k, mean, centroid, bias, key_tiles(segments, k)).long()
     score = (k.double() - mean.double()[:, None]) @ centroid.double().transpose(1, 2)
+    score -= bias.double()[:, None]
     for start, end, first, last in segments:
         part = score[:, start:end, first:last]
         chosen = label[:, start:end] - first
@@ -48,11 +49,15 @@ def test_cluster_sums():
     assert size.sum(-1).tolist() == [61, 61] and (size[:, 4] == 0).all()
 
 
+@pytest.mark.parametrize("start", [("unit", "even"), ("raw", "floor")])
 @pytest.mark.parametrize("final_assign", ["global", "segment"])
-def test_segmented_kmeans_equals_naive_on_separated_keys(final_assign):
-    topic = random_tensor(1, 12, 64, scale=4.0)
-    k = topic[:, torch.randint(0, 12, (200,), device=DEVICE)] + random_tensor(1, 200, 64, scale=0.1)
+def test_segmented_kmeans_equals_naive_on_separated_keys(final_assign, start):
+    topic = random_tensor(1, 16, 64, scale=4.0)
+    k = topic[:, torch.arange(201, device=DEVICE) * 16 // 201] + random_tensor(
+        1, 201, 64, scale=0.1
+    )
     settings = {"iterations": 3, "final_assign": final_assign}
+    settings |= {"init": start[0], "edges": start[1]}
     got = segmented_kmeans.form("triton")(k, 16, 2, **settings)
     expected = segmented_kmeans.reference(k, 16, 2, **settings)
     assert got[1].dtype == expected[1].dtype and torch.equal(got[1], expected[1])

@@ -21,9 +21,10 @@ LLAMA = {"HEADS": 8, "GROUP": 4, "ROWS": 16, "DIM": 128, "DIM_PAD": 128, "TILE":
 WIDE = {**LLAMA, "DIM": 256, "DIM_PAD": 256, "TILE": 32}
 ODD = {**LLAMA, "DIM": 96}
 PLAIN = {"CAPPED": False}
+SCORE = {**PLAIN, "TILE": 128, "BIASED": False}
 WAVE = {**PLAIN, "PAGE": 8, "CACHED": True, "ESTIMATE": True}
 
-SELECT = {"HEADS": 8, "GROUP": 4, "PAD_R": 256, "PAD_E": 2048}
+SELECT = {"GROUP": 4, "PAD_R": 256, "PAD_E": 2048, "SIZED": True}
 ROW = {"DIM": 128, "DIM_PAD": 128}
 
 
@@ -39,7 +40,7 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "score": Case("cluster_select", "score_kernel", {**LLAMA, **PLAIN, "TILE": 128}),
+    "score": Case("cluster_select", "score_kernel", {**LLAMA, **SCORE}),
     "select": Case("cluster_select", "select_kernel", {**SELECT, "CLUSTERS_PAD": 8192}, warps=16),
     "select-large": Case(
         "cluster_select", "select_large_kernel", {**SELECT, "ROWS": 16, "TILE": 4096}, warps=16

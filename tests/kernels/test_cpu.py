@@ -178,8 +178,9 @@ def test_kmeans_assign_and_sums(dtype, dim):
     k, mean = torch.randn(2, 101, dim).to(dtype), torch.randn(2, dim)
     centroid = torch.randn(2, 37, dim)
     x = k.float() - mean[:, None]
-    label = kmeans_cpu.assign(k, mean, centroid, (Segment(0, 101, 0, 37),))
-    score = x @ centroid.transpose(-1, -2)
+    bias = torch.randn(2, 37)
+    label = kmeans_cpu.assign(k, mean, centroid, bias, (Segment(0, 101, 0, 37),))
+    score = x @ centroid.transpose(-1, -2) - bias[:, None]
     chosen_score = score.gather(-1, label[..., None].long())[..., 0]
     torch.testing.assert_close(chosen_score, score.amax(-1), atol=1e-3, rtol=1e-4)
     total, size = kmeans_cpu.cluster_sums(k, mean, label, 37)
@@ -188,12 +189,13 @@ def test_kmeans_assign_and_sums(dtype, dim):
     assert all(torch.equal(size[g], label[g].bincount(minlength=37).int()) for g in range(2))
 
 
+@pytest.mark.parametrize("start", [("unit", "even"), ("raw", "floor")])
 @pytest.mark.parametrize("final_assign", ["global", "segment"])
-def test_segmented_kmeans_finds_what_naive_finds(final_assign):
+def test_segmented_kmeans_finds_what_naive_finds(final_assign, start):
     """Well separated topics, so that rounding cannot flip an assignment."""
-    topic = torch.nn.functional.normalize(torch.randn(2, 16, 64), dim=-1) * 20
-    k = topic[:, torch.arange(400) % 16] + torch.randn(2, 400, 64) * 0.1
-    args = (k, 32, 2, 6, final_assign)
+    topic = torch.nn.functional.normalize(torch.randn(2, 32, 64), dim=-1) * 20
+    k = topic[:, torch.arange(401) * 32 // 401] + torch.randn(2, 401, 64) * 0.1
+    args = (k, 32, 2, 6, final_assign, *start)
     centroid, label = segmented_kmeans.form("cpu")(*args)
     expected_centroid, expected_label = segmented_kmeans.reference(*args)
     torch.testing.assert_close(centroid, expected_centroid, atol=1e-3, rtol=1e-3)

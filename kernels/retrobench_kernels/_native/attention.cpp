@@ -51,16 +51,20 @@ void dense(const float* q, const T* k, const T* v, const int32_t* start, const i
 
 struct Wave {  // the same fields, in the same order, as _WAVE in wave_attention/cpu.py
   const void* q;  // bf16 where `dot` says so, else fp32; `out` likewise
-  const void *k_steady, *v_steady, *k_pool, *v_pool, *k_cache, *v_cache, *value_sum;
-  const int32_t *steady, *first, *size, *retrieved, *estimated, *slot;
+  const void *k_steady, *v_steady, *k_pool, *v_pool, *k_cache, *v_cache;
+  const void* value_sum;  // or codes of the clusters' mean values, if there is `value_scale`
+  const void* value_scale;
+  const float *value_mean, *total;  // total: sum of all values, if the rest is estimated too
+  const int32_t *steady, *first, *size, *retrieved, *estimated;
+  const int32_t *apart, *slot;  // apart: clusters that another call attends
   const float* logit;
   void* out;
   float* lse;
-  int64_t B, G, group, D, R, E, C, page_tokens;
+  int64_t B, G, group, D, R, E, A, C, page_tokens;
   // over row and KV head of: steady k, v; pool k, v; cache k, v; value sums; first; size; slot
   int64_t stride[20];
   float scale, softcap;
-  int32_t dtype, sum_dtype, dot, splits, threads;
+  int32_t dtype, sum_dtype, bits, dot, splits, threads;
 };
 
 namespace {
@@ -86,6 +90,27 @@ void feed(Attention<T>& attention, const Wave& w, long b, long g, long first, lo
   }
 }
 
+// The estimated clusters of split s; with the first split, those that no list names.
+template <class V>
+void estimate_part(const Wave& w, long b, long g, long s, const int32_t* size,
+                   const int32_t* chosen, Partial* part) {
+  long head = b * w.G + g, low = w.E * s / w.splits, high = w.E * (s + 1) / w.splits;
+  std::vector<float> buffer(w.value_scale ? BLOCK * w.D : 0);
+  Codes codes{};
+  if (w.value_scale)
+    codes = Codes{(const int8_t*)w.value_sum, (const f16*)w.value_scale, w.value_mean, w.bits}
+                .head(head, w.C, w.D);
+  Sums<V> sums{w.value_scale ? nullptr : at<V>(w.value_sum, w.stride + 12, b, g),
+               w.value_scale ? &codes : nullptr, size, &buffer};
+  const int32_t* estimated = w.estimated + head * w.E;
+  const float* logit = w.logit + head * w.group * w.C;
+  estimate_group(estimated + low, high - low, logit, w.C, sums, w.group, w.D, part);
+  if (!w.total || s > 0) return;
+  const int32_t* const lists[] = {chosen, estimated, w.apart + head * w.A};
+  const long lengths[] = {w.R, w.E, w.A};
+  estimate_rest(lists, lengths, logit, w.C, sums, w.total + head * w.D, w.group, w.D, part);
+}
+
 template <class T> void wave(const Wave& w) {
   Form f{(int)w.D, w.scale, w.softcap, w.dot != 0};
   int group = w.group;
@@ -107,16 +132,13 @@ template <class T> void wave(const Wave& w) {
     for (long i = cut(w.R, s); i < cut(w.R, s + 1); i++)
       if (chosen[i] >= 0) feed(attention, w, b, g, first[chosen[i]], size[chosen[i]], k, v);
     attention.finish(part);
-    if (!w.estimated) return;
-    low = cut(w.E, s), high = cut(w.E, s + 1);
-    const int32_t* estimated = w.estimated + (b * w.G + g) * w.E + low;
-    const float* logit = w.logit + (b * w.G + g) * group * w.C;
-    if (w.sum_dtype == 0)
-      estimate_group(estimated, high - low, logit, w.C, size,
-                     at<float>(w.value_sum, w.stride + 12, b, g), group, f.D, part);
-    else
-      estimate_group(estimated, high - low, logit, w.C, size,
-                     at<T>(w.value_sum, w.stride + 12, b, g), group, f.D, part);
+    if (!w.value_sum) return;  // the list may be empty and the rest estimated
+    auto estimates = [&](auto type) {
+      using V = decltype(type);
+      estimate_part<V>(w, b, g, s, size, chosen, part);
+    };
+    if (w.sum_dtype == 0 || w.value_scale) estimates(float{});
+    else estimates(T{});
   });
   for (long i = 0; w.dot && i < numbers; i++) ((bf16*)w.out)[i] = narrow(out[i]);
 }

@@ -1,5 +1,5 @@
-// K-means: nearest centroid by inner product (a matrix product that keeps only its row maxima),
-// and sums per cluster. Keys come in their own dtype and are centred on the fly.
+// K-means: best centroid by inner product less a bias (a matrix product that keeps only its row
+// maxima), and sums per cluster. Keys come in their own dtype and are centred on the fly.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -31,9 +31,11 @@ void pack(const float* centroid, long C, int D, long panel, float* out) {
     }
 }
 
-// running maxima of KEYS rows x (lanes of a panel)
-void tile(const float* x, const float* panel, long first, long C, int D, vf* best, vi* where) {
-  vf a[KEYS][2] = {};
+// running maxima of KEYS rows x (lanes of a panel), less the centroids' biases
+void tile(const float* x, const float* panel, const float* bias, long first, long C, int D,
+          vf* best, vi* where) {
+  vf a[KEYS][2];
+  for (int i = 0; i < KEYS; i++) a[i][0] = -load(bias), a[i][1] = -load(bias + W);
   for (int d = 0; d < D; d++) {
     vf low = load(panel + d * PANEL), high = load(panel + d * PANEL + W);
     for (int i = 0; i < KEYS; i++) {
@@ -55,10 +57,12 @@ void tile(const float* x, const float* panel, long first, long C, int D, vf* bes
 }
 
 template <class T>
-void assign(const T* k, const float* mean, const float* centroid, int32_t* label, long G, long S,
-            long C, int D, const int64_t* stride, int threads) {
+void assign(const T* k, const float* mean, const float* centroid, const float* bias,
+            int32_t* label, long G, long S, long C, int D, const int64_t* stride, int threads) {
   long panels = (C + PANEL - 1) / PANEL, rows = KEYS * TILES, parts = (S + rows - 1) / rows;
-  std::vector<float> packed(G * panels * D * PANEL);
+  std::vector<float> packed(G * panels * D * PANEL), shift(G * panels * PANEL, 0.f);
+  for (long g = 0; g < G; g++)
+    std::copy(bias + g * C, bias + (g + 1) * C, shift.data() + g * panels * PANEL);
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(static)
@@ -76,8 +80,9 @@ void assign(const T* k, const float* mean, const float* centroid, int32_t* label
       std::fill(where, where + rows, vi{});
       for (long p = 0; p < panels; p++)
         for (int t = 0; t * KEYS < n; t++)
-          tile(x.data() + t * KEYS * D, packed.data() + (g * panels + p) * D * PANEL, p * PANEL, C,
-               D, best + t * KEYS, where + t * KEYS);
+          tile(x.data() + t * KEYS * D, packed.data() + (g * panels + p) * D * PANEL,
+               shift.data() + (g * panels + p) * PANEL, p * PANEL, C, D, best + t * KEYS,
+               where + t * KEYS);
       for (long r = 0; r < n; r++) {
         float most = -INFINITY;
         int32_t winner = 0;
@@ -118,11 +123,11 @@ template <class F> void with_type(int dtype, const void* k, const F& f) {
 
 extern "C" {
 
-void retrobench_assign(const void* k, const float* mean, const float* centroid, int32_t* label,
-                       int64_t G, int64_t S, int64_t C, int32_t D, const int64_t* stride,
+void retrobench_assign(const void* k, const float* mean, const float* centroid,
+                       const float* bias, int32_t* label, int64_t G, int64_t S, int64_t C, int32_t D, const int64_t* stride,
                        int32_t dtype, int32_t threads) {
   with_type(dtype, k, [&](auto* keys) {
-    assign(keys, mean, centroid, label, G, S, C, D, stride, threads);
+    assign(keys, mean, centroid, bias, label, G, S, C, D, stride, threads);
   });
 }
 

@@ -1,5 +1,6 @@
 // Scoring of centroids (RetroInfer) and of page bounds (Quest), and selection by exact cuts.
 #include "attention.h"
+#include "codes.h"
 #include "select.h"
 
 namespace {
@@ -30,34 +31,83 @@ void score_rows(const Heads& s, const T* rows, long from, long to, long C, const
   }
 }
 
+// The same of codes, which are never written out as numbers.
+template <int NH>
+void score_codes(const Heads& s, const Codes& c, long from, long to, long C, const Form& f,
+                 float* logit) {
+  constexpr int KEYS = 8 / NH;
+  alignas(64) float score[BLOCK * NH + W];
+  float base[NH];  // of the mean
+  for (int h = 0; h < NH; h++) {
+    vf sum = vf{};
+    for (int d = 0; d < f.D; d += W) sum += load(&s.q[h * f.D + d]) * load(c.mean + d);
+    base[h] = 0;
+    for (int j = 0; j < W; j++) base[h] += sum[j];
+  }
+  for (long start = from; start < to; start += BLOCK) {
+    int n = std::min<long>(BLOCK, to - start);
+    for (int i = 0; i < n; i += KEYS) {
+      vf a[8] = {};
+      for (int j = 0; j < KEYS; j++) {
+        Codes::Row row = c.row(start + std::min(i + j, n - 1), f.D);
+        for (int d = 0; d < f.D; d += 2 * W) {
+          vf low, high;
+          row.next(low, high);
+          for (int h = 0; h < NH; h++) {
+            const float* q = &s.q[h * f.D];
+            a[j * NH + h] += load(q + row.low) * low + load(q + row.high) * high;
+          }
+        }
+      }
+      sum8(a, score + i * NH);
+    }
+    for (int i = 0; i < n; i++)
+      for (int h = 0; h < NH; h++) score[i * NH + h] += base[h];
+    finish_scores(score, n, NH, f.scale, f.softcap);
+    for (int h = 0; h < s.used; h++)
+      for (int i = 0; i < n; i++) logit[h * C + start + i] = score[i * NH + h];
+  }
+}
+
 template <class T>
 void score_group(const float* q, int group, const T* rows, long from, long to, long C,
-                 const Form& f, float* logit) {
+                 const Form& f, float* logit, const Codes* codes = nullptr) {
   for (int h = 0; h < group; h += MAX_HEADS) {
     Heads s;
     s.load<T>(q + h * f.D, std::min(MAX_HEADS, group - h), f.D);
     float* own = logit + h * C;
     switch (s.nh) {
-      case 1: score_rows<T, 1>(s, rows, from, to, C, f, own); break;
-      case 2: score_rows<T, 2>(s, rows, from, to, C, f, own); break;
-      default: score_rows<T, 4>(s, rows, from, to, C, f, own);
+      case 1:
+        if (codes) score_codes<1>(s, *codes, from, to, C, f, own);
+        else score_rows<T, 1>(s, rows, from, to, C, f, own);
+        break;
+      case 2:
+        if (codes) score_codes<2>(s, *codes, from, to, C, f, own);
+        else score_rows<T, 2>(s, rows, from, to, C, f, own);
+        break;
+      default:
+        if (codes) score_codes<4>(s, *codes, from, to, C, f, own);
+        else score_rows<T, 4>(s, rows, from, to, C, f, own);
     }
   }
 }
 
 struct Scratch {
   Selector selector;
-  std::vector<float> masked, mass;
+  std::vector<float> masked, mass, weight;
   std::vector<uint32_t> key;
 };
 
-// Sum over the group of each head's softmax over the non-empty clusters, as sortable keys.
-void rank_clusters(const float* logit, long C, int group, const int32_t* size, long n,
+// Sum over the group of each head's softmax over the non-empty clusters (a cluster counts once, or
+// `sized`, for each of its tokens), as sortable keys.
+void rank_clusters(const float* logit, long C, int group, const int32_t* size, bool sized, long n,
                    Scratch& s) {
   long width = (n + W - 1) / W * W;
   s.masked.resize(width);
   s.mass.assign(width, 0.f);
   s.key.resize(width);
+  s.weight.assign(width, 1.f);
+  for (long i = 0; sized && i < n; i++) s.weight[i] = size[i];
   for (int h = 0; h < group; h++) {
     const float* x = logit + h * C;
     for (long i = 0; i < n; i++) s.masked[i] = size[i] > 0 ? x[i] : -INFINITY;
@@ -68,7 +118,7 @@ void rank_clusters(const float* logit, long C, int group, const int32_t* size, l
     for (int j = 0; j < W; j++) most = std::max(most, top[j]);
     vf sum = vf{};
     for (long i = 0; i < width; i += W) {
-      vf p = vexp(load(&s.masked[i]) - most);
+      vf p = vexp(load(&s.masked[i]) - most) * load(&s.weight[i]);
       store(&s.masked[i], p);
       sum += p;
     }
@@ -80,10 +130,27 @@ void rank_clusters(const float* logit, long C, int group, const int32_t* size, l
   for (long i = 0; i < n; i++) s.key[i] = size[i] > 0 ? key_of(s.mass[i]) : ABSENT;
 }
 
+// Keeps the best of the chosen clusters (-1: none) that have no more than `limit` tokens together,
+// at least one, and moves the others to the next ones in place of the weakest of those.
+void trim(long limit, int32_t* chosen, long R, int32_t* next, long E, long e, const uint32_t* key,
+          const int32_t* size) {
+  auto better = [&](int32_t a, int32_t b) { return key[a] > key[b]; };
+  long count = std::find(chosen, chosen + R, -1) - chosen, tokens = 0, kept = 0;
+  std::stable_sort(chosen, chosen + count, better);
+  while (kept < count && (tokens += size[chosen[kept]]) <= limit) kept++;
+  kept = std::max(kept, std::min(1L, count));
+  std::vector<int32_t> rest(chosen + kept, chosen + count);
+  std::fill(chosen + kept, chosen + R, -1);
+  rest.insert(rest.end(), next, std::find(next, next + E, -1));
+  long wanted = std::min({e, E, (long)rest.size()});
+  std::nth_element(rest.begin(), rest.begin() + wanted, rest.end(), better);
+  std::fill(std::copy(rest.begin(), rest.begin() + wanted, next), next + E, -1);
+}
+
 template <class T>
 void clusters(const float* q, const T* centroid, const int32_t* size, const int32_t* num_clusters,
-              const int32_t* r, const int32_t* e, int32_t* best, int32_t* rest, float* logit,
-              long B, long G, int group, long C, long R, long E, const Form& f,
+              const int32_t* r, const int32_t* e, const int32_t* limit, const f16* bias, int32_t* best, int32_t* rest, float* logit,
+              long B, long G, int group, long C, long R, long E, const Form& f, const Codes& codes,
               const int64_t* stride, int threads) {
   long parts = (C + SCORE_ROWS - 1) / SCORE_ROWS;
 #pragma omp parallel num_threads(threads)
@@ -93,17 +160,30 @@ void clusters(const float* q, const T* centroid, const int32_t* size, const int3
     for (long i = 0; i < B * G * parts; i++) {
       long head = i / parts, b = head / G, g = head % G, from = i % parts * SCORE_ROWS;
       long to = std::min<long>(from + SCORE_ROWS, std::min<long>(num_clusters[b], C));
-      if (from < to)
-        score_group(q + head * group * f.D, group, centroid + b * stride[0] + g * stride[1], from,
-                    to, C, f, logit + head * group * C);
+      if (from >= to) continue;
+      const float* own = q + head * group * f.D;
+      float* scores = logit + head * group * C;
+      if (codes.code) {
+        Codes coded = codes.head(head, C, f.D);
+        score_group<float>(own, group, nullptr, from, to, C, f, scores, &coded);
+      } else {
+        const T* rows = centroid + b * stride[0] + g * stride[1];
+        score_group(own, group, rows, from, to, C, f, scores);
+      }
+      for (long c = from; bias && c < to; c++) {
+        float more = number(bias[head * C + c]);
+        for (int h = 0; h < group; h++) logit[(head * group + h) * C + c] += more;
+      }
     }
 #pragma omp for schedule(dynamic, 1)
     for (long head = 0; head < B * G; head++) {
       long b = head / G, n = std::min<long>(num_clusters[b], C);
-      rank_clusters(logit + head * group * C, C, group,
-                    size + b * stride[2] + head % G * stride[3], n, scratch);
-      scratch.selector.run(scratch.key.data(), n, r[b], e[b], best + head * R, R, rest + head * E,
-                           E);
+      const int32_t* own = size + b * stride[2] + head % G * stride[3];
+      rank_clusters(logit + head * group * C, C, group, own, limit != nullptr, n, scratch);
+      const uint32_t* key = scratch.key.data();
+      int32_t* chosen = best + head * R;
+      scratch.selector.run(key, n, r[b], e[b], chosen, R, rest + head * E, E);
+      if (limit) trim(limit[b], chosen, R, rest + head * E, E, e[b], key, own);
     }
   }
 }
@@ -167,18 +247,21 @@ extern "C" void retrobench_page_select(
   else run(f16{});
 }
 
-// q is bf16 where `dot` says so, else fp32
+// q is bf16 where `dot` says so, else fp32; with `scale_of` the centroids are codes of `bits` bits
 extern "C" void retrobench_cluster_select(
-    const void* query, const void* centroid, const int32_t* size, const int32_t* num_clusters,
-    const int32_t* retrieved, const int32_t* estimated, int32_t* best, int32_t* rest, float* logit,
-    int64_t B, int64_t G, int32_t group, int64_t C, int64_t R, int64_t E, int32_t D, float scale,
-    float softcap, const int64_t* stride, int32_t dtype, int32_t dot, int32_t threads) {
-  Form f{D, scale, softcap, dot != 0};
+    const void* query, const void* centroid, const void* scale_of, const float* mean,
+    const int32_t* size, const int32_t* num_clusters, const int32_t* retrieved,
+    const int32_t* estimated, const int32_t* limit, const void* bias, int32_t* best,
+    int32_t* rest, float* logit, int64_t B, int64_t G, int32_t group, int64_t C, int64_t R, int64_t E, int32_t D, float scale,
+    float softcap, const int64_t* stride, int32_t dtype, int32_t dot, int32_t bits,
+    int32_t threads) {
   Query q(query, B * G * group * D, dot != 0);
+  Codes codes{scale_of ? (const int8_t*)centroid : nullptr, (const f16*)scale_of, mean, bits};
+  Form f{D, scale, softcap, dot != 0 && !scale_of};
   auto run = [&](auto type) {
     using T = decltype(type);
-    clusters(q, (const T*)centroid, size, num_clusters, retrieved, estimated, best, rest, logit, B,
-             G, group, C, R, E, f, stride, threads);
+    clusters(q, (const T*)centroid, size, num_clusters, retrieved, estimated, limit,
+             (const f16*)bias, best, rest, logit, B, G, group, C, R, E, f, codes, stride, threads);
   };
   if (dtype == 0) run(float{});
   else if (dtype == 1) run(bf16{});

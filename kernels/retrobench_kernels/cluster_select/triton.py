@@ -11,7 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from retrobench_kernels import triton_common as common
-from retrobench_kernels.cluster_select.naive import SelectArgs
+from retrobench_kernels.cluster_select.naive import SelectArgs, within_limit
+from retrobench_kernels.codes import Codes, decode
 from retrobench_kernels.triton_common import head_stride
 
 IN_REGISTERS = 16384  # clusters whose masses one program holds (16 warps, 32 registers each)
@@ -19,11 +20,11 @@ IN_REGISTERS = 16384  # clusters whose masses one program holds (16 warps, 32 re
 
 @triton.jit
 def score_kernel(
-    q_ptr, centroid_ptr, size_ptr, used_ptr, logit_ptr,
+    q_ptr, centroid_ptr, size_ptr, bias_ptr, used_ptr, logit_ptr,
     clusters, centroid_stride, size_stride, scale, cap,
     HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
     DIM: tl.constexpr, DIM_PAD: tl.constexpr, TILE: tl.constexpr,
-    CAPPED: tl.constexpr,
+    CAPPED: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
     """Logits of one tile of clusters for the query heads of one KV head; -inf where empty."""
     h = tl.program_id(1)
@@ -41,16 +42,28 @@ def score_kernel(
         c = c.to(tl.float32)
         q = q.to(tl.float32)
     logit = common.soft_cap(common.dot(c, q) * scale, cap, CAPPED)
+    if BIASED:
+        bias = tl.load(bias_ptr + h.to(tl.int64) * clusters + cluster, mask=exists, other=0.0)
+        logit += bias.to(tl.float32)[:, None]
     logit = tl.where(exists[:, None], logit, float("-inf"))
     at = (h * GROUP + row).to(tl.int64)[None, :] * clusters + cluster[:, None]
     tl.store(logit_ptr + at, logit, mask=(cluster < clusters)[:, None] & (row < GROUP)[None, :])
 
 
 @triton.jit
-def _probability(logit):
-    """Softmax over a whole row of logits (-inf: absent)."""
+def _sizes(size_ptr, cluster, clusters, SIZED: tl.constexpr):
+    """How often a cluster counts: once, or for each of its tokens."""
+    count = tl.full(cluster.shape, 1.0, tl.float32)
+    if SIZED:
+        count = tl.load(size_ptr + cluster, mask=cluster < clusters, other=0).to(tl.float32)
+    return count
+
+
+@triton.jit
+def _probability(logit, count):
+    """Softmax over a whole row of logits (-inf: absent) that count more than once."""
     top = tl.maximum(tl.max(logit, 0), -3e38)
-    weight = tl.exp(logit - top)
+    weight = tl.exp(logit - top) * count
     total = tl.sum(weight, 0)
     return weight / tl.where(total > 0, total, 1.0)
 
@@ -68,24 +81,26 @@ def _pad(list_ptr, count, width, WIDTH_PAD: tl.constexpr):
 
 @triton.jit
 def select_kernel(
-    logit_ptr, want_r_ptr, want_e_ptr, retrieved_ptr, estimated_ptr, clusters, width_r, width_e,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, CLUSTERS_PAD: tl.constexpr,
-    PAD_R: tl.constexpr, PAD_E: tl.constexpr,
+    logit_ptr, size_ptr, want_r_ptr, want_e_ptr, retrieved_ptr, estimated_ptr,
+    size_stride, clusters, width_r, width_e,
+    GROUP: tl.constexpr, CLUSTERS_PAD: tl.constexpr,
+    PAD_R: tl.constexpr, PAD_E: tl.constexpr, SIZED: tl.constexpr,
 ):  # fmt: skip
     """Exact top-R and next-E sets of one KV head, all masses in registers."""
     h = tl.program_id(0)
     cluster = tl.arange(0, CLUSTERS_PAD)
     mass = tl.zeros([CLUSTERS_PAD], tl.float32)
     exists = cluster < 0
+    count = _sizes(size_ptr + h.to(tl.int64) * size_stride, cluster, clusters, SIZED)
     for g in tl.static_range(GROUP):
         at = (h * GROUP + g).to(tl.int64) * clusters + cluster
         logit = tl.load(logit_ptr + at, mask=cluster < clusters, other=float("-inf"))
         exists = exists | (logit > float("-inf"))
-        mass += _probability(logit)
+        mass += _probability(logit, count)
     key = tl.where(exists, mass.to(tl.int32, bitcast=True), -1)
     present = tl.sum(exists.to(tl.int32), 0)
-    first = tl.minimum(tl.minimum(tl.load(want_r_ptr + h // HEADS), width_r), present)
-    both = first + tl.minimum(tl.load(want_e_ptr + h // HEADS), width_e)
+    first = tl.minimum(tl.minimum(tl.load(want_r_ptr + h), width_r), present)
+    both = first + tl.minimum(tl.load(want_e_ptr + h), width_e)
     both = tl.minimum(both, present)
     low_r = 0
     low_e = 0
@@ -112,7 +127,8 @@ def select_kernel(
 
 
 @triton.jit
-def _tile_mass(logit_ptr, top_ptr, clusters, cluster, GROUP: tl.constexpr, ROWS: tl.constexpr):
+def _tile_mass(logit_ptr, top_ptr, count, clusters, cluster,
+               GROUP: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
     """Mass of one tile of clusters as sortable bits (-1: absent), given each head's (max, sum)."""
     mass = tl.zeros(cluster.shape, tl.float32)
     exists = cluster < 0
@@ -122,14 +138,14 @@ def _tile_mass(logit_ptr, top_ptr, clusters, cluster, GROUP: tl.constexpr, ROWS:
         at = logit_ptr + tl.cast(g, tl.int64) * clusters + cluster
         logit = tl.load(at, mask=cluster < clusters, other=float("-inf"))
         exists = exists | (logit > float("-inf"))
-        mass += tl.exp(logit - top) / total
+        mass += tl.exp(logit - top) * count / total
     return tl.where(exists, mass.to(tl.int32, bitcast=True), -1)
 
 
 @triton.jit
-def _head_statistics(logit_ptr, top_ptr, clusters, GROUP: tl.constexpr, ROWS: tl.constexpr,
-                     TILE: tl.constexpr):  # fmt: skip
-    """Store (max, sum of exponentials) of each query head."""
+def _head_statistics(logit_ptr, size_ptr, top_ptr, clusters, GROUP: tl.constexpr,
+                     ROWS: tl.constexpr, TILE: tl.constexpr, SIZED: tl.constexpr):  # fmt: skip
+    """Store (max, weighted sum of exponentials) of each query head."""
     lane = tl.arange(0, TILE)
     for g in tl.static_range(GROUP):
         top = -3e38
@@ -138,7 +154,8 @@ def _head_statistics(logit_ptr, top_ptr, clusters, GROUP: tl.constexpr, ROWS: tl
             at = logit_ptr + tl.cast(g, tl.int64) * clusters + start + lane
             logit = tl.load(at, mask=start + lane < clusters, other=float("-inf"))
             new = tl.maximum(top, tl.max(logit, 0))
-            total = total * tl.exp(top - new) + tl.sum(tl.exp(logit - new), 0)
+            count = _sizes(size_ptr, start + lane, clusters, SIZED)
+            total = total * tl.exp(top - new) + tl.sum(tl.exp(logit - new) * count, 0)
             top = new
         tl.store(top_ptr + g, top)
         tl.store(top_ptr + ROWS + g, tl.where(total > 0, total, 1.0))
@@ -183,30 +200,32 @@ def _compact(key_ptr, retrieved_ptr, estimated_ptr, clusters, low_r, low_e, ties
 
 @triton.jit
 def select_large_kernel(
-    logit_ptr, key_ptr, top_ptr, want_r_ptr, want_e_ptr, retrieved_ptr, estimated_ptr,
-    clusters, width_r, width_e,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
-    PAD_R: tl.constexpr, PAD_E: tl.constexpr,
+    logit_ptr, size_ptr, key_ptr, top_ptr, want_r_ptr, want_e_ptr, retrieved_ptr, estimated_ptr,
+    size_stride, clusters, width_r, width_e,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
+    PAD_R: tl.constexpr, PAD_E: tl.constexpr, SIZED: tl.constexpr,
 ):  # fmt: skip
     """``select_kernel`` for more clusters than registers hold: masses stay in (L2) memory."""
     h = tl.program_id(0)
     base = h.to(tl.int64)
     logit_ptr += base * GROUP * clusters
+    size_ptr += base * size_stride
     key_ptr += base * clusters
     top_ptr += base * 2 * ROWS
     retrieved_ptr += h * width_r
     estimated_ptr += h * width_e
-    _head_statistics(logit_ptr, top_ptr, clusters, GROUP, ROWS, TILE)
+    _head_statistics(logit_ptr, size_ptr, top_ptr, clusters, GROUP, ROWS, TILE, SIZED)
     tl.debug_barrier()
     present = 0
     for start in range(0, clusters, TILE):
         cluster = start + tl.arange(0, TILE)
-        key = _tile_mass(logit_ptr, top_ptr, clusters, cluster, GROUP, ROWS)
+        count = _sizes(size_ptr, cluster, clusters, SIZED)
+        key = _tile_mass(logit_ptr, top_ptr, count, clusters, cluster, GROUP, ROWS)
         present += tl.sum((key >= 0).to(tl.int32), 0)
         tl.store(key_ptr + cluster, key, mask=cluster < clusters)
     tl.debug_barrier()
-    first = tl.minimum(tl.minimum(tl.load(want_r_ptr + h // HEADS), width_r), present)
-    both = first + tl.minimum(tl.load(want_e_ptr + h // HEADS), width_e)
+    first = tl.minimum(tl.minimum(tl.load(want_r_ptr + h), width_r), present)
+    both = first + tl.minimum(tl.load(want_e_ptr + h), width_e)
     both = tl.minimum(both, present)
     low_r = 0
     low_e = 0
@@ -236,25 +255,44 @@ def cluster_select(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See the reference; here logits of absent clusters are -inf and lists in cluster order."""
     logit = _scores(args)
-    batch, groups, capacity, _ = args.centroid_BGCD.shape
+    batch, groups, _ = args.size_BGC.shape
+    wanted = args.retrieved_B[:, None].expand(-1, groups), args.estimated_B[:, None]
+    first_BG, more_BG = wanted[0].int(), wanted[1].expand(-1, groups).int()
+    if args.token_limit_B is not None and args.max_retrieved:
+        retrieved, _ = _select(args, logit, first_BG, torch.zeros_like(more_BG), in_registers)
+        score = (
+            logit.unflatten(1, (groups, -1)) + args.size_BGC[:, :, None].float().log()
+        ).softmax(-1)
+        found = score.sum(2).gather(-1, retrieved.clamp_min(0).long())
+        order = found.masked_fill(retrieved < 0, -1).argsort(dim=-1, descending=True, stable=True)
+        best = retrieved.gather(-1, order)
+        first_BG = within_limit(args, best, args.retrieved_B[:, None, None])[..., 0].int()
+    return *_select(args, logit, first_BG, more_BG, in_registers), logit
+
+
+def _select(
+    args: SelectArgs, logit: Tensor, first_BG: Tensor, more_BG: Tensor, in_registers: int
+) -> tuple[Tensor, Tensor]:
+    """The ``first_BG`` best and the ``more_BG`` next clusters."""
+    batch, groups, capacity = args.size_BGC.shape
     size = {"dtype": torch.int32, "device": logit.device}
     retrieved = torch.empty(batch, groups, args.max_retrieved, **size)
     estimated = torch.empty(batch, groups, args.max_estimated, **size)
     lists = (
-        args.retrieved_B, args.estimated_B, retrieved, estimated,
-        capacity, args.max_retrieved, args.max_estimated,
+        first_BG.contiguous(), more_BG.contiguous(), retrieved, estimated,
+        head_stride(args.size_BGC), capacity, args.max_retrieved, args.max_estimated,
     )  # fmt: skip
     constants = {
-        "HEADS": groups,
         "GROUP": logit.shape[1] // groups,
         "PAD_R": triton.next_power_of_2(max(1, args.max_retrieved)),
         "PAD_E": triton.next_power_of_2(max(1, args.max_estimated)),
+        "SIZED": args.token_limit_B is not None,
     }
     if capacity <= in_registers:
         padded = triton.next_power_of_2(capacity)
         warps = min(16, max(4, padded // 512))
         select_kernel[(batch * groups,)](
-            logit, *lists, CLUSTERS_PAD=padded, **constants, num_warps=warps
+            logit, args.size_BGC, *lists, CLUSTERS_PAD=padded, **constants, num_warps=warps
         )
     else:
         key = torch.empty(batch, groups, capacity, **size)
@@ -262,22 +300,26 @@ def cluster_select(
         top = torch.empty(batch, groups, 2, rows, dtype=torch.float32, device=logit.device)
         tile = min(4096, triton.next_power_of_2(in_registers))
         select_large_kernel[(batch * groups,)](
-            logit, key, top, *lists, ROWS=rows, TILE=tile, **constants, num_warps=16
-        )
-    return retrieved, estimated, logit
+            logit, args.size_BGC, key, top, *lists, ROWS=rows, TILE=tile, **constants,
+            num_warps=16,
+        )  # fmt: skip
+    return retrieved, estimated
 
 
 def _scores(args: SelectArgs) -> Tensor:
     """Logits of all clusters, float32 ``BHC``."""
     q_BHD, centroid, size, *_ = args
+    if isinstance(centroid, Codes):
+        centroid = decode(centroid).to(q_BHD.dtype)
     batch, groups, capacity, dim = centroid.shape
     assert size.stride(-1) == 1
+    bias = None if args.bias_BGC is None else args.bias_BGC.contiguous()
     logit = torch.empty(*q_BHD.shape[:2], capacity, dtype=torch.float32, device=q_BHD.device)
     tile = 32 if centroid.element_size() == 4 else 128 if dim <= 128 else 64
     score_kernel[(triton.cdiv(capacity, tile), batch * groups)](
-        q_BHD, centroid, size, args.num_clusters_B, logit,
+        q_BHD, centroid, size, logit if bias is None else bias, args.num_clusters_B, logit,
         capacity, head_stride(centroid), head_stride(size), args.scale, args.softcap,
-        HEADS=groups, TILE=tile, CAPPED=args.softcap > 0, **common.group_constants(q_BHD, groups),
-        num_warps=4,
+        HEADS=groups, TILE=tile, CAPPED=args.softcap > 0, BIASED=bias is not None,
+        **common.group_constants(q_BHD, groups), num_warps=4,
     )  # fmt: skip
     return logit

@@ -28,6 +28,7 @@ def assign(
     k_GSD: Tensor,
     mean_GD: Tensor,
     centroid_GCD: Tensor,
+    bias_GC: Tensor,
     segments: Segments,
     library: ctypes.CDLL | None = None,
 ) -> Tensor:
@@ -35,9 +36,10 @@ def assign(
     mean, labels = float32(mean_GD), []
     for start, end, first, last in segments:
         k, centroid = rows(k_GSD[:, start:end]), float32(centroid_GCD[:, first:last])
+        bias = float32(bias_GC[:, first:last])
         label = torch.empty(k.shape[:2], dtype=torch.int32)
         call = native.loaded(library).retrobench_assign
-        call(*addresses(k, mean, centroid, label), *_sizes(k, last - first))
+        call(*addresses(k, mean, centroid, bias, label), *_sizes(k, last - first))
         labels.append(label + first if first else label)
     return torch.cat(labels, 1)
 

@@ -20,15 +20,17 @@ def segmented_kmeans(args: KMeansArgs) -> tuple[Tensor, Tensor]:
     return lloyd(args, args.k_GSD.float().mean(1), assign, cluster_sums)
 
 
-def assign(k_GSD: Tensor, mean_GD: Tensor, centroid_GCD: Tensor, segments: Segments) -> Tensor:
+def assign(
+    k_GSD: Tensor, mean_GD: Tensor, centroid_GCD: Tensor, bias_GC: Tensor, segments: Segments
+) -> Tensor:
     """See ``lloyd.Assign``; int64, in bounded memory."""
     parts = []
     for start, end, first, last in segments:
-        flipped = centroid_GCD[:, first:last].mT
+        flipped, bias = centroid_GCD[:, first:last].mT, bias_GC[:, None, first:last]
         rows = max(1, _CHUNK_BYTES // (4 * len(k_GSD) * (last - first)))
         for low in range(start, end, rows):
             x = k_GSD[:, low : min(low + rows, end)].float() - mean_GD[:, None]
-            parts.append((x @ flipped).argmax(-1) + first)
+            parts.append((x @ flipped - bias).argmax(-1) + first)
     return torch.cat(parts, 1)
 
 

@@ -88,17 +88,21 @@ def segmented_kmeans(args: KMeansArgs) -> tuple[Tensor, Tensor]:
     """See the reference. Centroids are rounded to the keys' dtype before each assignment."""
     tiles = cache(lambda segments: key_tiles(segments, args.k_GSD))  # copied to the device once
 
-    def assign_segments(k: Tensor, mean: Tensor, centroid: Tensor, segments: Segments) -> Tensor:
-        return assign(k, mean, centroid, tiles(segments))
+    def assign_segments(
+        k: Tensor, mean: Tensor, centroid: Tensor, bias: Tensor, segments: Segments
+    ) -> Tensor:
+        return assign(k, mean, centroid, bias, tiles(segments))
 
     return lloyd(args, args.k_GSD.float().mean(1), assign_segments, cluster_sums)
 
 
-def assign(k_GSD: Tensor, mean_GD: Tensor, centroid_GCD: Tensor, tiles_N4: Tensor) -> Tensor:
+def assign(
+    k_GSD: Tensor, mean_GD: Tensor, centroid_GCD: Tensor, bias_GC: Tensor, tiles_N4: Tensor
+) -> Tensor:
     """See ``lloyd.Assign``, with the segments as ``key_tiles``; int32."""
     groups, num_keys, dim = k_GSD.shape
     rounded = centroid_GCD.to(k_GSD.dtype).contiguous()
-    bias_GC = (rounded.float() @ mean_GD[..., None])[..., 0].contiguous()
+    bias_GC = (bias_GC + (rounded.float() @ mean_GD[..., None])[..., 0]).contiguous()
     label = torch.empty(groups, num_keys, dtype=torch.int32, device=k_GSD.device)
     keys, tile, stages = _tiles(k_GSD)
     assign_kernel[(len(tiles_N4), groups)](

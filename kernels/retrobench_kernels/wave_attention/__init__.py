@@ -1,6 +1,10 @@
 """RetroInfer's tripartite attention in one pass: steady, retrieved and estimated zone (4.2)."""
 
-from retrobench_kernels.wave_attention.naive import cluster_tokens, wave_attention
+from retrobench_kernels.wave_attention.naive import (
+    cluster_tokens,
+    value_sums,
+    wave_attention,
+)
 from retrobench_kernels.wave_attention.zones import CacheTable, Estimation, PageCache, Pool, Steady
 
 __all__ = [
@@ -10,5 +14,6 @@ __all__ = [
     "Pool",
     "Steady",
     "cluster_tokens",
+    "value_sums",
     "wave_attention",
 ]

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from retrobench_kernels.codes import decode
 from retrobench_kernels.dense_decode.naive import logits, softmax_sum
 from retrobench_kernels.dispatch import op_of
 from retrobench_kernels.wave_attention.zones import (
@@ -35,10 +36,9 @@ def wave_attention(args: WaveArgs) -> tuple[Tensor, Tensor]:
     results = [softmax_sum(x.masked_fill(~keep, -torch.inf), v) for x, keep, v in parts]
     if estimation is not None:
         results.append(_estimated(estimation, pool.size_BGC, groups))
-    lse = torch.stack([part_lse for _, part_lse in results]).logsumexp(0)
-    safe = lse.clamp_min(torch.finfo(torch.float32).min)
-    scaled = [part * torch.exp(part_lse - safe)[..., None] for part, part_lse in results]
-    out = torch.stack(scaled).sum(0)
+        if estimation.total_BGD is not None:
+            results.append(estimate_rest(estimation, retrieved_BGR, pool.size_BGC))
+    out, lse = merge(results)
     return out.flatten(1, 2).to(q_BHD.dtype), lse.flatten(1, 2)
 
 
@@ -82,7 +82,7 @@ def _rows(source_BGSD: Tensor, index_BGX: Tensor) -> Tensor:
 
 
 def _estimated(estimation: Estimation, size_BGC: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    cluster_BGE, logit_BHC, value_sum_BGCD = estimation
+    cluster_BGE, logit_BHC = estimation.cluster_BGE, estimation.logit_BHC
     index = cluster_BGE.clamp_min(0).long()
     size = size_BGC.gather(-1, index) * (cluster_BGE >= 0)
     logit_BGNC = logit_BHC.unflatten(1, (groups, -1))
@@ -90,6 +90,44 @@ def _estimated(estimation: Estimation, size_BGC: Tensor, groups: int) -> tuple[T
     absent = (size == 0)[:, :, None]
     logit = logit.masked_fill(absent, -torch.inf)
     lse = torch.logsumexp(logit + size[:, :, None].float().clamp_min(1).log(), -1)
-    weight = torch.exp(logit - lse.clamp_min(torch.finfo(torch.float32).min)[..., None])
-    value_sum = _rows(value_sum_BGCD, index).float().masked_fill(absent[:, :, 0, :, None], 0)
-    return weight @ value_sum, lse
+    weight = torch.exp(logit - _finite(lse)[..., None])
+    value_sum = _rows(value_sums(estimation, size_BGC), index).float()
+    return weight @ value_sum.masked_fill(absent[:, :, 0, :, None], 0), lse
+
+
+def value_sums(estimation: Estimation, size_BGC: Tensor) -> Tensor:
+    """Sums of the values of all clusters, ``BGCD``."""
+    vectors = estimation.value_sum_BGCD
+    return vectors if isinstance(vectors, Tensor) else decode(vectors) * size_BGC[..., None]
+
+
+def estimate_rest(
+    estimation: Estimation, retrieved_BGR: Tensor, size_BGC: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The clusters that no list names, through one mean value: ``(o_BGND, lse_BGN)``, float32."""
+    assert estimation.total_BGD is not None
+    clusters = size_BGC.shape[-1]
+    named = torch.zeros(*size_BGC.shape[:2], clusters + 1, device=size_BGC.device)
+    apart = () if estimation.apart_BGR is None else (estimation.apart_BGR,)
+    for cluster in (retrieved_BGR, estimation.cluster_BGE, *apart):
+        named.scatter_(-1, torch.where(cluster < 0, clusters, cluster).long(), 1.0)
+    named, exists = named[..., :clusters].bool(), size_BGC > 0
+    sums = value_sums(estimation, size_BGC).float().masked_fill(~(named & exists)[..., None], 0)
+    size_BGC = size_BGC.clamp_min(0) * ~named
+    tokens = size_BGC.sum(-1, keepdim=True)
+    mean_BGD = (estimation.total_BGD - sums.sum(2)) / tokens.clamp_min(1)
+    logit = estimation.logit_BHC.unflatten(1, (size_BGC.shape[1], -1))
+    logit = logit.masked_fill((size_BGC == 0)[:, :, None], -torch.inf)
+    lse = (logit + size_BGC[:, :, None].float().clamp_min(1).log()).logsumexp(-1)
+    return mean_BGD[:, :, None].expand(-1, -1, lse.shape[-1], -1), lse
+
+
+def merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Parts of one softmax over disjoint sets, ``(o_BGND, lse_BGN)``, as one."""
+    lse = torch.stack([part_lse for _, part_lse in parts]).logsumexp(0)
+    safe = _finite(lse)
+    return torch.stack([o * torch.exp(x - safe)[..., None] for o, x in parts]).sum(0), lse
+
+
+def _finite(lse: Tensor) -> Tensor:
+    return lse.clamp_min(torch.finfo(torch.float32).min)

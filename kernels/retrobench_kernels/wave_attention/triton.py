@@ -16,7 +16,9 @@ import triton.language as tl
 from torch import Tensor
 
 from retrobench_kernels import triton_common as common
+from retrobench_kernels.codes import Codes
 from retrobench_kernels.triton_common import head_stride
+from retrobench_kernels.wave_attention.naive import estimate_rest, merge, value_sums
 from retrobench_kernels.wave_attention.zones import Estimation, PageCache, WaveArgs
 
 
@@ -214,8 +216,14 @@ def attend_pages(
     args: WaveArgs, pages: PageList, splits: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """``(o_BHD, lse_BH)`` over the three zones; admits pages as ``pages.source_BGN`` says."""
-    q_BHD, steady, pool, _, scale, estimation, cache, softcap = args
+    q_BHD, steady, pool, retrieved_BGR, scale, estimation, cache, softcap = args
     batch, groups, _, dim = pool.k_BGSD.shape
+    rest = None
+    if estimation is not None and estimation.total_BGD is not None:
+        rest = estimate_rest(estimation, retrieved_BGR, pool.size_BGC)
+    if estimation is not None and isinstance(estimation.value_sum_BGCD, Codes):
+        sums = value_sums(estimation, pool.size_BGC)
+        estimation = estimation._replace(value_sum_BGCD=sums)
     splits = splits or common.num_splits(batch * groups, q_BHD.device)
     tile, stages = common.tile_tokens(dim, pool.k_BGSD.dtype)
     fast = cache or PageCache(pages.page_BGN, pool.k_BGSD, pool.v_BGSD, 1)
@@ -241,7 +249,13 @@ def attend_pages(
         CACHED=cache is not None, ESTIMATE=estimation is not None, CAPPED=softcap > 0,
         num_warps=4, num_stages=stages,
     )  # fmt: skip
-    return part.merge(q_BHD)
+    out, lse = part.merge(q_BHD)
+    if rest is None:
+        return out, lse
+    out, lse = merge(
+        [rest, (out.float().unflatten(1, (groups, -1)), lse.unflatten(1, (groups, -1)))]
+    )
+    return out.flatten(1, 2).to(q_BHD.dtype), lse.flatten(1, 2)
 
 
 def wave_attention(args: WaveArgs, splits: int | None = None) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from retrobench_kernels.codes import Codes
+
 
 class Steady(NamedTuple):
     """Tokens that are always attended exactly: the first ``count_B`` (int32) of each row."""
@@ -30,12 +32,18 @@ class Estimation(NamedTuple):
 
     A cluster adds ``size * exp(logit)`` to the denominator and ``exp(logit) * value_sum`` to the
     numerator of every query head. ``logit_BHC`` is float32 (of the centroids, plus any correction),
-    ``value_sum_BGCD`` in the model's dtype or float32.
+    ``value_sum_BGCD`` in the model's dtype or float32; as ``Codes`` it holds mean values.
+
+    With ``total_BGD``, the sum of the values of all clusters (float32), those that are neither
+    retrieved nor estimated enter, too, all with one mean value: what the named ones leave of it.
+    ``apart_BGR`` names more of them, which another call attends.
     """
 
     cluster_BGE: Tensor
     logit_BHC: Tensor
-    value_sum_BGCD: Tensor
+    value_sum_BGCD: Tensor | Codes
+    total_BGD: Tensor | None = None
+    apart_BGR: Tensor | None = None
 
 
 class PageCache(NamedTuple):

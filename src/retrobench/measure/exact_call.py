@@ -73,6 +73,10 @@ class ExactCall:
         """Mass ``BHC`` of each estimated cluster and their joint output ``BHD``, both over the
         true softmax sum."""
         logit_BHC = self.logits(estimate.centroid_BGCD)
+        if estimate.gain_BGC is not None:
+            logit_BHC = logit_BHC + estimate.gain_BGC.repeat_interleave(
+                self.heads // self.groups, 1
+            )
         size_BHC = estimate.size_BGC.repeat_interleave(self.heads // self.groups, 1)
         weight = torch.exp(logit_BHC - self.lse_BH[..., None]).masked_fill(size_BHC == 0, 0)
         grouped = weight.unflatten(1, (self.groups, -1))

@@ -5,6 +5,7 @@ per group of 32 channels in 4 bits.
 """
 
 import torch
+from retrobench_kernels.codes import pack, unpack
 from torch import Tensor
 
 from retrobench.core.shapes import DTYPE_BYTES
@@ -45,19 +46,14 @@ class Quantised:
         """``(code, scale)``."""
         grouped = vectors.float().unflatten(-1, (-1, self.group))
         scale = (grouped.abs().amax(-1, keepdim=True) / self.top).clamp_min(1e-7).half()
-        code = (grouped / scale.float()).round().clamp(-self.top, self.top).to(torch.int8)
-        code = code.flatten(-2)
-        if self.bits == 4:
-            code = ((code[..., ::2] & 15) | (code[..., 1::2] << 4)).to(torch.int8)
-        return code, scale[..., 0]
+        number = (grouped / scale.float()).round().clamp(-self.top, self.top).to(torch.int8)
+        return pack(number, self.bits), scale[..., 0]
 
     def decode(self, stored: tuple[Tensor, ...]) -> Tensor:
         """The vectors, rounded."""
         code, scale = stored
-        if self.bits == 4:  # shifts of signed bytes keep the sign
-            code = torch.stack([(code << 4) >> 4, code >> 4], -1).flatten(-2)
-        grouped = code.float().unflatten(-1, (-1, self.group)) * scale.float()[..., None]
-        return grouped.flatten(-2).to(self.dtype)
+        number = unpack(code, scale.shape[-1], self.bits)
+        return (number.float() * scale.float()[..., None]).flatten(-2).to(self.dtype)
 
     def bytes_per_vector(self) -> int:
         """Codes and scales."""

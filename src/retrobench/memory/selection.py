@@ -29,12 +29,14 @@ class Estimate:
     """Clusters attended through their centroid (RetroInfer's estimation zone, paper Eq. 2 and 4).
 
     A cluster of ``size`` tokens adds ``size * exp(q.c)`` to the softmax's denominator and
-    ``exp(q.c) * value_sum`` to its numerator; size 0 means absent.
+    ``exp(q.c) * value_sum`` to its numerator; size 0 means absent. ``gain_BGC`` is added to the
+    logits.
     """
 
     centroid_BGCD: Tensor
     value_sum_BGCD: Tensor
     size_BGC: Tensor
+    gain_BGC: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,6 +59,8 @@ def partial(logit_BGNR: Tensor, v_BGRD: Tensor) -> Partial:
 def estimated(q_BGND: Tensor, estimate: Estimate, args: AttentionArgs) -> Partial:
     """The estimation zone as a part ``(o_BGND, lse_BGN)`` to be merged."""
     logit = logits(q_BGND, estimate.centroid_BGCD, args)
+    if estimate.gain_BGC is not None:
+        logit = logit + estimate.gain_BGC[:, :, None]
     size = estimate.size_BGC[:, :, None].float()
     lse = torch.logsumexp(logit + size.log(), -1)
     logit = logit.masked_fill(size == 0, -torch.inf)
