@@ -17,7 +17,10 @@ from retrobench.store.row_file import OK
 
 @dataclass(frozen=True, slots=True)
 class Ablation:
-    """An option ``method.<name>`` and how its axis reads. ``within``: a line for each value."""
+    """An option ``method.<name>`` and how its axis reads.
+
+    ``within``: a line for each value of this column (a method's option, or ``method`` itself).
+    """
 
     name: str
     label: str
@@ -33,6 +36,8 @@ class Ablation:
     @property
     def line_columns(self) -> list[str]:
         """Columns whose values make a line each."""
+        if self.within == "method":
+            return ["method"]
         return [f"method.{self.within}"] if self.within else []
 
     @property
@@ -47,7 +52,7 @@ class Ablation:
 
 
 ABLATIONS = (
-    Ablation("tokens_per_cluster", "tokens per centroid", "cluster_count"),
+    Ablation("tokens_per_cluster", "tokens per centroid", "cluster_count", within="method"),
     Ablation("segment_tokens", "segment (tokens)", "segment_size"),
     Ablation("retrieval_frac", "retrieval zone (fraction)", "zone_retrieval"),
     Ablation("estimation_frac", "estimation zone (fraction)", "zone_estimation", "linear"),
@@ -73,6 +78,7 @@ PANELS = (
     Panel("score", "percent"),
     Panel("recall@100", "fidelity.mean.recall_100"),
     Panel("attention mass", "fidelity.mean.recall"),
+    Panel("output error", "fidelity.mean.error"),
     Panel("index build (s)", "seal_s", parts.quartiles),
     Panel("hit ratio", "live.hit_ratio"),
     Panel("MiB per step", "moved_mib", parts.quartiles),
@@ -115,15 +121,32 @@ def select(frame: pd.DataFrame, ablation: Ablation) -> pd.DataFrame:
     rows = frame[(frame["status"] == OK) & frame[option].notna()]
     if ablation.name != "num_clusters" and "method.num_clusters" in rows:
         rows = rows[rows["method.num_clusters"].isna()]
+    common = ["model", "benchmark", "protocol", "budget", "engine.batch", "length"]
     free = {option, *ablation.line_columns}
-    fixed = ["model", "method", "benchmark", "protocol", "budget", "engine.batch", "length"]
-    fixed += [c for c in rows if c.startswith("method.") and c not in free]
-    settings = [group for _, group in rows.groupby(fixed, dropna=False)]
+    options = [c for c in rows if c.startswith("method.") and c not in free]
+    settings = [group for _, group in rows.groupby(["method", *common, *options], dropna=False)]
     best = max(settings, key=lambda group: group[option].nunique(), default=rows)
     require(best[option].nunique() > 1, f"needs two values of {option}", command)
-    best = shared_samples(best, option)
+    if ablation.within == "method":
+        best = _beside(best, settings, common, option)
+    best = shared_samples(best, "key" if ablation.within == "method" else option)
     require(len(best), f"no sample was answered for every value of {option}", command)
     return best
+
+
+def _beside(
+    best: pd.DataFrame, settings: list[pd.DataFrame], common: list[str], option: str
+) -> pd.DataFrame:
+    """The best setting, and that of every other method at the same model, length and budget."""
+    where = best[common].iloc[0]
+    found = {}
+    for group in settings:
+        same = group[common].iloc[0]
+        method, values = group["method"].iloc[0], group[option].nunique()
+        alike = ((same == where) | (same.isna() & where.isna())).all()
+        if alike and values > 1 and values > found.get(method, (0,))[0]:
+            found[method] = values, group
+    return pd.concat([group for _, group in found.values()])
 
 
 def _lines(rows: pd.DataFrame, ablation: Ablation) -> list[tuple[str, pd.DataFrame]]:
@@ -131,6 +154,8 @@ def _lines(rows: pd.DataFrame, ablation: Ablation) -> list[tuple[str, pd.DataFra
     if not ablation.within:
         return [("", rows)]
     name = ablation.within.replace("_", " ")
+    if ablation.within == "method":
+        return [(method, group) for method, group in style.by_method(rows).items()]
     groups = rows.groupby(ablation.line_columns[0])
     return [(f"{name} {_text(value)}", group) for value, group in groups]
 
