@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from retrobench_kernels.codes import decode
 from retrobench_methods.retroinfer import RetroInfer, RetroInferConfig
 
 from retrobench.core.budget import Budget
@@ -57,11 +58,23 @@ def test_clusters_of_one_and_empty_clusters():
     assert (layout.size_GC > 0).sum(-1).tolist() == [1, 1]
 
 
+def all_values(index, pool, i, g):
+    """Sum of the values of a head's clusters."""
+    spans = zip(index.first_LBGC[i, 0, g].tolist(), index.size_LBGC[i, 0, g].tolist(), strict=True)
+    return sum(pool.v_BGSD[0, g, first : first + size].double().sum(0) for first, size in spans)
+
+
 def reference(run, i, query, tail=False, second=False, int4=False):
     """Numerator and denominator token by token, cluster by cluster, from the sets of the method."""
     method, q = run.method, query[0, :, 0].double()
     index, buffer = method.index, method.store
     zones = run.select(i, query)
+    centroids = decode(index.centroids.read(i))[0].double()
+    sizes_GC = index.size_LBGC[i, 0].double()
+    if index.values is not None:
+        means = decode(index.values.read(i))[0].double()
+        if not index.values.coded:
+            means = means / sizes_GC.clamp_min(1)[..., None]
     pool = buffer.spans(run.shape.layers[i], zones).pool
     out = torch.zeros(4, 16, dtype=torch.float64)
     for head in range(4):
@@ -72,7 +85,7 @@ def reference(run, i, query, tail=False, second=False, int4=False):
         steady = buffer.steady(i)
         for k, v in zip(steady.k_BGWD[0, g], steady.v_BGWD[0, g], strict=True):
             terms.append((float(q[head] @ k.double()) * run.args.scale, 1, v.double()))
-        left, mass = [], []
+        tokens, mass = 0, []
         for c in torch.nonzero(index.size_LBGC[i, 0, g])[:, 0].tolist():
             first, size = int(index.first_LBGC[i, 0, g, c]), int(index.size_LBGC[i, 0, g, c])
             k = pool.k_BGSD[0, g, first : first + size].double()
@@ -81,7 +94,7 @@ def reference(run, i, query, tail=False, second=False, int4=False):
                 logit = k @ q[head] * run.args.scale
                 terms += [(float(x), 1, value) for x, value in zip(logit, v, strict=True)]
                 continue
-            logit = float(k.mean(0) @ q[head]) * run.args.scale
+            logit = float(centroids[g, c] @ q[head]) * run.args.scale
             if second:
                 form = q[head] @ index.spread.covariance[i, 0, g].double() @ q[head]
                 kappa = float(form * index.spread.scale[i, 0, g, c].double()) * run.args.scale**2
@@ -91,12 +104,14 @@ def reference(run, i, query, tail=False, second=False, int4=False):
             if int4:
                 terms.append((logit, size, index.means.read(i)[0, g, c].double()))
             elif c in estimated:
-                terms.append((logit, size, v.mean(0)))
+                terms.append((logit, size, means[g, c]))
             elif tail:
-                left.append(v)
+                tokens += size
                 mass.append((logit, size))
-        if left:
-            mean = torch.cat(left).mean(0)
+        if mass:
+            named = [c for c in {*retrieved, *estimated} if c >= 0]
+            read = sum(sizes_GC[g, c] * means[g, c] for c in named)
+            mean = (all_values(index, pool, i, g) - read) / tokens
             terms += [(logit, size, mean) for logit, size in mass]
         weight = torch.tensor([size * math.exp(logit) for logit, size, _ in terms])
         values = torch.stack([value for _, _, value in terms])
@@ -114,6 +129,10 @@ def reference(run, i, query, tail=False, second=False, int4=False):
         {"int4_values": True},
         {"int4_values": True, "second_order": True},
         {"estimation_frac": 0.0},
+        {"estimation_frac": 0.0, "tail": True},
+        {"index_codec": "int4"},
+        {"index_codec": "int8", "weigh_sizes": True},
+        {"index_codec": "int4", "weigh_sizes": True, "tail": True},
         {"error_tolerance": 0.3, "retrieval_frac": 0.5},
         {"error_tolerance": 0.3, "retrieval_frac": 0.5, "int4_values": True, "second_order": True},
         {"error_tolerance": 0.3, "retrieval_frac": 0.5, "tail": True},
@@ -140,6 +159,8 @@ def test_options_that_contradict_each_other_are_refused():
     shape = make_shape(300, 0)
     with pytest.raises(ValueError, match="method.tail=false"):
         RetroInfer.plan(RetroInferConfig(tail=True, int4_values=True), shape)
+    with pytest.raises(ValueError, match="method.int4_values=false"):
+        RetroInfer.plan(RetroInferConfig(index_codec="int8", int4_values=True), shape)
     with pytest.raises(ValueError, match="cache=host"):
         RetroInfer.plan(RetroInferConfig(cache="device", eviction="lfu"), shape)
     for option in ({"overlap": True}, {"prefetch_frac": 0.5}):

@@ -52,6 +52,7 @@ def test_host_and_device_managers_count_the_same():
 def test_overlap_and_prefetch_change_no_output(softcap):
     options = {"new": 40, "pads": (0, 21), "cache_frac": 0.12, "page_tokens": 4}
     options["softcap"] = softcap
+    options |= {"tail": True, "index_codec": "int4", "weigh_sizes": True} if softcap else {}
     extras = {"overlap": True}, {"prefetch_frac": 1.0}, {"overlap": True, "prefetch_frac": 1.0}
     plain = {cache: Run(cache=cache, **options) for cache in ("host", "device")}
     runs = {cache: [Run(cache=cache, **options, **extra) for extra in extras] for cache in plain}

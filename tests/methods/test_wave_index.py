@@ -106,9 +106,9 @@ def test_clusters_partition_the_indexed_tokens(length, per_cluster, segment, fin
                 assert span.start % (page or 1) == 0
                 taken += range(span.start, span.stop)
                 mean = pool_k[row, head, span].mean(0)
-                centroid = index.centroid_LBGCD[0, row, head, c]
+                centroid = index.centroids.read(0)[row, head, c]
                 torch.testing.assert_close(centroid, mean, atol=1e-5, rtol=1e-4)
-                total = index.value_sum_LBGCD[0, row, head, c]
+                total = index.values.read(0)[row, head, c]
                 expected = pool_v[row, head, span].sum(0)
                 torch.testing.assert_close(total, expected, atol=1e-4, rtol=1e-4)
             assert len(taken) == len(set(taken)) == end - start
@@ -123,7 +123,7 @@ def test_jensen_estimated_mass_never_exceeds_the_true_one(seed, sharpness):
     query = sharpness * torch.randn(16)
     for c, span in clusters_of(method, 0, 0):
         logit = (method.store.k_pool[0][0, 0, span] @ query).double()
-        estimate = (method.index.centroid_LBGCD[0, 0, 0, c] @ query).double()
+        estimate = (method.index.centroids.read(0)[0, 0, c] @ query).double()
         true = torch.logsumexp(logit, 0)
         size = torch.tensor(span.stop - span.start).double()
         assert estimate + size.log() <= true + 1e-4 * (1 + true.abs())
@@ -134,7 +134,7 @@ def test_the_best_clusters_are_retrieved():
     query, index = torch.randn(1, 4, 16), method.index
     chosen = index.select(0, query[:, :, None], method.store, ARGS)
     for head in range(2):
-        logit = query[0, 2 * head : 2 * head + 2] @ index.centroid_LBGCD[0, 0, head].T * 0.25
+        logit = query[0, 2 * head : 2 * head + 2] @ index.centroids.read(0)[0, head].T * 0.25
         logit = logit.masked_fill(index.size_LBGC[0, 0, head] == 0, -torch.inf)
         order = logit.softmax(-1).sum(0).argsort(descending=True).tolist()
         count = index.sizes[0].retrieved
@@ -187,7 +187,8 @@ def test_updates_index_generated_tokens_once(stagger, options):
                 layer, torch.randn(2, 4, 1, 16), *(x[:, :, step, None] for x in (k, v)), ARGS
             )
             when[layer] += [step - i * stagger] * (method.index.clusters[i][0] > before[i])
-    assert when[0] == when[1] == when[5] == [231, 263, 295]
+    first = 231 if stagger else 232  # staggered, the coming token counts
+    assert when[0] == when[1] == when[5] == [first, first + 32, first + 64]
     assert method.stats()["index_updates"] == 3 and method.allocated() == RetroInfer.plan(
         config, shape
     )

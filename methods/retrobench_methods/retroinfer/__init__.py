@@ -7,7 +7,7 @@ module attends a layer's selection in one pass: look up, attend, admit.
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from retrobench_kernels.wave_attention import Pool, Steady, wave_attention
@@ -33,6 +33,7 @@ class RetroInfer(SelectiveMethod):
 
     name = "retroinfer"
     memory_knob = "cache_frac"
+    index_class: ClassVar[type[WaveIndex]] = WaveIndex
     Config = RetroInferConfig
     index: WaveIndex
     store: WaveBuffer
@@ -51,7 +52,7 @@ class RetroInfer(SelectiveMethod):
 
     def make_index(self) -> WaveIndex:
         """Clusters."""
-        return WaveIndex(self.config, self.shape, self.budget, page_tokens(self.placement))
+        return self.index_class(self.config, self.shape, self.budget, page_tokens(self.placement))
 
     def make_store(self) -> WaveBuffer:
         """The pool in cluster order."""
@@ -61,7 +62,7 @@ class RetroInfer(SelectiveMethod):
     def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:
         """Pool, steady zone, cache and wave index, after checking budget and options."""
         placement = resolve_placement(config, shape)
-        index = WaveIndex.plan(config, shape, budget)
+        index = cls.index_class.plan(config, shape, budget)
         return WaveBuffer.plan(config, shape, placement) + index
 
     def build(self, layer: int, prompt: PromptLayer) -> None:
@@ -90,9 +91,12 @@ class RetroInfer(SelectiveMethod):
                 self.store.count_recent(i)
 
     def _update(self, i: int, row: int) -> None:
-        """Cluster a row's oldest generated tokens, once the coming one makes them enough."""
-        late = i if self.config.stagger_updates else 0
-        if self.store.num_staged(i, row) + 1 < self.config.update_tokens + late:
+        """Cluster a row's oldest generated tokens, once they are enough.
+
+        Staggered, the first layer counts the coming token too.
+        """
+        late = i - 1 if self.config.stagger_updates else 0
+        if self.store.num_staged(i, row) < self.config.update_tokens + late:
             return
         start = self.store.oldest_position(i, row)
         k_GSD, v_GSD = self.store.pop_oldest(i, row, self.config.update_tokens)
@@ -148,7 +152,7 @@ class RetroInfer(SelectiveMethod):
                 assert self.filler is not None
                 retrieved = max(self.index.retrieved[self.index.number[layer]])
                 count = math.ceil(self.config.prefetch_frac * retrieved)
-                self.filler.prefetch(layer, spans, pool, count)
+                self.filler.prefetch(layer, spans, pool, count, self.config.weigh_sizes)
         return part
 
     @property

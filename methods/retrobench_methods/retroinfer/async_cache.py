@@ -40,7 +40,9 @@ class CacheFiller:
         They come in while steady zone, estimates and hits are attended; hits stay where they are.
         Three parts over disjoint sets, merged by log-sum-exp.
         """
-        q_BHD, steady, pool, _, scale = exact
+        q_BHD, steady, pool, retrieved_BGR, scale = exact
+        if estimation is not None:
+            estimation = estimation._replace(apart_BGR=retrieved_BGR)
         cache, size, (page_BGN, tokens_BGN) = self.cache, self.cache.size.page_tokens, pages
         view = cache.view(layer)
         slot_BGN = view.slot_BGP.gather(-1, page_BGN.clamp_min(0).long())  # before it changes
@@ -66,11 +68,13 @@ class CacheFiller:
         out, lse = merge(merge(_float(part), _float(hits)), _float(late))
         return out.to(q_BHD.dtype), lse
 
-    def prefetch(self, layer: int, selection: ClusterSelection, pool: Pool, count: int) -> None:
+    def prefetch(
+        self, layer: int, selection: ClusterSelection, pool: Pool, count: int, weigh_sizes: bool
+    ) -> None:
         """Start to copy the pages of the ``count`` clusters that rank next."""
 
         def job() -> tuple[Tensor, ...]:
-            following = next_ranked(selection, pool.size_BGC, count)
+            following = next_ranked(selection, pool.size_BGC, count, weigh_sizes)
             page_BGN, _ = cluster_pages(pool, following, self.cache.size.page_tokens)
             self.cache.prefetch(layer, page_BGN, pool.k_BGSD, pool.v_BGSD)
             return selection.chosen_BGN, selection.logit_BHC  # alive until the device is done
@@ -86,7 +90,9 @@ class CacheFiller:
         self.worker.close()
 
 
-def next_ranked(selection: ClusterSelection, size_BGC: Tensor, count: int) -> Tensor:
+def next_ranked(
+    selection: ClusterSelection, size_BGC: Tensor, count: int, weigh_sizes: bool = False
+) -> Tensor:
     """The ``count`` best clusters that are not retrieved, int32, -1 padded.
 
     By ``cluster_select``'s rank; where ``second_order`` is on, by the corrected logits.
@@ -94,6 +100,8 @@ def next_ranked(selection: ClusterSelection, size_BGC: Tensor, count: int) -> Te
     batch, groups, clusters = size_BGC.shape
     absent = (size_BGC == 0)[:, :, None]
     logit = selection.logit_BHC.unflatten(1, (groups, -1)).masked_fill(absent, -torch.inf)
+    if weigh_sizes:
+        logit = logit + size_BGC.clamp_min(1).log()[:, :, None]
     score_BGC = logit.softmax(-1).sum(2).masked_fill(absent[:, :, 0], -1)
     beyond = score_BGC.new_full((batch, groups, 1), -1)  # where the padding of the list points
     score_BGC = torch.cat([score_BGC, beyond], -1)

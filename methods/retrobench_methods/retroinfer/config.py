@@ -8,6 +8,7 @@ import torch
 from retrobench.core.budget import Budget
 from retrobench.core.shapes import KVShape
 from retrobench.core.spec import option
+from retrobench.memory.codec import CODECS
 from retrobench.memory.placement import PLACEMENTS, PlacementConfig, ResolvedPlacement
 
 
@@ -28,6 +29,20 @@ class RetroInferConfig(PlacementConfig):
         "last assignment over all centroids (released code) or within the segment (paper text)",
         choices=("global", "segment"),
     )
+    kmeans_init: str = option(
+        "unit",
+        "first centroids: unit, normalised keys that span each segment; raw, keys as they are at "
+        "the middles of equal stretches (released code)",
+        choices=("unit", "raw"),
+        added=True,
+    )
+    segment_edges: str = option(
+        "even",
+        "even: near-equal segments that cover all tokens; floor: equal ones, rounded down, whose "
+        "rest joins in the last assignment (released code)",
+        choices=("even", "floor"),
+        added=True,
+    )
     retrieval_frac: float = option(
         0.018,
         "share of clusters attended exactly",
@@ -45,14 +60,25 @@ class RetroInferConfig(PlacementConfig):
     )
     stagger_updates: bool = option(
         True,
-        "layer n forms its segment n steps later, so that no step carries all layers' k-means "
-        "(released code: all layers in one step)",
+        "layer n forms its segment n steps later, so that no step carries all layers' k-means; "
+        "false: all layers in one step, one step later than the first layer else (released code)",
     )
     placement: str = option(
         "auto",
         "where clustered keys and values live: gpu, the model's device; pinned or cpu, "
         "page-locked or pageable host memory; auto, pinned for a model on a GPU and cpu otherwise",
         choices=PLACEMENTS,
+    )
+    index_codec: str = option(
+        "none",
+        "ours: centroids and values of clusters as they are (none), or in 8 or 4 bits",
+        choices=CODECS,
+        added=True,
+    )
+    weigh_sizes: bool = option(
+        False,
+        "ours: a cluster counts for all of its tokens, in its rank and in the retrieved share",
+        added=True,
     )
     tail: bool = option(
         False, "ours: clusters beyond the estimation zone weigh in through one mean value"
@@ -88,7 +114,10 @@ class RetroInferConfig(PlacementConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """Cluster counts of one row: in the prompt's index, retrieved, estimated, and per update."""
+    """Cluster counts of one row: in the prompt's index, retrieved, estimated, and per update.
+
+    ``retrieved_tokens`` limits what is retrieved where clusters count for their tokens.
+    """
 
     clusters: int
     segments: int
@@ -97,6 +126,8 @@ class Sizes:
     update_clusters: int
     retrieved_per_update: int
     estimated_per_update: int
+    retrieved_tokens: int
+    retrieved_tokens_per_update: int
 
 
 def num_indexed(config: RetroInferConfig, context_tokens: int) -> int:
@@ -112,7 +143,8 @@ def num_clusters(config: RetroInferConfig, context_tokens: int) -> tuple[int, in
     """(clusters, segments) of a prompt.
 
     Segments are context / segment_tokens, rounded; clusters the multiple of lcm(8, segments)
-    nearest to context / tokens_per_cluster, unless ``num_clusters`` says otherwise.
+    nearest to context / tokens_per_cluster, unless ``num_clusters`` says otherwise. As in the
+    released code, the quotient is rounded first, and the smaller of two nearest multiples is taken.
     """
     indexed = num_indexed(config, context_tokens)
     if indexed == 0:
@@ -126,7 +158,8 @@ def num_clusters(config: RetroInferConfig, context_tokens: int) -> tuple[int, in
             )
         return config.num_clusters, min(segments, config.num_clusters)
     unit = math.lcm(8, segments)
-    clusters = max(unit, unit * round(context_tokens / config.tokens_per_cluster / unit))
+    wanted = max(unit, round(context_tokens / config.tokens_per_cluster))
+    clusters = (wanted + (unit - 1) // 2) // unit * unit
     return min(clusters, indexed), segments
 
 
@@ -157,6 +190,8 @@ def sizes(
         update_clusters=update,
         retrieved_per_update=per_update,
         estimated_per_update=min(update - per_update, round(config.estimation_frac * update)),
+        retrieved_tokens=math.ceil(frac * num_indexed(config, context_tokens)),
+        retrieved_tokens_per_update=math.ceil(frac * config.update_tokens),
     )
 
 
@@ -215,6 +250,11 @@ def resolve_placement(config: RetroInferConfig, shape: KVShape) -> ResolvedPlace
         raise ValueError(
             "method.int4_values estimates every cluster, which leaves no tail; "
             "use method.tail=false"
+        )
+    if config.int4_values and config.index_codec != "none":
+        raise ValueError(
+            f"method.index_codec={config.index_codec} already keeps values in few bits; use "
+            "method.int4_values=false (with method.estimation_frac=1 every cluster is estimated)"
         )
     if (config.overlap or config.prefetch_frac) and not placement.cached:
         raise ValueError(

@@ -1,8 +1,5 @@
 """Better estimates of clusters that are not retrieved. Ours, not the paper's; all off by default.
 
-- ``tail``: the paper drops clusters beyond the estimation zone from numerator and denominator.
-  Their logits and sizes are known, so the denominator is free; for the numerator all of them share
-  one mean value, which is what the total value sum leaves after the zones that are read anyway.
 - ``KeyCovariance``: ``exp(q.c)`` times the size is a lower bound of a cluster's mass (Jensen).
   With keys spread around the centroid, the log of the mean weight grows by half the variance of
   ``q.k``.
@@ -104,16 +101,6 @@ def estimate_all(
     lse = logit_BGNC.logsumexp(-1)
     weight = torch.exp(logit_BGNC - lse.clamp_min(torch.finfo(torch.float32).min)[..., None])
     return (weight @ mean_BGCD).flatten(1, 2), lse.flatten(1, 2)
-
-
-def estimate_tail(
-    logit_BHC: Tensor, size_BGC: Tensor, keep_BGC: Tensor, sum_BGD: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Kept clusters through the mean of all their values (``sum_BGD``): ``(o_BHD, lse_BH)``."""
-    lse = _weighted(logit_BHC, size_BGC, keep_BGC).logsumexp(-1)
-    tokens_BG1 = (size_BGC * keep_BGC).sum(-1, keepdim=True).clamp_min(1)
-    mean_BG1D = (sum_BGD / tokens_BG1)[:, :, None]
-    return mean_BG1D.expand(*lse.shape, -1).flatten(1, 2), lse.flatten(1, 2)
 
 
 def _weighted(logit_BHC: Tensor, size_BGC: Tensor, keep_BGC: Tensor) -> Tensor:

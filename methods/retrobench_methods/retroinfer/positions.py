@@ -1,7 +1,8 @@
 """Which token of the prompt or answer each pool slot holds, for probes that want to know."""
 
 import torch
-from retrobench_kernels.wave_attention import Pool, cluster_tokens
+from retrobench_kernels.codes import decode
+from retrobench_kernels.wave_attention import Pool, cluster_tokens, value_sums
 from torch import Tensor
 
 from retrobench.core.method import Probe
@@ -42,11 +43,13 @@ class Positions:
             return probe.selected(layer, exact)
         chosen = selection.estimated_BGE.clamp_min(0).long()
         vectors = chosen[..., None].expand(-1, -1, -1, index.shape.head_dim)
-        assert index.value_sum_LBGCD is not None
+        assert selection.estimation is not None
+        gain = index.gain(i)
         estimate = Estimate(
-            index.centroid_LBGCD[i].gather(2, vectors),
-            index.value_sum_LBGCD[i].gather(2, vectors),
+            decode(index.centroids.read(i)).gather(2, vectors),
+            value_sums(selection.estimation, pool.size_BGC).gather(2, vectors),
             pool.size_BGC.gather(-1, chosen) * (selection.estimated_BGE >= 0),
+            None if gain is None else gain.gather(-1, chosen).float(),
         )
         members = self._tokens(i, pool, selection.estimated_BGE)
         # the probe reads members cluster after cluster, with padding at the end only

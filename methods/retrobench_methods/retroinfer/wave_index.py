@@ -16,13 +16,14 @@ from torch import Tensor
 
 from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs
-from retrobench.core.shapes import DTYPE_BYTES, KVShape
+from retrobench.core.shapes import KVShape
 from retrobench.engine.attention.index import Index
-from retrobench.memory.selection import Partial, Spans
+from retrobench.memory.selection import Spans
 from retrobench_methods.retroinfer import estimation as estimate
 from retrobench_methods.retroinfer.adaptive import ErrorBound
 from retrobench_methods.retroinfer.config import RetroInferConfig, capacity, sizes
 from retrobench_methods.retroinfer.estimation import Int4Values, KeyCovariance
+from retrobench_methods.retroinfer.vectors import ClusterVectors
 from retrobench_methods.retroinfer.wave_buffer import WaveBuffer
 
 
@@ -53,22 +54,23 @@ class WaveIndex(Index):
         self.capacity = capacity(config, shape)
         rows = (len(shape.layers), shape.batch)
         head = (*rows, shape.num_kv_heads)
-        dtype, device = getattr(torch, shape.dtype), shape.device
+        device = shape.device
 
         def zeros(*size: int, dtype: torch.dtype = torch.int32) -> Tensor:
             return torch.zeros(*size, dtype=dtype, device=device)
 
-        self.centroid_LBGCD = zeros(*head, self.capacity, shape.head_dim, dtype=dtype)
+        self.centroids = ClusterVectors(config.index_codec, head, self.capacity, shape)
         self.size_LBGC = zeros(*head, self.capacity)
         self.first_LBGC = zeros(*head, self.capacity)
         self.used_LBG = zeros(*head, dtype=torch.int64)  # pool positions in use
         self.num_clusters_LB, self.retrieved_LB, self.estimated_LB = (zeros(*rows) for _ in "123")
-        self.value_sum_LBGCD: Tensor | None = None
+        self.token_limit_LB = zeros(*rows)  # of retrieved clusters, if they count for their tokens
+        self.values: ClusterVectors | None = None  # sums, or means where they are coded
         self.means: Int4Values | None = None
         if config.int4_values:
             self.means = Int4Values((*head, self.capacity), shape.head_dim, device)
         else:
-            self.value_sum_LBGCD = torch.zeros_like(self.centroid_LBGCD)
+            self.values = ClusterVectors(config.index_codec, head, self.capacity, shape)
         self.total_LBGD = zeros(*head, shape.head_dim * config.tail, dtype=torch.float32)
         self.spread: KeyCovariance | None = None
         if config.keeps_covariance:
@@ -93,9 +95,13 @@ class WaveIndex(Index):
                 retrieved, estimated = self._adapt(
                     i, retrieved, estimated, logit, q_BHD, store, args
                 )
-            if estimated.shape[-1] and self.value_sum_LBGCD is not None:
-                estimation = Estimation(estimated, logit, self.value_sum_LBGCD[i])
-            partials = self._more_estimates(i, retrieved, estimated, logit)
+            if self.values is not None and (estimated.shape[-1] or self.config.tail):
+                total = self.total_LBGD[i] if self.config.tail else None
+                estimation = Estimation(estimated, logit, self.values.read(i), total)
+            if self.means is not None:
+                left = ~estimate.membership(retrieved, self.capacity)
+                mean = self.means.read(i)
+                partials = (estimate.estimate_all(logit, self.size_LBGC[i], left, mean),)
         return ClusterSelection(
             first_BGC=self.first_LBGC[i],
             size_BGC=self.size_LBGC[i],
@@ -119,7 +125,7 @@ class WaveIndex(Index):
         widths = self._widths(i, clusters)
         return cluster_select(
             q_BHD,
-            self.centroid_LBGCD[i],
+            self.centroids.read(i),
             self.size_LBGC[i],
             self.num_clusters_LB[i],
             self.retrieved_LB[i],
@@ -128,6 +134,8 @@ class WaveIndex(Index):
             max_retrieved=widths[0],
             max_estimated=0 if whole else widths[1],  # all are estimated, none is chosen for it
             softcap=args.softcap or 0.0,
+            token_limit_B=self.token_limit_LB[i] if self.config.weigh_sizes else None,
+            bias_BGC=self.gain(i),
         )
 
     def _widths(self, i: int, clusters: int) -> tuple[int, int]:
@@ -170,21 +178,6 @@ class WaveIndex(Index):
             estimated_BGE = torch.cat([estimated_BGE, ordered.masked_fill(stays, -1)], -1)
         return ordered.masked_fill(~stays, -1), estimated_BGE
 
-    def _more_estimates(
-        self, i: int, retrieved_BGR: Tensor, estimated_BGE: Tensor, logit_BHC: Tensor
-    ) -> tuple[Partial, ...]:
-        """The clusters that an option adds to the estimation zone, as a part of the softmax."""
-        if not (self.config.tail or self.config.int4_values):
-            return ()
-        retrieved, size = estimate.membership(retrieved_BGR, self.capacity), self.size_LBGC[i]
-        if self.means is not None:
-            return (estimate.estimate_all(logit_BHC, size, ~retrieved, self.means.read(i)),)
-        assert self.value_sum_LBGCD is not None
-        read = retrieved | estimate.membership(estimated_BGE, self.capacity)
-        sums = self.value_sum_LBGCD[i].float()
-        left_BGD = self.total_LBGD[i] - torch.einsum("bgc,bgcd->bgd", read.float(), sums)
-        return (estimate.estimate_tail(logit_BHC, size, ~read, left_BGD),)
-
     def estimated_tokens(self, i: int, selection: ClusterSelection) -> Tensor:
         """Tokens that estimates stand for, mean per row and KV head."""
         heads = self.shape.batch * self.shape.num_kv_heads
@@ -195,17 +188,19 @@ class WaveIndex(Index):
     def index_bytes(self, i: int, selection: ClusterSelection) -> Tensor:
         """Centroids and sizes of all clusters, value sums of estimated ones; extras if asked."""
         shape, config = self.shape, self.config
+        heads = shape.batch * shape.num_kv_heads
         clusters = self.num_clusters_LB[i].sum() * shape.num_kv_heads  # of all rows and heads
-        vector = shape.head_dim * DTYPE_BYTES[shape.dtype]
-        num_bytes = clusters * (vector + 4)
-        if config.int4_values:
+        gains = 2 * clusters if self.gain(i) is not None else 0
+        num_bytes = 4 * clusters + gains + self.centroids.bytes_read(clusters, heads)
+        if self.values is None:
             num_bytes = num_bytes + clusters * (shape.head_dim // 2 + 2)
         else:
-            num_bytes = num_bytes + (selection.estimated_BGE >= 0).sum() * vector
-        if config.tail:
-            num_bytes = num_bytes + (selection.chosen_BGN >= 0).sum() * vector
+            read = (selection.estimated_BGE >= 0).sum()
+            if config.tail:  # the total, and what was retrieved is taken from it
+                read = read + (selection.chosen_BGN >= 0).sum()
+                num_bytes = num_bytes + heads * 4 * shape.head_dim
+            num_bytes = num_bytes + self.values.bytes_read(read, heads)
         if config.keeps_covariance:
-            heads = shape.batch * shape.num_kv_heads
             num_bytes = num_bytes + 2 * clusters + heads * 4 * shape.head_dim**2
         return num_bytes
 
@@ -214,7 +209,8 @@ class WaveIndex(Index):
         expected = self.sizes[row]
         clusters = min(expected.clusters, k_GSD.shape[1])  # fewer tokens if prefill ended early
         layout = self._add(i, row, k_GSD, v_GSD, clusters, min(expected.segments, clusters))
-        self._count(i, row, clusters, expected.retrieved, expected.estimated)
+        added = expected.retrieved, expected.estimated, expected.retrieved_tokens
+        self._count(i, row, clusters, *added)
         return layout
 
     def add_segment(self, i: int, row: int, k_GSD: Tensor, v_GSD: Tensor) -> Layout:
@@ -222,6 +218,7 @@ class WaveIndex(Index):
         expected = self.sizes[row]
         layout = self._add(i, row, k_GSD, v_GSD, expected.update_clusters, 1)
         added = expected.retrieved_per_update, expected.estimated_per_update
+        added = (*added, expected.retrieved_tokens_per_update)
         self._count(i, row, expected.update_clusters, *added)
         return layout
 
@@ -231,23 +228,23 @@ class WaveIndex(Index):
         begin = self.clusters[i][row]
         at = (i, row, slice(None), slice(begin, begin + clusters))
         assert begin + clusters <= self.capacity, "more clusters than planned"
-        centroid, cluster = segmented_kmeans(
-            k_GSD, clusters, segments, self.config.kmeans_iterations, self.config.final_assign
-        )
+        centroid, cluster = self.cluster(i, row, k_GSD, v_GSD, clusters, segments)
+        self.note(at, k_GSD, v_GSD, centroid, cluster)
         layout = cluster_layout(cluster, clusters, self.page_tokens)
         used_G1 = self.used_LBG[i, row][:, None]
         layout = layout._replace(
             target_GS=layout.target_GS + used_G1, first_GC=(layout.first_GC + used_G1).int()
         )
-        self.centroid_LBGCD[at] = centroid.to(self.centroid_LBGCD.dtype)
+        exists_GC = layout.size_GC > 0
+        self.centroids.store(at, centroid, exists_GC)
         self.size_LBGC[at], self.first_LBGC[at] = layout.size_GC, layout.first_GC
         self.used_LBG[i, row] += layout.used_G
-        value_sum = torch.zeros_like(centroid)
-        value_sum.scatter_add_(1, cluster.long()[..., None].expand_as(v_GSD), v_GSD.float())
-        if self.value_sum_LBGCD is not None:
-            self.value_sum_LBGCD[at] = value_sum.to(self.value_sum_LBGCD.dtype)
+        value_sum = cluster_sums(v_GSD, cluster, clusters)
+        mean = value_sum / layout.size_GC.clamp_min(1)[..., None]
+        if self.values is not None:
+            self.values.store(at, mean if self.values.coded else value_sum, exists_GC)
         if self.means is not None:
-            self.means.store(at, value_sum / layout.size_GC.clamp_min(1)[..., None])
+            self.means.store(at, mean)
         if self.config.tail:
             self.total_LBGD[i, row] += value_sum.sum(1)
         if self.spread is not None:
@@ -256,10 +253,38 @@ class WaveIndex(Index):
             self.bound.store(i, row, v_GSD)
         return layout
 
-    def _count(self, i: int, row: int, clusters: int, retrieved: int, estimated: int) -> None:
+    def note(
+        self, at: tuple, k_GSD: Tensor, v_GSD: Tensor, centroid_GCD: Tensor, cluster_GS: Tensor
+    ) -> None:
+        """For indexes that keep more of new clusters; ``at`` is (layer, row, heads, clusters)."""
+
+    def gain(self, i: int) -> Tensor | None:
+        """What is added to the logits of a layer's clusters, ``BGC``."""
+        return None
+
+    def cluster(
+        self, i: int, row: int, k_GSD: Tensor, v_GSD: Tensor, clusters: int, segments: int
+    ) -> tuple[Tensor, Tensor]:
+        """Float32 centroids ``GCD`` of new tokens and the cluster of each, ``GS``."""
+        config = self.config
+        return segmented_kmeans(
+            k_GSD, clusters, segments, config.kmeans_iterations, config.final_assign,
+            config.kmeans_init, config.segment_edges,
+        )  # fmt: skip
+
+    def _count(
+        self, i: int, row: int, clusters: int, retrieved: int, estimated: int, tokens: int
+    ) -> None:
         self.clusters[i][row] += clusters
         self.retrieved[i][row] += retrieved
         self.estimated[i][row] += estimated
         self.num_clusters_LB[i, row] += clusters
         self.retrieved_LB[i, row] += retrieved
         self.estimated_LB[i, row] += estimated
+        self.token_limit_LB[i, row] += tokens
+
+
+def cluster_sums(x_GSD: Tensor, cluster_GS: Tensor, clusters: int) -> Tensor:
+    """Float32 sums of the vectors of each cluster, ``GCD``."""
+    total = torch.zeros(len(x_GSD), clusters, x_GSD.shape[-1], device=x_GSD.device)
+    return total.scatter_add_(1, cluster_GS.long()[..., None].expand_as(x_GSD), x_GSD.float())

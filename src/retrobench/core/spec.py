@@ -58,6 +58,17 @@ def option(
     return dataclasses.field(default=default, metadata=meta)
 
 
+def preset(base: type[T], name: str, **defaults: Any) -> type[T]:
+    """The options dataclass ``base`` with other defaults, as a dataclass of its own."""
+    fields = {f.name: f for f in dataclasses.fields(base)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(base)
+    changed = [
+        (key, hints[key], dataclasses.field(default=value, metadata=fields[key].metadata))
+        for key, value in defaults.items()
+    ]
+    return dataclasses.make_dataclass(name, changed, bases=(base,), frozen=True, kw_only=True)
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """``", did you mean X?"`` for the closest spelling, or an empty string."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.45)
