@@ -12,7 +12,7 @@ from pathlib import Path
 from retrobench.cli import app as cli
 from retrobench.cli.overrides import composed
 from retrobench.engine.loader import load
-from retrobench.evaluate.calibrate import TOKENS, calibrate, check
+from retrobench.evaluate.calibrate import calibrate, check
 from retrobench.run.spec import parse_run
 from retrobench.tasks.local_files import read_text
 
@@ -26,7 +26,7 @@ def main() -> None:
     )
     parser.add_argument("overrides", nargs="*", help="as for run.py: model=... method=...")
     parser.add_argument("--text", type=Path, help="calibration text (default: RULER's essays)")
-    parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens of it (default: 2048)")
+    parser.add_argument("--tokens", type=int, help="tokens of it (default: as the method's paper)")
     options = parser.parse_args()
     try:
         spec = parse_run(composed(options.overrides, CONF))

@@ -90,3 +90,20 @@ def test_the_plan_says_what_the_run_will_say(checkpoint, tmp_path, monkeypatch, 
     make_calibrations(loader.load(config).model, method)
     (entry,) = cli.plan_runs([raw])
     assert (entry.state, entry.key) == ("run", cli.run_job(raw)["key"])
+
+
+def test_the_plan_refuses_a_budget_below_the_floor_of_the_calibrated_roles(checkpoint, tmp_path):
+    asked = ["method=heterocache", "model=local", f"model.path={checkpoint}", "task.length=512"]
+    asked += ["method.stable=1", "task.samples=1", f"results_dir={tmp_path}/runs"]
+    asked += ["task.tasks=[niah_single_2]", f"method.calibration_dir={tmp_path}/made"]
+    config = parse(ModelConfig, {"source": "local", "path": str(checkpoint)}, "model")
+    options = {"calibration_dir": f"{tmp_path}/made"}
+    method = parse(method_class("heterocache").Config, options, "method")
+    make_calibrations(loader.load(config).model, method)
+    for budget, state in (("20%", "impossible"), ("100%", "run")):
+        raw = composed([*asked, f"budget={budget}"], ROOT / "conf")
+        (entry,) = cli.plan_runs([raw])
+        assert entry.state == state
+        if state == "impossible":
+            assert "budget: 20% is 102 tokens of a context of 512, but 8 of 8" in entry.message
+            assert "use method.full_heads=top" in entry.message

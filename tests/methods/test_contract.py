@@ -24,6 +24,8 @@ EVICTING = ("snapkv", "adakv", "pyramidkv", "kvpress")
 # Without a budget these keep more than the prompts of these tests have
 OPTIONS |= {name: {"capacity_tokens": 300} for name in EVICTING}
 # Its static zone of 640 tokens is made for contexts of 100K
+# Heads of a random model are hardly stable or alike; half of them and more are pivots
+OPTIONS["heterocache"] = {"full_heads": "top", "similar": 0.2, "stable": 0.2}
 OPTIONS["retrieval_attention"] = {"sink_tokens": 4, "local_tokens": 64}
 
 
@@ -132,7 +134,7 @@ def test_a_small_budget_attends_what_it_says(name, tiny_llama):
     probe, dense = session.method.probe, OPTIONS.get(name, {}).get("dense_layers", [])
     layers = sorted(set(session.layers) - set(dense))
     attended = [probe.by_layer("attended")[layer] / (STEPS - 1) for layer in layers]
-    if name == "pyramidkv":  # its layers have budgets of their own
+    if name in {"pyramidkv", "heterocache"}:  # their layers have budgets of their own
         attended = [sum(attended) / len(attended)]
     assert attended == pytest.approx([0.2 * LENGTH] * len(attended), rel=0.25)
 

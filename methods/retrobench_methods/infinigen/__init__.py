@@ -19,6 +19,7 @@ from retrobench.engine.attention.backends import kernels
 from retrobench.engine.attention.selective import SelectiveMethod
 from retrobench.memory.prefetch import Prefetcher
 from retrobench.memory.selection import Everything, Selection, Tokens
+from retrobench_methods._calibration import content_hash, find_calibration
 from retrobench_methods.infinigen import calibration
 from retrobench_methods.infinigen.config import InfiniGenConfig, fetched_tokens
 from retrobench_methods.infinigen.pool import KVPool
@@ -65,12 +66,13 @@ class InfiniGen(SelectiveMethod):
     @classmethod
     def calibration(cls, config: Any, weights_id: str) -> str:
         """Hash of the skewing file."""
-        return calibration.content_hash(calibration.find(config, weights_id))
+        return content_hash(find_calibration("infinigen", config, weights_id))
 
     def bind(self, model: ModelView) -> None:
         """Load the skewing of this model."""
         self.model = model
-        self.skew = calibration.load(calibration.find(self.config, model.weights_id), self.shape)
+        file = find_calibration("infinigen", self.config, model.weights_id)
+        self.skew = calibration.load(file, self.shape)
 
     def build(self, layer: int, prompt: PromptLayer) -> None:
         """Choose channels, keep what the pool can hold, build partial keys of it."""

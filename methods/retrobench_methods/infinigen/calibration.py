@@ -6,54 +6,22 @@ does not commute with A, so A is applied at run time (as in the released Llama f
 queries of a KV head's whole group are stacked (ours).
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from retrobench.core.method import ALL_QUERIES, Calibrator, Needs, PromptLayer
 from retrobench.core.paths import check_folder
 from retrobench.core.shapes import KVShape
-from retrobench_methods.infinigen.config import InfiniGenConfig
-
-
-def path(config: InfiniGenConfig, weights_id: str) -> Path:
-    """The calibration file of a model."""
-    return Path(config.calibration_dir) / f"infinigen-{weights_id}.safetensors"
-
-
-def find(config: InfiniGenConfig, weights_id: str) -> Path:
-    """The file, or ValueError with the command that makes it."""
-    file = path(config, weights_id)
-    if not file.is_file():
-        raise ValueError(
-            f"method=infinigen needs a calibration of this model, {file}, which is not there; "
-            "make it with `python scripts/calibrate.py method=infinigen model=...` "
-            "(the model's options as in the run)"
-        )
-    return file
-
-
-def content_hash(file: Path) -> str:
-    """Hash of a calibration file."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+from retrobench_methods._calibration import read_calibration, write_calibration
 
 
 def load(file: Path, shape: KVShape) -> dict[str, Tensor]:
     """``skew_LGDD``, ``q_abs_LGD`` and ``k_abs_LGD`` on the shape's device, in float32."""
-    with safe_open(file, "pt", device=shape.device) as stream:
-        found = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-        made_of = json.loads(stream.metadata().get("layers", "[]"))
-    layers = made_of or list(range(len(found["skew_LGDD"])))
-    if set(shape.layers) < set(layers):  # others are left to full attention
-        chosen = [layers.index(layer) for layer in shape.layers]
-        found = {name: tensor[chosen] for name, tensor in found.items()}
+    found = read_calibration(file, shape)
     expected = (len(shape.layers), shape.num_kv_heads, shape.head_dim, shape.head_dim)
     if tuple(found["skew_LGDD"].shape) != expected:
         raise ValueError(f"{file}: made for another model (shape {found['skew_LGDD'].shape})")
@@ -64,6 +32,7 @@ class SkewCalibration(Calibrator):
     """Computes each layer's basis from the queries of a calibration text."""
 
     needs = Needs(prompt_queries=ALL_QUERIES)
+    tokens = 2048  # the first ones of a book
 
     @classmethod
     def check(cls, config: Any) -> None:
@@ -80,21 +49,9 @@ class SkewCalibration(Calibrator):
     ) -> Path:
         """Write the file; ``about`` (text, tokens, model ...) becomes its metadata."""
         bases, q_abs, k_abs = zip(*map(_basis, layers.values()), strict=True)
-        file = path(config, weights_id)
         tensors = {"skew_LGDD": bases, "q_abs_LGD": q_abs, "k_abs_LGD": k_abs}
-        temporary = file.with_suffix(".tmp")
-        metadata = {"weights_id": weights_id, "layers": json.dumps(list(layers)), **about}
-        stacked = {n: torch.stack(parts).cpu().contiguous() for n, parts in tensors.items()}
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            save_file(stacked, temporary, metadata=metadata)
-            temporary.replace(file)
-        except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
-            raise ValueError(
-                f"method.calibration_dir={config.calibration_dir}: cannot be written ({error}); "
-                "choose another with method.calibration_dir=FOLDER"
-            ) from error
-        return file
+        stacked = {name: torch.stack(parts) for name, parts in tensors.items()}
+        return write_calibration("infinigen", config, weights_id, stacked, layers, about)
 
 
 def _basis(prompt: PromptLayer) -> tuple[Tensor, Tensor, Tensor]:

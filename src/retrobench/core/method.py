@@ -56,7 +56,10 @@ class PromptLayer:
 
 
 class ModelView(Protocol):
-    """What a method with ``needs.layer_inputs`` or ``needs.modules`` may ask of the model."""
+    """What ``bind`` gives a method: what it may ask of the model.
+
+    ``queries`` and ``projection_bytes`` are there with ``needs.layer_inputs`` only.
+    """
 
     @property
     def weights_id(self) -> str:
@@ -227,11 +230,17 @@ class Method(ABC):
         """
         raise NotImplementedError
 
+    @classmethod
+    def check_calibrated(
+        cls, config: Any, weights_id: str, shape: KVShape, budget: Budget | None
+    ) -> None:
+        """ValueError where these weights cannot keep the budget (if ``needs.calibration``)."""
+
     def layer_input(self, layer: int, hidden_BTM: Tensor) -> None:
         """Input of a layer's attention in a decode step (only if ``needs.layer_inputs``)."""
 
     def bind(self, model: ModelView) -> None:
-        """The model, before ``build`` (if ``needs.layer_inputs`` or ``needs.modules``)."""
+        """The model, before ``build`` (for ``layer_inputs``, ``modules`` and ``calibration``)."""
 
     def begin_step(self) -> None:
         """The host's part of the coming decode step: lengths, index updates."""
@@ -263,6 +272,7 @@ class Calibrator(ABC):
     """Makes the file that a method needs beforehand, from the prefill of a calibration text."""
 
     needs: ClassVar[Needs]
+    tokens: ClassVar[int]  # of the calibration text, unless the user says otherwise
 
     @classmethod
     @abstractmethod

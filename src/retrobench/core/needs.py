@@ -16,7 +16,8 @@ class Needs:
     - ``layer_inputs``: in a decode step, call ``layer_input`` before each layer's attention, and
       ``bind`` once before the first.
     - ``modules``: call ``bind`` once before ``build``, for the model's own modules.
-    - ``calibration``: a file made beforehand (``scripts/calibrate.py``).
+    - ``calibration``: a file made beforehand (``scripts/calibrate.py``); ``bind`` says for which
+      weights.
     - ``prompt_queries``: keep the queries of the last so many prompt tokens (``ALL_QUERIES``: all).
     - ``prompt_mass``: keep the attention mass that the last so many prompt tokens give each key.
     - ``prompt_inputs``: keep the inputs of each layer's attention of the last so many prompt tokens

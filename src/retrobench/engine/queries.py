@@ -8,6 +8,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class _Capture:
 
 
 class ModelQueries:
-    """The ``ModelView`` of a loaded model; ``attention`` holds its layers' attention modules.
+    """The ``ModelView`` of a loaded model.
 
     ``rope_tokens`` is how long each row will get (``engine.rope``).
     """
@@ -52,9 +53,13 @@ class ModelQueries:
     ) -> None:
         self._model, self._managed = model, frozenset(managed)
         self._rope_tokens = rope_tokens
-        self.attention = hf.attention_modules(model)
         self.computing = False
         self._context: dict[str, Any] = {}
+
+    @cached_property
+    def attention(self) -> Any:
+        """The layers' attention modules; ValueError for a model that hides them."""
+        return hf.attention_modules(self._model)
 
     @property
     def weights_id(self) -> str:

@@ -73,7 +73,7 @@ class Session:
         self._hooks: list[Any] = []
         self.executor = make_executor(self, executor)
         needs = method_class.needs_of(config)
-        if needs.layer_inputs or needs.modules:
+        if needs.layer_inputs or needs.modules or needs.calibration:
             self._bind(needs)
 
     @torch.inference_mode()
@@ -204,7 +204,7 @@ class Session:
         self.close()
 
     def _bind(self, needs: Needs) -> None:
-        """Give the method the model, and the input of each layer's attention in decode steps."""
+        """Show the method the model; and in decode steps the layers' inputs, if it needs them."""
         view = getattr(self.model, "view", None)
         if view is not None:  # a recorded trace, which calls ``layer_input`` itself
             self.method.bind(view)

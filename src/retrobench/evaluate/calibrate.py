@@ -13,7 +13,6 @@ from retrobench.engine.queries import weights_id
 from retrobench.measure.clock import monotonic_s
 from retrobench.tasks.haystack import Haystack
 
-TOKENS = 2048  # InfiniGen: the first 2048 tokens of a book
 _MIN_TOKENS = 256
 
 
@@ -36,11 +35,11 @@ def calibrated(method: type[Method], config: Any, data_root: str, loaded: Loaded
     return method.calibration(config, identity)
 
 
-def check(method: type[Method], config: Any, tokens: int = TOKENS) -> None:
+def check(method: type[Method], config: Any, tokens: int | None = None) -> None:
     """ValueError if a calibration cannot succeed: asked before a model is read."""
     if method.Calibrator is None:
         raise ValueError(f"method={method.name} needs no calibration")
-    if tokens < _MIN_TOKENS:
+    if tokens is not None and tokens < _MIN_TOKENS:
         raise ValueError(f"--tokens {tokens}: give at least {_MIN_TOKENS}")
     method.Calibrator.check(config)
 
@@ -51,9 +50,9 @@ def calibrate(
     data_root: str,
     loaded: Loaded,
     text: str | None = None,
-    tokens: int = TOKENS,
+    tokens: int | None = None,
 ) -> Path:
-    """Prefill a text and let the method write its file.
+    """Prefill so many tokens of a text (default: the method's own number) and write the file.
 
     Without a text: RULER's essays, or their substitute (the file's metadata says which).
     ValueError for a method that needs no file, for a folder that cannot be written, or for a text
@@ -61,6 +60,7 @@ def calibrate(
     """
     check(method, config, tokens)
     assert method.Calibrator is not None
+    tokens = method.Calibrator.tokens if tokens is None else tokens
     if method.needs.layer_inputs:
         attention_modules(loaded.model)  # ValueError here, not after the calibration
     source = "given text"

@@ -56,7 +56,8 @@ class SyntheticRun:
     def __init__(self, run: SpeedRun, context: int, batch: int, probe: CountingProbe) -> None:
         self.config, self.probe = run.config, probe
         method_class, config, device = run.method_class, run.method_config, run.device
-        if method_class.needs.layer_inputs and self.config.layers < 2:
+        self.ahead = method_class.needs.layer_inputs  # it works a layer ahead
+        if self.ahead and self.config.layers < 2:
             raise ValueError(
                 f"method={method_class.name} predicts a layer from the one before: use "
                 "task.layers=2 or more"
@@ -83,9 +84,9 @@ class SyntheticRun:
         self.clock = make_clock(device)
         self.method = method_class(config, self.shape, probe, run.budget)
         # the layer whose output is compared; nothing predicts the first one, which stays dense
-        self.compared = self.shape.layers[-1 if method_class.needs.layer_inputs else 0]
+        self.compared = self.shape.layers[-1 if self.ahead else 0]
         self.view: synthetic.SyntheticView | None = None
-        if method_class.needs.layer_inputs:
+        if self.ahead or method_class.needs.calibration:
             self.view = synthetic.SyntheticView(self._identity())
             if method_class.Calibrator is not None:
                 self._calibrate(method_class.Calibrator, config)
@@ -111,7 +112,7 @@ class SyntheticRun:
     def _choose_executor(self, asked: str) -> str:
         """One CUDA graph of all layers, or a call per layer; see ``engine.executor``."""
         reason = self.method.no_graph(self.method.config, self.shape)
-        if self.view is not None:
+        if self.ahead:
             reason = f"method={self.method.name} predicts a layer from the one before"
         if asked == "graph" and reason is not None:
             self.method.close()
@@ -174,7 +175,7 @@ class SyntheticRun:
 
     def step(self, step: int, compare: bool) -> float:
         """Seconds of one decode step over all layers, between cold caches if asked."""
-        if self.view is not None or self.executor == "graph":
+        if self.ahead or self.executor == "graph":
             return self._step_at_once(step, compare)
         start = self.clock()
         self.method.begin_step()
@@ -221,7 +222,7 @@ class SyntheticRun:
     def _decode_all(self) -> None:
         """Every layer's decode call, from ``inputs`` to ``outputs``."""
         for layer, (q, k, v) in self.inputs.items():
-            if self.view is not None:
+            if self.ahead:
                 self.method.layer_input(layer, torch.empty(0))
             self.outputs[layer] = self.method.decode(layer, q, k, v, self.args)
 

@@ -33,6 +33,8 @@ class RaggedStore(KVStore):
         self.k, self.v = [none] * count, [none] * count  # BGSD of one row and head: all slots
         self.position_S = [none] * count  # int32, -1 where a slot is free
         self.first_BG, self.kept_BG = [none] * count, [none] * count  # int32
+        self.starts: list[list[list[int]]] = [[]] * count  # ``first_BG`` on the host, and
+        self.counts: list[list[list[int]]] = [[]] * count  # ``kept_BG``
         self.most = [0] * count  # tokens that the fullest head has kept
         self.added = [0] * count  # tokens since then, the same for every head
         self.padded = [False] * count  # left padding is among them
@@ -73,7 +75,8 @@ class RaggedStore(KVStore):
         self.position_S[i] = torch.full_like(slot_R[:1], -1, dtype=torch.int32).repeat(slots)
         self.position_S[i][slot_R] = token_BGR[valid].int()
         self.first_BG[i], self.kept_BG[i] = first_BG.int(), kept_BG.int()
-        self.most[i], self.added[i] = int(kept_BG.max()), 0
+        self.starts[i], self.counts[i] = first_BG.tolist(), kept_BG.tolist()
+        self.most[i], self.added[i] = max(map(max, self.counts[i])), 0
 
     def append(self, layer: int, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
         """Add T tokens behind those of every head."""
@@ -85,6 +88,24 @@ class RaggedStore(KVStore):
         self.v[i][0, 0, slot_BGT] = v_BGTD
         self.position_S[i][slot_BGT] = (new_T + self.lengths[i]).int()
         self.added[i], self.lengths[i] = self.added[i] + tokens, self.lengths[i] + tokens
+
+    def kept_slots(self, layer: int, row: int, head: int) -> slice:
+        """Slots of what a head has kept; tokens that were appended come behind them."""
+        i = self.index[layer]
+        start = self.starts[i][row][head]
+        return slice(start, start + self.counts[i][row][head])
+
+    def kept_keys(self, layer: int, row: int, head: int) -> Tensor:
+        """Keys of what a head has kept, ``k_SD``, in place."""
+        return self.k[self.index[layer]][0, 0, self.kept_slots(layer, row, head)]
+
+    def overwrite(
+        self, layer: int, slot_R: Tensor, token_R: Tensor, k_RD: Tensor, v_RD: Tensor
+    ) -> None:
+        """Other tokens in place of kept ones."""
+        i = self.index[layer]
+        self.position_S[i][slot_R] = token_R.int()
+        self.k[i][0, 0, slot_R], self.v[i][0, 0, slot_R] = k_RD, v_RD
 
     def num_used(self, i: int) -> int:
         """Slots of the fullest head."""

@@ -150,6 +150,7 @@ def _footprint(spec: RunSpec, model: loader.ModelInfo) -> Footprint:
     if spec.measure.name == "search":
         key_search.check(spec.method, spec.method_config, spec.engine.batch, spec.protocol.name)
     limit, largest = model.context_limit, Footprint()
+    known = loader.known_weights_id(spec.model) if spec.needs.calibration else None
     for length in _lengths(spec):
         if limit is not None and length > limit:
             raise ValueError(
@@ -161,6 +162,9 @@ def _footprint(spec: RunSpec, model: loader.ModelInfo) -> Footprint:
         _check_dense(spec, shape)
         dense = spec.engine.dense_layers
         plan = plan_session(spec.method_class, spec.method_config, shape, spec.budget, dense)
+        if known is not None:
+            left = split_layers(shape, dense)[1]
+            spec.method_class.check_calibrated(spec.method_config, known, left, spec.budget)
         if spec.engine.executor == "graph":
             reason = spec.method_class.no_graph(spec.method_config, shape)
             if reason is not None:

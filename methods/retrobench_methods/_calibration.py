@@ -1,0 +1,70 @@
+"""Calibration files: what a method measured beforehand on the weights of one model."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from retrobench.core.shapes import KVShape
+
+
+def find_calibration(method: str, config: Any, weights_id: str) -> Path:
+    """The file, or ValueError with the command that makes it."""
+    file = _path(method, config, weights_id)
+    if not file.is_file():
+        raise ValueError(
+            f"method={method} needs a calibration of this model, {file}, which is not there; "
+            f"make it with `python scripts/calibrate.py method={method} model=...` "
+            "(the model's options as in the run)"
+        )
+    return file
+
+
+def _path(method: str, config: Any, weights_id: str) -> Path:
+    return Path(config.calibration_dir) / f"{method}-{weights_id}.safetensors"
+
+
+def content_hash(file: Path) -> str:
+    """Hash of a calibration file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def read_calibration(file: Path, shape: KVShape, device: str | None = None) -> dict[str, Tensor]:
+    """The tensors, on a device (default: the shape's), for the layers of the shape."""
+    with safe_open(file, "pt", device=device or shape.device) as stream:
+        found = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+        made_of = json.loads(stream.metadata().get("layers", "[]"))
+    layers = made_of or list(range(len(next(iter(found.values())))))
+    if set(shape.layers) < set(layers):  # others are left to full attention
+        chosen = [layers.index(layer) for layer in shape.layers]
+        found = {name: tensor[chosen] for name, tensor in found.items()}
+    return found
+
+
+def write_calibration(
+    method: str,
+    config: Any,
+    weights_id: str,
+    tensors: Mapping[str, Tensor],
+    layers: Iterable[int],
+    about: Mapping[str, str],
+) -> Path:
+    """Write the file; ``about`` (text, tokens, model ...) becomes its metadata."""
+    file = _path(method, config, weights_id)
+    temporary = file.with_suffix(".tmp")
+    metadata = {"weights_id": weights_id, "layers": json.dumps(list(layers)), **about}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, temporary, metadata)
+        temporary.replace(file)
+    except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
+        raise ValueError(
+            f"method.calibration_dir={config.calibration_dir}: cannot be written ({error}); "
+            "choose another with method.calibration_dir=FOLDER"
+        ) from error
+    return file
