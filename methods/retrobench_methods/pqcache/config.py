@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from retrobench.core.budget import Budget
 from retrobench.core.shapes import KVShape
 from retrobench.core.spec import option
-from retrobench.memory.page_table import POLICIES
-from retrobench.memory.placement import PlacementConfig
+from retrobench.memory.placement import POLICIES, PlacementConfig
 
 
 @dataclass(frozen=True, kw_only=True)
