@@ -13,16 +13,15 @@ from retrobench.core.shapes import Footprint, KVShape, split_layers
 from retrobench.core.spec import changed, identity, to_plain
 from retrobench.core.task import Task
 from retrobench.engine import loader
-from retrobench.engine.hf import attention_modules
 from retrobench.engine.prefill import prompt_bytes
 from retrobench.engine.rope import varies
 from retrobench.engine.session import plan_session
 from retrobench.engine.shape import kv_shape
-from retrobench.engine.traits import serve
 from retrobench.evaluate import key_search
 from retrobench.evaluate.calibrate import calibrated
 from retrobench.measure.machine import NotEnoughMemory
 from retrobench.run import replayed
+from retrobench.run.servable import check_dense, check_served
 from retrobench.run.spec import RunSpec
 from retrobench.run.summary import RunSummary, check_memory
 from retrobench.tasks import task_class
@@ -146,7 +145,7 @@ def _footprint(spec: RunSpec, model: loader.ModelInfo) -> Footprint:
 
     Free memory is another question: ``check_memory``.
     """
-    _check_served(spec, model)
+    check_served(spec, model)
     if spec.measure.name == "search":
         key_search.check(spec.method, spec.method_config, spec.engine.batch, spec.protocol.name)
     limit, largest = model.context_limit, Footprint()
@@ -159,7 +158,7 @@ def _footprint(spec: RunSpec, model: loader.ModelInfo) -> Footprint:
                 "another model"
             )
         shape = _shape(spec, model, length)
-        _check_dense(spec, shape)
+        check_dense(spec, shape)
         dense = spec.engine.dense_layers
         plan = plan_session(spec.method_class, spec.method_config, shape, spec.budget, dense)
         if known is not None:
@@ -173,44 +172,6 @@ def _footprint(spec: RunSpec, model: loader.ModelInfo) -> Footprint:
                 )
         largest = max(largest, plan, key=lambda entry: entry.total)
     return largest
-
-
-def _check_served(spec: RunSpec, model: loader.ModelInfo) -> None:
-    """ValueError for a model, or a batch of it, that cannot be served."""
-    found, needs = serve(model.meta_model), spec.needs
-    if found.equal_rows and spec.engine.batch > 1:
-        raise ValueError(
-            f"engine.batch={spec.engine.batch}: model {model.identity['name']} computes rows of "
-            "different length wrongly when they are padded; use engine.batch=1"
-        )
-    if needs.modules and spec.model.source == "trace":
-        raise ValueError(
-            f"method={spec.method} reads the model's own modules, which a trace has not; use the "
-            "model itself"
-        )
-    if needs.prompt_rotary and found.not_turned_back:
-        raise ValueError(
-            f"method={spec.method} needs keys as they were before their rotation, but "
-            f"{found.not_turned_back}; use another model or method"
-        )
-    if (needs.layer_inputs or needs.prompt_inputs) and spec.model.source != "trace":
-        attention_modules(model.meta_model)
-
-
-def _check_dense(spec: RunSpec, shape: KVShape) -> None:
-    """ValueError for dense layers that the method was given and the model does not have.
-
-    A default may name some that one model or another lacks.
-    """
-    config = spec.method_config
-    own = getattr(config, "dense_layers", ())
-    if own == getattr(type(config)(), "dense_layers", ()):
-        return
-    if strange := [layer for layer in own if layer not in shape.layers]:
-        here = ", ".join(map(str, shape.layers))
-        raise ValueError(
-            f"method.dense_layers={strange}: the layers with full attention are {here}"
-        )
 
 
 def _attended(spec: RunSpec, model: loader.ModelInfo) -> str:
