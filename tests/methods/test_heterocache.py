@@ -91,7 +91,7 @@ def best_tokens(q_ND, k_SD, count):
     """Positions of the best ``count`` keys: pooled attention, the best query head, early first."""
     weight = (q_ND.double() @ k_SD.double().T * ARGS.scale).softmax(-1)
     around = torch.nn.functional.pad(weight, (2, 2))
-    pooled = sum(around[:, i : i + weight.shape[1]] for i in range(5)).amax(0) / 5
+    pooled = around.unfold(1, 5, 1).sum(-1).amax(0) / 5
     order = sorted(range(len(pooled)), key=lambda s: (-float(f"{pooled[s]:.9e}"), s))
     return set(order[:count])
 
@@ -272,7 +272,7 @@ def test_what_is_measured_equals_a_naive_reference(heads, groups):
             query = q[0, g * heads // groups : (g + 1) * heads // groups, t].double()
             weight = (query @ k[0, g, : t + 1].double().T * ARGS.scale).softmax(-1).mean(0)[:200]
             around = torch.nn.functional.pad(weight, (2, 2))
-            pooled = sum(around[i : i + 200] for i in range(5))
+            pooled = around.unfold(0, 5, 1).sum(-1)
             step.append(set(pooled.topk(size).indices.tolist()))
         sets.append(step)
     for g in range(groups):
