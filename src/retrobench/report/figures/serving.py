@@ -113,6 +113,7 @@ def flash_bytes(frame: pd.DataFrame) -> Any:
             panel.plot(asked, values, label=label, **style.option_look(index))
         panel.plot(asked, asked, color="#777777", linestyle=":", linewidth=0.8, label="asked for")
         panel.set(xscale="log", yscale="log", xlabel="1 / compression ratio")
+        panel.xaxis.minorticks_off()
         panel.set_title(f"{context:g} tokens")
     panels[0].set_ylabel("share of all K and V")
     model = rows["model"].iloc[0]
