@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from retrobench_kernels import triton_common as common
-from retrobench_kernels.cluster_select.triton_large import pad, select_large_kernel, sizes
 from retrobench_kernels.cluster_select.naive import SelectArgs, within_limit
+from retrobench_kernels.cluster_select.triton_large import pad, select_large_kernel, sizes
 from retrobench_kernels.codes import Codes, decode
 from retrobench_kernels.triton_common import head_stride
 
