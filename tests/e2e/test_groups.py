@@ -21,6 +21,9 @@ def test_cells_that_share_a_prefill_have_the_rows_of_cells_alone(measure, tmp_pa
     methods = [{"name": "retroinfer"}, {"name": "quest", "dense_layers": [0]}]
     if measure == "score":
         methods += [{"name": name} for name in ("full", "oracle_topk", "random")]
+        # these ask for queries of the prompt: the last 512, all of them
+        methods += [{"name": "retroinfer_plus"}]
+        methods += [{"name": "retrieval_attention", "sink_tokens": 4, "local_tokens": 64}]
     changes = {
         "measure": {"name": measure, "steps": 4} if measure == "fidelity" else {"name": measure}
     }

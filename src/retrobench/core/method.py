@@ -18,41 +18,12 @@ from retrobench.core.budget import Budget
 from retrobench.core.needs import ALL_INPUTS as ALL_INPUTS
 from retrobench.core.needs import ALL_QUERIES as ALL_QUERIES
 from retrobench.core.needs import Needs as Needs
+from retrobench.core.prompt_layer import AttentionArgs as AttentionArgs
+from retrobench.core.prompt_layer import PromptLayer as PromptLayer
 from retrobench.core.shapes import Footprint, KVShape
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionArgs:
-    """Scalars of one attention call: logit scale and optional tanh soft cap."""
-
-    scale: float
-    softcap: float | None = None
-
-
-@dataclass(slots=True, kw_only=True)
-class PromptLayer:
-    """One managed layer of a prefilled prompt: what a method builds its state from.
-
-    ``k_BGSD`` and ``v_BGSD`` are post-RoPE keys and values in position order, left padding
-    included. The optional parts are there if ``Needs`` asks for them: queries of the last W tokens
-    ``q_BHWD``, attention mass per key and query head ``mass_BHS``, inputs of the last tokens
-    ``input_BWM``, rotary factors ``cos_BSD`` and ``sin_BSD``.
-    ``memory`` is the storage behind keys and values where the method may keep it instead of copying
-    (it has room for the whole session); None where other methods read the same prompt.
-    """
-
-    k_BGSD: Tensor
-    v_BGSD: Tensor
-    args: AttentionArgs
-    q_BHWD: Tensor | None = None
-    mass_BHS: Tensor | None = None
-    input_BWM: Tensor | None = None
-    cos_BSD: Tensor | None = None
-    sin_BSD: Tensor | None = None
-    memory: tuple[Tensor, Tensor] | None = None
 
 
 class ModelView(Protocol):

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from retrobench.core.budget import Budget
-from retrobench.core.method import AttentionArgs, ComparedCall, Method, Needs, Probe
+from retrobench.core.method import AttentionArgs, ComparedCall, Method, Probe
 from retrobench.core.shapes import Footprint, KVShape, split_layers
 from retrobench.engine import hf
 from retrobench.engine.attention.dense import DenseMethod
@@ -72,9 +72,9 @@ class Session:
         self.stepped: list[Tensor] = []  # every token that was decoded
         self._hooks: list[Any] = []
         self.executor = make_executor(self, executor)
-        needs = method_class.needs_of(config)
-        if needs.layer_inputs or needs.modules or needs.calibration:
-            self._bind(needs)
+        self.needs = method_class.needs_of(config)
+        if self.needs.layer_inputs or self.needs.modules or self.needs.calibration:
+            self._bind()
 
     @torch.inference_mode()
     def build(self) -> None:
@@ -85,7 +85,7 @@ class Session:
             if self.reference is not None:
                 self.reference.build(layer, part)
                 part = dataclasses.replace(part, memory=None)
-            self.routes[layer].build(layer, part)
+            self.routes[layer].build(layer, part.asked(self.needs))
         for method in self.methods:
             method.finish_build()
         self.build_s = self.clock() - start
@@ -203,7 +203,7 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _bind(self, needs: Needs) -> None:
+    def _bind(self) -> None:
         """Show the method the model; and in decode steps the layers' inputs, if it needs them."""
         view = getattr(self.model, "view", None)
         if view is not None:  # a recorded trace, which calls ``layer_input`` itself
@@ -211,7 +211,7 @@ class Session:
             return
         view = ModelQueries(self.model, self.layers, self.rope_tokens)
         self.method.bind(view)
-        if needs.layer_inputs:
+        if self.needs.layer_inputs:
             self._hooks = hf.hook_layer_inputs(self.model, self.layer_input, view)
 
 

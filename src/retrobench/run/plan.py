@@ -212,6 +212,8 @@ def _group(spec: RunSpec, model: loader.ModelInfo, cell: Cell, request: str) -> 
         "place": [spec.model.device, spec.model.device_map],
         "records": spec.task == "trace" and spec.measure.name != "fidelity",
     }
+    if spec.needs.prompt_mass:  # a sum over one window
+        same["mass"] = spec.needs.prompt_mass
     if varies(model.meta_model):  # rope factors depend on the answer's length
         same["measure"] = plain["measure"]
     return digest(same)
