@@ -1,8 +1,9 @@
-"""A real closed loop beside its replay: clients that ask again as soon as they are answered.
+"""A real closed loop beside its replay: clients that ask again once answered.
 
-One engine serves sessions of the harness: a prompt is read alone, then every step gives each
-running session a token, one after the other. The same requests are replayed on step times that rows
-of ``task=speed`` tell of this machine, and the latencies of both are printed side by side.
+One engine serves sessions of the harness: a prompt is read alone, then every
+step gives each running session a token, one after the other. The same requests
+are replayed on step times that rows of ``task=speed`` tell of this machine, and
+the latencies of both are printed side by side.
 
     python scripts/validate_replay.py --requests 40
 """

@@ -66,9 +66,9 @@ def test_version(capsys):
 
 
 def test_the_shell_completes_both_commands(tmp_path):
-    line = "python run.py method=re"
+    line = "python run.py method=inf"
     asked = {"COMP_LINE": line, "COMP_POINT": str(len(line))}
-    assert command("run.py", "-sc", "query=bash", **asked).stdout.split() == ["method=retroinfer"]
+    assert command("run.py", "-sc", "query=bash", **asked).stdout.split() == ["method=infinigen"]
     assert "hydra_bash_completion" in command("run.py", "-sc", "install=bash").stdout
     line, found = "retrobench ta", tmp_path / "found"
     asked = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE": "1"}

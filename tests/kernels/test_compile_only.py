@@ -43,7 +43,7 @@ CASES = {
     "score": Case("cluster_select", "score_kernel", {**LLAMA, **SCORE}),
     "select": Case("cluster_select", "select_kernel", {**SELECT, "CLUSTERS_PAD": 8192}, warps=16),
     "select-large": Case(
-        "cluster_select", "select_large_kernel", {**SELECT, "ROWS": 16, "TILE": 4096}, warps=16
+        "cluster_select", "select_large_kernel", {**SELECT, "ROWS": 16, "TILE": 2048}, warps=16
     ),
     "page-bounds": Case("page_select", "group_bound_kernel", {**LLAMA, "ROWS": 4}),
     "pages": Case(

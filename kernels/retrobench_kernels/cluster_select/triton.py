@@ -155,7 +155,7 @@ def _select(
         key = torch.empty(batch, groups, capacity, **size)
         rows = triton.next_power_of_2(constants["GROUP"])
         top = torch.empty(batch, groups, 2, rows, dtype=torch.float32, device=logit.device)
-        tile = min(4096, triton.next_power_of_2(in_registers))
+        tile = min(2048, triton.next_power_of_2(in_registers))
         select_large_kernel[(batch * groups,)](
             logit, args.size_BGC, key, top, *lists, ROWS=rows, TILE=tile, **constants,
             num_warps=16,
