@@ -2,14 +2,17 @@
 
 import hashlib
 import json
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from retrobench.core.method import Calibrator, PromptLayer
+from retrobench.core.paths import check_folder
 from retrobench.core.shapes import KVShape
 
 
@@ -46,25 +49,40 @@ def read_calibration(file: Path, shape: KVShape, device: str | None = None) -> d
     return found
 
 
-def write_calibration(
-    method: str,
-    config: Any,
-    weights_id: str,
-    tensors: Mapping[str, Tensor],
-    layers: Iterable[int],
-    about: Mapping[str, str],
-) -> Path:
-    """Write the file; ``about`` (text, tokens, model ...) becomes its metadata."""
-    file = _path(method, config, weights_id)
-    temporary = file.with_suffix(".tmp")
-    metadata = {"weights_id": weights_id, "layers": json.dumps(list(layers)), **about}
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, temporary, metadata)
-        temporary.replace(file)
-    except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
-        raise ValueError(
-            f"method.calibration_dir={config.calibration_dir}: cannot be written ({error}); "
-            "choose another with method.calibration_dir=FOLDER"
-        ) from error
-    return file
+class FileCalibrator(Calibrator):
+    """Writes what it measures to the method's calibration folder."""
+
+    method: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def measure(cls, layers: Iterable[PromptLayer]) -> dict[str, Tensor]:
+        """Tensors by name, with the layers as their first axis."""
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """ValueError if nothing can be written to the calibration folder."""
+        check_folder("method.calibration_dir", Path(config.calibration_dir))
+
+    @classmethod
+    def save(
+        cls,
+        config: Any,
+        layers: Mapping[int, PromptLayer],
+        weights_id: str,
+        about: Mapping[str, str],
+    ) -> Path:
+        """Write the file; ``about`` (text, tokens, model ...) becomes its metadata."""
+        file, tensors = _path(cls.method, config, weights_id), cls.measure(layers.values())
+        temporary = file.with_suffix(".tmp")
+        metadata = {"weights_id": weights_id, "layers": json.dumps(list(layers)), **about}
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, temporary, metadata)
+            temporary.replace(file)
+        except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
+            raise ValueError(
+                f"method.calibration_dir={config.calibration_dir}: cannot be written ({error}); "
+                "choose another with method.calibration_dir=FOLDER"
+            ) from error
+        return file

@@ -17,24 +17,7 @@ from retrobench.tasks.longbench.task import LongBenchConfig, LongBenchTask
 from retrobench.tasks.longbench.v2 import LongBenchV2Config, LongBenchV2Task
 from retrobench.tasks.prompt import PromptBuilder
 from tests import small_longbench
-
-# A real, if untrained, model: every row is generated and scored.
-RANDOM = {
-    "name": "random",
-    "weights": "random",
-    "config_json": json.dumps(
-        {
-            "model_type": "llama",
-            "vocab_size": 20800,
-            "hidden_size": 32,
-            "intermediate_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "max_position_embeddings": 8192,
-        }
-    ),
-}
+from tests.benchmarks import RANDOM
 
 
 def record(name, **changes):

@@ -5,19 +5,17 @@ head has a set of best prompt tokens. *Stability* is how much of its set after t
 sets of the steps (median), *similarity* how much of its set is in another head's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
-from retrobench.core.method import Calibrator, Needs, PromptLayer
-from retrobench.core.paths import check_folder
+from retrobench.core.method import Needs, PromptLayer
 from retrobench.core.shapes import KVShape
 from retrobench.engine.attention.parts import logits
-from retrobench_methods._calibration import read_calibration, write_calibration
+from retrobench_methods._calibration import FileCalibrator, read_calibration
 from retrobench_methods.heterocache.config import HeteroCacheConfig
 from retrobench_methods.heterocache.roles import Roles
 
@@ -26,33 +24,19 @@ SET_FRAC = 1024 / PROMPT_TOKENS  # released: sets of 1024 tokens
 POOL_TOKENS = 5
 
 
-class RoleCalibration(Calibrator):
+class RoleCalibration(FileCalibrator):
     """Measures stability and similarity; the thresholds are applied when a run reads the file."""
 
+    method = "heterocache"
     needs = Needs(prompt_queries=STEPS + 1)
     tokens = PROMPT_TOKENS + STEPS
 
     @classmethod
-    def check(cls, config: Any) -> None:
-        """ValueError if nothing can be written to the calibration folder."""
-        check_folder("method.calibration_dir", Path(config.calibration_dir))
-
-    @classmethod
-    def save(
-        cls,
-        config: Any,
-        layers: Mapping[int, PromptLayer],
-        weights_id: str,
-        about: Mapping[str, str],
-    ) -> Path:
-        """Write the file; ``about`` (text, tokens, model ...) becomes its metadata."""
-        measured = [measure(prompt) for prompt in layers.values()]
+    def measure(cls, layers: Iterable[PromptLayer]) -> dict[str, Tensor]:
+        """``stability_LG``, and similarity ``LGG`` after the prompt and in the median step."""
         names = ("stability_LG", "prefill_LGG", "decode_median_LGG")
-        tensors = {
-            name: torch.stack(parts)
-            for name, parts in zip(names, zip(*measured, strict=True), strict=True)
-        }
-        return write_calibration("heterocache", config, weights_id, tensors, layers, about)
+        found = zip(*map(measure, layers), strict=True)
+        return {name: torch.stack(parts) for name, parts in zip(names, found, strict=True)}
 
 
 def load(file: Path, config: HeteroCacheConfig, shape: KVShape) -> Roles:

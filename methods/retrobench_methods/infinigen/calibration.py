@@ -6,17 +6,15 @@ does not commute with A, so A is applied at run time (as in the released Llama f
 queries of a KV head's whole group are stacked (ours).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from retrobench.core.method import ALL_QUERIES, Calibrator, Needs, PromptLayer
-from retrobench.core.paths import check_folder
+from retrobench.core.method import ALL_QUERIES, Needs, PromptLayer
 from retrobench.core.shapes import KVShape
-from retrobench_methods._calibration import read_calibration, write_calibration
+from retrobench_methods._calibration import FileCalibrator, read_calibration
 
 
 def load(file: Path, shape: KVShape) -> dict[str, Tensor]:
@@ -28,30 +26,19 @@ def load(file: Path, shape: KVShape) -> dict[str, Tensor]:
     return found
 
 
-class SkewCalibration(Calibrator):
+class SkewCalibration(FileCalibrator):
     """Computes each layer's basis from the queries of a calibration text."""
 
+    method = "infinigen"
     needs = Needs(prompt_queries=ALL_QUERIES)
     tokens = 2048  # the first ones of a book
 
     @classmethod
-    def check(cls, config: Any) -> None:
-        """ValueError if nothing can be written to the calibration folder."""
-        check_folder("method.calibration_dir", Path(config.calibration_dir))
-
-    @classmethod
-    def save(
-        cls,
-        config: Any,
-        layers: Mapping[int, PromptLayer],
-        weights_id: str,
-        about: Mapping[str, str],
-    ) -> Path:
-        """Write the file; ``about`` (text, tokens, model ...) becomes its metadata."""
-        bases, q_abs, k_abs = zip(*map(_basis, layers.values()), strict=True)
+    def measure(cls, layers: Iterable[PromptLayer]) -> dict[str, Tensor]:
+        """``skew_LGDD``, and channel sums ``q_abs_LGD`` and ``k_abs_LGD``."""
+        bases, q_abs, k_abs = zip(*map(_basis, layers), strict=True)
         tensors = {"skew_LGDD": bases, "q_abs_LGD": q_abs, "k_abs_LGD": k_abs}
-        stacked = {name: torch.stack(parts) for name, parts in tensors.items()}
-        return write_calibration("infinigen", config, weights_id, stacked, layers, about)
+        return {name: torch.stack(parts) for name, parts in tensors.items()}
 
 
 def _basis(prompt: PromptLayer) -> tuple[Tensor, Tensor, Tensor]:

@@ -117,7 +117,7 @@ def flash_bytes(frame: pd.DataFrame) -> Any:
         panel.set_title(f"{context:g} tokens")
     panels[0].set_ylabel("share of all K and V")
     model = rows["model"].iloc[0]
-    return style.finish(drawing, rows, None, f"{model}; counted on injected keys, 4 KiB pages")
+    return style.finish(drawing, rows, None, f"{model}; counted on synthetic keys, 4 KiB pages")
 
 
 def _replayed(frame: pd.DataFrame) -> pd.DataFrame:
