@@ -245,11 +245,13 @@ def main() -> None:
         "--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND",
         help=f"of {', '.join(KINDS)}",
     )  # fmt: skip
-    parser.add_argument("--start", type=int, default=0, help="go on with this case")
+    parser.add_argument("--start", type=int, default=0, help="the first case, below --cases")
     parser.add_argument("--only", type=int, help="this case alone")
     parser.add_argument("--limit", type=float, default=60, help="seconds that are a hang")
     parser.add_argument("--real", type=float, default=0.05, help="share run as new processes")
     asked = parser.parse_args()
+    if asked.start >= asked.cases:
+        parser.error(f"--start {asked.start}: give less than --cases {asked.cases}")
     weights = [weight for _, weight in KINDS.values()]
     done, failed, took = collections.Counter(), collections.Counter(), collections.Counter()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import collections
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from retrobench.cli import app as cli
 from retrobench.store.results import ResultStore
+from tests.e2e.forks import ROOT as ROOT
+from tests.e2e.forks import Command
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["task.tasks=[niah_single_2]", "task.length=1200", "task.samples=2", "model=constructed"]
 MEASURED = {"time", "peak_bytes", "prefill_shared_by"}  # of a row, beside what ends in _s
 
 
 def start(results, *arguments):
-    command = [sys.executable, str(ROOT / "run.py"), "-m", *SMALL, f"results_dir={results}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [*command, *arguments], stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=environment
-    )
+    return Command("run.py", "-m", *SMALL, f"results_dir={results}", *arguments)
 
 
 def rows_of(results):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 from retrobench.cli import app as cli
@@ -17,10 +14,9 @@ from retrobench.engine.model_config import ModelConfig
 from retrobench.engine.queries import stored_weights_id, weights_id
 from retrobench.evaluate import calibrate
 from tests.conftest import make_model
+from tests.e2e import forks
 from tests.e2e.runs import ROOT
 from tests.support import make_calibrations
-
-CALIBRATE = [sys.executable, str(ROOT / "scripts" / "calibrate.py"), "method=infinigen"]
 
 
 @pytest.fixture
@@ -47,10 +43,8 @@ def test_a_calibration_that_cannot_succeed_is_refused_before_a_model_is_read(
 ):
     model = ["model=local", f"model.path={tmp_path}/none"]  # no error tells that it is not there
     folder = [f"method.calibration_dir={tmp_path}"] if "method=quest" not in arguments else []
-    ended = subprocess.run(
-        [*CALIBRATE, *model, *folder, *arguments],
-        capture_output=True, text=True, cwd=tmp_path, timeout=60,
-    )  # fmt: skip
+    given = ["method=infinigen", *model, *folder, *arguments]
+    ended = forks.run("scripts/calibrate.py", *given, cwd=tmp_path)
     assert ended.returncode == 2 and f"error: {said}" in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
 

@@ -13,17 +13,19 @@ from retrobench.cli.overrides import composed
 from retrobench.run.spec import parse_run
 from retrobench.store.results import ResultStore
 from retrobench.store.sweeps import sweep_keys
-from tests.e2e.runs import ROOT
+from tests.e2e import forks
+from tests.e2e.forks import ROOT
 
 STARTED = [path for path in ROOT.glob("scripts/*.py") if "__main__" in path.read_text("utf-8")]
 SCRIPTS = ["run.py", *sorted(f"scripts/{path.name}" for path in STARTED)]
 CONF = ROOT / "conf"
 
 
-def command(*arguments, cwd=ROOT, columns="80", **environment):
-    environment = {**os.environ, "COLUMNS": columns, "OMP_NUM_THREADS": "1", **environment}
-    run = [sys.executable, *map(str, arguments)]
-    return subprocess.run(run, cwd=cwd, env=environment, capture_output=True, text=True)
+def command(*arguments, **environment):
+    """A Python of its own."""
+    environment = {**os.environ, "COLUMNS": "80", **environment}
+    run = [sys.executable, *arguments]
+    return subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 def assert_fits(text, columns=80):
@@ -33,7 +35,7 @@ def assert_fits(text, columns=80):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_is_there_and_fits(script):
-    done = command(ROOT / script, "--help")
+    done = forks.run(script, "--help", COLUMNS="80")
     assert done.returncode == 0, done.stderr
     assert_fits(done.stdout)
 
@@ -68,8 +70,9 @@ def test_version(capsys):
 def test_the_shell_completes_both_commands(tmp_path):
     line = "python run.py method=inf"
     asked = {"COMP_LINE": line, "COMP_POINT": str(len(line))}
-    assert command("run.py", "-sc", "query=bash", **asked).stdout.split() == ["method=infinigen"]
-    assert "hydra_bash_completion" in command("run.py", "-sc", "install=bash").stdout
+    found = forks.run("run.py", "-sc", "query=bash", **asked).stdout.split()
+    assert found == ["method=infinigen"]
+    assert "hydra_bash_completion" in forks.run("run.py", "-sc", "install=bash").stdout
     line, found = "retrobench ta", tmp_path / "found"
     asked = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE": "1"}
     command("-m", "retrobench.cli.console", _ARGCOMPLETE_STDOUT_FILENAME=str(found), **asked)
@@ -121,9 +124,8 @@ def test_method_options_in_every_form_reach_one_method_alone(written):
 def test_commands_write_to_results_and_data_alone(tmp_path):
     """In the folder where they are started; the checkout is that folder for a newcomer."""
     task = ["task=ruler", "task.tasks=[niah_single_2]", "task.length=1024", "task.samples=1"]
-    cell = [ROOT / "run.py", "model=constructed", *task]
-    retrobench = ["-m", "retrobench.cli.console"]
-    tracked = {"WANDB_MODE": "offline", "RETROBENCH_CACHE": str(tmp_path / "cache")}
+    cell = ["run.py", "model=constructed", *task]
+    retrobench = ["retrobench.cli.console"]
     place = tmp_path / "checkout"
     place.mkdir()
     for arguments in (
@@ -131,9 +133,9 @@ def test_commands_write_to_results_and_data_alone(tmp_path):
         [*cell, "method=full", "measure=latency", "sweep=mine"],
         [*retrobench, "table"],
         [*retrobench, "audit", "--sweep", "mine"],
-        [ROOT / "scripts" / "plots.py"],
+        ["scripts/plots.py"],
     ):
-        done = command(*arguments, cwd=place, **tracked)
+        done = forks.run(*arguments, cwd=place, WANDB_MODE="offline")
         assert done.returncode == 0, done.stderr + done.stdout
     assert {path.name for path in place.iterdir()} <= {"results", "data"}
     assert len(sweep_keys(ResultStore(place / "results" / "runs"), "mine")) == 3

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from retrobench.cli import app as cli
 from retrobench.store.results import ResultStore
+from tests.e2e import forks
 
-ROOT = Path(__file__).resolve().parents[2]
 RULER = {
     "name": "ruler",
     "tasks": ["niah_single_2", "niah_multikey_1"],
@@ -38,9 +34,8 @@ def job(results, **changes):
     return cli.run_job({**raw, **changes})
 
 
-def run_py(*arguments, **kwargs):
-    command = [sys.executable, str(ROOT / "run.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, **kwargs)
+def run_py(*arguments):
+    return forks.run("run.py", *arguments)
 
 
 def test_rows_say_what_happened(tmp_path):
@@ -164,12 +159,12 @@ def test_more_memory_than_there_is_is_refused_before_running(tmp_path, monkeypat
 def test_sigkill_in_the_middle_resumes_at_the_next_sample(tmp_path):
     arguments = ["task.tasks=[niah_single_2]", "task.length=1400", "task.samples=8"]
     arguments += [f"results_dir={tmp_path}", "method=full", "model=constructed", "progress=false"]
-    child = subprocess.Popen([sys.executable, str(ROOT / "run.py"), *arguments], cwd=ROOT)
+    child = forks.Command("run.py", *arguments)
     deadline = time.monotonic() + 120
     while not any(len(p.read_bytes().splitlines()) >= 3 for p in tmp_path.glob("*/rows.jsonl")):
         assert child.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    os.kill(child.pid, signal.SIGKILL)
+    child.send_signal(signal.SIGKILL)
     child.wait()
     store = ResultStore(tmp_path)
     kept = len(store.read(store.cell_keys()[0]).rows)

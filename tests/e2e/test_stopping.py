@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -17,9 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 from retrobench.cli import app as cli
 from retrobench.cli.sweep import SweepTable
 from retrobench.store.results import ResultStore
-from tests.e2e.runs import ROOT, SMALL
-
-RUN = [sys.executable, str(ROOT / "run.py")]
+from tests.e2e import forks
+from tests.e2e.runs import SMALL
 
 
 class TerminatedWorkerError(Exception):
@@ -84,7 +81,7 @@ def test_an_error_around_a_sweep_is_no_warning(monkeypatch, capfd, error, code, 
     ],
 )
 def test_a_launch_that_is_refused_is_one_line(arguments, said):
-    ended = subprocess.run([*RUN, *arguments], capture_output=True, text=True, cwd=ROOT)
+    ended = forks.run("run.py", *arguments)
     assert ended.returncode == 2 and said in ended.stderr
     assert len(ended.stderr.splitlines()) == 1 and not ended.stdout
 
@@ -93,15 +90,7 @@ def test_a_launch_that_is_refused_is_one_line(arguments, said):
 @pytest.mark.parametrize("flags", [[], ["-m"]])
 def test_a_stopped_run_says_what_is_kept_and_how_to_go_on(tmp_path, number, code, flags):
     options = [*SMALL, "task.samples=400", "method=full", f"results_dir={tmp_path}"]
-    run = subprocess.Popen(
-        [*RUN, *flags, *options],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a job in the background of a shell starts with Ctrl-C ignored, and so do its children
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    run = forks.Command("run.py", *flags, *options)
     deadline = time.monotonic() + 120
     while not any(path.stat().st_size for path in tmp_path.glob("*/rows.jsonl")):
         assert run.poll() is None and time.monotonic() < deadline
@@ -136,9 +125,7 @@ def test_a_dead_worker_of_joblib_is_one_sentence(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     options = [*SMALL, "task.samples=400", "method=full,quest", f"results_dir={tmp_path}"]
     options += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    run = subprocess.Popen(
-        [*RUN, "-m", *options], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    run = forks.Command("run.py", "-m", *options)
     deadline = time.monotonic() + 180
     while not any(path.stat().st_size for path in tmp_path.glob("*/rows.jsonl")):
         assert run.poll() is None and time.monotonic() < deadline

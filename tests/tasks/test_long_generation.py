@@ -70,7 +70,7 @@ def test_what_does_not_fit_says_so():
     ["full", pytest.param("retroinfer", marks=pytest.mark.slow)],
 )
 def test_the_embedded_model_recites(tmp_path, method):
-    items, length = (30, 640) if method == "full" else (400, 4096)
+    items, length = (30, 640) if method == "full" else (180, 2048)
     task = {"name": "long_generation", "length": length, "items": items}
     raw = {"model": {"name": "constructed", "source": "constructed"}, "method": {"name": method}}
     raw |= {"task": task, "results_dir": str(tmp_path), "progress": False}
