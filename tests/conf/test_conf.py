@@ -75,7 +75,7 @@ def test_every_experiment_runs_small(path, tmp_path):
         config = compose("config", [f"experiment={path.stem}"], return_hydra_config=True)
     last = sweep.jobs(config)[-1]
     raw = composed(f"experiment={path.stem}", *last, f"results_dir={tmp_path}", "progress=false")
-    raw["task"] |= SMALL[raw["task"]["name"]]
+    raw["task"] |= SMALL.get(raw["task"]["name"], {})
     if raw["model"].get("weights") == "random":
         raw["model"]["config_json"] = TINY_LLAMA
     else:
@@ -87,9 +87,22 @@ def test_every_experiment_runs_small(path, tmp_path):
     if raw["task"]["name"] == "longbench":
         small_longbench.write(tmp_path / "data", count=1, size=6)
         raw["data"]["root"] = str(tmp_path / "data")
+    if raw["task"]["name"] == "trace":
+        raw |= replay_of_small_trace(raw, tmp_path)
     outcome = cli.run_job(raw)
     # of a matched cell that is its own reference, nothing is left to run
     assert outcome["ran"] + outcome["cached"] > 0 and not outcome["failed"]
+
+
+def replay_of_small_trace(raw, tmp_path):
+    """Records a trace, and says what the experiment then runs on."""
+    path = str(tmp_path / "trace")
+    made = {"name": "trace", "path": path, "tasks": ["vt"], "length": 1300, "samples": 1}
+    cli.run_job({**raw, "method": {"name": "full"}, "budget": None, "task": made})
+    return {
+        "model": {"name": "", "source": "trace", "path": path},
+        "task": {"name": "trace", "path": path, "replay": True},
+    }
 
 
 def test_prepare_adds_typed_options_and_checks_choices():

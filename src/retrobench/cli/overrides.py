@@ -116,9 +116,14 @@ def _check_option(name: str, conf_dir: Path) -> None:
 
 
 def _replay(path: str, arguments: Sequence[str]) -> list[str]:
-    """``model=trace:PATH``: the recorded prompts, and fidelity unless a measure was asked for."""
+    """``model=trace:PATH``: the recorded prompts, and fidelity unless a measure was asked for.
+
+    Several paths, with commas between them, are a sweep over traces.
+    """
     groups = {argument.partition("=")[0] for argument in arguments}
-    more = ["model=trace", f"++model.path={path}", f"++task.path={path}", "++task.replay=true"]
+    paths = ",".join(one.removeprefix("trace:") for one in path.split(","))
+    more = ["model=trace", f"++model.path={paths}", "++task.path=${model.path}"]
+    more += ["++task.replay=true"]
     more += [] if "task" in groups else ["task=trace"]
     return more + ([] if "measure" in groups else ["measure=fidelity"])
 

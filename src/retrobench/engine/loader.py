@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from retrobench.core import traces
 from retrobench.core.cell import digest
 from retrobench.engine import checkpoint, hf
 from retrobench.engine.context import beyond_claim, context_limit, parse_rope, set_limit
@@ -189,14 +190,16 @@ def _describe_trace(config: ModelConfig, device: str) -> ModelInfo:
     """A recorded trace in the place of a model; its identity is the manifest's."""
     if not config.path:
         raise ValueError("model=trace needs model.path=FOLDER (model=trace:FOLDER says the same)")
+    folder = traces.trace_folder(config.path)
     try:
-        model = TraceModel(Path(config.path), device)
+        model = TraceModel(folder, device)
         recorded = model.manifest["model"]
-        identity = {**recorded, "source": "trace", "trace": digest(model.manifest)}
+        content = traces.content_digest(model.manifest)
+        identity = {**recorded, "source": "trace", "trace": content}
         identity["name"] = config.name or f"trace of {recorded['name']}"
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{config.path}/manifest.json: not the manifest of a trace (it lacks {error}); record "
+            f"{folder / traces.MANIFEST}: not the manifest of a trace (it lacks {error}); record "
             "the trace again with task=trace"
         ) from error
     return ModelInfo(

@@ -111,8 +111,10 @@ def make_cache(model: PreTrainedModel) -> tuple[ServedCache, tuple[int, ...]]:
     if not cache.layers:
         cache.layers = [DynamicLayer() for _ in range(config.num_hidden_layers)]  # type: ignore
     limit, kinds = context_limit(model), getattr(config, "layer_types", None)
-    managed = []
+    recorded, managed = getattr(model, "recorded_layers", None), []
     for i, layer in enumerate(cache.layers):
+        if recorded is not None and i not in recorded:
+            continue  # a trace of a few layers
         made: Any = None
         if type(layer) is LinearAttentionAndFullAttentionLayer:
             made = HybridPassThroughLayer(i, newest, len(layer.conv_states))

@@ -4,7 +4,7 @@ A trace is a folder: ``manifest.json`` (what was recorded, of which weights, by 
 one safetensors shard per prompt and layer with ``q_HSD``, ``k_GSD``, ``v_GSD`` over all positions
 of full attention's trajectory, and ``guess_HSD``, the queries that a layer would compute from the
 input of the layer before (InfiniGen), over its decode positions. Replaying needs no model: every
-method sees, bit for bit, what it would have seen in the recorded run.
+method sees, bit for bit, what it would have seen in the recorded layers of the recorded run.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig
 
+from retrobench.core import traces
 from retrobench.core.cell import digest
 from retrobench.core.method import ALL_QUERIES, AttentionArgs, ModelView, Needs, PromptLayer
 from retrobench.engine.attention.dense import DenseMethod
 from retrobench.engine.hf import current_owner
 from retrobench.engine.traits import Traits
-
-MANIFEST = "manifest.json"
 
 
 class TraceRecorder(DenseMethod):
@@ -71,10 +70,10 @@ class TraceRecorder(DenseMethod):
         self.queries[layer].append(q_BHTD.cpu())
         return super().decode(layer, q_BHTD, k_BGTD, v_BGTD, args)
 
-    def save(self, folder: Path, index: int) -> int:
-        """Write the shards of one prompt; their bytes."""
-        written = 0
-        for layer in self.shape.layers:
+    def save(self, folder: Path, index: int, layers: Sequence[int]) -> dict[str, list[Any]]:
+        """Write the shards of one prompt, a file per layer; their names, sizes and digests."""
+        written = {}
+        for layer in layers:
             parts = {
                 "q_HSD": torch.cat(self.queries[layer], 2)[0],
                 "k_GSD": self.store.keys(layer)[0],
@@ -86,19 +85,19 @@ class TraceRecorder(DenseMethod):
             temporary = file.with_suffix(".tmp")
             save_file({name: part.cpu().contiguous() for name, part in parts.items()}, temporary)
             temporary.replace(file)
-            written += file.stat().st_size
+            written[file.name] = traces.shard_mark(file)
         return written
 
-    def geometry(self) -> dict[str, Any]:
-        """What a replay must know of the model."""
+    def geometry(self, layers: Sequence[int]) -> dict[str, Any]:
+        """What a replay of these layers must know of the model."""
         shape = self.shape
         return {
-            "layers": list(shape.layers),
+            "layers": list(layers),
             "heads": shape.num_heads,
             "kv_heads": shape.num_kv_heads,
             "head_dim": shape.head_dim,
             "dtype": shape.dtype,
-            "args": {str(i): [args.scale, args.softcap] for i, args in self.args.items()},
+            "args": {str(i): [self.args[i].scale, self.args[i].softcap] for i in layers},
         }
 
     def close(self) -> None:
@@ -107,36 +106,16 @@ class TraceRecorder(DenseMethod):
         self.guesses.clear()
 
 
-_AGAIN = "record the trace again with task=trace"
-
-
 def shard(folder: Path, index: int, layer: int) -> Path:
     """File of one prompt and layer."""
     return folder / f"{index:05d}-layer{layer:03d}.safetensors"
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest; ValueError if there is none."""
-    file = folder / MANIFEST
-    if not file.is_file():
-        raise ValueError(
-            f"{folder}: no trace there (no {MANIFEST}); record one with "
-            f"`python run.py task=trace task.path={folder} method=full model=...`"
-        )
-    try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: cannot be read ({error}); {_AGAIN}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file}: not the manifest of a trace; {_AGAIN}")
-    return found
-
-
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Replace the manifest atomically."""
-    temporary = folder / f"{MANIFEST}.tmp"
+    temporary = folder / f"{traces.MANIFEST}.tmp"
     temporary.write_text(json.dumps(manifest, indent=1))
-    temporary.replace(folder / MANIFEST)
+    temporary.replace(folder / traces.MANIFEST)
 
 
 class TraceView:
@@ -178,13 +157,13 @@ class TraceModel(torch.nn.Module):
 
     def __init__(self, folder: Path, device: str) -> None:
         super().__init__()
-        self.folder, self.manifest = folder, read_manifest(folder)
+        self.folder, self.manifest = folder, traces.read_manifest(folder)
         self.device = torch.device(device)
         self.dtype = getattr(torch, self.manifest["dtype"])
         self.recorded_weights_id = self.manifest["weights_id"]
         self.end_id = 1 + max(max(s["ids"]) for s in self.manifest["samples"])
         self.config = LlamaConfig(
-            num_hidden_layers=len(self.manifest["layers"]),
+            num_hidden_layers=max(self.manifest["layers"]) + 1,
             num_attention_heads=self.manifest["heads"],
             num_key_value_heads=self.manifest["kv_heads"],
             head_dim=self.manifest["head_dim"],
@@ -192,8 +171,9 @@ class TraceModel(torch.nn.Module):
             max_position_embeddings=max(len(s["ids"]) for s in self.manifest["samples"]) + 1,
             eos_token_id=self.end_id,
         )
+        self.recorded_layers = tuple(self.manifest["layers"])
         self.traits = Traits(
-            layers=tuple(self.manifest["layers"]),
+            layers=self.recorded_layers,
             num_heads=self.manifest["heads"],
             num_kv_heads=self.manifest["kv_heads"],
             head_dim=self.manifest["head_dim"],
@@ -212,7 +192,9 @@ class TraceModel(torch.nn.Module):
         if end > len(self._sample["ids"]):
             raise ValueError(f"{self._sample['id']}: the trace ends after {start} tokens")
         self._position = start
-        for layer in self.manifest["layers"]:
+        for layer in self.recorded_layers:
+            if layer and layer - 1 not in self.recorded_layers:
+                session.layer_input(layer - 1, input_ids)
             session.layer_input(layer, input_ids)
             with safe_open(self._shard(layer), "pt", device=str(self.device)) as stream:
                 q, k, v = (
@@ -230,14 +212,18 @@ class TraceModel(torch.nn.Module):
         """No weights."""
         return 0
 
-    def guess(self, layer: int) -> Tensor:
-        """Recorded speculation of a layer's queries at the position at hand, ``q_BHTD``."""
+    def guess(self, layer: int) -> Tensor | None:
+        """Recorded speculation of a layer's queries at the position at hand, ``q_BHTD``.
+
+        None where the model had none either (the first layer with full attention).
+        """
         with safe_open(self._shard(layer), "pt", device=str(self.device)) as stream:
-            if "guess_HSD" in stream.keys():  # noqa: SIM118
-                offset = self._position - self._sample["first_decode"]
-                guess = stream.get_slice("guess_HSD")
-                if 0 <= offset < guess.get_shape()[1]:
-                    return guess[:, offset : offset + 1][None]
+            if "guess_HSD" not in stream.keys():  # noqa: SIM118
+                return None
+            offset = self._position - self._sample["first_decode"]
+            guess = stream.get_slice("guess_HSD")
+            if 0 <= offset < guess.get_shape()[1]:
+                return guess[:, offset : offset + 1][None]
         raise ValueError(
             f"{self._sample['id']}: no speculated queries were recorded for token "
             f"{self._position}; record the trace with the same protocol"

@@ -1,11 +1,12 @@
 """Records one prompt of ``task=trace``: full attention's trajectory to shards and manifest."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from retrobench.core import traces
 from retrobench.core.task import Sample
 from retrobench.engine import loader, replay
 from retrobench.engine.generation import Decoding, Generation
@@ -27,20 +28,22 @@ def record(
     folder: Path,
     *,
     steps: int,
+    layers: Sequence[int] = (),
 ) -> tuple[Generation, dict[str, Any], int]:
     """Decode the prompt and write it; (times and counts, counts, bytes written).
 
-    ValueError for a model with layers that no method manages.
+    ``layers``: those that are written; none: all with full attention. ValueError for others.
     """
     probe, ends = CountingProbe(), stop_ids(loaded.model, loaded.tokenizer)
     with open_session(steps, method_class=replay.TraceRecorder, probe=probe) as session:
-        if len(session.layers) != loaded.model.config.get_text_config().num_hidden_layers:
-            raise ValueError("traces of models with sliding-window layers are not supported")
+        if strange := sorted({*layers} - {*session.layers}):
+            here = ", ".join(map(str, session.layers))
+            raise ValueError(f"task.layers={strange}: the layers with full attention are {here}")
         split = session.prompt.num_tokens
         result = session.generate(Decoding(max_new_tokens=steps), ends)
         stepped = [int(token_11) for token_11 in session.stepped]
         ids = [*encoded.ids[:split], *stepped]
-        written = _write(loaded, sample, encoded, folder, session.method, ids, split)
+        written = _write(loaded, sample, encoded, folder, session.method, ids, split, layers)
     return result, probe.row(), written
 
 
@@ -52,20 +55,26 @@ def _write(
     recorder: Any,
     ids: list[int],
     split: int,
+    layers: Sequence[int],
 ) -> int:
+    layers = sorted(layers or recorder.shape.layers)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        manifest = replay.read_manifest(folder)
+        manifest = traces.read_manifest(folder)
     except ValueError:
         manifest = {"samples": []}
     about = {
         "model": loaded.identity,
         "weights_id": weights_id(loaded.model),
         "projection_bytes": recorder.model.projection_bytes(recorder.shape.layers[-1]),
-        **recorder.geometry(),
+        **recorder.geometry(layers),
     }
     if manifest["samples"] and manifest["weights_id"] != about["weights_id"]:
         raise ValueError(f"{folder} holds a trace of another model; use another task.path")
+    if manifest["samples"] and manifest["layers"] != layers:
+        raise ValueError(
+            f"{folder} holds layers {manifest['layers']}, not {layers}; use another task.path"
+        )
     known = {s["id"]: s["index"] for s in manifest["samples"]}
     index = known.get(sample.id, len(known))
     entry = {
@@ -80,7 +89,7 @@ def _write(
         "ids": ids,
         "recorded": {**commit(), "torch": torch.__version__, "time": utc_now()},
     }
-    written = recorder.save(folder, index)
+    entry["shards"] = recorder.save(folder, index, layers)
     others = [s for s in manifest["samples"] if s["id"] != sample.id]
     replay.write_manifest(folder, {**about, "samples": [*others, entry]})
-    return written
+    return sum(size for size, _ in entry["shards"].values())

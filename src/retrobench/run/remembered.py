@@ -17,6 +17,7 @@ from retrobench.core import kept
 from retrobench.core.cell import digest
 from retrobench.core.paths import cache_root
 from retrobench.core.registry import method_source
+from retrobench.core.traces import library_folder
 from retrobench.measure.machine import version_of
 from retrobench.run.summary import RunSummary
 
@@ -86,6 +87,8 @@ def _named_files(asked: Mapping[str, Any]) -> list[Any]:
     model = asked.get("model") or {}
     if model.get("source") == "fetched":
         found += _state(cache_root() / "models" / str(model.get("id")))
+    if model.get("source") == "trace":
+        found += _state(library_folder(str(model.get("path"))))
     for name in (model.get("id"), model.get("tokenizer")):
         if name:
             home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")

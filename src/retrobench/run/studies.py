@@ -23,10 +23,16 @@ def record(
     if run.spec.method != "full":
         raise ValueError("task=trace records full attention's trajectory: use method=full")
     assert isinstance(run.task, TraceTask)
-    found, folder, steps = [], run.task.folder, run.task.config.steps
+    found, folder, config = [], run.task.folder, run.task.config
     for asked in ready:
         result, counts, written = write_trace(
-            open_session, run.loaded, asked.sample, asked.prompt, folder, steps=steps
+            open_session,
+            run.loaded,
+            asked.sample,
+            asked.prompt,
+            folder,
+            steps=config.steps,
+            layers=config.layers,
         )
         fields = {
             **rows.prompt_fields(asked.prompt),

@@ -1,11 +1,10 @@
 """Prompts of a trace: RULER's while it is recorded, those of its manifest in a replay."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from retrobench.core import traces
 from retrobench.core.paths import check_output
 from retrobench.core.spec import option
 from retrobench.core.task import Prompt, Sample, Task
@@ -16,7 +15,9 @@ from retrobench.tasks.ruler import RulerTask
 class TraceConfig:
     """Options of ``task=trace``."""
 
-    path: str = option("results/traces/trace", "folder of the trace")
+    path: str = option(
+        "results/traces/trace", "folder of the trace, or a name of `retrobench traces`"
+    )
     replay: bool = option(False, "run the recorded prompts (model=trace:PATH sets it)")
     tasks: tuple[str, ...] = option(
         ("niah_multikey_2", "vt", "cwe"), "RULER sub-tasks whose prompts are recorded"
@@ -25,6 +26,9 @@ class TraceConfig:
     samples: int = option(1, "prompts per sub-task and length", low=1)
     seed: int = option(42, "seed of the prompts", low=0)
     steps: int = option(32, "decode steps recorded, at most", low=2)
+    layers: tuple[int, ...] = option(
+        (), "layers recorded, e.g. [4,14]; none: all with full attention", low=0, added=True
+    )
 
 
 class TraceTask(Task):
@@ -37,7 +41,9 @@ class TraceTask(Task):
     @property
     def folder(self) -> Path:
         """Where the trace is."""
-        return Path(self.config.path)
+        return (
+            traces.trace_folder(self.config.path) if self.config.replay else Path(self.config.path)
+        )
 
     def _ruler(self) -> RulerTask:
         c = self.config
@@ -58,8 +64,7 @@ class TraceTask(Task):
             check_output("task.path", self.folder / "manifest.json")
             yield from self._ruler().samples(prompt)
             return
-        manifest: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text())
-        for recorded in manifest["samples"]:
+        for recorded in traces.read_manifest(self.folder)["samples"]:
             yield Sample(
                 id=recorded["id"],
                 task=recorded["task"],

@@ -12,6 +12,7 @@ from retrobench.report.rows import require
 from retrobench.report.tables.fidelity import common_layers, layer_means, layer_range
 from retrobench.store.row_file import OK
 
+TRACES = "retrobench traces; python run.py -m experiment=trace_methods"
 COMMAND = "python run.py -m method=full,oracle_topk,retroinfer,quest,random measure=score,fidelity"
 
 
@@ -140,6 +141,34 @@ def recall_budget(frame: pd.DataFrame) -> Any:
     return style.finish(drawing, rows, ["key"], note, legend="inside")
 
 
+def trace_methods(frame: pd.DataFrame) -> Any:
+    """Attention mass lost, regret and output error of every method, by tokens attended.
+
+    A line joins a method's budgets; each point is a mean over samples and layers.
+    """
+    rows = _measured(frame)
+    rows = rows[rows["model"].str.startswith("trace of ")]
+    require(rows["key"].nunique() > 1, "needs two cells of traces", TRACES)
+    means = _over_layers(rows, ("attended_frac", "recall", "regret", "error"))
+    means["lost"] = 1 - means["recall"]
+    cells = means.groupby([rows["method"], rows["changed"].fillna(""), rows["key"]]).mean()
+    cells = cells.dropna(subset=["lost"]).sort_values("attended_frac")
+    drawing, panels = style.figure(3.4, 3)
+    for i, method in enumerate(style.ordered(cells.index.unique("method"))):
+        look = {**style.option_look(i), "ls": ("-", "--", ":")[i // 7 % 3], "lw": 1}
+        for _, line in cells.loc[method].groupby("changed"):
+            for panel, name in zip(panels, ("lost", "regret", "error"), strict=True):
+                panel.plot(100 * line["attended_frac"], line[name], **look, label=method)
+            method = None  # one entry of the legend per method
+    for panel, text in zip(
+        panels, ("attention mass lost", "regret", "relative output error"), strict=True
+    ):
+        panel.set(ylabel=text, xlabel="tokens attended exactly (%)", ylim=(0, None))
+    note = f", layers {layer_range(common_layers(rows))}; regret: mass that the best choice of as "
+    note += "many tokens would hold beyond the method's"
+    return style.finish(drawing, rows, ["key"], note, columns=5)
+
+
 FIGURES: dict[str, Callable[[pd.DataFrame], Any]] = {
     "fidelity_mass_cdf": mass_cdf,
     "attention_tokens": attention_tokens,
@@ -147,6 +176,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Any]] = {
     "fidelity_cluster_mass": cluster_mass,
     "fidelity_error": error_heatmap,
     "fidelity_recall": recall_budget,
+    "trace_methods": trace_methods,
 }
 
 
