@@ -9,7 +9,7 @@ from rich.console import Console
 
 from retrobench import __version__
 from retrobench.cli import app as cli
-from retrobench.cli import fetch
+from retrobench.cli import board, fetch, traces
 from retrobench.core.paths import check_output
 from retrobench.core.words import counted
 from retrobench.report.tables.layout import print_line
@@ -39,6 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--out", type=Path, help="write every line back with `ours` in [0, 1]")
     score.set_defaults(run=_score)
     fetch.add(commands)
+    traces.add(commands)
+    board.add(commands)
 
     for name, (function, text) in {
         "ls": (_ls, "list the cells of a results folder"),

@@ -33,20 +33,20 @@ def significance(frame: pd.DataFrame) -> list[str]:
 def full_comparisons(frame: pd.DataFrame) -> list[str]:
     """One line per cell that shares answered samples with a `full` cell of its setting."""
     alarm = "  ALARM: an approximation beats full attention"
-    found = _corrected(_against_full(_scored(frame)))
+    found = _corrected(_against_full(scored(frame)))
     return [line + (alarm if direction > 0 else "") for line, direction in found]
 
 
 def budget_alarms(frame: pd.DataFrame) -> list[str]:
     """One line for each budget that answers significantly worse than the next smaller one."""
-    found = _corrected(_neighbours(_scored(frame)))
+    found = _corrected(_neighbours(scored(frame)))
     return [f"{line}  ALARM: a larger budget answers worse" for line, sign in found if sign < 0]
 
 
 def order_alarms(frame: pd.DataFrame) -> list[str]:
     """One line for each cell that breaks oracle_topk >= method >= random at its budget."""
     lines = []
-    for line, direction in _corrected(_against_controls(_scored(frame))):
+    for line, direction in _corrected(_against_controls(scored(frame))):
         if direction < 0 and " against random: " in line:
             lines.append(f"{line}  ALARM: random tokens answer better")
         if direction > 0 and " against oracle_topk: " in line:
@@ -56,7 +56,7 @@ def order_alarms(frame: pd.DataFrame) -> list[str]:
 
 def _corrected(pairs: _Pairs) -> list[tuple[str, int]]:
     """(line, direction) of comparisons made together: 1 or -1 if significant after Holm, else 0."""
-    compared = [(label, _paired(ours, base)) for label, ours, base in pairs]
+    compared = [(label, paired(ours, base)) for label, ours, base in pairs]
     found = [(label, result) for label, result in compared if result]
     lines = []
     for (label, result), p in zip(found, holm([r.p_value for _, r in found]), strict=True):
@@ -69,7 +69,7 @@ def _corrected(pairs: _Pairs) -> list[tuple[str, int]]:
     return lines
 
 
-def _scored(frame: pd.DataFrame) -> pd.DataFrame:
+def scored(frame: pd.DataFrame) -> pd.DataFrame:
     """Answered rows of columns with headroom; ``pair``: equal where sample and prompt are."""
     rows = informative(frame[(frame["status"] == OK) & frame["score"].notna()])
     pairs = rows.groupby(["sample", "prompt_hash"], sort=False, dropna=False).ngroup()
@@ -117,7 +117,7 @@ def _cell(rows: pd.DataFrame) -> str:
     return " ".join(word for word in (*words, f"budget {first['budget']}") if word)
 
 
-def _paired(ours: pd.DataFrame, base: pd.DataFrame) -> PairedComparison | None:
+def paired(ours: pd.DataFrame, base: pd.DataFrame) -> PairedComparison | None:
     """The comparison on samples with the same prompt; None without any."""
     own, first = np.unique(ours["pair"].to_numpy(), return_index=True)
     known, first_known = np.unique(base["pair"].to_numpy(), return_index=True)

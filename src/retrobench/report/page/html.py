@@ -28,15 +28,31 @@ from retrobench.store.results import OK, ResultStore
 _HERE = Path(__file__).parent
 
 
-def write_report(store: ResultStore, keys: Sequence[str], title: str, path: Path) -> Path:
-    """Write the page of some cells to ``path``. ValueError if they have no rows."""
-    page = render(store, keys, title)
+def write_report(
+    store: ResultStore,
+    keys: Sequence[str],
+    title: str,
+    path: Path,
+    board: Sequence[tables.Table] = (),
+) -> Path:
+    """Write the page of some cells to ``path``. ValueError if they have no rows.
+
+    ``board``: tables that come first.
+    """
+    page = render(store, keys, title, board=board)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(page)
     return path
 
 
-def render(store: ResultStore, keys: Sequence[str], title: str, *, live: bool = False) -> bytes:
+def render(
+    store: ResultStore,
+    keys: Sequence[str],
+    title: str,
+    *,
+    live: bool = False,
+    board: Sequence[tables.Table] = (),
+) -> bytes:
     """The page of some cells. ``live``: it asks its server for progress, and has no print figures.
 
     ValueError if there are no rows, unless ``live``, or if an extra is missing.
@@ -57,6 +73,7 @@ def render(store: ResultStore, keys: Sequence[str], title: str, *, live: bool = 
         facts=_facts(frame, keys),
         alarms=[line for line in lines if "ALARM" in line],
         unfinished=_unfinished(store, keys),
+        board=board,
         overview=_overview(groups),
         groups=groups,
         cards=[] if frame.empty else about.method_cards(frame, cells),

@@ -1,0 +1,1 @@
+"""A leaderboard over several results folders."""
