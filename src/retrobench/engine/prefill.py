@@ -1,7 +1,8 @@
-"""Prefill: the prompt once through the model, with exact attention, for any number of methods.
+"""Prefill: the prompt once through the model, for any number of methods.
 
 The engine computes prefill attention; methods build their state from its result. So a sweep of N
-methods pays for one prefill, and a method cannot change what the model reads.
+methods pays for one prefill, and a method cannot change what the model reads. Attention is exact
+unless the run asks for a sparse prefill (``engine.sparse_prefill``).
 """
 
 import copy
@@ -20,6 +21,7 @@ from retrobench.engine import hf
 from retrobench.engine.attention.exact import attention_mass, causal
 from retrobench.engine.model_cache import ServedCache, make_cache
 from retrobench.engine.rotary import RotaryFactors
+from retrobench.engine.sparse_prefill import SparsePrefill
 
 
 class NotFinite(RuntimeError):
@@ -33,7 +35,8 @@ class PrefilledPrompt:
     ``ids_BS`` is the whole prompt, left-padded; its first ``num_tokens`` were prefilled.
     ``layers`` holds the managed layers, ``cache`` the state of the others (sliding windows),
     ``logits_BV`` those of the last prefilled token. ``rope_tokens`` is how long each row was said
-    to get, answer included. ``seconds`` is what it took.
+    to get, answer included. ``seconds`` is what it took, ``computed_frac`` the share of attention
+    that a sparse prefill computed.
     """
 
     ids_BS: Tensor
@@ -45,6 +48,7 @@ class PrefilledPrompt:
     rope_tokens: tuple[int, ...]
     num_heads: int
     seconds: float = 0.0
+    computed_frac: float | None = None
     origin: str = "computed"  # computed | disk
 
     def shape(self, new_tokens: int) -> KVShape:
@@ -114,9 +118,10 @@ class _Recorder:
         needs: Needs,
         room: int,
         replays: bool,
+        sparse: SparsePrefill | None,
     ) -> None:
         self.ids_BS, self.pad_tokens, self.needs = ids_BS, pad_tokens, needs
-        self.layers, self.replays = layers, replays
+        self.layers, self.replays, self.sparse = layers, replays, sparse
         self.memory_tokens = ids_BS.shape[1] + room
         self.rope_tokens = tuple(self.memory_tokens - pad for pad in pad_tokens)
         self.length = self.num_heads = 0
@@ -142,6 +147,8 @@ class _Recorder:
         self._keep_queries(layer, q_BHTD)
         if self.replays:  # a recorded trace goes on by itself
             return q_BHTD
+        if self.sparse is not None:
+            return self.sparse.attend(q_BHTD, keys[:, :, :end], values[:, :, :end], args)
         return causal(q_BHTD, keys[:, :, :end], values[:, :, :end], args, self.pad_tokens)
 
     def layer_input(self, layer: int, hidden_BTM: Tensor) -> None:
@@ -203,23 +210,26 @@ def prefill(
     tail_tokens: int = 0,
     room: int = 0,
     on_chunk: Callable[[int], None] | None = None,
+    sparse: SparsePrefill | None = None,
 ) -> PrefilledPrompt:
     """Prefill all but the last ``tail_tokens`` of left-padded prompts, in chunks.
 
     ``room`` tokens of memory follow the prompt for the method that may keep it. A model that the
     loader marked ``whole_prompt`` (its recurrent state is wrong after a second chunk) gets the
-    prompt in one. NotFinite for NaN in the logits; hf.MethodBypassed if a layer computes its
-    attention by itself.
+    prompt in one, and so does one whose ``sparse`` attention needs all queries. NotFinite for NaN
+    in the logits; hf.MethodBypassed if a layer computes its attention by itself.
     """
     ids_BS, pads = pad_left(prompts, model.device)
     split = ids_BS.shape[1] - tail_tokens
     if split < 1:
         raise ValueError(f"protocol tail of {tail_tokens} tokens leaves no prompt to prefill")
     cache, managed = make_cache(model)
+    if sparse is not None:
+        chunk_tokens = _whole_blocks(sparse, prompts, chunk_tokens, split)
     if getattr(model, "whole_prompt", False):
         chunk_tokens = split
     replays = getattr(model, "replays", False)
-    owner = _Recorder(ids_BS, pads, managed, needs or Needs(), room, replays)
+    owner = _Recorder(ids_BS, pads, managed, needs or Needs(), room, replays, sparse)
     rotary = owner.rotary if owner.needs.prompt_rotary else None
     hooks = []
     if owner.needs.prompt_inputs or rotary is not None:
@@ -251,7 +261,24 @@ def prefill(
         rope_tokens=owner.rope_tokens,
         num_heads=owner.num_heads,
         seconds=seconds,
+        computed_frac=None if sparse is None or replays else sparse.computed_frac,
     )
+
+
+def _whole_blocks(
+    sparse: SparsePrefill, prompts: Sequence[Sequence[int]], chunk_tokens: int, split: int
+) -> int:
+    """Tokens of a chunk, so that every chunk begins with a block. ValueError where none does."""
+    if len(prompts) > 1:
+        raise ValueError(f"prefill={sparse.config.name} runs with engine.batch=1 only")
+    if sparse.whole_prompt:
+        return split
+    if chunk_tokens < sparse.block_tokens:
+        raise ValueError(
+            f"engine.chunk_tokens={chunk_tokens} is shorter than a block of "
+            f"prefill={sparse.config.name} ({sparse.block_tokens} tokens)"
+        )
+    return chunk_tokens - chunk_tokens % sparse.block_tokens
 
 
 def pad_left(prompts: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, tuple[int, ...]]:

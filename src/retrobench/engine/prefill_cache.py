@@ -28,6 +28,7 @@ from retrobench.core.paths import cache_root, regular
 from retrobench.engine.model_cache import fully_managed, make_cache
 from retrobench.engine.prefill import PrefilledPrompt, pad_left, prefill
 from retrobench.engine.rope import varies
+from retrobench.engine.sparse_prefill import PrefillConfig, SparsePrefill
 
 VERSION = 4  # of the file's layout
 _PARTS = ("k_BGSD", "v_BGSD", "q_BHWD", "mass_BHS", "input_BWM", "cos_BSD", "sin_BSD")
@@ -49,10 +50,12 @@ class PrefillCache:
         needs: Needs,
         chunk_tokens: int,
         tail_tokens: int,
+        kind: PrefillConfig | None = None,
         **options: Any,
     ) -> PrefilledPrompt:
         """``engine.prefill.prefill``, or what an earlier one left on disk."""
         settings = {"needs": needs, "chunk_tokens": chunk_tokens, "tail_tokens": tail_tokens}
+        options["sparse"] = None if kind is None else SparsePrefill.of(kind)
         if not self.capacity_bytes or not _portable(model):
             return prefill(model, prompts, **settings, **options)
         kept = {name: value for name, value in asdict(needs).items() if name.startswith("prompt")}
@@ -64,6 +67,7 @@ class PrefillCache:
             "prompts": list(map(list, prompts)),
             **settings,
             "needs": kept,
+            **({} if kind is None else kind.identity),
         }
         if varies(model):
             key["room"] = options.get("room", 0)
@@ -113,6 +117,7 @@ class PrefillCache:
             cache=cache,
             logits_BV=tensors["logits_BV"].to(model.device),
             seconds=float(about["seconds"]),
+            computed_frac=json.loads(about.get("computed_frac", "null")),
             origin="disk",
         )
 
@@ -130,6 +135,7 @@ class PrefillCache:
         if num_bytes > self.capacity_bytes:
             return
         about = {"num_tokens": str(prompt.num_tokens), "seconds": repr(prompt.seconds)}
+        about["computed_frac"] = json.dumps(prompt.computed_frac)
         about["rope_tokens"] = ",".join(map(str, prompt.rope_tokens))
         about["num_heads"] = str(prompt.num_heads)
         about["checksum"] = _checksum(tensors, about)

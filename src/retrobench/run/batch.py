@@ -138,6 +138,7 @@ def _prefill(cells: Sequence[RunContext], ready: list[Conversation]) -> Prefille
         tail_tokens=_tail_tokens(run.spec, ready[0].prompt),
         room=max(_room(run, ready) for run in cells),
         on_chunk=lambda done: run.progress.detail(f"prefill {done}"),
+        kind=run.spec.prefill,
     )
 
 

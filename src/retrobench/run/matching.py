@@ -19,6 +19,7 @@ from retrobench.engine import loader
 from retrobench.engine.prefill import PrefilledPrompt, prefill
 from retrobench.engine.session import built_session
 from retrobench.engine.shape import kv_shape
+from retrobench.engine.sparse_prefill import SparsePrefill
 from retrobench.measure.clock import monotonic_s
 from retrobench.measure.probe import CountingProbe
 from retrobench.run.plan import prompt_builder
@@ -147,6 +148,7 @@ def _solve_budget(
         clock=monotonic_s,
         needs=spec.needs,
         chunk_tokens=spec.engine.chunk_tokens,
+        sparse=SparsePrefill.of(spec.prefill),
     )
 
     def budget(tokens: int) -> Budget:

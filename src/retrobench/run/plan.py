@@ -116,10 +116,10 @@ def _label(labels: dict[str, Any], batch: int) -> str:
 
 
 def _changed(spec: RunSpec) -> str:
-    """Options that set the method apart from its defaults."""
+    """Options that set the method, or its prefill, apart from their defaults."""
     dense = ",".join(map(str, spec.engine.dense_layers))
-    own = changed(spec.method_config)
-    return f"{own} engine.dense_layers=[{dense}]".strip() if dense else own
+    words = [changed(spec.method_config), f"engine.dense_layers=[{dense}]" if dense else ""]
+    return " ".join(filter(None, [*words, spec.prefill.changed]))
 
 
 def make_cell(
@@ -133,7 +133,7 @@ def make_cell(
         model=model,
         method={"name": spec.method, **to_plain(spec.method_config), **made},
         task={"name": spec.task, "fingerprint": fingerprint, **task},
-        engine=spec.engine.identity,
+        engine={**spec.engine.identity, **spec.prefill.identity},
         protocol=spec.protocol.identity,
         measure=spec.measure.parts,
         budget=None if spec.budget is None else str(spec.budget),

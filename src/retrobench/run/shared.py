@@ -17,6 +17,7 @@ class SharedPrefill:
         self._prompt: PrefilledPrompt | None = None
         self._error: BaseException | None = None
         self._origin = "computed"
+        self._computed_frac: float | None = None
 
     def take(self) -> tuple[PrefilledPrompt, bool]:
         """The prompt, and whether nobody else will ask."""
@@ -26,6 +27,7 @@ class SharedPrefill:
             try:
                 self._prompt = self._make()
                 self._origin = self._prompt.origin
+                self._computed_frac = self._prompt.computed_frac
             except Exception as error:
                 self._error = error
                 raise
@@ -36,6 +38,11 @@ class SharedPrefill:
         return prompt, self._left <= 0
 
     def fields(self) -> dict[str, Any]:
-        """Of a row: how many cells used the prefill whose time it tells, and whence it came."""
+        """Of a row: how many cells used the prefill whose time it tells, and whence it came.
+
+        Of a sparse one, also the share of attention that was computed.
+        """
         found: dict[str, Any] = {"prefill_shared_by": self.cells} if self.cells > 1 else {}
+        if self._computed_frac is not None:
+            found["prefill_computed_frac"] = self._computed_frac
         return found if self._origin == "computed" else found | {"prefill_from": self._origin}

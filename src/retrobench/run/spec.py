@@ -11,6 +11,7 @@ from retrobench.core.registry import method_class, method_names
 from retrobench.core.spec import option, parse, to_plain, unknown
 from retrobench.core.task import Task
 from retrobench.engine.loader import ModelConfig
+from retrobench.engine.sparse_prefill import PrefillConfig
 from retrobench.run.composed import check_composed
 from retrobench.serving.hardware import Hardware, parse_hardware
 from retrobench.tasks import task_class
@@ -53,13 +54,6 @@ class EngineConfig:
         dropped |= set() if self.top_k else {"top_k"}
         dropped |= {"executor"} if self.executor in ("auto", "eager") else set()
         return {name: v for name, v in to_plain(self).items() if name not in dropped}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrefillConfig:
-    """Options of ``prefill.*``: how the engine reads the prompt."""
-
-    name: str = option("exact", "exact: full attention over the whole prompt", choices=("exact",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +183,9 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
         raise ValueError(f"protocol=multi_turn: task={task} has no questions to go on with")
     if protocol.name in ("query_agnostic", "multi_turn") and engine.batch > 1:
         raise ValueError(f"protocol={protocol.name} runs with engine.batch=1 only")
+    prefill = parse(PrefillConfig, raw.get("prefill", {}), "prefill")
+    if prefill.identity and engine.batch > 1:
+        raise ValueError(f"prefill={prefill.name} runs with engine.batch=1 only")
     task_config = parse(task_class(task).Config, task_values, "task")
     repeats = task_config.repeats if "repeats" in task_class(task).counts else 1
     if repeats > 1 and engine.temperature == 0:
@@ -208,7 +205,7 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
         protocol=protocol,
         measure=parse(MeasureConfig, measure, "measure"),
         engine=engine,
-        prefill=parse(PrefillConfig, raw.get("prefill", {}), "prefill"),
+        prefill=prefill,
         hardware=parse_hardware(raw.get("hardware") or {}) if only == "replay" else None,
         budget=budget if method_class(method).budgeted else None,
         ignored=_ignored(method, budget),

@@ -12,6 +12,7 @@ from retrobench.core.task import Sample
 from retrobench.engine.prefill import PrefilledPrompt, prefill
 from retrobench.engine.session import plan_session
 from retrobench.engine.shape import kv_shape
+from retrobench.engine.sparse_prefill import SparsePrefill
 from retrobench.evaluate import machine, replay, speed
 from retrobench.measure.machine import available_bytes, require_free
 from retrobench.run import replayed, rows
@@ -86,4 +87,5 @@ def _prefill_random(cells: Sequence[RunContext], sample: Sample) -> PrefilledPro
         chunk_tokens=run.spec.engine.chunk_tokens,
         room=sample.max_new_tokens + speed.COUNTED_STEPS,
         on_chunk=lambda done: run.progress.detail(f"prefill {done}"),
+        sparse=SparsePrefill.of(run.spec.prefill),
     )

@@ -99,6 +99,32 @@ def niah_grid(frame: pd.DataFrame) -> Any:
     return _score_maps(rows.sort_values("meta.depth"), "meta.depth", "depth (%)", "{:g}".format)
 
 
+def sparse_prefill(frame: pd.DataFrame) -> Any:
+    """Mean RULER score by kind of prefill, a panel per method (paper Fig. 12)."""
+    command = "python run.py -m experiment=sparse_prefill"
+    rows = headroom.informative(scored(frame, "ruler", command))
+    kind = rows["changed"].fillna("").str.extract(r"(?:^| )prefill=(\w+)", expand=False)
+    rows = rows.assign(prefill=kind.fillna("exact"))
+    require(rows["prefill"].nunique() > 1, "needs two kinds of prefill", command)
+    methods = style.by_method(rows)
+    drawing, panels = style.figure(2.6, len(methods), width=style.TWO_COLUMNS)
+    for panel, (method, own) in zip(panels, methods.items(), strict=True):
+        kinds = sorted(own["prefill"].unique(), key=lambda name: (name != "exact", name))
+        for place, name in enumerate(kinds):
+            part = own[own["prefill"] == name]
+            mean, low, high = (100 * v for v in mean_interval(part["score"].to_numpy(float)))
+            panel.bar(place, mean, 0.7, color=style.color(method))
+            panel.errorbar(place, mean, [[mean - low], [high - mean]], color="black", capsize=2)
+            read = part["prefill_computed_frac"].mean() if "prefill_computed_frac" in part else 1
+            text = "" if name == "exact" else f"{read:.0%} computed"
+            panel.text(place, 2, text, ha="center", color="white", fontsize=style.SMALL)
+        panel.set_xticks(range(len(kinds)), kinds)
+        panel.set(title=method, ylim=(0, 105))
+    panels[0].set_ylabel("mean score of RULER tasks")
+    note = parts.INTERVALS + headroom.figure_note(rows)
+    return style.finish(drawing, rows, ["method", "prefill"], note, legend="none")
+
+
 def _score_maps(rows: pd.DataFrame, by: str, label: str, text: Callable[[Any], str]) -> Any:
     """Mean scores by the column ``by`` and length, a heat map per method."""
     rows = rows.assign(marked=headroom.lacks_headroom(rows))
@@ -127,5 +153,5 @@ def _write_values(panel: Any, grid: pd.DataFrame, marked: pd.DataFrame) -> None:
             panel.text(x, y, text, ha="center", va="center", **look)
 
 
-_DRAWN = (ruler_scores, ruler_by_length, ruler_tasks, niah_grid, longbench)
+_DRAWN = (ruler_scores, ruler_by_length, ruler_tasks, niah_grid, longbench, sparse_prefill)
 FIGURES = {draw.__name__: draw for draw in _DRAWN}

@@ -12,6 +12,7 @@ COLUMNS = {
     "tokens attended": (lambda rows: rows["live.attended_tokens"], ".0f"),
     "estimated": (lambda rows: rows["live.estimated_tokens"], ".0f"),
     "prefill s": (lambda rows: rows["prefill_s"], ".2f"),
+    "prefill frac": (lambda rows: rows["prefill_computed_frac"], ".2f"),
     "build s": (lambda rows: rows["seal_s"], ".3f"),
     "ms/step": (lambda rows: 1000 * step_seconds(rows), ".1f"),
     "MiB held": (lambda rows: rows[HELD_BYTES].sum(axis=1) / 2**20, ".1f"),
@@ -19,8 +20,9 @@ COLUMNS = {
     "hit ratio": (lambda rows: rows["live.hit_ratio"], ".2f"),
 }
 NOTE = (
-    "build s: making the index; MiB held: KV cache and index; MiB/step: read or copied by a "
-    "decode step in all layers; estimated: tokens that clusters stand for"
+    "prefill frac: attention that a sparse prefill computed; build s: making the index; MiB held: "
+    "KV cache and index; MiB/step: read or copied by a decode step in all layers; estimated: "
+    "tokens that clusters stand for"
 )
 
 
