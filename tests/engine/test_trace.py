@@ -86,7 +86,7 @@ def test_a_trace_of_a_few_layers_replays_them_alone(tmp_path):
 def test_the_library_is_recorded_once_and_again_where_it_is_damaged(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RETROBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    prompts = (("niah_multikey_2", 1300), ("vt", 1300))
+    prompts = (("niah_multikey_2", 600), ("niah_single_1", 600))
     tiny = traces.LibraryTrace(name="tiny", model="constructed", layers=(1,), prompts=prompts)
     monkeypatch.setattr(traces, "LIBRARY", {"tiny": tiny})
     with pytest.raises(ValueError, match="run `retrobench traces tiny`"):
@@ -101,10 +101,10 @@ def test_the_library_is_recorded_once_and_again_where_it_is_damaged(tmp_path, mo
     broken = sorted(folder.glob("*.safetensors"))[1]
     broken.write_bytes(broken.read_bytes()[:-1] + b"?")
     assert console.main(["traces", "--verify"]) == 1
-    assert "tiny: not as recorded: vt of 1300 tokens" in capsys.readouterr().out
+    assert "tiny: not as recorded: niah_single_1 of 600 tokens" in capsys.readouterr().out
     assert console.main(["traces", "tiny"]) == 0
     out = capsys.readouterr().out
-    assert "recording vt" in out and "recording niah" not in out
+    assert "recording niah_single_1" in out and "multikey" not in out
     assert console.main(["traces", "--verify"]) == 0
     assert traces.content_digest(read_manifest(folder)) == before
     assert console.main(["traces", "--list"]) == 0
@@ -118,7 +118,7 @@ def test_the_library_is_recorded_once_and_again_where_it_is_damaged(tmp_path, mo
     ]
     outcome = cli.run_job(overrides.composed(asked, CONF))
     played = list(ResultStore(tmp_path).read(outcome["key"]).rows.values())
-    assert [row["task"] for row in played] == ["niah_multikey_2", "vt"]
+    assert [row["task"] for row in played] == ["niah_multikey_2", "niah_single_1"]
     assert all(row["fidelity"]["steps"] > 32 for row in played)
 
 

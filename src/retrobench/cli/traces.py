@@ -65,19 +65,19 @@ def _configuration(
 ) -> dict[str, Any]:
     """The composed run that records one prompt.
 
-    bfloat16, as a GPU would keep the cache. The prompt's last tokens are decode steps, too, so that
-    a model that answers in two tokens leaves more than two steps.
+    Kept in bfloat16, as the cache of a GPU, and computed in what is fast here. The prompt's last
+    tokens are decode steps, too, so that a model that answers in two tokens leaves more steps.
     """
     return composed(
         [
             f"model={trace.model}",
-            "model.dtype=bfloat16",
             "method=full",
             "task=trace",
             f"task.path={traces.library_folder(trace.name)}",
             f"task.tasks=[{task}]",
             f"task.length={length}",
             f"task.steps={STEPS}",
+            "task.dtype=bfloat16",
             f"task.layers=[{','.join(map(str, trace.layers))}]",
             "protocol=decode_tail",
             f"protocol.tail_tokens={TAIL_TOKENS}",

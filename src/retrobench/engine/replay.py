@@ -70,7 +70,9 @@ class TraceRecorder(DenseMethod):
         self.queries[layer].append(q_BHTD.cpu())
         return super().decode(layer, q_BHTD, k_BGTD, v_BGTD, args)
 
-    def save(self, folder: Path, index: int, layers: Sequence[int]) -> dict[str, list[Any]]:
+    def save(
+        self, folder: Path, index: int, layers: Sequence[int], dtype: torch.dtype
+    ) -> dict[str, list[Any]]:
         """Write the shards of one prompt, a file per layer; their names, sizes and digests."""
         written = {}
         for layer in layers:
@@ -83,7 +85,8 @@ class TraceRecorder(DenseMethod):
                 parts["guess_HSD"] = torch.cat(self.guesses[layer], 2)[0]
             file = shard(folder, index, layer)
             temporary = file.with_suffix(".tmp")
-            save_file({name: part.cpu().contiguous() for name, part in parts.items()}, temporary)
+            kept = {name: part.to("cpu", dtype).contiguous() for name, part in parts.items()}
+            save_file(kept, temporary)
             temporary.replace(file)
             written[file.name] = traces.shard_mark(file)
         return written
@@ -96,7 +99,6 @@ class TraceRecorder(DenseMethod):
             "heads": shape.num_heads,
             "kv_heads": shape.num_kv_heads,
             "head_dim": shape.head_dim,
-            "dtype": shape.dtype,
             "args": {str(i): [self.args[i].scale, self.args[i].softcap] for i in layers},
         }
 

@@ -29,10 +29,12 @@ def record(
     *,
     steps: int,
     layers: Sequence[int] = (),
+    dtype: str = "auto",
 ) -> tuple[Generation, dict[str, Any], int]:
     """Decode the prompt and write it; (times and counts, counts, bytes written).
 
     ``layers``: those that are written; none: all with full attention. ValueError for others.
+    ``dtype`` of what is written; auto: the model's.
     """
     probe, ends = CountingProbe(), stop_ids(loaded.model, loaded.tokenizer)
     with open_session(steps, method_class=replay.TraceRecorder, probe=probe) as session:
@@ -43,7 +45,7 @@ def record(
         result = session.generate(Decoding(max_new_tokens=steps), ends)
         stepped = [int(token_11) for token_11 in session.stepped]
         ids = [*encoded.ids[:split], *stepped]
-        written = _write(loaded, sample, encoded, folder, session.method, ids, split, layers)
+        written = _write(loaded, sample, encoded, folder, session.method, ids, split, layers, dtype)
     return result, probe.row(), written
 
 
@@ -56,7 +58,9 @@ def _write(
     ids: list[int],
     split: int,
     layers: Sequence[int],
+    dtype: str,
 ) -> int:
+    dtype = recorder.shape.dtype if dtype == "auto" else dtype
     layers = sorted(layers or recorder.shape.layers)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -68,13 +72,15 @@ def _write(
         "weights_id": weights_id(loaded.model),
         "projection_bytes": recorder.model.projection_bytes(recorder.shape.layers[-1]),
         **recorder.geometry(layers),
+        "dtype": dtype,
     }
     if manifest["samples"] and manifest["weights_id"] != about["weights_id"]:
         raise ValueError(f"{folder} holds a trace of another model; use another task.path")
-    if manifest["samples"] and manifest["layers"] != layers:
-        raise ValueError(
-            f"{folder} holds layers {manifest['layers']}, not {layers}; use another task.path"
-        )
+    for name in ("layers", "dtype"):
+        if manifest["samples"] and manifest[name] != about[name]:
+            raise ValueError(
+                f"{folder} holds {name} {manifest[name]}, not {about[name]}; use another task.path"
+            )
     known = {s["id"]: s["index"] for s in manifest["samples"]}
     index = known.get(sample.id, len(known))
     entry = {
@@ -89,7 +95,7 @@ def _write(
         "ids": ids,
         "recorded": {**commit(), "torch": torch.__version__, "time": utc_now()},
     }
-    entry["shards"] = recorder.save(folder, index, layers)
+    entry["shards"] = recorder.save(folder, index, layers, getattr(torch, dtype))
     others = [s for s in manifest["samples"] if s["id"] != sample.id]
     replay.write_manifest(folder, {**about, "samples": [*others, entry]})
     return sum(size for size, _ in entry["shards"].values())

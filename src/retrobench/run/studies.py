@@ -33,6 +33,7 @@ def record(
             folder,
             steps=config.steps,
             layers=config.layers,
+            dtype=config.dtype,
         )
         fields = {
             **rows.prompt_fields(asked.prompt),

@@ -29,6 +29,12 @@ class TraceConfig:
     layers: tuple[int, ...] = option(
         (), "layers recorded, e.g. [4,14]; none: all with full attention", low=0, added=True
     )
+    dtype: str = option(
+        "auto",
+        "of what is recorded; auto: the model's",
+        choices=("auto", "float32", "float16", "bfloat16"),
+        added=True,
+    )
 
 
 class TraceTask(Task):
