@@ -18,7 +18,7 @@ ruler_by_length += 'task.tasks=[niah_single_2,niah_multikey_1]'
 fidelity_recall := method=oracle_topk,retroinfer,quest,infinigen,streaming,random
 niah_grid := model=gemma3_270m 'task.length=[4096,8192,16384]'
 
-.PHONY: help setup demo test check docs pictures figures fuzz published options hardware gpu-test gpu-bench matrix
+.PHONY: help setup demo test test-slow check docs pictures figures fuzz published options hardware gpu-test gpu-bench matrix
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,8 +38,11 @@ demo: $(STAMP) ## full attention, RetroInfer, Quest and two controls on RULER wi
 	$(RUN) $(DEMO)
 	$(BIN)/python scripts/plots.py ruler_scores
 
-test: $(STAMP) ## run the tests (CPU, offline)
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+test: $(STAMP) ## run the tests (CPU, offline), but for the slow ones
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: $(STAMP) ## run the slow tests: fuzz, kills, launchers, kernels in the interpreter, browsers
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m slow --dist worksteal
 
 check: $(STAMP) ## lint, format, types and import rules
 	$(BIN)/ruff check .

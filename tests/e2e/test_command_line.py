@@ -121,6 +121,7 @@ def test_method_options_in_every_form_reach_one_method_alone(written):
     assert quest.cache == "host" and retroinfer.cache == "auto"
 
 
+@pytest.mark.slow
 def test_commands_write_to_results_and_data_alone(tmp_path):
     """In the folder where they are started; the checkout is that folder for a newcomer."""
     task = ["task=ruler", "task.tasks=[niah_single_2]", "task.length=1024", "task.samples=1"]

@@ -9,6 +9,7 @@ from retrobench.store.results import ResultStore
 from tests.e2e.runs import comparable, config, sweep
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", ["score", "latency", "fidelity"])
 def test_cells_that_share_a_prefill_have_the_rows_of_cells_alone(measure, tmp_path, monkeypatch):
     from retrobench.engine import prefill_cache

@@ -103,6 +103,7 @@ def test_finished_conversations_are_not_held_again(tmp_path):
     assert (more["key"], more["ran"], more["cached"]) == (first["key"], 3, 3)
 
 
+@pytest.mark.slow
 def test_fidelity_covers_the_whole_conversation(tmp_path):
     measured = {"name": "fidelity", "score": True, "steps": 12}
     outcome = job(tmp_path, task=TASK, protocol=TURNS, measure=measured)

@@ -62,6 +62,7 @@ def test_a_finished_cell_runs_nothing_and_more_samples_continue_it(tmp_path):
     assert (more["key"], more["ran"], more["cached"]) == (first["key"], 2, 4)
 
 
+@pytest.mark.slow
 def test_full_random_and_batches(tmp_path):
     task = {**RULER, "tasks": ["niah_multikey_2"]}
 
@@ -156,6 +157,7 @@ def test_more_memory_than_there_is_is_refused_before_running(tmp_path, monkeypat
     assert job(tmp_path)["failed"] == {} and store.status(key)["state"] == "done"
 
 
+@pytest.mark.slow
 def test_sigkill_in_the_middle_resumes_at_the_next_sample(tmp_path):
     arguments = ["task.tasks=[niah_single_2]", "task.length=1400", "task.samples=8"]
     arguments += [f"results_dir={tmp_path}", "method=full", "model=constructed", "progress=false"]
@@ -175,6 +177,7 @@ def test_sigkill_in_the_middle_resumes_at_the_next_sample(tmp_path):
     assert "0 samples run, 8 on disk" in again.stdout
 
 
+@pytest.mark.slow
 def test_a_sweep_gives_one_table_and_survives_a_bad_cell(tmp_path):
     result = run_py(
         "-m",
@@ -222,6 +225,7 @@ def wandb_records(data):
             parts = []
 
 
+@pytest.mark.slow
 def test_wandb_offline_run_is_written_and_resumed(tmp_path):
     pytest.importorskip("wandb")
     from wandb.proto import wandb_internal_pb2 as pb
@@ -271,6 +275,7 @@ def test_console_reads_the_store(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["key"] == key
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_from_rows_and_name_them(tmp_path):
     pytest.importorskip("matplotlib")
     from retrobench.report.figures.draw import draw, figure_source

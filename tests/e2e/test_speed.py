@@ -93,6 +93,7 @@ def test_injected_data_repeats_and_differs_between_rows_and_heads():
     assert q.shape == (2, 6, 1, 64) and not torch.equal(q[0], q[1])
 
 
+@pytest.mark.slow
 def test_a_method_that_works_a_layer_ahead(tmp_path):
     def run(layers):
         job = raw("infinigen", tmp_path, context=600, layers=layers)

@@ -86,6 +86,7 @@ def test_a_launch_that_is_refused_is_one_line(arguments, said):
     assert len(ended.stderr.splitlines()) == 1 and not ended.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("flags", [[], ["-m"]])
 def test_a_stopped_run_says_what_is_kept_and_how_to_go_on(tmp_path, number, code, flags):

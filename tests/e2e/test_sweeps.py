@@ -106,6 +106,7 @@ def test_launchers_of_other_processes(launcher, tmp_path):
     assert threads == {1}
 
 
+@pytest.mark.slow
 def test_a_sweep_raises_the_alarms_from_the_command_line(tmp_path, monkeypatch, capsys):
     """Weights that look at everything a little: attending less truly answers better."""
     from retrobench.cli import console
@@ -139,6 +140,7 @@ def test_a_sweep_raises_the_alarms_from_the_command_line(tmp_path, monkeypatch, 
         assert "a larger budget answers worse" in alarms[1]
 
 
+@pytest.mark.slow
 def test_a_sweep_can_be_followed_to_its_end(tmp_path):
     from retrobench.report.page.progress import progress
 

@@ -26,6 +26,7 @@ def prompts(tokenizer):
     return [tokenizer(f"{text}At the harbour,")["input_ids"] for text in texts]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["smollm2", "gemma3_270m"])
 @torch.inference_mode()
 def test_full_equals_generate(name):

@@ -30,6 +30,7 @@ def reason_to_skip() -> str:
     return "the interpreter of Triton 3.6 needs NumPy < 2.4" if broken else ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(reason_to_skip()), reason=reason_to_skip())
 @pytest.mark.parametrize("name", sorted(p.stem for p in FOLDER.glob("test_*_kernels.py")))
 def test_parity_in_the_interpreter(name):

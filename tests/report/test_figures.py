@@ -114,6 +114,7 @@ def everything(lab):
     return defaults
 
 
+@pytest.mark.slow
 def test_every_figure_is_drawn_and_names_its_own_cells(lab, tmp_path):
     everything(lab)
     # these have tests of their own

@@ -60,6 +60,7 @@ def compared(lab):
         lab.cell(method, budget=budget, benchmark="niah", rows=rows)
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_else_and_says_nothing_to_the_console(lab, tmp_path):
     compared(lab)
     path = write(lab, tmp_path)
@@ -81,6 +82,7 @@ def test_the_page_needs_nothing_else_and_says_nothing_to_the_console(lab, tmp_pa
     assert shot.stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_reader_sorts_filters_and_hovers(lab, tmp_path):
     compared(lab)
     found = act(
@@ -133,6 +135,7 @@ def test_a_reader_sorts_filters_and_hovers(lab, tmp_path):
     assert found["colors"] == ["rgb(27, 31, 36)", "rgb(228, 231, 235)", "#e4e7eb"]
 
 
+@pytest.mark.slow
 def test_a_reader_opens_samples(lab, tmp_path):
     compared(lab)
     found = act(

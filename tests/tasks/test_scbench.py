@@ -212,6 +212,7 @@ def test_every_mode_runs_on_one_prefill_and_equals_fresh_prompts(tmp_path, earli
         assert row["prompt_tokens"] == len(one.prompt.ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", ["latency", "fidelity"])
 def test_other_measures_of_separate_turns(tmp_path, measure):
     task = {"name": "scbench", "tasks": ["scbench_kv"], "substitute_tokens": 512, "samples": 1}
