@@ -1,7 +1,6 @@
 """From sample to token ids: the only place for chat template, truncation and stop strings."""
 
 import hashlib
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from retrobench.tasks.chat import (
     transcript,
     without_thinking,
 )
+from retrobench.tasks.spelling import Spelling
 from retrobench.tasks.truncation import cut_ids
 
 TAIL_CHARACTERS = 400  # of a prompt, kept for the reader of its row
@@ -52,7 +52,7 @@ class PromptBuilder:
     def __init__(
         self, tokenizer: Any, *, chat: bool = True, chat_date: str = DATE, thinking: str = "auto"
     ) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer, self.spelling = tokenizer, Spelling(tokenizer)
         self.chat = chat and getattr(tokenizer, "chat_template", None) is not None
         self.chat_date, self.thinking = chat_date, thinking
         self.template = ChatTemplate(tokenizer, chat_date, thinking if self.chat else "auto")
@@ -110,11 +110,7 @@ class PromptBuilder:
 
     def count(self, text: str) -> int:
         """Tokens of ``text`` without special tokens."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            return len(self.tokens(text))
-        backend.no_truncation()
-        return len(backend.encode_batch_fast([text], add_special_tokens=False)[0])
+        return self.spelling.count(text)
 
     def wrap(self, user_text: str, history: Sequence[tuple[str, str]] = ()) -> str:
         """``user_text`` as a user turn after a conversation (unchanged for base models).
@@ -144,7 +140,7 @@ class PromptBuilder:
         bos = self.template.bos if use_chat else ""
         start = [] if use_chat else self.start_ids
         place = text.rfind(sample.question)
-        spelled, before = self._spelled(bos + text, len(bos) + place)
+        spelled, before = self.spelling.split(bos + text, len(bos) + place)
         ids = [*start, *spelled]
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         context = len(start) + before
@@ -259,16 +255,7 @@ class PromptBuilder:
 
     def tokens(self, text: str) -> list[int]:
         """Ids of ``text`` alone, without special tokens around it."""
-        return self.tokenizer(text, add_special_tokens=False).input_ids
-
-    def _spelled(self, text: str, border: int) -> tuple[list[int], int]:
-        """Ids of ``text``, and how many of them end at character ``border`` or before it."""
-        if not getattr(self.tokenizer, "is_fast", False):
-            ids = self.tokens(text)
-            return ids, len(ids) - self.count(text[border:])
-        options = {"return_offsets_mapping": True, "return_attention_mask": False}
-        found = self.tokenizer(text, add_special_tokens=False, **options)
-        return found.input_ids, bisect_right(found.offset_mapping, border, key=lambda span: span[1])
+        return self.spelling.ids(text)
 
     def _truncate(self, sample: Sample) -> tuple[str, bool]:
         """Middle truncation of the raw prompt (LongBench): keeps the first and the last ids.

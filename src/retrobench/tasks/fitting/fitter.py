@@ -77,8 +77,8 @@ class LengthFitter:
                 stacklevel=2,
             )
         limit, tokens_per_unit = group.max_prompt_tokens, self._estimate(group)
-        units, parts = fill(factory, self._count, limit, tokens_per_unit, sample_id)
-        cache.put(sample_id, units, self._count(parts))
+        units, tokens, parts = fill(factory, self._count, limit, tokens_per_unit, sample_id)
+        cache.put(sample_id, units, tokens)
         return parts
 
     def _rebuilt(

@@ -60,13 +60,13 @@ def fill(
     limit: int,
     tokens_per_unit: TokensPerUnit,
     name: str,
-) -> tuple[int, T]:
-    """(units, ``make(units)``) of the largest prompt found with ``count <= limit``.
+) -> tuple[int, int, T]:
+    """(units, tokens, ``make(units)``) of the largest prompt found with ``count <= limit``.
 
     With a good estimate the first guess is taken. ValueError if one unit does not fit, or if no
     number of units fills the limit.
     """
-    fits, too_many = 0, None
+    fits, filled, too_many = 0, 0, None
     best: T | None = None
     units = tokens_per_unit.units(TARGET_FILL * limit)
     for _ in range(_MAX_PROBES):
@@ -75,7 +75,7 @@ def fill(
         per_unit = max(_MIN_PER_UNIT, (tokens - tokens_per_unit.fixed) / units)
         step = max(1, int(abs(_NEXT_FILL * limit - tokens) / per_unit))
         if tokens <= limit:
-            best, fits = candidate, units
+            best, fits, filled = candidate, units, tokens
             if tokens >= MIN_FILL * limit:
                 break
             if units * _MIN_PER_UNIT > limit:
@@ -91,7 +91,7 @@ def fill(
                 units = (fits + too_many) // 2
     if best is None:
         raise ValueError(f"{name}: the smallest prompt does not fit {limit} tokens; ask for more")
-    return fits, best
+    return fits, filled, best
 
 
 def _stuck(units: int, tokens: int, limit: int) -> ValueError:

@@ -7,7 +7,6 @@ substitute prose with the fact that is asked for.
 import random
 import uuid
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import Any
 
 from retrobench.tasks.records import Prose, Record
@@ -123,15 +122,16 @@ def find(tokens: int, rng: random.Random, prose: Prose) -> Record:
 
 def calculate(tokens: int, rng: random.Random, prose: Prose) -> Record:
     """A long sum; its partial sums stay positive."""
-    steps = [rng.randint(1, 99)]
+    sums = [rng.randint(1, 99)]
 
     def term() -> str:
-        low = -min(99, sum(steps) - 1)
-        steps.append(rng.choice([rng.randint(low, -1), rng.randint(1, 99)]) if low else 1)
-        return f" {'+' if steps[-1] > 0 else '-'} {abs(steps[-1])}"
+        low = -min(99, sums[-1] - 1)
+        step = rng.choice([rng.randint(low, -1), rng.randint(1, 99)]) if low else 1
+        sums.append(sums[-1] + step)
+        return f" {'+' if step > 0 else '-'} {abs(step)}"
 
-    text = f"{steps[0]}{''.join(prose.filled(tokens, term, ''))}"
-    return _record(text, "", list(accumulate(steps))[1:])
+    text = f"{sums[0]}{''.join(prose.filled(tokens, term, ''))}"
+    return _record(text, "", sums[1:])
 
 
 def code_run(tokens: int, rng: random.Random, prose: Prose) -> Record:

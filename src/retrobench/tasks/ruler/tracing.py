@@ -66,4 +66,4 @@ def _example(rng: random.Random, prompt: Prompt) -> str:
     if prompt.count(make(1)) > limit:
         return make(1)
     tokens_per_unit = estimate(make, prompt.count, limit, 1)
-    return fill(make, prompt.count, limit, tokens_per_unit, "vt example")[1]
+    return fill(make, prompt.count, limit, tokens_per_unit, "vt example")[2]
