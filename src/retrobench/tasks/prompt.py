@@ -266,7 +266,7 @@ class PromptBuilder:
         rule = sample.meta.get("truncate")
         if not rule or "of" in rule:  # the ids of the whole prompt are cut
             return sample.user_text, False
-        ids = self.tokenizer(sample.user_text).input_ids
+        ids = self.spelling.whole(sample.user_text)
         limit = int(rule["tokens"])
         if len(ids) <= limit:
             return sample.user_text, False
