@@ -8,6 +8,7 @@ import os
 import pytest
 
 from retrobench.core.cell import Cell
+from retrobench.store import cell_files
 from retrobench.store.results import ResultStore
 from retrobench.store.sweeps import sweep_entries, sweep_keys, sweep_names, sweep_problems
 
@@ -58,6 +59,17 @@ def test_a_corrupt_file_is_named_and_the_other_cells_are_shown(store, name, cont
     assert keys == ({good} if name == "cell.json" else {good, bad})
     assert set(store.sound_keys()) == keys == set(store.cells()["key"])
     assert store.status(bad)["state"] == ("done" if name == "cell.json" else "unreadable")
+
+
+@pytest.mark.parametrize("name", [*cell_files._STATUS, "nothing"])
+def test_a_status_of_other_kinds_is_named_and_its_rows_are_shown(store, name):
+    key = write(store)
+    damaged = json.dumps(store.status(key) | {name: [["x"]]})
+    damaged = "{}" if name == "nothing" else damaged
+    (store.root / key / "status.json").write_text(damaged)
+    (problem,) = store.problems()
+    assert f"{key}/status.json" in problem and store.status(key)["state"] == "unreadable"
+    assert len(store.columns()) == 3 and len(store.cells()) == 1
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,10 @@ from retrobench.core.paths import regular
 ROWS = "rows.jsonl"
 _LABELS = {"model": "model", "method": "method", "benchmark": "task"}  # label: part of the cell
 _AGAIN = "run its command again to write it anew"
+_STATUS = {
+    "state": str, "message": str, "reason": str, "time": str, "attempts": int, "attempts_of": str,
+    "requests": list, "failed": dict, "content": dict, "recovered_lines": int, "altered": int,
+}  # fmt: skip
 
 
 def describe(about: Mapping[str, Any]) -> str:
@@ -55,10 +59,11 @@ def read_status(folder: Path) -> dict[str, Any]:
         status = _read_object(path)
     except ValueError as error:
         return {"state": "unreadable", "message": str(error)}
-    kinds = {"state": str, "attempts": int, "requests": list, "failed": dict, "content": dict}
-    for name, kind in kinds.items():
+    for name, kind in _STATUS.items():
         if not isinstance(status.get(name, kind()), kind):
             return {"state": "unreadable", "message": f"{path}: {name!r} is not a {kind.__name__}"}
+    if "state" not in status or not all(isinstance(x, str) for x in status.get("requests", [])):
+        return {"state": "unreadable", "message": f"{path}: not the status of a cell; {_AGAIN}"}
     return status
 
 
