@@ -61,6 +61,7 @@ def test_groups_of_one_model_come_together_and_led_jobs_stay_away(tmp_path):
     assert ray_sweep._next(waiting, model).model != model
 
 
+@pytest.mark.slow
 def test_without_ray_the_launcher_says_what_to_install(tmp_path):
     try:
         import ray  # noqa: F401

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +43,6 @@ class Worker:
     model: str = ""
 
 
-@dataclass(slots=True, kw_only=True)
-class Outcomes:
-    """Returns of the leading jobs, and the groups whose workers died too often."""
-
-    returns: dict[int, JobReturn] = field(default_factory=dict)
-    lost: list[Group] = field(default_factory=list)
-
-
 def launch(
     job: Mapping[str, Any],
     overrides: Sequence[Sequence[str]],
@@ -73,25 +66,31 @@ def launch(
     groups = _groups(Path(str(job["config"].hydra.sweep.dir)), overrides, first)
     started = not ray.is_initialized()
     if started:
-        here = {} if address else {"num_cpus": max(1, round(workers * cpus))}
-        here |= {"num_gpus": round(workers * gpus)} if gpus and not address else {}
+        here = {} if address else {"num_cpus": ceil(workers * cpus)}
+        here |= {"num_gpus": ceil(workers * gpus)} if gpus and not address else {}
         ray.init(address, include_dashboard=False, logging_level="warning", **here)
     try:
         actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(_Actor)
         state = Singleton.get_state()
-        outcomes = schedule(groups, workers, tries, lambda: actor.remote(dict(job), state))
+        returns = schedule(groups, workers, tries, lambda: actor.remote(dict(job), state))
     finally:
         if started:
             ray.shutdown()
     empty = JobReturn(status=JobStatus.COMPLETED)
-    return [outcomes.returns.get(first + n, empty) for n in range(len(overrides))]
+    return [returns.get(first + n, empty) for n in range(len(overrides))]
 
 
-def schedule(groups: Sequence[Group], workers: int, tries: int, make_actor: Any) -> Outcomes:
-    """Give groups to workers until all ran, or died ``tries`` times with their workers."""
+def schedule(
+    groups: Sequence[Group], workers: int, tries: int, make_actor: Callable[[], Any]
+) -> dict[int, JobReturn]:
+    """Give groups to workers until all ran, or died ``tries`` times with their workers.
+
+    Returns of the leading jobs by number; none of a group that was given up.
+    """
     import ray
 
-    waiting, outcomes, running = list(groups), Outcomes(), {}
+    waiting, running = list(groups), {}
+    returns: dict[int, JobReturn] = {}
     idle = [Worker(actor=make_actor()) for _ in range(min(workers, len(waiting)))]
     while waiting or running:
         while waiting and idle:
@@ -102,16 +101,16 @@ def schedule(groups: Sequence[Group], workers: int, tries: int, make_actor: Any)
         (done, *_), _ = ray.wait(list(running))
         worker, group = running.pop(done)
         try:
-            outcomes.returns[group.number] = ray.get(done)
+            returns[group.number] = ray.get(done)
         except ray.exceptions.RayActorError as error:
             group.deaths += 1
             again = group.deaths < tries
             what = "its group runs again" if again else "its group is given up"
             _say(f"a worker died ({_first_line(error)}): {what}, job {group.number}")
-            (waiting if again else outcomes.lost).append(group)
+            waiting += [group] if again else []
             worker = Worker(actor=make_actor())
         idle.append(worker)
-    return outcomes
+    return returns
 
 
 def _groups(folder: Path, overrides: Sequence[Sequence[str]], first: int) -> list[Group]:
