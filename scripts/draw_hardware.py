@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from hardware import hardware
 
+from retrobench.evaluate.papers.beside import hardware
 from retrobench.report.figures import parts, style
 from retrobench.serving.dims import DIMS
 from retrobench.serving.hardware.disaggregated import Plane

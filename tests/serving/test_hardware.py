@@ -13,6 +13,7 @@ from retrobench.serving.hardware import KINDS, parse_hardware
 from retrobench.serving.hardware.csd import Csd, CsdConfig
 from retrobench.serving.hardware.dimm_pim import DimmPim, bubble_free_chips, score_s
 from retrobench.serving.hardware.gpu import Gpu, GpuConfig
+from retrobench.serving.hardware.hbm_pim import HbmPim, HbmPimConfig
 from retrobench.serving.traffic import Traffic, TrafficCurve, full_attention
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "hardware"
@@ -22,6 +23,7 @@ SMALL = ModelDims(layers=2, width=32, heads=4, kv_heads=2, head_dim=8, matmul_pa
 GPU = {
     "gpus": 2, "flop_per_s": 1e6, "hbm_bytes_per_s": 1e5, "hbm_bytes": 1e4, "flop_efficiency": 0.5,
     "hbm_efficiency": 0.5, "link_bytes_per_s": 1e5, "host_bytes": 5e4, "usd_per_hour": 1.0,
+    "sum_start_s": 0.0, "sum_bytes_per_s": 1e12,
 }  # fmt: skip
 MOVED = TrafficCurve([(100, Traffic(kv=2000.0, index=500.0, h2d=100.0, flash=4096.0))], "by hand")
 
@@ -88,22 +90,72 @@ def test_gpu_by_hand():
         _ = Gpu(GpuConfig(**{**GPU, "hbm_bytes": 100.0}), SMALL, MOVED).capacity
 
 
+def test_gpus_add_up_by_hand():
+    slow = {**GPU, "gpus": 4, "sum_start_s": 0.5, "sum_bytes_per_s": 16.0}
+    model, free = (
+        Gpu(GpuConfig(**slow), SMALL, MOVED),
+        Gpu(GpuConfig(**GPU | {"gpus": 4}), SMALL, MOVED),
+    )
+    # twice in 2 layers; 3 rounds, each with a quarter of 5 tokens x 32 numbers x 2 bytes
+    expected = 2 * 2 * 3 * (0.5 + 5 * 32 * 2 / 4 / 16)
+    assert model.sum_s(5) == pytest.approx(expected)
+    assert model.linear_s(5) == pytest.approx(free.linear_s(5) + expected)
+    assert model.linear_s(0) == 0
+    assert Gpu(GpuConfig(**{**slow, "gpus": 1}), SMALL, MOVED).sum_s(5) == 0
+
+
+DRIVE = {
+    "drives": 1, "flash_channels": 4, "channel_bytes_per_s": 100.0, "read_efficiency": 0.5,
+    "drive_link_bytes_per_s": 1e4, "write_bytes_per_s": 1e3, "flash_bytes": 1e6, "key_copies": 2,
+    "engine_flop_per_s": 1e3, "engine_hidden": True, "weights_on": "gpu",
+}  # fmt: skip
+
+
+def csd(**changes):
+    return Csd(CsdConfig(**{**GPU, **DRIVE, **changes}), SMALL, MOVED)
+
+
 def test_csd_by_hand():
-    drive = {
-        "drives": 1, "flash_channels": 4, "channel_bytes_per_s": 100.0, "read_efficiency": 0.5,
-        "drive_link_bytes_per_s": 1e4, "write_bytes_per_s": 1e3, "flash_bytes": 1e6,
-        "key_copies": 2,
-    }  # fmt: skip
-    model = Csd(CsdConfig(**GPU, **drive), SMALL, MOVED)
+    model, two = csd(), csd(drives=2)
     link = 2 * (2 * 4 + 2 * 2) * 8 * 2  # layers x (q, output; k, v) x numbers x 2 bytes
-    expected = 0.02 + 2 * 4096 / 200 + 2 * link / 1e4
-    assert model.step_s(2, 200) == pytest.approx(expected)
+    gpu = 0.02 + 2 * 500 / 1e5  # weights, and indexes of 2 requests
+    assert model.step_s(2, 200) == pytest.approx(gpu + 2 * 4096 / 200 + 2 * link / 1e4)
     assert model.step_s(0, 0, 10, 0) == pytest.approx(10 * 128 * 1.5 / 1e3)  # writing is slower
-    two = Csd(CsdConfig(**GPU, **{**drive, "drives": 2}), SMALL, MOVED)
-    assert two.step_s(2, 200) == pytest.approx(0.02 + 4096 / 200 + link / 1e4)
-    three = Csd(CsdConfig(**GPU, **{**drive, "drives": 3}), SMALL, MOVED)
-    assert three.step_s(2, 200) == two.step_s(2, 200)  # of 2 KV heads
+    assert two.step_s(2, 200) == pytest.approx(gpu + 4096 / 200 + link / 1e4)
+    assert csd(drives=3).step_s(2, 200) == two.step_s(2, 200)  # of 2 KV heads
     assert model.held(Footprint(device=10)) == (15,) and two.capacity == (2e6,)
+
+
+def test_units_and_weights_of_csd_by_hand():
+    # 2000 bytes are 1000 numbers, each multiplied for 2 query heads: 4000 operations
+    assert csd().engine_s(2000) == pytest.approx(4.0)
+    assert csd(drives=2).engine_s(2000) == pytest.approx(2.0)
+    read = csd().flash_s(2 * 4096)
+    assert csd().drive_s(2, MOVED.at(100)) == pytest.approx(max(read, 8.0)) == pytest.approx(read)
+    assert csd(engine_flop_per_s=10.0).drive_s(2, MOVED.at(100)) == pytest.approx(800.0)
+    after = csd(engine_hidden=False)
+    assert after.drive_s(2, MOVED.at(100)) == pytest.approx(read + 8.0)
+    # 2000 bytes of weights over a link of 2 x 5 bytes per second
+    host = csd(weights_on="host", link_bytes_per_s=5.0)
+    assert host.gpu_s(1) == pytest.approx(200.0) and csd().gpu_s(1) == pytest.approx(0.02)
+    assert csd(weights_on="host", hbm_bytes=100.0).capacity == (1e6,)  # they need not fit
+
+
+def test_hbm_pim_by_hand():
+    banks = {"bank_factor": 4.0, "sub_batches": 1}
+    energy = {"cell_pj_per_byte": 2.0, "wires_pj_per_byte": 10.0, "multiply_pj": 0.5}
+    moved = TrafficCurve([(100, Traffic(kv=20000.0))], "by hand")
+    turns = HbmPim(HbmPimConfig(**GPU, **banks, **energy), SMALL, moved)
+    attention, weights = 20000 / (2 * 1e5 * 4), 0.02
+    assert turns.attention_s(20000) == pytest.approx(attention)
+    assert turns.step_s(3, 300) == pytest.approx(weights + 3 * attention)
+    both = HbmPim(HbmPimConfig(**GPU, **{**banks, "sub_batches": 2}, **energy), SMALL, moved)
+    assert both.step_s(3, 300) == pytest.approx(max(weights, attention) + 2 * attention)
+    assert both.step_s(1, 100) == turns.step_s(1, 100)  # nothing to overlap with
+    assert both.step_s(0, 0, 5, 0) == turns.step_s(0, 0, 5, 0)
+    # 100 bytes are 50 numbers, each multiplied for 2 query heads
+    assert turns.attention_j(100) == pytest.approx((100 * 2 + 100 * 0.5) * 1e-12)
+    assert turns.attention_j(100, banks=False) == pytest.approx((100 * 12 + 100 * 0.5) * 1e-12)
 
 
 def test_scores_leave_no_bubbles_where_the_paper_says_so():
@@ -140,6 +192,10 @@ def test_dimm_pim_by_hand():
     assert model.step_s(3, 300) == pytest.approx(three)
     rank = parse_hardware({**values, **changes, "level": "rank"})
     assert DimmPim(rank.config, SMALL, moved).attention_s(2000) == pytest.approx(2000 / 2e3)
+    host = parse_hardware({**values, **changes, "relayout": "host", "dimm_bytes_per_s": 1e3})
+    again = DimmPim(host.config, SMALL, moved)
+    assert model.relayout_s(3) == 0 and again.relayout_s(3) == pytest.approx(2 * 3 * 128 / 1e3)
+    assert again.pim_s(1, 100, 2) == pytest.approx(model.pim_s(1, 100, 2) + again.relayout_s(3))
 
 
 def test_the_adaptive_chunk_fills_the_time_of_the_dimms():

@@ -183,6 +183,17 @@ def test_clients_ask_again_when_they_are_answered():
     assert sorted(s.arrival_s for s in outcome.served)[3:] == pytest.approx(ends[:9])
 
 
+def test_a_client_asks_before_the_next_step_begins():
+    """Its prompt is read at once: the others' step does not come first."""
+    cost = Affine(fixed=1.0, read=0.25)
+    asked = [Request(0.0, 4, 2), Request(0.0, 4, 9), Request(0.0, 4, 2)]
+    outcome, _ = served_by(asked, cost, clients=2)
+    first, second, third = outcome.served
+    assert first.end_s == third.arrival_s == pytest.approx(2 * 1.0 + 1.0)
+    assert third.first_s == pytest.approx(3.0 + 1.0) and third.end_s == pytest.approx(5.0)
+    assert second.end_s == pytest.approx(2.0 + 8 * 1.0 + 1.0)
+
+
 def test_summary_has_the_names_of_the_serving_benchmark():
     outcome, _ = served_by([Request(0.0, 10, 5), Request(0.0, 10, 1)])
     found = summarise(outcome, Objectives(ttft_s=10, tpot_s=10))
@@ -202,11 +213,15 @@ def test_percentiles_weigh():
     assert percentile(values, weights, 99) == 2 and percentile(values, weights, 100) == 3
 
 
-def test_a_long_trace_is_served_to_its_end():
-    rng = np.random.default_rng(0)
-    times = arrivals(5000, 20.0, 1.0, rng)
-    sizes = zip(rng.integers(10, 2000, 5000), rng.integers(10, 1000, 5000), strict=True)
-    requests = [Request(t, int(i), int(o)) for t, (i, o) in zip(times, sizes, strict=True)]
+def test_the_work_of_a_replay_grows_with_its_requests_and_not_with_their_tokens():
     memory = Memory((200_000.0,), lambda prompt, total: (float(total),))
-    outcome, _ = served_by(requests, Affine(0.005, 1e-4, 1e-8, 1e-6), memory, max_batch=256)
-    assert len(outcome.served) == 5000
+    events = []
+    for scale in (1, 10):
+        rng = np.random.default_rng(0)
+        times = arrivals(500, 20.0 / scale, 1.0, rng)
+        sizes = scale * rng.integers(10, 1000, (500, 2))
+        requests = [Request(t, *map(int, size)) for t, size in zip(times, sizes, strict=True)]
+        cost = Affine(0.005, 1e-4, 1e-8, 1e-6)
+        outcome, _ = served_by(requests, cost, memory, max_batch=256, block_tokens=256 * scale)
+        events.append(outcome.events)
+    assert events[0] < 12 * 500 and events[1] < 2 * events[0]

@@ -123,8 +123,9 @@ def _counted(
         runner.close()
     steps = counts["decode_calls"][str(runner.shape.layers[-1])]
     found = {kind: _whole_model(probe.by_layer(kind), runner, dims) / steps for kind in BYTES}
-    if "flash_read_bytes" in stats:  # the method knows its pages
+    if "flash_read_bytes" in stats:  # the method knows its pages, and all its work is the drive's
         found["flash"] = stats["flash_read_bytes"] / layers * dims.layers
+        found["kv"], found["index"] = found["kv"] + found["index"], 0.0
     elif isinstance(probe, PageProbe) and probe.pages:
         found["flash"] = _whole_model(probe.pages, runner, dims) * PAGE_BYTES / steps
     else:  # nothing is chosen: all pages

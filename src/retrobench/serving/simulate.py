@@ -80,6 +80,8 @@ class Simulation:
     def _engine(self) -> Generator[simpy.Event, object, None]:
         while self.open:
             self.outcome.events += 1
+            if self.policy.clients:  # who has just been answered asks before the next step begins
+                yield self.env.timeout(0)
             served = self._admit()
             if served is not None:
                 yield from self._prefill(served)

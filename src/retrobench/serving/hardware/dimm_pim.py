@@ -26,7 +26,12 @@ class DimmPimConfig(GpuConfig):
     bank_factor: float = constant("bandwidth of the banks over that of their rank", low=1)
     level: str = constant("where attention is computed", choices=("rank", "bank"))
     bubble_free: bool = constant("spread a head over as many chips as leave no bubbles")
+    relayout: str = constant(
+        "what puts keys and values where the units need them: the DIMMs while they arrive, or the "
+        "host, which reads and writes them once more", choices=("in_flight", "host"),
+    )  # fmt: skip
     dimm_bytes: float = constant("memory of all DIMMs", above=0)
+    dimm_bytes_per_s: float = constant("bandwidth between the DIMMs and the host", above=0)
 
 
 class DimmPim(Gpu):
@@ -79,7 +84,14 @@ class DimmPim(Gpu):
         if batch:
             seconds = self.attention_s(batch * self.traffic.at(context).read)
         moved = self.dims.exchanged_bytes(batch) + chunk * self.dims.kv_token_bytes
-        return seconds + moved / self.link_bytes_per_s / self.config.ranksets
+        sent = moved / self.link_bytes_per_s / self.config.ranksets
+        return seconds + sent + self.relayout_s(batch + chunk)
+
+    def relayout_s(self, tokens: int) -> float:
+        """Rearranging new keys and values, which attention waits for."""
+        if self.config.relayout == "in_flight":
+            return 0.0
+        return 2 * tokens * self.dims.kv_token_bytes / self.config.dimm_bytes_per_s
 
     def step_s(self, batch: int, tokens: float, chunk: int = 0, done: int = 0) -> float:
         """Both halves of a step: one sub-batch on the GPU, the other in the DIMMs, then swapped.

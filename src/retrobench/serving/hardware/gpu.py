@@ -1,14 +1,15 @@
 """GPUs as a roofline: a step takes what its slowest resource takes.
 
 Weights are read once for a batch. Prefill attention is exact for every method. Copies over the link
-to the host hide behind the step, so this is a lower bound. Exchange between the GPUs is free.
+to the host hide behind the step, so this is a lower bound. GPUs that share a model add up partial
+sums twice per layer (tensor parallelism), which nothing hides.
 """
 
 from dataclasses import dataclass
 
 from retrobench.core.shapes import Footprint
 from retrobench.serving.costs import Bytes
-from retrobench.serving.dims import ModelDims
+from retrobench.serving.dims import VALUE_BYTES, ModelDims
 from retrobench.serving.hardware.constants import constant
 from retrobench.serving.traffic import TrafficCurve
 
@@ -27,6 +28,8 @@ class GpuConfig:
     hbm_efficiency: float = constant("share of the peak bandwidth that is reached", above=0, high=1)
     link_bytes_per_s: float = constant("link of one GPU to the host, one direction", above=0)
     host_bytes: float = constant("memory of the host", low=0)
+    sum_start_s: float = constant("one of the rounds in which GPUs add up, empty", low=0)
+    sum_bytes_per_s: float = constant("what a round passes on, by GPU", above=0)
     usd_per_hour: float = constant("price of the whole machine, an input", low=0)
 
 
@@ -63,7 +66,17 @@ class Gpu:
         if not tokens:
             return 0.0
         read = (self.dims.weight_bytes + weights) / self.hbm_bytes_per_s
-        return max(self.dims.linear_flop(tokens) / self.flop_per_s, read)
+        return max(self.dims.linear_flop(tokens) / self.flop_per_s, read) + self.sum_s(tokens)
+
+    def sum_s(self, tokens: float) -> float:
+        """Adding up the GPUs' partial sums: after attention and after the feed-forward part.
+
+        A ring of n GPUs passes on 1/n of the numbers in each of n - 1 rounds.
+        """
+        gpus = self.config.gpus
+        passed = tokens * self.dims.width * VALUE_BYTES / gpus
+        rounds = 2 * self.dims.layers * (gpus - 1)
+        return rounds * (self.config.sum_start_s + passed / self.config.sum_bytes_per_s)
 
     def prompt_attention_s(self, chunk: int, done: int) -> float:
         """Exact attention of a piece of a prompt."""

@@ -1,0 +1,1 @@
+"""Models of machines beside what the papers state: the tables of docs/hardware.md."""
