@@ -51,7 +51,7 @@ def single_server(services, rate, seed):
 @pytest.mark.parametrize("load", [0.3, 0.7])
 def test_waiting_times_of_m_m_1(load):
     rng = np.random.default_rng(7)
-    services = np.maximum(1, rng.exponential(10_000, 60_000))
+    services = np.maximum(1, rng.exponential(10_000, 25_000))
     outcome, _ = served_by(single_server(services, load, 8), Affine(read=1e-4), max_batch=1)
     waits = [ttft_s(s) - 1e-4 * s.request.input_tokens for s in outcome.served]
     assert np.mean(waits) == pytest.approx(load / (1 - load), rel=0.08)
@@ -62,7 +62,7 @@ def test_waiting_times_of_m_m_1(load):
 
 @pytest.mark.parametrize("load", [0.3, 0.7])
 def test_waiting_times_of_m_d_1(load):
-    requests = single_server(np.full(60_000, 10_000), load, 9)
+    requests = single_server(np.full(25_000, 10_000), load, 9)
     outcome, _ = served_by(requests, Affine(read=1e-4), max_batch=1)
     waits = [ttft_s(s) - 1.0 for s in outcome.served]
     assert np.mean(waits) == pytest.approx(load / (2 * (1 - load)), rel=0.08)

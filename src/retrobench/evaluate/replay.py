@@ -18,7 +18,7 @@ from retrobench.evaluate.counted import traffic_curve
 from retrobench.serving.costs import Bytes, Memory, StepCost
 from retrobench.serving.dims import ModelDims
 from retrobench.serving.hardware import KINDS, MEASURED, Hardware
-from retrobench.serving.served import Outcome, Policy
+from retrobench.serving.served import Outcome, Policy, Served
 from retrobench.serving.simulate import Simulation
 from retrobench.serving.summary import Objectives, good_share, largest_rate, summarise, sustained
 from retrobench.serving.surface import Point, Surface
@@ -27,6 +27,8 @@ from retrobench.store.results import OK, ResultStore
 from retrobench.tasks.serve import ServeConfig, ServeTask
 
 LABEL = "replay"  # in every row and figure: nothing was served
+
+Enough = Callable[[Served], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,16 +60,18 @@ def measure(replay: Replay, sample: Sample) -> dict[str, Any]:
     machine = make_machine(replay)
     objectives = Objectives(ttft_s=config.slo_ttft_s, tpot_s=config.slo_tpot_s)
 
-    def run(rate: float) -> Outcome:
+    def run(rate: float, enough: Enough | None = None) -> Outcome:
         policy = policy_of(config, machine.cost)
-        return Simulation(machine.cost, machine.memory, policy).run(replay.task.requests(rate))
+        asked = replay.task.requests(rate)
+        return Simulation(machine.cost, machine.memory, policy).run(asked, enough)
 
     found: dict[str, Any] = {"kind": LABEL, "counts": machine.source}
     found |= {"hardware": replay.hardware.name, "requests": requests_text(config)}
     found |= {name: getattr(config, name) for name in ("slo_ttft_s", "slo_tpot_s", "good_share")}
     rate = sample.meta.get("rate", 0.0)
     if rate is None:
-        rate, bound = _largest(run, objectives, config.good_share)
+        total = len(replay.task.requests(1.0))
+        rate, bound = _largest(run, total, objectives, config.good_share)
         found["bound"] = bound
         if not rate:
             return {LABEL: found | {"request_rate": 0.0, "request_goodput": 0.0, "good_frac": 0.0}}
@@ -82,20 +86,32 @@ def measure(replay: Replay, sample: Sample) -> dict[str, Any]:
 
 
 def _largest(
-    run: Callable[[float], Outcome], objectives: Objectives, share: float
+    run: Callable[[float, Enough], Outcome], total: int, objectives: Objectives, share: float
 ) -> tuple[float, str]:
-    """The largest rate with that share of good requests, and what bounds it.
+    """The largest rate with that share of good requests of ``total``, and what bounds it.
 
     ``requests``: so few are one burst beyond it, while they are still good; ``objectives``: more of
     them would miss them.
     """
 
+    def good_at(rate: float) -> Outcome | None:
+        """What became of them; None, as soon as too many are not good."""
+        missed = 0
+
+        def enough(served: Served) -> bool:
+            nonlocal missed
+            missed += not objectives.good(served)
+            return (total - missed) / total < share
+
+        outcome = run(rate, enough)
+        return outcome if good_share(outcome, objectives) >= share else None
+
     def holds(rate: float) -> bool:
-        outcome = run(rate)
-        return good_share(outcome, objectives) >= share and sustained(outcome, rate)
+        outcome = good_at(rate)
+        return outcome is not None and sustained(outcome, rate)
 
     rate = largest_rate(holds, 1.0)
-    burst = rate > 0 and good_share(run(1.1 * rate), objectives) >= share
+    burst = rate > 0 and good_at(1.1 * rate) is not None
     return rate, "requests" if burst else "objectives"
 
 

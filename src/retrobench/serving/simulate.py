@@ -9,7 +9,7 @@ from the first to the last, which is exact where a step's cost is affine in its 
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import simpy
 
@@ -36,30 +36,35 @@ class Simulation:
         self.step = 0
         self.last: list[tuple[float, int]] = []  # (time of last token, requests), of all that run
         self.arrived = self.env.event()
+        self.next_s = float("inf")  # when the next request arrives, unless clients ask
         self.open = 0  # requests that are not finished
         self.outcome = Outcome()
+        self.enough: Callable[[Served], bool] = lambda served: False
 
-    def run(self, requests: Sequence[Request]) -> Outcome:
-        """Serve all requests."""
-        self.open = len(requests)
+    def run(
+        self, requests: Sequence[Request], enough: Callable[[Served], bool] | None = None
+    ) -> Outcome:
+        """Serve all requests; or until one is finished of which ``enough`` says so."""
+        self.open, self.enough = len(requests), enough or self.enough
         if self.policy.clients:
             waiting = iter(requests)
             for _ in range(self.policy.clients):
                 self.env.process(self._client(waiting))
         else:
             self.env.process(self._source(requests))
-        self.env.process(self._engine())
-        self.env.run()
+        self.env.run(self.env.process(self._engine()))
         self.outcome.steps, self.outcome.peak = self.step, self.pools.peak
         return self.outcome
 
     # -- who asks
 
-    def _source(self, requests: Iterable[Request]) -> Generator[simpy.Event, object, None]:
+    def _source(self, requests: Sequence[Request]) -> Generator[simpy.Event, object, None]:
         for request in requests:
             if request.arrival_s > self.env.now:
+                self.next_s = request.arrival_s
                 yield self.env.timeout(request.arrival_s - self.env.now)
             self._submit(request, request.arrival_s)
+        self.next_s = float("inf")
 
     def _client(self, requests: Iterator[Request]) -> Generator[simpy.Event, object, None]:
         for request in requests:
@@ -89,6 +94,8 @@ class Simulation:
                 yield from self._decode()
             elif self.open and not self.waiting:
                 yield self._next_arrival()
+            elif self.open:
+                raise RuntimeError("memory is held by nobody: nothing runs, nothing can start")
         self.outcome.duration_s = self.env.now
 
     def _next_arrival(self) -> simpy.Event:
@@ -156,20 +163,15 @@ class Simulation:
         steps = min(self.due[0][0] - self.step, 1 + self.tokens // (batch * GROWTH))
         first = self.cost.step_s(batch, self.tokens)
         final = self.cost.step_s(batch, self.tokens + (steps - 1) * batch) if steps > 1 else first
-        begun = self.env.now
-        ends = self.env.timeout(_elapsed(steps, steps, first, final))
+        taken, begun = steps, self.env.now
         if batch < self.policy.max_batch and not self.waiting:
-            yield ends | self._next_arrival()
-            if not ends.processed:
-                taken = _steps_within(self.env.now - begun, steps, first, final)
-                rest = begun + _elapsed(taken, steps, first, final) - self.env.now
-                yield self.env.timeout(max(0.0, rest))
-                final = first + (final - first) * (taken - 1) / max(1, steps - 1)
-                steps = taken
-        else:
-            yield ends
-        self.outcome.busy_s += self.env.now - begun
-        self._stepped(steps, first, final)
+            until = self.next_s - begun
+            if until < _elapsed(steps, steps, first, final):
+                taken = _steps_within(until, steps, first, final)
+        seconds = _elapsed(taken, steps, first, final)
+        yield self.env.timeout(seconds)
+        self.outcome.busy_s += seconds
+        self._stepped(taken, first, first + (final - first) * (taken - 1) / max(1, steps - 1))
 
     def _stepped(self, steps: int, first: float, final: float) -> None:
         """All that run have got a token in each of ``steps`` steps that end now."""
@@ -225,6 +227,8 @@ class Simulation:
     def _finish(self, served: Served) -> None:
         served.end_s = self.env.now
         self._close(served)
+        if self.enough(served):
+            self.open = 0
 
     def _close(self, served: Served) -> None:
         self.open -= 1

@@ -101,8 +101,8 @@ def sustained(outcome: Outcome, rate_per_s: float) -> bool:
     return bool(took) and len(outcome.served) / rate_per_s >= float(np.quantile(took, 0.9))
 
 
-def largest_rate(holds: Callable[[float], bool], start_per_s: float, steps: int = 12) -> float:
-    """The largest rate that ``holds``, to about one part in a thousand; 0 where none does.
+def largest_rate(holds: Callable[[float], bool], start_per_s: float, steps: int = 7) -> float:
+    """The largest rate that ``holds``, to about half a percent; 0 where none does.
 
     Found by doubling or halving, then by bisection.
     """

@@ -74,6 +74,8 @@ class Gpu:
         A ring of n GPUs passes on 1/n of the numbers in each of n - 1 rounds.
         """
         gpus = self.config.gpus
+        if gpus == 1:
+            return 0.0
         passed = tokens * self.dims.width * VALUE_BYTES / gpus
         rounds = 2 * self.dims.layers * (gpus - 1)
         return rounds * (self.config.sum_start_s + passed / self.config.sum_bytes_per_s)
