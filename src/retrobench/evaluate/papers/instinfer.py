@@ -50,7 +50,7 @@ def _volumes(dims: ModelDims, dense: TrafficCurve) -> list[Row]:
     layer = dims.kv_token_bytes / dims.layers * BATCH
     contexts = IN + np.arange(1, OUT + 1)
     read_dense = layer * contexts.sum() / 1e9
-    read_counted = sum(counted.at(c).flash for c in contexts) * BATCH / dims.layers / 1e9
+    read_counted = sum(counted.at(float(c)).flash for c in contexts) * BATCH / dims.layers / 1e9
     config = hardware("csd").config
     rate = config.flash_channels * config.channel_bytes_per_s * config.read_efficiency / 1e9
     shares = {

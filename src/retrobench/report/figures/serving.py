@@ -30,7 +30,7 @@ def serving(frame: pd.DataFrame) -> Any:
             panel = panels[row * len(machines) + column]
             _latency_panel(panel, rows[rows["hardware"] == machine], name, scale)
             panel.set_ylabel(label if column == 0 else "")
-            panel.set_xlabel("requests per second" if row else "")
+            panel.set_xlabel("requests/s" if row else "")
         panels[column].set_title(machine)
     return style.finish(drawing, rows, None, _note(rows, "line: median, dashes: 90th percentile"))
 
@@ -65,7 +65,7 @@ def serving_cost(frame: pd.DataFrame) -> Any:
     rows = rows[rows["replay.usd_per_million_tokens"] > 0]
     require(len(rows), "needs hardware.usd_per_hour", COMMAND)
     drawing, (axes,) = style.figure(2.6, width=style.TWO_COLUMNS)
-    _bars(axes, rows, "replay.usd_per_million_tokens", lambda row: f"{row:.2g}")
+    _bars(axes, rows, "replay.usd_per_million_tokens", _price_text)
     axes.set(ylabel="USD per million tokens")
     note = f"{_objectives(rows)}; prices are inputs (hardware.usd_per_hour)"
     return style.finish(drawing, rows, None, _note(rows, note))
@@ -93,6 +93,10 @@ def _bars(axes: Any, rows: pd.DataFrame, column: str, text: Any) -> None:
 def _rate_text(row: pd.Series) -> str:
     bound = "≥" if row.get("replay.bound") == "requests" else ""
     return f"{bound}{row['replay.request_rate']:.2g}" if row["replay.request_rate"] else "none"
+
+
+def _price_text(usd: float) -> str:
+    return f"{usd:.0f}" if usd >= 100 else f"{usd:.2g}"
 
 
 def flash_bytes(frame: pd.DataFrame) -> Any:
