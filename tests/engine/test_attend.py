@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from retrobench.core.method import AttentionArgs
-from retrobench.engine.attention.exact import causal, dense_decode
+from retrobench.engine.attention.causal import causal
+from retrobench.engine.attention.exact import dense_decode
 from retrobench.engine.attention.parts import attend
 from retrobench.memory.selection import Estimate
 
@@ -42,6 +45,37 @@ def test_causal(num_q, window, softcap, poisoned_empty):
     got = causal(q, k, v, AttentionArgs(scale=0.3, softcap=softcap), pads, window, block=8)
     got, expected = got.where(live, 0), expected.where(live, 0)
     torch.testing.assert_close(got.double(), expected, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("num_q", [2, 19, 300])
+def test_a_chunk_reads_keys_as_they_are_stored(num_q, dtype):
+    """A later chunk of a prompt: no repeated KV heads, no mask over the context."""
+    tokens = 300
+    room = [random(2, 2, tokens + 7, 16, seed=seed).to(dtype) for seed in (1, 2)]
+    q, (k, v) = random(2, 6, num_q, 16).to(dtype), (x[:, :, :tokens] for x in room)
+    with Largest() as made:
+        got = causal(q, k, v, AttentionArgs(scale=0.3))
+    assert made.masks == 0 and made.values <= max(3 * q.numel(), 2 * k.numel()), vars(made)
+    seen = torch.ones(num_q, tokens).tril(tokens - num_q)
+    expected = reference(q, k, v, 0.3, bias=seen.log())
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(got.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+class Largest(TorchDispatchMode):
+    """The largest new tensor of the operations inside, and the largest mask, in values."""
+
+    values = masks = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and tensor._base is None:
+                self.values = max(self.values, tensor.numel())
+                if tensor.dtype == torch.bool:
+                    self.masks = max(self.masks, tensor.numel())
+        return out
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

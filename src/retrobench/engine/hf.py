@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import causal_mask_function, flash_attention_mask, sdpa_mask
 
 from retrobench.core.method import AttentionArgs
-from retrobench.engine.attention.exact import causal
+from retrobench.engine.attention.causal import causal
 from retrobench.engine.model_cache import ServedCache, Unserved, fully_managed
 from retrobench.engine.rope import fixed_rope
 

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from retrobench.core.method import ALL_INPUTS, ALL_QUERIES, AttentionArgs, Needs, PromptLayer
 from retrobench.core.shapes import KVShape
 from retrobench.engine import hf
-from retrobench.engine.attention.exact import attention_mass, causal
+from retrobench.engine.attention.causal import causal
+from retrobench.engine.attention.exact import attention_mass
 from retrobench.engine.model_cache import ServedCache, make_cache
 from retrobench.engine.rotary import RotaryFactors
 from retrobench.engine.sparse_prefill import SparsePrefill

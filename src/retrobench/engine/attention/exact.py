@@ -1,4 +1,4 @@
-"""Exact attention in plain torch: of a chunk of the prompt, and of one decode step.
+"""Exact attention in plain torch: of one decode step, under a mask, and its mass per key.
 
 Every function takes post-RoPE queries and keys. Softmax statistics are float32.
 """
@@ -9,66 +9,6 @@ from torch import Tensor
 
 from retrobench.core.method import AttentionArgs
 from retrobench.engine.attention.parts import logits
-
-
-def causal(
-    q_BHTD: Tensor,
-    k_BGSD: Tensor,
-    v_BGSD: Tensor,
-    args: AttentionArgs,
-    pad_tokens: tuple[int, ...] | Tensor | None = None,
-    window: int | None = None,
-    block: int = 1024,
-    mask_B1TS: Tensor | None = None,
-) -> Tensor:
-    """Exact causal attention of the last T tokens over S >= T tokens, aligned to the end.
-
-    Never builds a mask over more than ``block`` queries. ``pad_tokens`` is the left padding of
-    each row (or a boolean mask ``valid_BS``); ``window`` limits how far a token looks back. A
-    boolean ``mask_B1TS`` says it all by itself. The output of padding is 0.
-    """
-    if mask_B1TS is not None:
-        return _masked(q_BHTD, k_BGSD, v_BGSD, args, mask_B1TS)
-    num_q, num_k = q_BHTD.shape[2], k_BGSD.shape[2]
-    if isinstance(pad_tokens, tuple) and any(pad_tokens):
-        # Row by row without its padding: no mask is read, and a row is as it would be alone.
-        out = torch.zeros_like(q_BHTD[..., : v_BGSD.shape[-1]])
-        for row, pad in enumerate(pad_tokens):
-            first = max(0, pad - (num_k - num_q))
-            if first < num_q:
-                q, k, v = (x[row, None] for x in (q_BHTD, k_BGSD, v_BGSD))
-                part = causal(
-                    q[:, :, first:], k[:, :, pad:], v[:, :, pad:], args, None, window, block
-                )
-                out[row, :, first:] = part[0]
-        return out
-    valid_BS = _valid(pad_tokens, num_k, q_BHTD.device)
-    windowed = window is not None and num_k > window
-    if valid_BS is None and not windowed and args.softcap is None:
-        if num_q == 1:
-            return dense_decode(q_BHTD, k_BGSD, v_BGSD, args)
-        if num_q == num_k:
-            k_BHSD, v_BHSD = _expand(k_BGSD, q_BHTD), _expand(v_BGSD, q_BHTD)
-            return F.scaled_dot_product_attention(
-                q_BHTD, k_BHSD, v_BHSD, scale=args.scale, is_causal=True
-            )
-    out = torch.empty_like(q_BHTD[..., : v_BGSD.shape[-1]])
-    position = torch.arange(num_k, device=q_BHTD.device)
-    for start in range(0, num_q, block):
-        end = min(num_q, start + block)
-        high = num_k - num_q + end
-        low = max(0, num_k - num_q + start - window + 1) if windowed and window else 0
-        query_position = position[num_k - num_q + start : high, None]
-        seen = position[low:high] <= query_position
-        if windowed and window:
-            seen = seen & (position[low:high] > query_position - window)
-        seen = seen[None, None]
-        if valid_BS is not None:
-            seen = seen & valid_BS[:, None, None, low:high]
-        out[:, :, start:end] = _masked(
-            q_BHTD[:, :, start:end], k_BGSD[:, :, low:high], v_BGSD[:, :, low:high], args, seen
-        )
-    return out
 
 
 def dense_decode(
@@ -85,7 +25,7 @@ def dense_decode(
     """
     batch, heads, _, dim = q_BHTD.shape
     groups = k_BGSD.shape[1]
-    valid_BS = _valid(pad_tokens, k_BGSD.shape[2], q_BHTD.device)
+    valid_BS = valid_tokens(pad_tokens, k_BGSD.shape[2], q_BHTD.device)
     folded = q_BHTD.reshape(batch, groups, heads // groups, dim)
     mask = None if valid_BS is None else valid_BS[:, None, None]
     if args.softcap is None:
@@ -93,7 +33,7 @@ def dense_decode(
             folded, k_BGSD, v_BGSD, attn_mask=mask, scale=args.scale
         )
     else:
-        out = _masked(folded, k_BGSD, v_BGSD, args, mask)
+        out = masked(folded, k_BGSD, v_BGSD, args, mask)
     return out.reshape(batch, heads, 1, v_BGSD.shape[-1])
 
 
@@ -114,38 +54,37 @@ def attention_mass(
     return mass
 
 
-def _masked(
-    q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, args: AttentionArgs, mask: Tensor | None
+def masked(
+    q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, args: AttentionArgs, mask_B1TS: Tensor | None
 ) -> Tensor:
-    k_BHSD, v_BHSD = _expand(k_BGSD, q_BHTD), _expand(v_BGSD, q_BHTD)
+    """Attention under a boolean mask, whose number of queries the caller keeps small.
+
+    The GQA group is folded into the query length, so that keys and values are not repeated.
+    """
+    q_BGNTD = q_BHTD.unflatten(1, (k_BGSD.shape[1], -1))
+    group, num_q = q_BGNTD.shape[2:4]
+    folded = q_BGNTD.flatten(2, 3)
+    mask = mask_B1TS
+    if mask is not None and group > 1:
+        mask = mask[:, :, None].expand(-1, -1, group, -1, -1).flatten(2, 3)
     if args.softcap is None:
-        # A fully masked query (left padding) has no output; zero keeps NaN out of the model.
         out = F.scaled_dot_product_attention(
-            q_BHTD, k_BHSD, v_BHSD, attn_mask=mask, scale=args.scale
+            folded, k_BGSD, v_BGSD, attn_mask=mask, scale=args.scale
         )
-        return out if mask is None else out.nan_to_num(0.0)
-    logit = logits(q_BHTD, k_BHSD, args)
-    if mask is not None:
-        logit = logit.masked_fill(~mask, torch.finfo(torch.float32).min)
-    return logit.softmax(-1).to(v_BHSD.dtype) @ v_BHSD
+        # A fully masked query (left padding) has no output; zero keeps NaN out of the model.
+        out = out if mask is None else out.nan_to_num(0.0)
+    else:
+        logit = logits(folded, k_BGSD, args)
+        if mask is not None:
+            logit = logit.masked_fill(~mask, torch.finfo(torch.float32).min)
+        out = logit.softmax(-1).to(v_BGSD.dtype) @ v_BGSD
+    return out.unflatten(2, (group, num_q)).flatten(1, 2)
 
 
-def _expand(kv_BGSD: Tensor, q_BHTD: Tensor) -> Tensor:
-    """KV heads repeated to the query's heads as a view where possible."""
-    batch, groups, num_tokens, dim = kv_BGSD.shape
-    repeat = q_BHTD.shape[1] // groups
-    if repeat == 1:
-        return kv_BGSD
-    return (
-        kv_BGSD[:, :, None]
-        .expand(batch, groups, repeat, num_tokens, dim)
-        .reshape(batch, groups * repeat, num_tokens, dim)
-    )
-
-
-def _valid(
+def valid_tokens(
     pad_tokens: tuple[int, ...] | Tensor | None, num_tokens: int, device: torch.device
 ) -> Tensor | None:
+    """Which tokens are no padding, ``BS``; None where all are."""
     if pad_tokens is None:
         return None
     if isinstance(pad_tokens, Tensor):
