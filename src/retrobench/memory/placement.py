@@ -1,17 +1,17 @@
 """Places for keys and values: the options, what they mean on a device, and memory there."""
 
-import weakref
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
 from retrobench.core.spec import option
 from retrobench.memory.page_table import POLICIES
+from retrobench.memory.pinned import page_locked
 
 PLACEMENTS = ("auto", "gpu", "pinned", "cpu")
 MANAGERS = ("auto", "none", "host", "device")
@@ -91,9 +91,7 @@ def allocate(
 ) -> Tensor:
     """Uninitialised memory of the shape's dtype (or another one) at a place.
 
-    Pinned memory is registered at its exact size: torch's pinned allocator rounds up to powers of
-    two, which at this scale is tens of gigabytes. The registration ends with the memory's last
-    user. RuntimeError if the driver refuses.
+    Pinned memory is that of ``memory.pinned``. RuntimeError if the driver refuses.
     """
     if dtype is None:
         dtype = getattr(torch, shape.dtype)
@@ -102,22 +100,8 @@ def allocate(
     on_gpu = torch.device(shape.device).type == "cuda"
     if place != "pinned" or not on_gpu or 0 in size:
         return torch.empty(*size, dtype=dtype)
-    num_bytes = int(np.prod(size)) * torch.empty(0, dtype=dtype).element_size()
-    array = np.empty(num_bytes, np.uint8)
-    address = array.ctypes.data
-    code = int(_cuda_runtime().cudaHostRegister(address, num_bytes, 0))
-    if code:
-        raise RuntimeError(
-            f"cudaHostRegister refused {num_bytes / 2**30:.2f} GiB (error {code}): raise the "
-            "locked-memory limit (ulimit -l) or use method.placement=cpu"
-        )
-    # runs before the array's memory is given back, whoever used it last
-    weakref.finalize(array, _cuda_runtime().cudaHostUnregister, address)
-    return torch.from_numpy(array).view(dtype).view(*size)
-
-
-def _cuda_runtime() -> Any:
-    return torch.cuda.cudart()
+    num_bytes = math.prod(size) * torch.empty(0, dtype=dtype).element_size()
+    return page_locked(num_bytes).view(dtype).view(*size)
 
 
 class Holder:
