@@ -5,7 +5,10 @@ padded to at least 16 query rows because ``tl.dot`` needs them; sizes that chang
 are read from device memory, so that a captured CUDA graph stays valid.
 """
 
+import inspect
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import triton
@@ -14,6 +17,22 @@ from torch import Tensor
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
 NEVER = tl.constexpr(-1e30)  # running maximum before anything was seen; finite: no inf - inf
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """``triton.jit`` for a kernel that is launched, compiled once for its constants and dtypes.
+
+    Counts and capacities differ from call to call. Triton would compile anew for each that is 1 or
+    a multiple of 16, in the middle of a timed step; strides (``*_stride``) keep that, for wide
+    loads.
+    """
+    counts = [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.annotation is inspect.Parameter.empty
+        and not name.endswith(("_ptr", "_stride"))
+    ]
+    return triton.jit(function, do_not_specialize=counts)
 
 
 @triton.jit
@@ -121,7 +140,7 @@ def store_split(
     store_rows(o_ptr, out.to(tl.int64), row < GROUP, acc, DIM)
 
 
-@triton.jit
+@kernel
 def merge_kernel(
     o_ptr, top_ptr, total_ptr, out_ptr, lse_ptr, splits,
     GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, SPLIT_PAD: tl.constexpr,

@@ -49,7 +49,7 @@ def test_dense_decode(dtype, dim, group, softcap):
 @pytest.mark.parametrize("limit", [None, [9, 30, 1]])
 @pytest.mark.parametrize(
     ("dtype", "dim", "group", "in_registers"),
-    [(torch.float32, 64, 4, 16384), (torch.bfloat16, 96, 3, 16384), (torch.float16, 64, 1, 128)],
+    [(torch.float32, 64, 4, 8192), (torch.bfloat16, 96, 3, 8192), (torch.float16, 64, 1, 128)],
 )
 def test_cluster_select(dtype, dim, group, in_registers, limit):
     batch, groups, clusters = 3, 2, 200
@@ -83,7 +83,7 @@ def test_cluster_select_with_equal_masses():
     centroid = random_tensor(1, 1, 1, 64).expand(1, 1, 70, 64).contiguous()
     size = torch.ones(1, 1, 70, dtype=torch.int32, device=DEVICE)
     count = [torch.tensor([n], dtype=torch.int32, device=DEVICE) for n in (70, 5, 11)]
-    for in_registers in (16384, 32):
+    for in_registers in (8192, 32):
         retrieved, estimated, _ = cluster_select.form("triton")(
             q, centroid, size, *count, 1.0,
             max_retrieved=5, max_estimated=11, in_registers=in_registers,

@@ -24,7 +24,6 @@ PLAIN = {"CAPPED": False}
 SCORE = {**PLAIN, "TILE": 128, "BIASED": False}
 WAVE = {**PLAIN, "PAGE": 8, "CACHED": True, "ESTIMATE": True}
 
-SELECT = {"GROUP": 4, "PAD_R": 256, "PAD_E": 2048, "SIZED": True}
 ROW = {"DIM": 128, "DIM_PAD": 128}
 
 
@@ -41,10 +40,6 @@ class Case(NamedTuple):
 
 CASES = {
     "score": Case("cluster_select", "score_kernel", {**LLAMA, **SCORE}),
-    "select": Case("cluster_select", "select_kernel", {**SELECT, "CLUSTERS_PAD": 8192}, warps=16),
-    "select-large": Case(
-        "cluster_select", "select_large_kernel", {**SELECT, "ROWS": 16, "TILE": 2048}, warps=16
-    ),
     "page-bounds": Case("page_select", "group_bound_kernel", {**LLAMA, "ROWS": 4}),
     "pages": Case(
         "wave_attention",
@@ -62,6 +57,9 @@ CASES = {
     ),
     "dense": Case("dense_decode", "dense_kernel", {**LLAMA, **PLAIN}),
     "lookup": Case("page_lru", "lookup_kernel", {"SLOTS_PAD": 1024, "CHUNK": 256, "ADMIT": True}),
+    "lookup-1M": Case(
+        "page_lru", "lookup_kernel", {"SLOTS_PAD": 8192, "CHUNK": 256, "ADMIT": True}, warps=16
+    ),
     "admit": Case("page_lru", "admit_kernel", {"CHUNK": 256}),
     "copy": Case("page_lru", "copy_kernel", {"PAGE_VALUES": 1024, "PAGE_PAD": 1024}),
     "assign": Case("segmented_kmeans", "assign_kernel", {**ROW, "KEYS": 128, "TILE": 64}, warps=8),
@@ -70,13 +68,32 @@ CASES = {
     "extrema": Case("page_bounds", "extrema_kernel", {**ROW, "HEADS": 8, "TILE": 16}),
     "bound": Case("page_bounds", "bound_kernel", {**ROW, "GROUP": 4, "ROWS": 16, "TILE": 64}),
 }
+# clusters: of the prompt and of updates to come, at 128K, 256K and 1M tokens
+SELECTIONS = {"select": 8192, "select-128K": 8256, "select-256K": 16448, "select-1M": 65600}
 BOTH = ("score", "wave", "wave-256", "dense", "assign")  # the rest is compiled for sm_90 only
-TARGETS = [(case, 90) for case in CASES] + [(case, 80) for case in BOTH]
+TARGETS = [(case, 90) for case in (*CASES, *SELECTIONS)] + [(case, 80) for case in BOTH]
 INT32 = ("used", "size", "slot", "page", "tokens", "source", "count", "steady", "estimated")
 INT32 += ("retrieved", "first", "want_r", "want_e", "start", "end", "victim", "stamp", "owner")
 INT32 += ("now", "table", "order", "cluster", "key", "range", "label")
-INT64 = {"lookup": ("tally",), "sums": ("order", "first", "size"), "place": ("target",)}
+INT64 = {
+    "lookup": ("tally",),
+    "lookup-1M": ("tally",),
+    "sums": ("order", "first", "size"),
+    "place": ("target",),
+}
 FLOAT32 = ("sum", "out", "o", "top", "total", "logit", "lse", "mean", "bias")
+
+
+def made(case: str) -> Case:
+    """A case; selections are what their wrapper makes of the number of clusters."""
+    if case not in SELECTIONS:
+        return CASES[case]
+    from retrobench_kernels.cluster_select.triton import select_launch
+
+    clusters = SELECTIONS[case]
+    widths = round(0.018 * clusters), round(0.232 * clusters)
+    kernel, constants, warps = select_launch(clusters, widths, 4, sized=True)
+    return Case("cluster_select", kernel.__name__, constants, warps=warps)
 
 
 def compiled(case: str, capability: int):
@@ -85,7 +102,7 @@ def compiled(case: str, capability: int):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    op, name, constants, dtype, warps, stages = CASES[case]
+    op, name, constants, dtype, warps, stages = made(case)
     module = importlib.import_module(f"retrobench_kernels.{op}.triton")
     kernel = getattr(module, name)
     signature, attributes = {}, {}
@@ -144,6 +161,30 @@ def test_compiles_without_spills_and_with_wide_loads(case, capability, tmp_path)
     if case.startswith(("wave", "dense", "score", "assign")):
         wide = {n: c for n, c in copies.items() if int(n, 0) == 16}
         assert sum(wide.values()) > 0 or any("v4" in load for load in loads)
+
+
+def launched_kernels():
+    """Every kernel that a wrapper launches."""
+    import triton
+
+    root = Path(importlib.import_module("retrobench_kernels").__path__[0])
+    for path in sorted(root.rglob("triton*.py")):
+        name = ".".join(path.relative_to(root).with_suffix("").parts)
+        for value in vars(importlib.import_module(f"retrobench_kernels.{name}")).values():
+            if isinstance(value, triton.JITFunction) and value.__name__.endswith("_kernel"):
+                yield value
+
+
+def test_counts_compile_nothing_anew():
+    """A count that is 1 or a multiple of 16 in some step must not give another program."""
+    kernels = {kernel.__name__: kernel for kernel in launched_kernels()}
+    assert {case.kernel for case in CASES.values()} <= kernels.keys()
+    for name, kernel in kernels.items():
+        for parameter in kernel.params:
+            pointer = parameter.name.endswith("_ptr")
+            if parameter.is_constexpr or pointer or parameter.name.endswith("_stride"):
+                continue
+            assert parameter.do_not_specialize, f"{name}: {parameter.name} is specialised"
 
 
 def test_what_kernels_cannot_take_is_left_to_the_naive_form():

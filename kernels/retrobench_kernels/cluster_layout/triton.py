@@ -10,7 +10,7 @@ from retrobench_kernels.cluster_layout.naive import Layout
 from retrobench_kernels.triton_common import head_stride
 
 
-@triton.jit
+@common.kernel
 def place_kernel(
     kv_ptr, target_ptr, pool_ptr, tokens, kv_stride, pool_stride,
     DIM: tl.constexpr, DIM_PAD: tl.constexpr, TILE: tl.constexpr,

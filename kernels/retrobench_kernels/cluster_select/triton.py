@@ -5,6 +5,8 @@ The softmax mass of a cluster is a non-negative float, so its bit pattern orders
 round share one reduction. Lists come out in cluster order.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -16,10 +18,10 @@ from retrobench_kernels.cluster_select.triton_large import pad, select_large_ker
 from retrobench_kernels.codes import Codes, decode
 from retrobench_kernels.triton_common import head_stride
 
-IN_REGISTERS = 16384  # clusters whose masses one program holds (16 warps, 32 registers each)
+IN_REGISTERS = 8192  # clusters whose masses one program holds: twice as many would spill
 
 
-@triton.jit
+@common.kernel
 def score_kernel(
     q_ptr, centroid_ptr, size_ptr, bias_ptr, used_ptr, logit_ptr,
     clusters, centroid_stride, size_stride, scale, cap,
@@ -60,7 +62,7 @@ def _probability(logit, count):
     return weight / tl.where(total > 0, total, 1.0)
 
 
-@triton.jit
+@common.kernel
 def select_kernel(
     logit_ptr, size_ptr, want_r_ptr, want_e_ptr, retrieved_ptr, estimated_ptr,
     size_stride, clusters, width_r, width_e,
@@ -139,28 +141,34 @@ def _select(
         first_BG.contiguous(), more_BG.contiguous(), retrieved, estimated,
         head_stride(args.size_BGC), capacity, args.max_retrieved, args.max_estimated,
     )  # fmt: skip
-    constants = {
-        "GROUP": logit.shape[1] // groups,
-        "PAD_R": triton.next_power_of_2(max(1, args.max_retrieved)),
-        "PAD_E": triton.next_power_of_2(max(1, args.max_estimated)),
-        "SIZED": args.token_limit_B is not None,
-    }
+    widths = args.max_retrieved, args.max_estimated
+    kernel, constants, warps = select_launch(
+        capacity, widths, logit.shape[1] // groups, args.token_limit_B is not None, in_registers
+    )
+    if "ROWS" in constants:
+        key = torch.empty(batch, groups, capacity, **size)
+        shape = (batch, groups, 2, constants["ROWS"])
+        lists = (key, torch.empty(shape, dtype=torch.float32, device=logit.device), *lists)
+    kernel[(batch * groups,)](logit, args.size_BGC, *lists, **constants, num_warps=warps)
+    return retrieved, estimated
+
+
+def select_launch(
+    capacity: int,
+    widths: tuple[int, int],
+    group: int,
+    sized: bool,
+    in_registers: int = IN_REGISTERS,
+) -> tuple[Any, dict[str, Any], int]:
+    """Kernel, constants and warps for so many clusters and lists (retrieved, estimated) so wide."""
+    pads = [triton.next_power_of_2(max(1, width)) for width in widths]
+    constants = {"GROUP": group, "PAD_R": pads[0], "PAD_E": pads[1], "SIZED": sized}
     if capacity <= in_registers:
         padded = triton.next_power_of_2(capacity)
-        warps = min(16, max(4, padded // 512))
-        select_kernel[(batch * groups,)](
-            logit, args.size_BGC, *lists, CLUSTERS_PAD=padded, **constants, num_warps=warps
-        )
-    else:
-        key = torch.empty(batch, groups, capacity, **size)
-        rows = triton.next_power_of_2(constants["GROUP"])
-        top = torch.empty(batch, groups, 2, rows, dtype=torch.float32, device=logit.device)
-        tile = min(2048, triton.next_power_of_2(in_registers))
-        select_large_kernel[(batch * groups,)](
-            logit, args.size_BGC, key, top, *lists, ROWS=rows, TILE=tile, **constants,
-            num_warps=16,
-        )  # fmt: skip
-    return retrieved, estimated
+        return select_kernel, {**constants, "CLUSTERS_PAD": padded}, min(16, max(4, padded // 512))
+    tile = min(2048, triton.next_power_of_2(in_registers))
+    rows = triton.next_power_of_2(group)
+    return select_large_kernel, {**constants, "ROWS": rows, "TILE": tile}, 16
 
 
 def _scores(args: SelectArgs) -> Tensor:

@@ -1,10 +1,14 @@
 """Selection from more clusters than the registers of one program hold.
 
-Masses stay in (L2) memory; the thresholds are found as in ``triton.py``.
+Masses stay in (L2) memory. The thresholds are found digit by digit: a histogram of the highest
+eight bits says in which of them the R-th largest mass is, the next pass looks at those alone, and
+four passes give all 31 bits.
 """
 
 import triton
 import triton.language as tl
+
+from retrobench_kernels import triton_common as common
 
 
 @triton.jit
@@ -63,16 +67,28 @@ def _head_statistics(logit_ptr, size_ptr, top_ptr, clusters, GROUP: tl.constexpr
 
 
 @triton.jit
-def _count(key_ptr, clusters, bound_r, bound_e, TILE: tl.constexpr):
-    """How many keys reach each bound."""
+def _histograms(key_ptr, clusters, prefix_r, prefix_e, SHIFT: tl.constexpr, BITS: tl.constexpr,
+                TILE: tl.constexpr):  # fmt: skip
+    """How many keys behind each prefix have which digit."""
     lane = tl.arange(0, TILE)
-    count_r = 0
-    count_e = 0
+    count_r = tl.zeros([1 << BITS], tl.int32)
+    count_e = tl.zeros([1 << BITS], tl.int32)
     for start in range(0, clusters, TILE):
         key = tl.load(key_ptr + start + lane, mask=start + lane < clusters, other=-1)
-        count_r += tl.sum((key >= bound_r).to(tl.int32), 0)
-        count_e += tl.sum((key >= bound_e).to(tl.int32), 0)
+        digit = (key >> SHIFT) & ((1 << BITS) - 1)
+        above = key >> (SHIFT + BITS)
+        count_r += tl.histogram(digit, 1 << BITS, mask=above == prefix_r)
+        count_e += tl.histogram(digit, 1 << BITS, mask=above == prefix_e)
     return count_r, count_e
+
+
+@triton.jit
+def _next_digit(count, prefix, wanted, BITS: tl.constexpr):
+    """The prefix with its next digit, and how many of the keys behind it are still wanted."""
+    larger = tl.sum(count, 0) - tl.cumsum(count, 0)  # keys with a larger digit
+    digit = tl.minimum(tl.sum((larger >= wanted).to(tl.int32), 0), (1 << BITS) - 1)
+    ahead = tl.sum(tl.where(tl.arange(0, 1 << BITS) == digit, larger, 0), 0)
+    return (prefix << BITS) + digit, wanted - ahead
 
 
 @triton.jit
@@ -99,7 +115,7 @@ def _compact(key_ptr, retrieved_ptr, estimated_ptr, clusters, low_r, low_e, ties
         done_e += tl.sum(is_e.to(tl.int32), 0)
 
 
-@triton.jit
+@common.kernel
 def select_large_kernel(
     logit_ptr, size_ptr, key_ptr, top_ptr, want_r_ptr, want_e_ptr, retrieved_ptr, estimated_ptr,
     size_stride, clusters, width_r, width_e,
@@ -130,22 +146,17 @@ def select_large_kernel(
     both = tl.minimum(both, present)
     low_r = 0
     low_e = 0
-    for i in range(31):
-        bit = 1 << (30 - i)
-        count_r, count_e = _count(key_ptr, clusters, low_r + bit, low_e + bit, TILE)
-        low_r = tl.where(count_r >= first, low_r + bit, low_r)
-        low_e = tl.where(count_e >= both, low_e + bit, low_e)
-    # a threshold of the largest integer (nothing wanted) has nothing above it
-    above_r, above_e = _count(
-        key_ptr,
-        clusters,
-        tl.minimum(low_r, 0x7FFFFFFE) + 1,
-        tl.minimum(low_e, 0x7FFFFFFE) + 1,
-        TILE,
-    )
+    ties_r = first
+    ties_e = both
+    for i in tl.static_range(3):
+        count_r, count_e = _histograms(key_ptr, clusters, low_r, low_e, 23 - 8 * i, 8, TILE)
+        low_r, ties_r = _next_digit(count_r, low_r, ties_r, 8)
+        low_e, ties_e = _next_digit(count_e, low_e, ties_e, 8)
+    count_r, count_e = _histograms(key_ptr, clusters, low_r, low_e, 0, 7, TILE)
+    low_r, ties_r = _next_digit(count_r, low_r, ties_r, 7)
+    low_e, ties_e = _next_digit(count_e, low_e, ties_e, 7)
     _compact(
-        key_ptr, retrieved_ptr, estimated_ptr, clusters, low_r, low_e,
-        first - above_r, both - above_e, TILE,
+        key_ptr, retrieved_ptr, estimated_ptr, clusters, low_r, low_e, ties_r, ties_e, TILE
     )  # fmt: skip
     pad(retrieved_ptr, first, width_r, PAD_R)
     pad(estimated_ptr, both - first, width_e, PAD_E)

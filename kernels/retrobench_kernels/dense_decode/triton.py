@@ -1,7 +1,6 @@
 """Split-KV full attention of one token on a GPU: the control with the same inner loop."""
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -10,7 +9,7 @@ from retrobench_kernels.dense_decode.naive import DenseArgs
 from retrobench_kernels.triton_common import head_stride
 
 
-@triton.jit
+@common.kernel
 def dense_kernel(
     q_ptr, k_ptr, v_ptr, start_ptr, end_ptr, o_ptr, top_ptr, total_ptr, k_stride, v_stride,
     scale, cap, splits,

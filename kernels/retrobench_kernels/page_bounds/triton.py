@@ -9,7 +9,7 @@ from retrobench_kernels import triton_common as common
 from retrobench_kernels.triton_common import head_stride
 
 
-@triton.jit
+@common.kernel
 def extrema_kernel(
     k_ptr, valid_ptr, low_ptr, high_ptr, pages, page_size, k_stride,
     HEADS: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, TILE: tl.constexpr,
@@ -33,7 +33,7 @@ def extrema_kernel(
     common.store_rows(high_ptr, at, page < pages, high.to(high_ptr.dtype.element_ty), DIM)
 
 
-@triton.jit
+@common.kernel
 def bound_kernel(
     q_ptr, low_ptr, high_ptr, out_ptr, pages, low_stride, high_stride,
     GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,

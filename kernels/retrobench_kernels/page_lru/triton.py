@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from retrobench_kernels import triton_common as common
 from retrobench_kernels.page_lru import naive
 from retrobench_kernels.page_lru.naive import CopyArgs
 from retrobench_kernels.triton_common import addressable, head_stride
@@ -22,7 +23,7 @@ def unsupported(tensor: Tensor) -> str | None:
     return None
 
 
-@triton.jit
+@common.kernel
 def lookup_kernel(
     page_ptr, count_ptr, table_ptr, stamp_ptr, owner_ptr, now_ptr, order_ptr,
     slot_ptr, victim_ptr, source_ptr, tally_ptr,
@@ -82,7 +83,7 @@ def lookup_kernel(
         tl.store(tally_ptr + 2 * h + 1, tl.load(tally_ptr + 2 * h + 1) + missed)
 
 
-@triton.jit
+@common.kernel
 def admit_kernel(
     page_ptr, victim_ptr, table_ptr, owner_ptr, stamp_ptr, now_ptr,
     width, slots, table_stride, stamp_stride, CHUNK: tl.constexpr,
@@ -106,7 +107,7 @@ def admit_kernel(
         tl.store(stamp_ptr + at, tl.zeros([CHUNK], tl.int32) + now, mask=enters)
 
 
-@triton.jit
+@common.kernel
 def copy_kernel(
     pool_ptr, cache_ptr, page_ptr, victim_ptr, width, pool_stride, cache_stride,
     PAGE_VALUES: tl.constexpr, PAGE_PAD: tl.constexpr,

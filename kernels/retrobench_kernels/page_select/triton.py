@@ -12,7 +12,7 @@ from retrobench_kernels.triton_common import head_stride
 TILE = 64  # pages per program
 
 
-@triton.jit
+@common.kernel
 def group_bound_kernel(
     q_ptr, low_ptr, high_ptr, used_ptr, total_ptr, pages, low_stride, high_stride,
     HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,

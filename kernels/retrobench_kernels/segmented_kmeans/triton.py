@@ -10,7 +10,6 @@ does not depend on the order of threads).
 from functools import cache
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from retrobench_kernels.segmented_kmeans.lloyd import KMeansArgs, Segments, lloy
 from retrobench_kernels.triton_common import head_stride
 
 
-@triton.jit
+@common.kernel
 def assign_kernel(
     k_ptr, centroid_ptr, bias_ptr, range_ptr, label_ptr,
     tokens, clusters, k_stride,
@@ -59,7 +58,7 @@ def assign_kernel(
     tl.store(label_ptr + head * tokens + token, label, mask=inside)
 
 
-@triton.jit
+@common.kernel
 def sum_kernel(
     x_ptr, order_ptr, first_ptr, size_ptr, mean_ptr, sum_ptr, tokens, clusters, x_stride,
     DIM: tl.constexpr, DIM_PAD: tl.constexpr, TILE: tl.constexpr,

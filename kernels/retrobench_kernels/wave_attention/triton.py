@@ -37,7 +37,7 @@ class PageList(NamedTuple):
     count_BG: Tensor
 
 
-@triton.jit
+@common.kernel
 def page_list_kernel(
     retrieved_ptr, first_ptr, size_ptr, slot_ptr, page_ptr, tokens_ptr, source_ptr, count_ptr,
     width, index_stride, slot_stride, capacity,
@@ -140,7 +140,7 @@ def _estimation_zone(
     return top, total, acc
 
 
-@triton.jit
+@common.kernel
 def attend_kernel(
     q_ptr, k_steady_ptr, v_steady_ptr, steady_ptr,
     k_pool_ptr, v_pool_ptr, k_cache_ptr, v_cache_ptr,
