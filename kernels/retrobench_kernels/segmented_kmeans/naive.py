@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from retrobench_kernels.dispatch import op_of
+from retrobench_kernels.dispatch import op, op_of
 from retrobench_kernels.segmented_kmeans.lloyd import KMeansArgs, Segments, lloyd
 
 _CHUNK_BYTES = 64 * 1024**2  # of one score matrix
@@ -17,7 +17,7 @@ def segmented_kmeans(args: KMeansArgs) -> tuple[Tensor, Tensor]:
     clusters) and the cluster of each key ``GS`` (int64). ``iterations`` counts assignments, the
     last of which is global or stays in its segment (``final_assign``).
     """
-    return lloyd(args, args.k_GSD.float().mean(1), assign, cluster_sums)
+    return lloyd(args, args.k_GSD.float().mean(1), assign, cluster_sums.reference)
 
 
 def assign(
@@ -34,12 +34,17 @@ def assign(
     return torch.cat(parts, 1)
 
 
+@op
 def cluster_sums(
     k_GSD: Tensor, mean_GD: Tensor, label_GS: Tensor, num_clusters: int
 ) -> tuple[Tensor, Tensor]:
-    """See ``lloyd.Sums``; int64 sizes."""
-    x_GSD = k_GSD.float() - mean_GD[:, None]
-    total = x_GSD.new_zeros(len(x_GSD), num_clusters, x_GSD.shape[-1])
-    total.scatter_add_(1, label_GS[..., None].expand_as(x_GSD), x_GSD)
-    size = label_GS.new_zeros(len(x_GSD), num_clusters)
-    return total, size.scatter_add_(1, label_GS, torch.ones_like(label_GS))
+    """See ``lloyd.Sums``; int64 sizes.
+
+    Summed in the order of positions, not by atomic additions: twice the same is the same.
+    """
+    label = label_GS.long()
+    size = label.new_zeros(len(label), num_clusters).scatter_add_(1, label, torch.ones_like(label))
+    order = label.argsort(dim=-1, stable=True)[..., None].expand_as(k_GSD)
+    x_GSD = k_GSD.gather(1, order).float() - mean_GD[:, None]
+    total = torch.segment_reduce(x_GSD.flatten(0, 1), "sum", lengths=size.flatten())
+    return total.unflatten(0, size.shape), size

@@ -1,6 +1,7 @@
 """Product quantisation of keys: each part of a key is the number of its nearest centroid."""
 
 import torch
+from retrobench_kernels.segmented_kmeans import cluster_sums
 from torch import Tensor
 
 from retrobench.core.budget import Budget
@@ -120,9 +121,7 @@ def kmeans(x_NSD: Tensor, clusters: int, iterations: int) -> Tensor:
     centroid = x_NSD[:, spaced]
     for _ in range(iterations):
         label_NS = nearest(x_NSD, centroid)
-        total, size = torch.zeros_like(centroid), torch.zeros_like(centroid[..., 0])
-        total.scatter_add_(1, label_NS[..., None].expand_as(x_NSD), x_NSD)
-        size.scatter_add_(1, label_NS, torch.ones_like(x_NSD[..., 0]))
+        total, size = cluster_sums(x_NSD, torch.zeros_like(x_NSD[:, 0]), label_NS, clusters)
         empty = size[..., None] == 0
         centroid = torch.where(empty, centroid, total / size.clamp_min(1)[..., None])
     return centroid

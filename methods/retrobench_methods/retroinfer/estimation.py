@@ -13,6 +13,7 @@ from torch import Tensor
 from retrobench.core.shapes import KVShape
 from retrobench.memory.codec import Quantised
 from retrobench.memory.placement import Holder
+from retrobench_methods.retroinfer.vectors import vector_sums
 
 _RIDGE = 1e-3  # of the mean variance: keeps the pooled covariance invertible
 
@@ -43,8 +44,7 @@ class KeyCovariance(Holder):
         ridge = torch.eye(dim, device=k_GSD.device) * (_RIDGE * variance + 1e-12)[:, None, None]
         whitened_GSD = residual_GSD @ torch.linalg.inv(pooled_GDD + ridge)
         distance_GS = (whitened_GSD * residual_GSD).sum(-1) / dim
-        total_GC = torch.zeros_like(size_GC, dtype=torch.float32)
-        total_GC.scatter_add_(1, cluster_GS, distance_GS)
+        total_GC = vector_sums(distance_GS[..., None], cluster_GS, size_GC.shape[1])[..., 0]
         self.scale[at] = (total_GC / size_GC.clamp_min(1)).to(self.scale.dtype)
 
     def variance(self, layer: int, q_BHD: Tensor, scale: float) -> Tensor:

@@ -11,7 +11,7 @@ average over queries, so it costs one number.
 """
 
 import torch
-from retrobench_kernels.segmented_kmeans import segmented_kmeans
+from retrobench_kernels.segmented_kmeans import cluster_sums, segmented_kmeans
 from torch import Tensor
 
 from retrobench.core.budget import Budget
@@ -19,7 +19,8 @@ from retrobench.core.method import PromptLayer
 from retrobench.core.shapes import KVShape
 from retrobench.memory.placement import Holder
 from retrobench_methods.retroinfer.config import RetroInferConfig
-from retrobench_methods.retroinfer.wave_index import WaveIndex, cluster_sums
+from retrobench_methods.retroinfer.vectors import vector_sums
+from retrobench_methods.retroinfer.wave_index import WaveIndex
 
 WINDOW_TOKENS = 512  # last tokens of the prompt whose queries are looked at
 VALUE_WEIGHT = 0.3  # of a typical value's distance, for that of a typical key
@@ -96,10 +97,9 @@ class QueryIndex(WaveIndex):
             config.kmeans_iterations, config.final_assign, config.kmeans_init,
             config.segment_edges, "euclidean",
         )  # fmt: skip
-        size = torch.zeros(len(k_GSD), clusters, device=k_GSD.device)
-        size.scatter_add_(1, cluster, torch.ones_like(cluster, dtype=size.dtype))
-        mean = cluster_sums(k_GSD, cluster, clusters) / size.clamp_min(1)[..., None]
-        return mean, cluster
+        nothing = torch.zeros(len(k_GSD), k_GSD.shape[-1], device=k_GSD.device)
+        total, size = cluster_sums(k_GSD, nothing, cluster, clusters)
+        return total / size.clamp_min(1)[..., None], cluster
 
     def note(
         self, at: tuple, k_GSD: Tensor, v_GSD: Tensor, centroid_GCD: Tensor, cluster_GS: Tensor
@@ -112,7 +112,7 @@ class QueryIndex(WaveIndex):
         ]
         square_GS1 = left_GSD.square().sum(-1, keepdim=True) * self.scale[i] ** 2
         ones_GS1, clusters = torch.ones_like(square_GS1), centroid_GCD.shape[1]
-        total, size = (cluster_sums(x, cluster_GS, clusters) for x in (square_GS1, ones_GS1))
+        total, size = (vector_sums(x, cluster_GS, clusters) for x in (square_GS1, ones_GS1))
         half_variance_GC = (total / size.clamp_min(1))[..., 0] / 2
         self.gain_LBGC[at] = (GAIN * half_variance_GC).clamp_max(MOST_GAIN).half()
 

@@ -2,6 +2,7 @@
 
 import torch
 from retrobench_kernels.codes import Codes
+from retrobench_kernels.segmented_kmeans import cluster_sums
 from torch import Tensor
 
 from retrobench.core.shapes import KVShape
@@ -50,3 +51,9 @@ class ClusterVectors(Holder):
     def bytes_read(self, vectors: Tensor, heads: int) -> Tensor:
         """Bytes of so many vectors, and of the means of so many heads."""
         return vectors * self.codec.bytes_per_vector() + heads * 4 * self.mean_LBGD.shape[-1]
+
+
+def vector_sums(x_GSD: Tensor, cluster_GS: Tensor, clusters: int) -> Tensor:
+    """Float32 sums of the vectors of each cluster, ``GCD``, in an order that stays."""
+    nothing = torch.zeros(len(x_GSD), x_GSD.shape[-1], device=x_GSD.device)
+    return cluster_sums(x_GSD, nothing, cluster_GS, clusters)[0]

@@ -23,7 +23,7 @@ from retrobench_methods.retroinfer import estimation as estimate
 from retrobench_methods.retroinfer.adaptive import ErrorBound
 from retrobench_methods.retroinfer.config import RetroInferConfig, capacity, sizes
 from retrobench_methods.retroinfer.estimation import Int4Values, KeyCovariance
-from retrobench_methods.retroinfer.vectors import ClusterVectors
+from retrobench_methods.retroinfer.vectors import ClusterVectors, vector_sums
 from retrobench_methods.retroinfer.wave_buffer import WaveBuffer
 
 
@@ -239,7 +239,7 @@ class WaveIndex(Index):
         self.centroids.store(at, centroid, exists_GC)
         self.size_LBGC[at], self.first_LBGC[at] = layout.size_GC, layout.first_GC
         self.used_LBG[i, row] += layout.used_G
-        value_sum = cluster_sums(v_GSD, cluster, clusters)
+        value_sum = vector_sums(v_GSD, cluster, clusters)
         mean = value_sum / layout.size_GC.clamp_min(1)[..., None]
         if self.values is not None:
             self.values.store(at, mean if self.values.coded else value_sum, exists_GC)
@@ -282,9 +282,3 @@ class WaveIndex(Index):
         self.retrieved_LB[i, row] += retrieved
         self.estimated_LB[i, row] += estimated
         self.token_limit_LB[i, row] += tokens
-
-
-def cluster_sums(x_GSD: Tensor, cluster_GS: Tensor, clusters: int) -> Tensor:
-    """Float32 sums of the vectors of each cluster, ``GCD``."""
-    total = torch.zeros(len(x_GSD), clusters, x_GSD.shape[-1], device=x_GSD.device)
-    return total.scatter_add_(1, cluster_GS.long()[..., None].expand_as(x_GSD), x_GSD.float())
