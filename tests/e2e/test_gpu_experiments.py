@@ -8,6 +8,8 @@ from rich.console import Console
 
 from retrobench.cli import app as cli
 from retrobench.evaluate import kernels
+from retrobench.evaluate import machine as measured
+from retrobench.measure.machine import Absent
 from retrobench.report.tables.overview import COLUMNS, print_tables
 from retrobench.store.results import ResultStore
 from retrobench.tasks.machine import KERNELS
@@ -59,6 +61,24 @@ def test_pinned_memory_needs_a_gpu(tmp_path):
     assert outcome["ran"] == 2 and outcome["failed"] == {"error": 1}
     row = rows_of(tmp_path, outcome)["pinned_kernel-0.001GiB"]
     assert "page-locked memory from a GPU: none is in use" in row["message"]
+
+
+def test_a_case_larger_than_the_machine_is_absent_and_no_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(measured, "available_bytes", lambda: 100 * 2**30)
+    with pytest.raises(Absent, match=r"needs 128.0 GiB but only 100.0 GiB.*use a smaller one"):
+        measured._pinned("pinned_kernel", 64 * 2**30, "cuda")
+
+    def absent(*args):
+        raise Absent("task.pool_gib=64 needs more")
+
+    monkeypatch.setattr(measured, "_pinned", absent)
+    for again in (False, True):
+        task = job(tmp_path, machine(cases=["pinned_engine", "copy"]))
+        outcome = cli.run_job(task)
+        assert not outcome["failed"] and outcome["cached" if again else "ran"] == 2
+    row = rows_of(tmp_path, outcome)["pinned_engine-0.001GiB"]
+    assert row["status"] == "absent" and "needs more" in row["message"]
+    assert cli.run_job(job(tmp_path, machine(cases=["pinned_engine", "copy"]), retry=True))["ran"]
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -18,7 +18,7 @@ from retrobench.evaluate.kernels import KERNELS, Case, KernelInputs
 from retrobench.measure.ceilings import flush_data, read
 from retrobench.measure.clock import make_clock
 from retrobench.measure.graph import CapturedCall
-from retrobench.measure.machine import available_bytes, require_free
+from retrobench.measure.machine import Absent, NotEnoughMemory, available_bytes, require_free
 from retrobench.memory.placement import allocate
 from retrobench.tasks.machine import MachineConfig
 
@@ -29,7 +29,8 @@ PAGE_TOKENS, PAGE_DIM, MAX_PAGES = 8, 128, 65536  # pages of 2 KiB; 128 MiB are 
 def measure(config: MachineConfig, sample: Sample, device: str) -> dict[str, Any]:
     """Fields of one sample for its row.
 
-    ValueError for what needs a GPU, RuntimeError for a kernel that disagrees with its naive form.
+    ValueError for what needs a GPU, ``Absent`` for a case that is larger than this machine,
+    RuntimeError for a kernel that disagrees with its naive form.
     """
     torch.manual_seed(config.seed)
     name = sample.meta["case"]
@@ -104,7 +105,10 @@ def _pinned(name: str, pool_bytes: int, device: str) -> Case:
     if not device.startswith("cuda"):
         raise ValueError(f"task.cases={name} reads page-locked memory from a GPU: none is in use")
     what, fix = f"task.pool_gib={pool_bytes / 2**30:g}, with as much to spare,", "a smaller one"
-    require_free(2 * pool_bytes, available_bytes(), what, "memory", fix)
+    try:
+        require_free(2 * pool_bytes, available_bytes(), what, "memory", fix)
+    except NotEnoughMemory as error:
+        raise Absent(str(error)) from error
     shape = KVShape(
         pad_tokens=(0,), layers=(0,), num_heads=1, num_kv_heads=1, head_dim=PAGE_DIM,
         prompt_tokens=1, max_tokens=1, dtype="bfloat16", device=device,

@@ -63,6 +63,10 @@ class NotEnoughMemory(ValueError):
     """What was asked for needs more memory than is free; found before anything is allocated."""
 
 
+class Absent(NotEnoughMemory):
+    """A case that is larger than this machine: it is left out, and nothing has failed."""
+
+
 def require_free(need: int, free: int, what: str, where: str, fix: str) -> None:
     """NotEnoughMemory if ``what`` needs more bytes than are free (0: unknown)."""
     if free and need > free:

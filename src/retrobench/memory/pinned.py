@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def page_locked(num_bytes: int) -> Tensor:
-    """Uninitialised bytes that a GPU reads and writes by itself; RuntimeError if the driver refuses.
+    """Bytes that a GPU reads and writes by itself; RuntimeError if the driver refuses.
 
     torch's pinned allocator rounds up to powers of two, which at this scale is tens of gigabytes.
     The memory is mapped by itself, so that no two registrations share a page, and in huge pages

@@ -14,7 +14,7 @@ from retrobench.run.plan import PreparedRun
 from retrobench.run.progress import Progress
 from retrobench.run.shared import SharedPrefill
 from retrobench.run.summary import CellResult
-from retrobench.store.results import FINAL, RowWriter
+from retrobench.store.results import FINAL, FINE, RowWriter
 from retrobench.track.base import Tracker
 
 
@@ -92,7 +92,8 @@ class RunContext:
         self.writer.append(row)
         self.tracker.row(row)
         self.result.ran += 1
-        if row["status"] not in FINAL:
+        if row["status"] not in FINE:
             self.result.failed[row["status"]] = self.result.failed.get(row["status"], 0) + 1
+        if row["status"] not in FINAL:
             self.progress.say(f"{row['sample']}: {row['status']}: {row.get('message', '')}")
         self.progress.advance()

@@ -10,7 +10,8 @@ import torch
 from retrobench.core.secrets import redact
 from retrobench.engine.hf import MethodBypassed
 from retrobench.engine.prefill import NotFinite
-from retrobench.measure.machine import NotEnoughMemory
+from retrobench.measure.machine import Absent, NotEnoughMemory
+from retrobench.store.results import ABSENT
 
 # allocators that raise no error type of their own: torch on the CPU, pinned memory, the driver, C++
 _NO_MEMORY = re.compile(
@@ -24,7 +25,9 @@ _NO_MEMORY = re.compile(
 def failure(error: BaseException) -> tuple[str, str]:
     """(status, message) of an exception; secrets are blanked out of the message."""
     status = "error"
-    if is_out_of_memory(error):
+    if isinstance(error, Absent):
+        status = ABSENT
+    elif is_out_of_memory(error):
         status = "oom"
     elif isinstance(error, NotFinite):
         status = "nan"

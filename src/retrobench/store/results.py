@@ -20,7 +20,9 @@ from retrobench.core.cell import Cell
 from retrobench.core.paths import check_folder, regular
 from retrobench.store import cell_files
 from retrobench.store.row_file import (
+    ABSENT,
     FINAL,
+    FINE,
     MAX_ATTEMPTS,
     OK,
     CellRows,
@@ -32,7 +34,17 @@ from retrobench.store.row_file import (
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FINAL", "MAX_ATTEMPTS", "OK", "CellRows", "Locked", "ResultStore", "RowWriter"]
+__all__ = [
+    "ABSENT",
+    "FINAL",
+    "FINE",
+    "MAX_ATTEMPTS",
+    "OK",
+    "CellRows",
+    "Locked",
+    "ResultStore",
+    "RowWriter",
+]
 
 
 class Locked(RuntimeError):

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import IO, Any
 
 OK = "ok"
+ABSENT = "absent"  # more than this machine has; runs again with ``retry=true`` only
 FINAL = frozenset({OK, "prompt_too_long"})
+FINE = FINAL | {ABSENT}  # no failure
 NOT_ASKED = "unsupported_by_model"  # of earlier versions: read as if there were no such row
 MAX_ATTEMPTS = 3  # after so many failures a sample is quarantined
 NUMBERS = (
@@ -42,13 +44,13 @@ class CellRows:
         return {
             sample
             for sample, row in self.rows.items()
-            if row["status"] not in FINAL and self.failures.get(sample, 0) >= MAX_ATTEMPTS
+            if row["status"] not in FINE and self.failures.get(sample, 0) >= MAX_ATTEMPTS
         }
 
     def settled(self) -> set[str]:
-        """Sample ids that need no further run: final, or quarantined after repeated failures."""
-        final = {sample for sample, row in self.rows.items() if row["status"] in FINAL}
-        return final | self.quarantined()
+        """Sample ids that need no further run: no failure, or quarantined after several."""
+        fine = {sample for sample, row in self.rows.items() if row["status"] in FINE}
+        return fine | self.quarantined()
 
 
 class RowWriter:
@@ -86,7 +88,7 @@ def read_rows(path: Path) -> CellRows:
                 continue
             sample = row["sample"]
             found.rows[sample] = row
-            if row["status"] not in FINAL:
+            if row["status"] not in FINE:
                 found.failures[sample] = found.failures.get(sample, 0) + 1
     return found
 
