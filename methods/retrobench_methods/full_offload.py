@@ -20,6 +20,7 @@ from retrobench.memory.placement import allocate, host_place, kv_bytes
 from retrobench.memory.prefetch import Prefetcher
 from retrobench.memory.selection import Everything, Selection
 from retrobench.memory.store import KVStore, ResidentStore
+from retrobench.memory.transfer import copy_heads
 
 
 class StreamedStore(ResidentStore):
@@ -48,7 +49,7 @@ class StreamedStore(ResidentStore):
         def copy() -> tuple[Tensor, ...]:
             with self.probe.span("fetch"):
                 for pool, buffer in ((self.k[i][0], self.k_2BGSD), (self.v[i][0], self.v_2BGSD)):
-                    buffer[turn, :, :, :length].copy_(pool[:, :, :length], non_blocking=True)
+                    copy_heads(buffer[turn, :, :, :length], pool[:, :, :length])
             return self.k_2BGSD[turn], self.v_2BGSD[turn]
 
         with self.probe.span(self.prefetcher.submit_span):
@@ -120,6 +121,7 @@ class FullOffload(SelectiveMethod):
 
     def finish_build(self) -> None:
         """Start copying the first layer."""
+        super().finish_build()
         assert isinstance(self.store, StreamedStore)
         self.store.start(self.shape.layers[0])
 

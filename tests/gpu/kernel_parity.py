@@ -12,6 +12,8 @@ import pytest
 import torch
 from retrobench_kernels.wave_attention.zones import PageCache, Pool
 
+from tests.kernels.inputs import num_pages, page_spans
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 needs_triton = [
@@ -65,7 +67,7 @@ class RandomIndex:
 
     @property
     def pages(self):
-        return self.pool.k_BGSD.shape[2] // self.page_tokens
+        return num_pages(self.pool, self.page_tokens)
 
     def poisoned_pool(self):
         """The pool with NaN between clusters."""
@@ -85,23 +87,24 @@ class RandomIndex:
         )
         for b in range(batch):
             for g in range(groups):
+                spans = page_spans(self.pool, self.page_tokens, b, g)
                 for page, place in zip(
                     range(0, 2 * slots, 2), torch.randperm(slots).tolist(), strict=True
                 ):
-                    slot[b, g, page] = place
-                    to = slice(place * self.page_tokens, (place + 1) * self.page_tokens)
-                    at = slice(page * self.page_tokens, (page + 1) * self.page_tokens)
+                    slot[b, g, page], at = place, spans[page]
+                    begin = place * self.page_tokens
+                    to = slice(begin, begin + at.stop - at.start)
                     k[b, g, to], v[b, g, to] = (t[b, g, at] for t in self.pool[:2])
         return PageCache(slot, k, v, self.page_tokens)
 
 
 def random_index(batch, groups, dim, dtype, *, clusters=23, page_tokens=1, most=20):
-    """Clusters of 0 to ``most`` tokens (one of them three times that), aligned to pages."""
+    """Packed clusters of 0 to ``most`` tokens (one of them three times that)."""
     size = torch.randint(0, most + 1, (batch, groups, clusters), dtype=torch.int32)
     size[..., 5], size[..., 2] = 3 * most, 1
-    aligned = (size + page_tokens - 1) // page_tokens * page_tokens
-    first = (aligned.cumsum(-1) - aligned).int()
-    tokens = int(aligned.sum(-1).max()) + 2 * page_tokens
-    tokens += -tokens % page_tokens
+    pages = (size + page_tokens - 1) // page_tokens
+    first, page = ((x.cumsum(-1) - x).int().to(DEVICE) for x in (size, pages))
+    tokens = int(size.sum(-1).max()) + 2 * page_tokens
     k, v = (random_tensor(batch, groups, tokens, dim, dtype=dtype) for _ in range(2))
-    return RandomIndex(Pool(k, v, first.to(DEVICE), size.to(DEVICE)), page_tokens)
+    numbers = page if page_tokens > 1 else None
+    return RandomIndex(Pool(k, v, first, size.to(DEVICE), numbers), page_tokens)

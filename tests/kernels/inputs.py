@@ -13,6 +13,23 @@ from retrobench_kernels.wave_attention.zones import Pool, Steady
 from torch import Tensor
 
 
+def page_spans(pool: Pool, page_tokens: int, row: int, head: int) -> dict[int, slice]:
+    """The tokens of every page of a head's clusters, as a slice of the pool."""
+    found, pages = {}, pool.first_page(page_tokens)
+    for c, size in enumerate(pool.size_BGC[row, head].tolist()):
+        first, page = int(pool.first_BGC[row, head, c]), int(pages[row, head, c])
+        for j in range(-(-size // page_tokens)):
+            start = first + j * page_tokens
+            found[page + j] = slice(start, min(first + size, start + page_tokens))
+    return found
+
+
+def num_pages(pool: Pool, page_tokens: int) -> int:
+    """Pages of the head that has most."""
+    end = pool.first_page(page_tokens) + (pool.size_BGC + page_tokens - 1) // page_tokens
+    return int(end.max())
+
+
 @dataclass
 class Clustered:
     q: Tensor
@@ -28,8 +45,8 @@ class Clustered:
 
     def slots(self, fraction: float) -> Tensor:
         """A page table that holds a random share of the pages, each in a slot of its own."""
-        batch, groups, tokens, _ = self.pool.k_BGSD.shape
-        pages = -(-tokens // self.page_tokens)
+        batch, groups = self.pool.k_BGSD.shape[:2]
+        pages = num_pages(self.pool, self.page_tokens)
         slot = torch.full((batch, groups, pages), -1, dtype=torch.int32)
         count = int(fraction * pages)
         for row in range(batch):
@@ -39,25 +56,28 @@ class Clustered:
 
     def fill_cache(self, slot: Tensor) -> tuple[Tensor, Tensor]:
         """Cache tensors that hold the pages of ``slot``; free slots hold NaN."""
-        batch, groups, tokens, dim = self.pool.k_BGSD.shape
+        batch, groups, _, dim = self.pool.k_BGSD.shape
         pages, page = slot.shape[-1], self.page_tokens
         caches = []
         for source in (self.pool.k_BGSD, self.pool.v_BGSD):
             cache = torch.full((batch, groups, pages * page, dim), torch.nan, dtype=source.dtype)
             for row in range(batch):
                 for g in range(groups):
-                    for p in range(pages):
+                    for p, span in page_spans(self.pool, page, row, g).items():
                         if (s := int(slot[row, g, p])) >= 0:
-                            part = source[row, g, p * page : (p + 1) * page]
+                            part = source[row, g, span]
                             cache[row, g, s * page : s * page + len(part)] = part
             caches.append(cache)
         return caches[0], caches[1]
 
     def only_uncached(self, slot: Tensor) -> Pool:
         """The pool with NaN in place of cached pages."""
-        hit = (slot >= 0).repeat_interleave(self.page_tokens, -1)
-        hit = hit[..., : self.pool.k_BGSD.shape[2], None]
-        k, v = (x.masked_fill(hit, torch.nan) for x in (self.pool.k_BGSD, self.pool.v_BGSD))
+        k, v = self.pool.k_BGSD.clone(), self.pool.v_BGSD.clone()
+        for row in range(len(k)):
+            for g in range(k.shape[1]):
+                for page, span in page_spans(self.pool, self.page_tokens, row, g).items():
+                    if int(slot[row, g, page]) >= 0:
+                        k[row, g, span] = v[row, g, span] = torch.nan
         return self.pool._replace(k_BGSD=k, v_BGSD=v)
 
 
@@ -83,9 +103,9 @@ def clustered(
     size[..., 0], size[..., min(1, capacity - 1)] = 0, 1
     size[..., min(2, capacity - 1)] = largest
     size = size * (torch.arange(capacity) < num_clusters[:, None, None])
-    aligned = (size + page_tokens - 1) // page_tokens * page_tokens
-    first = (aligned.cumsum(-1) - aligned).int()
-    tokens = int(aligned.sum(-1).max()) + page_tokens
+    pages = (size + page_tokens - 1) // page_tokens
+    first, page = ((x.cumsum(-1) - x).int() for x in (size, pages))
+    tokens = int(size.sum(-1).max()) + page_tokens
     k, v = (torch.randn(batch, groups, tokens, dim).to(dtype) for _ in range(2))
     inside = torch.zeros(batch, groups, tokens, dtype=torch.bool)
     centroid = torch.full((batch, groups, capacity, dim), torch.nan)
@@ -121,7 +141,7 @@ def clustered(
         centroid=centroid.to(dtype),
         value_sum=value_sum.to(dtype),
         logit=logit.flatten(1, 2).contiguous(),
-        pool=Pool(k, v, first, size.int()),
+        pool=Pool(k, v, first, size.int(), page if page_tokens > 1 else None),
         steady=Steady(k_steady, v_steady, count),
         num_clusters=num_clusters,
         retrieved=chosen[..., :retrieved].contiguous(),

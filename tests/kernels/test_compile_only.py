@@ -61,7 +61,7 @@ CASES = {
         "page_lru", "lookup_kernel", {"SLOTS_PAD": 8192, "CHUNK": 256, "ADMIT": True}, warps=16
     ),
     "admit": Case("page_lru", "admit_kernel", {"CHUNK": 256}),
-    "copy": Case("page_lru", "copy_kernel", {"PAGE_VALUES": 1024, "PAGE_PAD": 1024}),
+    "copy": Case("page_lru", "copy_kernel", {"DIM": 128, "PAGE_VALUES": 1024, "PAGE_PAD": 1024}),
     "assign": Case("segmented_kmeans", "assign_kernel", {**ROW, "KEYS": 128, "TILE": 64}, warps=8),
     "sums": Case("segmented_kmeans", "sum_kernel", {**ROW, "TILE": 16}, warps=2),
     "place": Case("cluster_layout", "place_kernel", {**ROW, "TILE": 32}),
@@ -74,7 +74,7 @@ BOTH = ("score", "wave", "wave-256", "dense", "assign")  # the rest is compiled 
 TARGETS = [(case, 90) for case in (*CASES, *SELECTIONS)] + [(case, 80) for case in BOTH]
 INT32 = ("used", "size", "slot", "page", "tokens", "source", "count", "steady", "estimated")
 INT32 += ("retrieved", "first", "want_r", "want_e", "start", "end", "victim", "stamp", "owner")
-INT32 += ("now", "table", "order", "cluster", "key", "range", "label")
+INT32 += ("now", "table", "order", "number", "cluster", "key", "range", "label")
 INT64 = {
     "lookup": ("tally",),
     "lookup-1M": ("tally",),

@@ -124,16 +124,16 @@ def test_wave_attention(page_tokens, with_estimate):
 @pytest.mark.parametrize("page_tokens", [1, 4])
 def test_cluster_layout(page_tokens):
     cluster = torch.randint(0, 9, (3, 50))
-    layout = cluster_layout(cluster, 12, page_tokens)
+    layout = cluster_layout(cluster, 12, page_tokens, start=5)
     kv = torch.randn(3, 50, 4)
-    pool = torch.full((3, 50 + 12 * (page_tokens - 1), 4), torch.nan)
+    pool = torch.full((3, 5 + 50, 4), torch.nan)
     place_tokens.reference(kv, layout, pool)
     for g in range(3):
-        end = 0
+        end, pages = 5, 0
         for c in range(12):
             first, size = int(layout.first_GC[g, c]), int(layout.size_GC[g, c])
-            assert first == end and first % page_tokens == 0
+            assert first == end and int(layout.page_GC[g, c]) == pages
             assert torch.equal(pool[g, first : first + size], kv[g, cluster[g] == c])
-            end = first + -(-size // page_tokens) * page_tokens
-        assert end == int(layout.used_G[g])
-    assert int(pool.isnan().any(-1).sum()) == pool.shape[1] * 3 - 150
+            end, pages = first + size, pages + -(-size // page_tokens)
+        assert end == pool.shape[1] and pages == int(layout.pages_G[g])
+    assert pool[:, :5].isnan().all() and not pool[:, 5:].isnan().any()

@@ -99,7 +99,7 @@ def test_torch_form_equals_the_table(trace):
         cached = CacheTable(*tables, step_1, nothing, nothing, nothing, 2)
         slot, victim = page_lru(page_BGN, cached)
         assert np.array_equal(slot[0].numpy(), table.lookup(page))
-        copy_pages(pool, cache, page_BGN, victim, 2)
+        copy_pages(pool, cache, page_BGN * 2, victim, 2)
         page_admit(page_BGN, victim, cached)
         table.admit()
         assert np.array_equal(slot_BGP[0].numpy(), table.slot_NP)

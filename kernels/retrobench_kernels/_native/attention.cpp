@@ -56,13 +56,13 @@ struct Wave {  // the same fields, in the same order, as _WAVE in wave_attention
   const void* value_scale;
   const float *value_mean, *total;  // total: sum of all values, if the rest is estimated too
   const int32_t *steady, *first, *size, *retrieved, *estimated;
-  const int32_t *apart, *slot;  // apart: clusters that another call attends
+  const int32_t *apart, *page, *slot;  // apart: clusters that another call attends; page: or null
   const float* logit;
   void* out;
   float* lse;
   int64_t B, G, group, D, R, E, A, C, page_tokens;
-  // over row and KV head of: steady k, v; pool k, v; cache k, v; value sums; first; size; slot
-  int64_t stride[20];
+  // over row and KV head of: steady k, v; pool k, v; cache k, v; value sums; first; size; page; slot
+  int64_t stride[22];
   float scale, softcap;
   int32_t dtype, sum_dtype, bits, dot, splits, threads;
 };
@@ -75,18 +75,17 @@ template <class T> const T* at(const void* base, const int64_t* stride, long b, 
 
 // the tokens of one cluster, page by page where a cache may hold them
 template <class T>
-void feed(Attention<T>& attention, const Wave& w, long b, long g, long first, long size,
-          const T* k, const T* v) {
+void feed(Attention<T>& attention, const Wave& w, long b, long g, long cluster, long first,
+          long size, const T* k, const T* v) {
   if (!w.slot) return attention.span(k + first * w.D, v + first * w.D, size);
   const T *kc = at<T>(w.k_cache, w.stride + 8, b, g), *vc = at<T>(w.v_cache, w.stride + 10, b, g);
-  const int32_t* slot = at<int32_t>(w.slot, w.stride + 18, b, g);
-  for (long token = first; token < first + size;) {
-    long page = token / w.page_tokens, inside = token % w.page_tokens;
-    long count = std::min(first + size - token, (long)w.page_tokens - inside);
-    long place = (slot[page] * w.page_tokens + inside) * w.D;
+  const int32_t* slot = at<int32_t>(w.slot, w.stride + 20, b, g);
+  long page = w.page ? at<int32_t>(w.page, w.stride + 18, b, g)[cluster] : first / w.page_tokens;
+  for (long done = 0; done < size; done += w.page_tokens, page++) {
+    long count = std::min(size - done, (long)w.page_tokens);
+    long from = (first + done) * w.D, place = slot[page] * w.page_tokens * w.D;
     if (slot[page] >= 0) attention.span(kc + place, vc + place, count);
-    else attention.span(k + token * w.D, v + token * w.D, count);
-    token += count;
+    else attention.span(k + from, v + from, count);
   }
 }
 
@@ -130,7 +129,7 @@ template <class T> void wave(const Wave& w) {
     const T *k = at<T>(w.k_pool, w.stride + 4, b, g), *v = at<T>(w.v_pool, w.stride + 6, b, g);
     const int32_t* chosen = w.retrieved + (b * w.G + g) * w.R;
     for (long i = cut(w.R, s); i < cut(w.R, s + 1); i++)
-      if (chosen[i] >= 0) feed(attention, w, b, g, first[chosen[i]], size[chosen[i]], k, v);
+      if (chosen[i] >= 0) feed(attention, w, b, g, chosen[i], first[chosen[i]], size[chosen[i]], k, v);
     attention.finish(part);
     if (!w.value_sum) return;  // the list may be empty and the rest estimated
     auto estimates = [&](auto type) {

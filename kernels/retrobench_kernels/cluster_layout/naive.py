@@ -12,34 +12,35 @@ class Layout(NamedTuple):
     """Cluster order of the S tokens of G heads.
 
     ``target_GS`` (int64) is the pool position of each token; cluster c holds positions
-    ``first_GC[c] <= s < first_GC[c] + size_GC[c]`` (int32). ``used_G`` (int64) positions are in
-    use, padding between clusters included.
+    ``first_GC[c] <= s < first_GC[c] + size_GC[c]`` (int32), without gaps. Its pages in a cache are
+    ``page_GC[c]`` (int32) and on, ``pages_G`` (int64) of all clusters. Positions begin at
+    ``start``.
     """
 
     target_GS: Tensor
     first_GC: Tensor
     size_GC: Tensor
-    used_G: Tensor
+    page_GC: Tensor
+    pages_G: Tensor
+    start: int = 0
 
 
-def cluster_layout(cluster_GS: Tensor, num_clusters: int, page_tokens: int = 1) -> Layout:
-    """Sort tokens by cluster, each cluster starting at a multiple of ``page_tokens``.
+def cluster_layout(
+    cluster_GS: Tensor, num_clusters: int, page_tokens: int = 1, start: int = 0
+) -> Layout:
+    """Sort tokens by cluster; tokens of a cluster keep their order.
 
-    Tokens of a cluster keep their order. Positions stay below
-    ``S + num_clusters * (page_tokens - 1)``.
+    A page has ``page_tokens`` tokens of one cluster, the cluster's last page fewer.
     """
     cluster_GS = cluster_GS.long()
     size = cluster_GS.new_zeros(cluster_GS.shape[0], num_clusters)
     size.scatter_add_(1, cluster_GS, torch.ones_like(cluster_GS))
-    aligned = (size + page_tokens - 1) // page_tokens * page_tokens
-    first = aligned.cumsum(-1) - aligned
     order = cluster_GS.argsort(dim=-1, stable=True)
-    packed = size.cumsum(-1) - size  # start of each cluster in the sorted order
-    rank = torch.arange(cluster_GS.shape[1], device=cluster_GS.device).expand_as(order)
-    sorted_cluster = cluster_GS.gather(-1, order)
-    place = rank - packed.gather(-1, sorted_cluster) + first.gather(-1, sorted_cluster)
-    target = torch.empty_like(order).scatter_(-1, order, place)
-    return Layout(target, first.int(), size.int(), aligned.sum(-1))
+    rank = torch.arange(start, start + cluster_GS.shape[1], device=order.device).expand_as(order)
+    target = torch.empty_like(order).scatter_(-1, order, rank)
+    first, pages = size.cumsum(-1) - size + start, (size + page_tokens - 1) // page_tokens
+    page = pages.cumsum(-1) - pages
+    return Layout(target, first.int(), size.int(), page.int(), pages.sum(-1), start)
 
 
 @op

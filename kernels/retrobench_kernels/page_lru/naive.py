@@ -58,11 +58,14 @@ def page_admit(page_BGN: Tensor, victim_BGN: Tensor, table: CacheTable) -> None:
 
 
 class CopyArgs(NamedTuple):
-    """Arguments of ``copy_pages``. The pool may be on any device."""
+    """Arguments of ``copy_pages``. The pool may be on any device.
+
+    ``start_BGN`` (int32) is where each page begins in the pool, ``victim_BGN`` its slot or -1.
+    """
 
     pool_BGSD: Tensor
     cache_BGQD: Tensor
-    page_BGN: Tensor
+    start_BGN: Tensor
     victim_BGN: Tensor
     page_tokens: int
 
@@ -70,11 +73,18 @@ class CopyArgs(NamedTuple):
 @op_of(CopyArgs, chosen_by="cache_BGQD")
 def copy_pages(args: CopyArgs) -> None:
     """Copy pages of a pool into their slots of the cache."""
-    pool_BGSD, cache_BGQD, page_BGN, victim_BGN, page_tokens = args
+    pool_BGSD, cache_BGQD, start_BGN, victim_BGN, page_tokens = args
     row, head, column = torch.nonzero(victim_BGN >= 0, as_tuple=True)
-    page, slot = page_BGN[row, head, column].long(), victim_BGN[row, head, column].long()
-    source = pool_BGSD.unflatten(2, (-1, page_tokens))
+    start, slot = start_BGN[row, head, column].long(), victim_BGN[row, head, column].long()
     target = cache_BGQD.unflatten(2, (-1, page_tokens))
-    where = pool_BGSD.device
-    moved = source[row.to(where), head.to(where), page.to(where)]
+    at = (x.to(pool_BGSD.device) for x in (row, head, start))
+    moved = page_windows(pool_BGSD, page_tokens)[tuple(at)]
     target[row, head, slot] = moved.to(cache_BGQD.device)
+
+
+def page_windows(pool_BGSD: Tensor, page_tokens: int) -> Tensor:
+    """Every run of ``page_tokens`` tokens by its first token, a view."""
+    batch, groups, tokens, dim = pool_BGSD.shape
+    size = (batch, groups, max(0, tokens - page_tokens + 1), page_tokens, dim)
+    row, head, token, value = pool_BGSD.stride()
+    return pool_BGSD.as_strided(size, (row, head, token, token, value))

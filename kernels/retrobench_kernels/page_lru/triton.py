@@ -109,17 +109,17 @@ def admit_kernel(
 
 @common.kernel
 def copy_kernel(
-    pool_ptr, cache_ptr, page_ptr, victim_ptr, width, pool_stride, cache_stride,
-    PAGE_VALUES: tl.constexpr, PAGE_PAD: tl.constexpr,
+    pool_ptr, cache_ptr, start_ptr, victim_ptr, width, pool_stride, cache_stride,
+    DIM: tl.constexpr, PAGE_VALUES: tl.constexpr, PAGE_PAD: tl.constexpr,
 ):  # fmt: skip
     """One page of the pool (device or pinned host memory) to its slot."""
     head = tl.program_id(1).to(tl.int64)
     at = head * width + tl.program_id(0)
     victim = tl.load(victim_ptr + at)
-    page = tl.load(page_ptr + at)
+    start = tl.load(start_ptr + at)
     lane = tl.arange(0, PAGE_PAD)
     mask = lane < tl.where(victim >= 0, PAGE_VALUES, 0)
-    source = pool_ptr + head * pool_stride + page.to(tl.int64) * PAGE_VALUES + lane
+    source = pool_ptr + head * pool_stride + start.to(tl.int64) * DIM + lane
     target = cache_ptr + head * cache_stride + victim.to(tl.int64) * PAGE_VALUES + lane
     tl.store(target, tl.load(source, mask=mask), mask=mask)
 
@@ -176,13 +176,15 @@ def page_admit(page_BGN: Tensor, victim_BGN: Tensor, table: CacheTable) -> None:
 
 def copy_pages(args: CopyArgs) -> None:
     """As the reference; a GPU reads a pinned pool itself, and torch one in pageable memory."""
-    pool_BGSD, cache_BGQD, page_BGN, victim_BGN, page_tokens = args
+    pool_BGSD, cache_BGQD, start_BGN, victim_BGN, page_tokens = args
     if not addressable(pool_BGSD, cache_BGQD.device):
         return naive.copy_pages.reference(*args)
-    batch, groups, width = page_BGN.shape
-    values = page_tokens * pool_BGSD.shape[-1]
+    batch, groups, width = start_BGN.shape
+    dim = pool_BGSD.shape[-1]
+    assert start_BGN.is_contiguous() and victim_BGN.is_contiguous()
     copy_kernel[(width, batch * groups)](
-        pool_BGSD, cache_BGQD, page_BGN, victim_BGN, width,
+        pool_BGSD, cache_BGQD, start_BGN, victim_BGN, width,
         head_stride(pool_BGSD), head_stride(cache_BGQD),
-        PAGE_VALUES=values, PAGE_PAD=triton.next_power_of_2(values), num_warps=4,
+        DIM=dim, PAGE_VALUES=page_tokens * dim,
+        PAGE_PAD=triton.next_power_of_2(page_tokens * dim), num_warps=4,
     )  # fmt: skip

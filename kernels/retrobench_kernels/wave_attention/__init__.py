@@ -5,12 +5,20 @@ from retrobench_kernels.wave_attention.naive import (
     value_sums,
     wave_attention,
 )
-from retrobench_kernels.wave_attention.zones import CacheTable, Estimation, PageCache, Pool, Steady
+from retrobench_kernels.wave_attention.zones import (
+    CacheTable,
+    Estimation,
+    PageCache,
+    Pages,
+    Pool,
+    Steady,
+)
 
 __all__ = [
     "CacheTable",
     "Estimation",
     "PageCache",
+    "Pages",
     "Pool",
     "Steady",
     "cluster_tokens",

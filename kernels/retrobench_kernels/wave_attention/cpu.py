@@ -13,7 +13,7 @@ from retrobench_kernels.wave_attention.zones import WaveArgs
 
 # The struct ``Wave`` of attention.cpp: pointers, counts, strides, floats, ints. Packed in one call:
 # field by field a ctypes.Structure costs a tenth of a millisecond when caches are cold.
-_WAVE = struct.Struct("@21P9q20q2f6i")
+_WAVE = struct.Struct("@22P9q22q2f6i")
 
 
 def wave_attention(args: WaveArgs, library: ctypes.CDLL | None = None) -> tuple[Tensor, Tensor]:
@@ -41,13 +41,14 @@ def wave_attention(args: WaveArgs, library: ctypes.CDLL | None = None) -> tuple[
             assert value_sum.dtype in (torch.float32, dtype)
         assert logit.shape == (batch, heads, clusters)
     slot = None if cache is None else table(cache.slot_BGP)
+    page = None if cache is None or pool.page_BGC is None else table(pool.page_BGC)
     first, size = table(pool.first_BGC), table(pool.size_BGC)
     q, exact_bf16 = query_as_is(q_BHD)
     out, lse = torch.empty(batch, heads, dim, dtype=q.dtype), torch.empty(batch, heads)
     tensors = (q, *kv, value_sum, *codes, total, count, first, size, retrieved, estimated, apart)
-    tensors = (*tensors, slot, logit, out, lse)
+    tensors = (*tensors, page, slot, logit, out, lse)
     strides: list[int] = []
-    for x in (*kv, value_sum, first, size, slot):
+    for x in (*kv, value_sum, first, size, page, slot):
         strides += (0, 0) if x is None else x.stride()[:2]
     num_tokens = steady.k_BGWD.shape[2] + 16 * retrieved.shape[2]
     arguments = _WAVE.pack(

@@ -28,7 +28,7 @@ def wave_attention(args: WaveArgs) -> tuple[Tensor, Tensor]:
     q_BGND = q_BHD.unflatten(1, (groups, -1))
     inside = torch.arange(steady.k_BGWD.shape[2], device=q_BHD.device) < steady.count_B[:, None]
     token_BGX = cluster_tokens(pool.first_BGC, pool.size_BGC, retrieved_BGR)
-    k_BGXD, v_BGXD = gather_tokens(pool, token_BGX, cache)
+    k_BGXD, v_BGXD = gather_tokens(pool, retrieved_BGR, token_BGX, cache)
     parts = [
         (logits(q_BGND, steady.k_BGWD, scale, softcap), inside[:, None, None], steady.v_BGWD),
         (logits(q_BGND, k_BGXD, scale, softcap), (token_BGX >= 0)[:, :, None], v_BGXD),
@@ -60,15 +60,20 @@ def cluster_tokens(
 
 
 def gather_tokens(
-    pool: Pool, token_BGX: Tensor, cache: PageCache | CacheTable | None
+    pool: Pool, cluster_BGR: Tensor, token_BGX: Tensor, cache: PageCache | CacheTable | None
 ) -> tuple[Tensor, Tensor]:
-    """Keys and values at pool positions, from the cache where it has their page."""
+    """Keys and values of clusters (``cluster_tokens``), from the cache where it has their page."""
     token = token_BGX.clamp_min(0)
     k, v = _rows(pool.k_BGSD, token), _rows(pool.v_BGSD, token)
     if cache is None:
         return k, v
-    slot = cache.slot_BGP.gather(-1, token // cache.page_tokens)
-    place = slot.clamp_min(0).long() * cache.page_tokens + token % cache.page_tokens
+    size, width = cache.page_tokens, token_BGX.shape[-1] // max(1, cluster_BGR.shape[-1])
+    nth = torch.arange(width, device=token_BGX.device)  # of the cluster's tokens
+    first = pool.first_page(size).gather(-1, cluster_BGR.clamp_min(0).long())
+    page = (first[..., None] + nth // size).flatten(2).masked_fill(token_BGX < 0, 0)
+    slot = cache.slot_BGP.gather(-1, page.long())
+    inside = (nth % size).expand(*cluster_BGR.shape, -1).flatten(2)
+    place = slot.clamp_min(0).long() * size + inside
     hit = ((slot >= 0) & (token_BGX >= 0))[..., None]
     k = torch.where(hit, _rows(cache.k_BGQD, place), k)
     return k, torch.where(hit, _rows(cache.v_BGQD, place), v)

@@ -25,21 +25,23 @@ from retrobench_kernels.wave_attention.zones import Estimation, PageCache, WaveA
 class PageList(NamedTuple):
     """Pages to attend: the first ``count_BG`` entries (int32) of each row and KV head.
 
-    ``page_BGN`` is the page's number in the pool, ``tokens_BGN`` how many of its tokens are valid,
-    ``source_BGN`` where to read it: a slot >= 0 of the cache; -1, the pool; ``-2 - slot``, the
-    pool, and copy it to that slot on the way. N covers every page of the pool, so that no
-    selection is too long.
+    ``start_BGN`` is where the page begins in the pool, ``tokens_BGN`` how many of its tokens are
+    valid, ``source_BGN`` where to read it: a slot >= 0 of the cache; -1, the pool; ``-2 - slot``,
+    the pool, and copy it to that slot on the way. ``page_BGN`` is its number, if there is a cache.
+    N covers every page of the pool, so that no selection is too long.
     """
 
-    page_BGN: Tensor
+    start_BGN: Tensor
     tokens_BGN: Tensor
     source_BGN: Tensor | None
     count_BG: Tensor
+    page_BGN: Tensor | None
 
 
 @common.kernel
 def page_list_kernel(
-    retrieved_ptr, first_ptr, size_ptr, slot_ptr, page_ptr, tokens_ptr, source_ptr, count_ptr,
+    retrieved_ptr, first_ptr, size_ptr, number_ptr, slot_ptr,
+    page_ptr, start_ptr, tokens_ptr, source_ptr, count_ptr,
     width, index_stride, slot_stride, capacity,
     PAGE: tl.constexpr, CACHED: tl.constexpr, CHUNK: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
@@ -55,18 +57,22 @@ def page_list_kernel(
         cluster = tl.load(retrieved_ptr + h * width + start + lane, mask=inside, other=-1)
         valid = cluster >= 0
         size = tl.load(size_ptr + index + cluster, mask=valid, other=0)
-        first = tl.load(first_ptr + index + cluster, mask=valid, other=0) // PAGE
+        first = tl.load(first_ptr + index + cluster, mask=valid, other=0)
+        number = first
+        if CACHED:
+            number = tl.load(number_ptr + index + cluster, mask=valid, other=0)
         pages = (size + PAGE - 1) // PAGE
         base = done + tl.cumsum(pages, 0) - pages
         for j in range(0, tl.max(pages, 0), RUN):
             keep = (j + run)[None, :] < pages[:, None]
-            page = first[:, None] + (j + run)[None, :]
             at = out + base[:, None] + (j + run)[None, :]
-            tl.store(page_ptr + at, page, mask=keep)
+            tl.store(start_ptr + at, first[:, None] + (j + run)[None, :] * PAGE, mask=keep)
             if PAGE > 1:
                 left = size[:, None] - (j + run)[None, :] * PAGE
                 tl.store(tokens_ptr + at, tl.minimum(left, PAGE), mask=keep)
             if CACHED:
+                page = number[:, None] + (j + run)[None, :]
+                tl.store(page_ptr + at, page, mask=keep)
                 slot = tl.load(slot_ptr + h.to(tl.int64) * slot_stride + page, mask=keep, other=-1)
                 tl.store(source_ptr + at, slot, mask=keep)
         done += tl.sum(pages, 0)
@@ -76,7 +82,7 @@ def page_list_kernel(
 @triton.jit
 def _retrieved_zone(
     q, top, total, acc, k_pool_ptr, v_pool_ptr, k_cache_ptr, v_cache_ptr,
-    page_ptr, tokens_ptr, source_ptr, count, split, splits, scale, cap,
+    start_ptr, tokens_ptr, source_ptr, count, split, splits, scale, cap,
     DIM: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr,
     CACHED: tl.constexpr, CAPPED: tl.constexpr,
 ):  # fmt: skip
@@ -87,8 +93,8 @@ def _retrieved_zone(
     for i in range(split, tl.cdiv(count, pages), splits):
         at = i * pages + lane // PAGE
         keep = at < count
-        page = tl.load(page_ptr + at, mask=keep, other=0)
-        offset = (page * PAGE + lane % PAGE).to(tl.int64) * DIM
+        start = tl.load(start_ptr + at, mask=keep, other=0)
+        offset = (start + lane % PAGE).to(tl.int64) * DIM
         k_at = k_pool_ptr + offset
         v_at = v_pool_ptr + offset
         source = tl.full([TILE], -1, tl.int32)
@@ -144,7 +150,7 @@ def _estimation_zone(
 def attend_kernel(
     q_ptr, k_steady_ptr, v_steady_ptr, steady_ptr,
     k_pool_ptr, v_pool_ptr, k_cache_ptr, v_cache_ptr,
-    page_ptr, tokens_ptr, source_ptr, count_ptr,
+    start_ptr, tokens_ptr, source_ptr, count_ptr,
     estimated_ptr, logit_ptr, value_sum_ptr, size_ptr,
     o_ptr, top_ptr, total_ptr,
     steady_stride, pool_stride, cache_stride, page_capacity,
@@ -166,7 +172,7 @@ def attend_kernel(
     top, total, acc = _retrieved_zone(
         q, top, total, acc, k_pool_ptr + head * pool_stride, v_pool_ptr + head * pool_stride,
         k_cache_ptr + head * cache_stride, v_cache_ptr + head * cache_stride,
-        page_ptr + head * page_capacity, tokens_ptr + head * page_capacity,
+        start_ptr + head * page_capacity, tokens_ptr + head * page_capacity,
         source_ptr + head * page_capacity, count, split, splits, scale, cap,
         DIM, PAGE, TILE, CACHED, CAPPED,
     )  # fmt: skip
@@ -194,22 +200,24 @@ def page_list(args: WaveArgs) -> PageList:
     pool, retrieved_BGR, cache = args.pool, args.retrieved_BGR, args.cache
     batch, groups, width = retrieved_BGR.shape
     page_tokens = 1 if cache is None else cache.page_tokens
-    capacity = triton.cdiv(pool.k_BGSD.shape[2], page_tokens)
+    capacity = pool.k_BGSD.shape[2] if cache is None else cache.slot_BGP.shape[-1]
     like = {"dtype": torch.int32, "device": retrieved_BGR.device}
-    page = torch.empty(batch, groups, capacity, **like)
-    tokens = page if page_tokens == 1 else torch.empty_like(page)
-    source = None if cache is None else torch.empty_like(page)
+    start = torch.empty(batch, groups, capacity, **like)
+    tokens = start if page_tokens == 1 else torch.empty_like(start)
+    page, source = (None if cache is None else torch.empty_like(start) for _ in "ps")
+    number = pool.first_BGC if cache is None else pool.first_page(page_tokens)
     count = torch.empty(batch, groups, **like)
     assert retrieved_BGR.is_contiguous()
+    assert head_stride(number) == head_stride(pool.size_BGC) == head_stride(pool.first_BGC)
     page_list_kernel[(batch * groups,)](
-        retrieved_BGR, pool.first_BGC, pool.size_BGC,
-        page if cache is None else cache.slot_BGP, page, tokens,
-        page if source is None else source, count,
+        retrieved_BGR, pool.first_BGC, pool.size_BGC, number,
+        start if cache is None else cache.slot_BGP, start if page is None else page, start,
+        tokens, start if source is None else source, count,
         width, head_stride(pool.size_BGC), 0 if cache is None else head_stride(cache.slot_BGP),
         capacity, PAGE=page_tokens, CACHED=cache is not None,
         CHUNK=256, RUN=16 if page_tokens == 1 else 4, num_warps=4,
     )  # fmt: skip
-    return PageList(page, tokens, source, count)
+    return PageList(start, tokens, source, count, page)
 
 
 def attend_pages(
@@ -226,23 +234,23 @@ def attend_pages(
         estimation = estimation._replace(value_sum_BGCD=sums)
     splits = splits or common.num_splits(batch * groups, q_BHD.device)
     tile, stages = common.tile_tokens(dim, pool.k_BGSD.dtype)
-    fast = cache or PageCache(pages.page_BGN, pool.k_BGSD, pool.v_BGSD, 1)
+    fast = cache or PageCache(pages.start_BGN, pool.k_BGSD, pool.v_BGSD, 1)
     assert tile % fast.page_tokens == 0
     for k, v in ((steady.k_BGWD, steady.v_BGWD), (pool.k_BGSD, pool.v_BGSD)):
         assert head_stride(k) == head_stride(v)
     part = common.Splits(q_BHD, groups, splits)
-    source = pages.page_BGN if pages.source_BGN is None else pages.source_BGN
-    zone = estimation or Estimation(pages.page_BGN[..., :0], part.top, pool.v_BGSD)
+    source = pages.start_BGN if pages.source_BGN is None else pages.source_BGN
+    zone = estimation or Estimation(pages.start_BGN[..., :0], part.top, pool.v_BGSD)
     if estimation is not None:
         assert zone.cluster_BGE.is_contiguous() and zone.logit_BHC.is_contiguous()
     attend_kernel[(batch * groups, splits)](
         q_BHD, steady.k_BGWD, steady.v_BGWD, steady.count_B,
         pool.k_BGSD, pool.v_BGSD, fast.k_BGQD, fast.v_BGQD,
-        pages.page_BGN, pages.tokens_BGN, source, pages.count_BG,
+        pages.start_BGN, pages.tokens_BGN, source, pages.count_BG,
         zone.cluster_BGE, zone.logit_BHC, zone.value_sum_BGCD, pool.size_BGC,
         part.o, part.top, part.total,
         head_stride(steady.k_BGWD), head_stride(pool.k_BGSD), head_stride(fast.k_BGQD),
-        pages.page_BGN.shape[2],
+        pages.start_BGN.shape[2],
         zone.cluster_BGE.shape[2], zone.logit_BHC.shape[-1], head_stride(zone.value_sum_BGCD),
         head_stride(pool.size_BGC), scale, softcap, splits,
         HEADS=groups, PAGE=fast.page_tokens, TILE=tile, **common.group_constants(q_BHD, groups),

@@ -18,13 +18,29 @@ class Steady(NamedTuple):
 class Pool(NamedTuple):
     """All indexed tokens in cluster order: cluster c holds ``first <= s < first + size`` (int32).
 
-    With a cache, ``first`` is a multiple of its page size.
+    The pages of a cache are those of its clusters: page ``page[c] + j`` has the tokens of cluster c
+    from the j-th ``page_tokens`` on. So tokens are packed, and no page has those of two clusters.
+    Without ``page_BGC``, clusters begin at multiples of the page size.
     """
 
     k_BGSD: Tensor
     v_BGSD: Tensor
     first_BGC: Tensor
     size_BGC: Tensor
+    page_BGC: Tensor | None = None
+
+    def first_page(self, page_tokens: int) -> Tensor:
+        """Number of each cluster's first page, int32 ``BGC``."""
+        return self.first_BGC // page_tokens if self.page_BGC is None else self.page_BGC
+
+
+class Pages(NamedTuple):
+    """Distinct pages that a step asks for, all int32: ``page_BGN`` (-1 padded), how many tokens of
+    each, and where in the pool each begins."""
+
+    page_BGN: Tensor
+    tokens_BGN: Tensor
+    start_BGN: Tensor
 
 
 class Estimation(NamedTuple):
@@ -49,7 +65,7 @@ class Estimation(NamedTuple):
 class PageCache(NamedTuple):
     """Block cache: copies of some pages. Page p is in slot ``slot_BGP[p]`` (int32), or -1: in none.
 
-    Page p covers tokens ``p * page_tokens`` and on of the pool, slot s those of the cache tensors.
+    Slot s covers tokens ``s * page_tokens`` and on of the cache tensors.
     """
 
     slot_BGP: Tensor

@@ -65,7 +65,7 @@ class KVPool(ResidentStore):
         for held, part in ((self.k, prompt.k_BGSD), (self.v, prompt.v_BGSD)):
             index = kept_BGP[..., None].expand(-1, -1, -1, self.shape.head_dim)
             held[i] = self._allocate((part,), self.capacity)
-            self._write(held[i], slice(0, keep), part.gather(2, index))
+            self._write(held[i], slice(0, keep), part.gather(2, index), aside=True)
         self.map.place(i, kept_BGP.int(), self.capacity - keep)
         use = use_BGS.gather(-1, kept_BGP).int()
         self.use[i] = torch.nn.functional.pad(use, (0, self.capacity - keep))
@@ -117,6 +117,7 @@ class KVPool(ResidentStore):
     def fetch(self, layer: int, slot_BGR: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of slots, on the compute device; -1 gives any row."""
         i = self.index[layer]
+        self.offload.finish()
         keys, values = take(self.k[i][0], slot_BGR), take(self.v[i][0], slot_BGR)
         if self.place != "pinned":
             return keys, values

@@ -62,7 +62,7 @@ class RetroInfer(SelectiveMethod):
     def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:
         """Pool, steady zone, cache and wave index, after checking budget and options."""
         placement = resolve_placement(config, shape)
-        index = cls.index_class.plan(config, shape, budget)
+        index = cls.index_class.plan(config, shape, budget, page_tokens(placement))
         return WaveBuffer.plan(config, shape, placement) + index
 
     def build(self, layer: int, prompt: PromptLayer) -> None:
@@ -138,7 +138,7 @@ class RetroInfer(SelectiveMethod):
         pool = exact[2]
         with self.probe.span("lookup"):
             pages = cluster_pages(pool, spans.chosen_BGN, self.store.page_tokens)
-            cache.lookup(layer, *pages)
+            cache.lookup(layer, pages)
         with self.probe.span("attend"):
             if self.config.overlap:
                 assert self.filler is not None

@@ -4,7 +4,7 @@ Ours, not the paper's; off by default. Neither changes what is attended.
 """
 
 import torch
-from retrobench_kernels.wave_attention import Estimation, Pool, Steady, wave_attention
+from retrobench_kernels.wave_attention import Estimation, Pages, Pool, Steady, wave_attention
 from retrobench_kernels.wave_step import cluster_pages
 from torch import Tensor
 
@@ -28,7 +28,7 @@ class CacheFiller:
         self,
         layer: int,
         exact: tuple[Tensor, Steady, Pool, Tensor, float],
-        pages: tuple[Tensor, Tensor],
+        pages: Pages,
         *,
         estimation: Estimation | None,
         softcap: float,
@@ -43,7 +43,8 @@ class CacheFiller:
         q_BHD, steady, pool, retrieved_BGR, scale = exact
         if estimation is not None:
             estimation = estimation._replace(apart_BGR=retrieved_BGR)
-        cache, size, (page_BGN, tokens_BGN) = self.cache, self.cache.size.page_tokens, pages
+        cache, (page_BGN, tokens_BGN, start_BGN) = self.cache, pages
+        size = cache.size.page_tokens
         view = cache.view(layer)
         slot_BGN = view.slot_BGP.gather(-1, page_BGN.clamp_min(0).long())  # before it changes
         hit = (page_BGN >= 0) & (slot_BGN >= 0)
@@ -61,7 +62,7 @@ class CacheFiller:
         held = Pool(view.k_BGQD, view.v_BGQD, slot_BGN * size, tokens_BGN)
         hits = wave_attention(q_BHD, no_steady, held, _where(hit), scale, softcap=softcap)
         self.finish(layer)
-        whole = Pool(pool.k_BGSD, pool.v_BGSD, page_BGN * size, tokens_BGN)
+        whole = Pool(pool.k_BGSD, pool.v_BGSD, start_BGN, tokens_BGN, page_BGN)
         missed = _where((page_BGN >= 0) & ~hit)
         view = cache.view(layer)  # a page that found no room is still read from the pool
         late = wave_attention(q_BHD, no_steady, whole, missed, scale, cache=view, softcap=softcap)
@@ -75,8 +76,8 @@ class CacheFiller:
 
         def job() -> tuple[Tensor, ...]:
             following = next_ranked(selection, pool.size_BGC, count, weigh_sizes)
-            page_BGN, _ = cluster_pages(pool, following, self.cache.size.page_tokens)
-            self.cache.prefetch(layer, page_BGN, pool.k_BGSD, pool.v_BGSD)
+            pages = cluster_pages(pool, following, self.cache.size.page_tokens)
+            self.cache.prefetch(layer, pages, pool.k_BGSD, pool.v_BGSD)
             return selection.chosen_BGN, selection.logit_BHC  # alive until the device is done
 
         self.worker.submit(layer, job)

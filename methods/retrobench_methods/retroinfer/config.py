@@ -227,15 +227,12 @@ def steady_tokens(config: RetroInferConfig, shape: KVShape) -> int:
 
 
 def pool_tokens(config: RetroInferConfig, shape: KVShape, page_tokens: int) -> int:
-    """Positions of the cluster-ordered pool per row and head.
+    """Positions of the cluster-ordered pool per row and head: clusters are packed.
 
-    Clusters each begin at a page. That the pages fit for any cluster sizes takes
-    ``page_tokens - 1`` spare positions per cluster.
+    A page is copied whole, so that the last one may reach beyond the last token.
     """
-    steady = config.sink_tokens + config.local_tokens
-    spare = capacity(config, shape) * (page_tokens - 1)
-    tokens = max(page_tokens, shape.max_tokens - steady + spare)
-    return -(-tokens // page_tokens) * page_tokens
+    tokens = shape.max_tokens - config.sink_tokens - config.local_tokens
+    return -(-(max(1, tokens) + page_tokens - 1) // page_tokens) * page_tokens
 
 
 def resolve_placement(config: RetroInferConfig, shape: KVShape) -> ResolvedPlacement:

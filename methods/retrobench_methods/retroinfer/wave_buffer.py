@@ -15,7 +15,12 @@ from retrobench.core.shapes import Footprint, KVShape
 from retrobench.memory.paged_pool import PagedPool, PoolSize
 from retrobench.memory.placement import ResolvedPlacement
 from retrobench.memory.selection import Spans, SpanView
-from retrobench_methods.retroinfer.config import RetroInferConfig, pool_tokens, steady_tokens
+from retrobench_methods.retroinfer.config import (
+    RetroInferConfig,
+    capacity,
+    pool_tokens,
+    steady_tokens,
+)
 
 
 class WaveBuffer(PagedPool):
@@ -51,14 +56,11 @@ class WaveBuffer(PagedPool):
             if tokens.device == pool.device:
                 place_tokens(tokens, layout, pool)
                 continue
-            # Arranged on the device, then one copy: heads begin at different places after updates
-            base = int(layout.target_GS.min())
-            span = int(layout.target_GS.max()) + 1 - base
-            ordered = tokens.new_zeros(tokens.shape[0], span, tokens.shape[2])
-            if base:  # what other updates wrote between the heads' places stays
-                ordered.copy_(pool[:, base : base + span])
-            place_tokens(tokens, layout._replace(target_GS=layout.target_GS - base), ordered)
-            pool[:, base : base + span] = ordered.to(pool.device)
+            # arranged on the device, then copied in one piece per head
+            start, end = layout.start, layout.start + tokens.shape[1]
+            ordered = tokens.new_empty(tokens.shape)
+            place_tokens(tokens, layout._replace(target_GS=layout.target_GS - start), ordered)
+            self.offload.copy(pool[:, start:end], ordered, aside=start == 0)
 
     def load(self, layer: int, prompt: PromptLayer) -> None:
         """Memory of a layer; its tokens follow row by row (``split_steady``, ``place``)."""
@@ -73,7 +75,9 @@ class WaveBuffer(PagedPool):
     def spans(self, layer: int, spans: Spans) -> SpanView:
         """Clusters in the pool, beside the steady zone."""
         i = self.index[layer]
-        pool = Pool(self.k_pool[i], self.v_pool[i], spans.first_BGC, spans.size_BGC)
+        if not self.static:
+            self.offload.finish()
+        pool = Pool(self.k_pool[i], self.v_pool[i], spans.first_BGC, spans.size_BGC, spans.page_BGC)
         cache = None if self.cache is None else self.cache.view(layer)
         return SpanView(pool, self.steady(i, self.static), cache)
 
@@ -87,7 +91,7 @@ class WaveBuffer(PagedPool):
 
 
 def page_tokens(placement: ResolvedPlacement) -> int:
-    """Clusters begin at pages where a cache is in use, and are packed where it is not."""
+    """Tokens of a page; 1 where no cache has pages."""
     return placement.page_tokens if placement.cached else 1
 
 
@@ -97,4 +101,5 @@ def _size(config: RetroInferConfig, shape: KVShape, placement: ResolvedPlacement
         pool_tokens=pool_tokens(config, shape, pages),
         recent_tokens=steady_tokens(config, shape),
         page_tokens=pages,
+        part_pages=capacity(config, shape) if pages > 1 else 0,
     )

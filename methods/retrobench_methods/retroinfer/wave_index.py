@@ -16,7 +16,7 @@ from torch import Tensor
 
 from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs
-from retrobench.core.shapes import KVShape
+from retrobench.core.shapes import Footprint, KVShape
 from retrobench.engine.attention.index import Index
 from retrobench.memory.selection import Spans
 from retrobench_methods.retroinfer import estimation as estimate
@@ -62,7 +62,9 @@ class WaveIndex(Index):
         self.centroids = ClusterVectors(config.index_codec, head, self.capacity, shape)
         self.size_LBGC = zeros(*head, self.capacity)
         self.first_LBGC = zeros(*head, self.capacity)
-        self.used_LBG = zeros(*head, dtype=torch.int64)  # pool positions in use
+        # with a cache: each cluster's first page, and pages in use
+        self.page_LBGC = zeros(*head, self.capacity * (page_tokens > 1))
+        self.pages_LBG = zeros(*head, dtype=torch.int64)
         self.num_clusters_LB, self.retrieved_LB, self.estimated_LB = (zeros(*rows) for _ in "123")
         self.token_limit_LB = zeros(*rows)  # of retrieved clusters, if they count for their tokens
         self.values: ClusterVectors | None = None  # sums, or means where they are coded
@@ -78,8 +80,20 @@ class WaveIndex(Index):
         self.bound = ErrorBound(config.error_tolerance, shape) if config.error_tolerance else None
         # what the host must know without asking the device, per layer and row
         self.clusters = [[0] * shape.batch for _ in shape.layers]
+        self.placed = [[0] * shape.batch for _ in shape.layers]  # tokens in the pool
         self.retrieved = [[0] * shape.batch for _ in shape.layers]
         self.estimated = [[0] * shape.batch for _ in shape.layers]
+
+    @classmethod
+    def plan(
+        cls,
+        config: RetroInferConfig,
+        shape: KVShape,
+        budget: Budget | None = None,
+        page_tokens: int = 1,
+    ) -> Footprint:
+        """As every index: the bytes of one on the meta device."""
+        return cls(config, replace(shape, device="meta"), budget, page_tokens).footprint()
 
     def select(
         self, layer: int, q_BHTD: Tensor, store: WaveBuffer, args: AttentionArgs
@@ -104,6 +118,7 @@ class WaveIndex(Index):
                 partials = (estimate.estimate_all(logit, self.size_LBGC[i], left, mean),)
         return ClusterSelection(
             first_BGC=self.first_LBGC[i],
+            page_BGC=self.page_LBGC[i] if self.page_tokens > 1 else None,
             size_BGC=self.size_LBGC[i],
             chosen_BGN=retrieved,
             estimated_BGE=estimated,
@@ -230,15 +245,15 @@ class WaveIndex(Index):
         assert begin + clusters <= self.capacity, "more clusters than planned"
         centroid, cluster = self.cluster(i, row, k_GSD, v_GSD, clusters, segments)
         self.note(at, k_GSD, v_GSD, centroid, cluster)
-        layout = cluster_layout(cluster, clusters, self.page_tokens)
-        used_G1 = self.used_LBG[i, row][:, None]
-        layout = layout._replace(
-            target_GS=layout.target_GS + used_G1, first_GC=(layout.first_GC + used_G1).int()
-        )
+        layout = cluster_layout(cluster, clusters, self.page_tokens, self.placed[i][row])
         exists_GC = layout.size_GC > 0
         self.centroids.store(at, centroid, exists_GC)
         self.size_LBGC[at], self.first_LBGC[at] = layout.size_GC, layout.first_GC
-        self.used_LBG[i, row] += layout.used_G
+        self.placed[i][row] += k_GSD.shape[1]
+        if self.page_tokens > 1:
+            used_G1 = self.pages_LBG[i, row][:, None]
+            self.page_LBGC[at] = (layout.page_GC + used_G1).int()
+            self.pages_LBG[i, row] += layout.pages_G
         value_sum = vector_sums(v_GSD, cluster, clusters)
         mean = value_sum / layout.size_GC.clamp_min(1)[..., None]
         if self.values is not None:

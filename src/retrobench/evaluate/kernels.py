@@ -61,12 +61,13 @@ class KernelInputs:
 
     @cached_property
     def pool(self) -> Pool:
-        """Keys and values in clusters that begin at pages."""
+        """Keys and values in packed clusters, and the pages of each in a cache."""
         size = torch.randint(8, 25, (*self.head, self.clusters), device=self.device).int()
-        aligned = (size + PAGE_TOKENS - 1) // PAGE_TOKENS * PAGE_TOKENS
-        first, tokens = (aligned.cumsum(-1) - aligned).int(), int(aligned.sum(-1).max())
+        pages = (size + PAGE_TOKENS - 1) // PAGE_TOKENS
+        first, page = ((x.cumsum(-1) - x).int() for x in (size, pages))
+        tokens = int(size.sum(-1).max()) + PAGE_TOKENS - 1
         k, v = (self.normal(*self.head, tokens, self.dim) for _ in "kv")
-        return Pool(k, v, first, size)
+        return Pool(k, v, first, size, page)
 
     @cached_property
     def steady(self) -> Steady:
@@ -101,7 +102,7 @@ class KernelInputs:
 
     def table(self) -> CacheTable:
         """An empty block cache of the pool."""
-        pages = -(-self.pool.k_BGSD.shape[2] // PAGE_TOKENS)
+        pages = -(-self.pool.k_BGSD.shape[2] // PAGE_TOKENS) + self.clusters
         slots = max(1, round(CACHED_FRAC * self.context / PAGE_TOKENS))
         k, v = (self.normal(*self.head, slots * PAGE_TOKENS, self.dim) for _ in "kv")
         tally = torch.zeros(*self.head, 2, dtype=torch.int64, device=self.device)

@@ -123,7 +123,7 @@ def _pinned(name: str, pool_bytes: int, device: str) -> Case:
     if name == "pinned_engine":
         piece = pool[:, :, : count * PAGE_TOKENS]
         return Case(lambda: cache.copy_(piece, non_blocking=True), cache.nbytes)
-    asked = page.to(device)
+    asked = page.to(device) * PAGE_TOKENS  # where each page begins
 
     def check() -> None:
         expected = pool.unflatten(2, (-1, PAGE_TOKENS))[:, :, page[0, 0].long()].flatten(2, 3)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from retrobench_kernels.page_lru import copy_pages, page_admit, page_lru
-from retrobench_kernels.wave_attention import CacheTable
+from retrobench_kernels.wave_attention import CacheTable, Pages
 from torch import Tensor
 
 from retrobench.core.shapes import Footprint, KVShape
@@ -37,7 +37,7 @@ class DeviceCache(PageCache):
         self.step_L1 = torch.zeros(layers, 1, dtype=torch.int32, device=shape.device)
         self.counts = torch.zeros(layers, 5, dtype=torch.int64, device=shape.device)
         # pages, their victims and the table, of each layer: a thread may fill another layer's cache
-        self.found: dict[int, tuple[Tensor, Tensor, CacheTable]] = {}
+        self.found: dict[int, tuple[Pages, Tensor, CacheTable]] = {}
         # page hits and misses of fused steps
         self.tally_LBG2 = torch.zeros(*heads, 2, dtype=torch.int64, device=shape.device)
 
@@ -46,26 +46,26 @@ class DeviceCache(PageCache):
         """Bytes before allocation: those of a cache on torch's meta device."""
         return cls(replace(shape, device="meta"), size).footprint()
 
-    def _lookup(self, i: int, page_BGN: Tensor, tokens_BGN: Tensor) -> None:
-        slot = self._find(i, page_BGN)
-        missed = (page_BGN >= 0) & (slot < 0)
+    def _lookup(self, i: int, pages: Pages) -> None:
+        slot = self._find(i, pages)
+        missed = (pages.page_BGN >= 0) & (slot < 0)
         self.counts[i, HITS] += (slot >= 0).sum()
         self.counts[i, MISSES] += missed.sum()
-        self.counts[i, MOVED] += (tokens_BGN * missed).sum()
+        self.counts[i, MOVED] += (pages.tokens_BGN * missed).sum()
 
-    def _find(self, i: int, page_BGN: Tensor) -> Tensor:
+    def _find(self, i: int, pages: Pages) -> Tensor:
         table = self.table(self.shape.layers[i])
-        slot, victim = page_lru(page_BGN, table)
-        self.found[i] = page_BGN, victim, table
+        slot, victim = page_lru(pages.page_BGN, table)
+        self.found[i] = pages, victim, table
         return slot
 
     def _copy(self, i: int, k_pool_BGSD: Tensor, v_pool_BGSD: Tensor) -> Tensor:
-        page, victim, table = self.found.pop(i)
+        pages, victim, table = self.found.pop(i)
         held = table.page_BGQ.gather(-1, victim.clamp_min(0).long())
         self.counts[i, EVICTIONS] += ((victim >= 0) & (held >= 0)).sum()
         for pool, slots in ((k_pool_BGSD, table.k_BGQD), (v_pool_BGSD, table.v_BGQD)):
-            copy_pages(pool, slots, page, victim, self.size.page_tokens)
-        page_admit(page, victim, table)
+            copy_pages(pool, slots, pages.start_BGN, victim, self.size.page_tokens)
+        page_admit(pages.page_BGN, victim, table)
         return (victim >= 0).sum()
 
     def table(self, layer: int) -> CacheTable:

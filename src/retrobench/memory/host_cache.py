@@ -2,6 +2,8 @@
 
 import numpy as np
 import torch
+from retrobench_kernels.page_lru import page_windows
+from retrobench_kernels.wave_attention import Pages
 from torch import Tensor
 
 from retrobench.core.shapes import Footprint, KVShape
@@ -20,6 +22,7 @@ class HostCache(PageCache):
         heads = shape.batch * shape.num_kv_heads
         self.tables = [PageTable(heads, size.pages, size.slots, policy) for _ in shape.layers]
         self.counts = np.zeros((len(shape.layers), 5), np.int64)
+        self.start_NR: dict[int, np.ndarray] = {}  # where the pages of the last lookup begin
         by_layer = [
             torch.from_numpy(table.slot_NP).unflatten(0, (shape.batch, -1)) for table in self.tables
         ]
@@ -34,23 +37,27 @@ class HostCache(PageCache):
         tables = Footprint(host=heads * (4 * size.pages + 13 * size.slots), device=heads * mirror)
         return tables + Footprint(device=kv_bytes(shape, size.slots * size.page_tokens))
 
-    def _lookup(self, i: int, page_BGN: Tensor, tokens_BGN: Tensor) -> None:
-        page, tokens = (x.flatten(0, 1).cpu().numpy() for x in (page_BGN, tokens_BGN))
-        hit = self._find(i, page_BGN) >= 0
+    def _lookup(self, i: int, pages: Pages) -> None:
+        page, tokens = (x.flatten(0, 1).cpu().numpy() for x in pages[:2])
+        hit = self._find(i, pages) >= 0
         missed = (page >= 0) & ~hit
         self.counts[i] += (hit.sum(), missed.sum(), 0, 0, tokens[missed].sum())
 
-    def _find(self, i: int, page_BGN: Tensor) -> np.ndarray:
-        return self.tables[i].lookup(page_BGN.flatten(0, 1).cpu().numpy())
+    def _find(self, i: int, pages: Pages) -> np.ndarray:
+        page, self.start_NR[i] = (
+            x.flatten(0, 1).cpu().numpy() for x in (pages.page_BGN, pages.start_BGN)
+        )
+        return self.tables[i].lookup(page)
 
     def _copy(self, i: int, k_pool_BGSD: Tensor, v_pool_BGSD: Tensor) -> int:
         groups, moved = self.shape.num_kv_heads, self.tables[i].admit()
         self.counts[i, EVICTIONS] += moved.num_evicted
         row, head = np.divmod(moved.head_M, groups)
+        start_M = self.start_NR[i][moved.head_M, moved.column_M]
         for pool, slots in ((k_pool_BGSD, self.k_LBGQD[i]), (v_pool_BGSD, self.v_LBGQD[i])):
-            source = pool.unflatten(2, (-1, self.size.page_tokens))
+            source = page_windows(pool, self.size.page_tokens)
             target = slots.unflatten(2, (-1, self.size.page_tokens))
-            pages = source[_at(pool, row, head, moved.page_M)]
+            pages = source[_at(pool, row, head, start_M)]
             target[_at(slots, row, head, moved.slot_M)] = pages.to(slots.device)
         if self.on_gpu:
             out = moved.evicted_M >= 0

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from retrobench_kernels.wave_attention import CacheTable
+from retrobench_kernels.wave_attention import CacheTable, Pages
 from retrobench_kernels.wave_attention import PageCache as CacheView
 from torch import Tensor
 
@@ -51,15 +51,15 @@ class PageCache(Holder, ABC):
         self.trace: list[list[np.ndarray]] | None = [[] for _ in shape.layers] if record else None
         self.total = np.zeros(4, np.int64)  # hits, misses, evictions, prefetched; in pages
 
-    def lookup(self, layer: int, page_BGN: Tensor, tokens_BGN: Tensor) -> None:
-        """Note the distinct pages (int32, -1 padded) that a step attends, and their tokens."""
+    def lookup(self, layer: int, pages: Pages) -> None:
+        """Note the pages that a step attends."""
         i = self.index[layer]
         if self.trace is not None:
-            self.trace[i].append(page_BGN.flatten(0, 1).cpu().numpy().copy())
-        self._lookup(i, page_BGN, tokens_BGN)
+            self.trace[i].append(pages.page_BGN.flatten(0, 1).cpu().numpy().copy())
+        self._lookup(i, pages)
 
     @abstractmethod
-    def _lookup(self, i: int, page_BGN: Tensor, tokens_BGN: Tensor) -> None: ...
+    def _lookup(self, i: int, pages: Pages) -> None: ...
 
     def view(self, layer: int) -> CacheView:
         """Page table and copies as they are before ``admit``, for kernels."""
@@ -77,21 +77,19 @@ class PageCache(Holder, ABC):
         if read and k_pool_BGSD.device != self.k_LBGQD.device:
             self.counts[self.index[layer], MOVED] += num_copied * self.size.page_tokens
 
-    def prefetch(
-        self, layer: int, page_BGN: Tensor, k_pool_BGSD: Tensor, v_pool_BGSD: Tensor
-    ) -> None:
-        """Treat distinct pages (int32, -1 padded) as used next: copy what is absent.
+    def prefetch(self, layer: int, pages: Pages, k_pool_BGSD: Tensor, v_pool_BGSD: Tensor) -> None:
+        """Treat pages as used next: copy what is absent.
 
         Neither hits nor misses; copies and evictions count like those of ``admit``.
         """
         i = self.index[layer]
-        self._find(i, page_BGN)
+        self._find(i, pages)
         num_copied = self._copy(i, k_pool_BGSD, v_pool_BGSD)
         self.counts[i, PREFETCHED] += num_copied
         self.counts[i, MOVED] += num_copied * self.size.page_tokens
 
     @abstractmethod
-    def _find(self, i: int, page_BGN: Tensor) -> Any:
+    def _find(self, i: int, pages: Pages) -> Any:
         """Begin a step: the slots of these pages, -1 where absent."""
 
     @abstractmethod

@@ -18,12 +18,16 @@ _AGE_BITS = 40  # steps; the uses of lfu are counted above them
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Pages that enter the cache, and the pages whose slots they take (-1: a free slot)."""
+    """Pages that enter the cache, and the pages whose slots they take (-1: a free slot).
+
+    ``column_M`` is where each page was in the list of the lookup.
+    """
 
     head_M: np.ndarray
     page_M: np.ndarray
     slot_M: np.ndarray
     evicted_M: np.ndarray
+    column_M: np.ndarray
 
     @property
     def num_evicted(self) -> int:
@@ -85,7 +89,7 @@ class PageTable:
         uses = 1 << _AGE_BITS if self.policy == "lfu" else 0
         self.rank_NQ[head, slot] = self.step + uses
         self._missing_NR = self._missing_NR[:, :0]
-        return Admission(head, page, slot, evicted)
+        return Admission(head, page, slot, evicted, column)
 
     def _victims(self, count: int) -> np.ndarray:
         """The ``count`` slots of each head that leave first; touched ones come last."""

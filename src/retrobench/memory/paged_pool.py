@@ -23,16 +23,20 @@ from retrobench.memory.store import KVStore
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSize:
-    """Tokens per row and KV head of a layer: in the pool, in the recent zone, in a page."""
+    """Tokens per row and KV head of a layer: in the pool, in the recent zone, in a page.
+
+    ``part_pages``: pages that may be part empty, because a page has tokens of one cluster only.
+    """
 
     pool_tokens: int
     recent_tokens: int
     page_tokens: int
+    part_pages: int = 0
 
     def cache(self, placement: ResolvedPlacement, shape: KVShape) -> CacheSize:
         """The block cache: ``cache_frac`` of the session's tokens."""
         slots = max(1, round(placement.cache_frac * shape.max_tokens / self.page_tokens))
-        pages = -(-self.pool_tokens // self.page_tokens)
+        pages = -(-self.pool_tokens // self.page_tokens) + self.part_pages
         return CacheSize(pages=pages, slots=slots, page_tokens=self.page_tokens)
 
 

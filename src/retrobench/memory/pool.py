@@ -1,6 +1,7 @@
 """PooledStore: keys and values in position order over two tiers, and the choice of a store."""
 
 import torch
+from retrobench_kernels.wave_attention import Pages
 from torch import Tensor
 
 from retrobench.core.method import Probe, PromptLayer
@@ -49,7 +50,7 @@ class PooledStore(PagedPool):
         old = max(0, k_BGSD.shape[2] - RECENT_TOKENS) // self.page_tokens * self.page_tokens
         self.in_pool[i] = old
         for pool, part in ((self.k_pool[i], k_BGSD), (self.v_pool[i], v_BGSD)):
-            pool[:, :, :old] = part[:, :, :old].to(pool.device)
+            self.offload.copy(pool[:, :, :old], part[:, :, :old], aside=True)
         for row in range(self.shape.batch):
             self.set_recent(i, row, k_BGSD[row, :, old:], v_BGSD[row, :, old:])
 
@@ -61,8 +62,8 @@ class PooledStore(PagedPool):
             start, end = self.in_pool[i], self.in_pool[i] + self.page_tokens
             for row in range(self.shape.batch):
                 k_GSD, v_GSD = self.pop_oldest(i, row, self.page_tokens)
-                self.k_pool[i][row, :, start:end] = k_GSD.to(self.k_pool[i].device)
-                self.v_pool[i][row, :, start:end] = v_GSD.to(self.v_pool[i].device)
+                self.offload.copy(self.k_pool[i][row, :, start:end], k_GSD)
+                self.offload.copy(self.v_pool[i][row, :, start:end], v_GSD)
             self.in_pool[i] = end
         self.map.append(i, self.num_used(i), self.lengths[i], 1)
         self.append_recent(i, k_BGTD, v_BGTD)
@@ -80,12 +81,14 @@ class PooledStore(PagedPool):
 
     def _whole(self, pool: list[Tensor], recent: list[Tensor], layer: int) -> Tensor:
         i = self.index[layer]
+        self.offload.finish()
         newest = recent[i][:, :, : self.count[i][0]].to(pool[i].device)
         return torch.cat([pool[i][:, :, : self.in_pool[i]], newest], 2)
 
     def gather(self, layer: int, token_BGR: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values at positions, from the fastest place that has them."""
         i = self.index[layer]
+        self.offload.finish()
         slot_BGR = self.map.slots(i, self.num_used(i), token_BGR)
         row, head, _ = head_index(slot_BGR, self.shape.num_kv_heads)
         pooled = (slot_BGR >= 0) & (slot_BGR < self.in_pool[i])
@@ -121,7 +124,8 @@ class PooledStore(PagedPool):
             real, read = pages_BGN >= 0, self._read[self.index[layer]]
             read[0], read[1] = read[0] + int(real.sum()), read[1] + int(tokens_BGN[real].sum())
             return torch.zeros_like(page, dtype=torch.bool), torch.zeros_like(page)
-        self.cache.lookup(layer, pages_BGN, tokens_BGN)
+        start_BGN = pages_BGN.clamp_min(0) * self.page_tokens
+        self.cache.lookup(layer, Pages(pages_BGN, tokens_BGN, start_BGN))
         slot = self.cache.view(layer).slot_BGP[row, head, page.clamp_min(0)]
         return (slot >= 0) & (page >= 0), slot.clamp_min(0).long()
 

@@ -94,7 +94,8 @@ class Spans(Selection):
     ``first_BGC`` and ``size_BGC`` (int32) say where every run begins and how long it is;
     ``chosen_BGN`` (int32, -1 padded) numbers the chosen ones. ``largest`` is the most tokens of a
     run, where the host knows it: else it asks the device when runs must be gathered.
-    ``estimation`` is an estimate by number of the run, for stores that are read in place.
+    ``estimation`` is an estimate by number of the run, for stores that are read in place;
+    ``page_BGC`` the first page of each run, where a block cache has pages of runs.
     """
 
     first_BGC: Tensor
@@ -102,6 +103,7 @@ class Spans(Selection):
     chosen_BGN: Tensor
     largest: int | None = None
     estimation: Estimation | None = None
+    page_BGC: Tensor | None = None
 
     def tokens(self) -> Tokens:
         """The runs as positions (where slots are positions)."""

@@ -14,6 +14,7 @@ from retrobench.memory.codec import Plain, make_codec
 from retrobench.memory.placement import allocate, placed, vector_bytes
 from retrobench.memory.selection import Spans, SpanView, Tokens
 from retrobench.memory.slots import SlotMap
+from retrobench.memory.transfer import Offload
 
 
 class KVStore:
@@ -27,6 +28,7 @@ class KVStore:
         self.index = {layer: i for i, layer in enumerate(shape.layers)}
         self.lengths = [0] * len(shape.layers)  # tokens seen, left padding included
         self.map = SlotMap(shape)
+        self.offload = Offload(shape.device)
 
     def load(self, layer: int, prompt: PromptLayer) -> None:
         """Take a layer of the prompt."""
@@ -108,6 +110,7 @@ class KVStore:
 
     def close(self) -> None:
         """Free the memory."""
+        self.offload.finish()
         self.map.close()
 
 
@@ -152,7 +155,7 @@ class ResidentStore(KVStore):
             return
         for held, part in ((self.k, prompt.k_BGSD), (self.v, prompt.v_BGSD)):
             held[i] = self._allocate(self.codec.encode(part), self.slots)
-            self._write(held[i], slice(0, tokens), part)
+            self._write(held[i], slice(0, tokens), part, aside=True)
 
     def _fits(self, memory: Tensor) -> bool:
         shape = self.shape
@@ -168,9 +171,11 @@ class ResidentStore(KVStore):
             for size, part in zip(sizes, like, strict=True)
         )
 
-    def _write(self, held: tuple[Tensor, ...], slots: slice, vectors: Tensor) -> None:
+    def _write(
+        self, held: tuple[Tensor, ...], slots: slice, vectors: Tensor, *, aside: bool = False
+    ) -> None:
         for memory, part in zip(held, self.codec.encode(vectors), strict=True):
-            memory[:, :, slots] = part.to(memory.device)
+            self.offload.copy(memory[:, :, slots], part, aside=aside)
 
     def append(self, layer: int, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
         """Add T tokens to a layer, in place."""
@@ -195,11 +200,13 @@ class ResidentStore(KVStore):
 
     def _read(self, held: list[tuple[Tensor, ...]], layer: int) -> Tensor:
         i = self.index[layer]
+        self.offload.finish()
         return self.codec.decode(tuple(part[:, :, : self.used[i]] for part in held[i]))
 
     def gather(self, layer: int, token_BGR: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values at positions (second axis: KV heads, or query heads)."""
         i = self.index[layer]
+        self.offload.finish()
         slot_BGR = self.map.slots(i, self.used[i], token_BGR)
         found = []
         for held in (self.k[i], self.v[i]):

@@ -61,6 +61,10 @@ class SelectiveMethod(Method):
         self.store.load(layer, prompt)
         self.index.build(layer, self.store, prompt)
 
+    def finish_build(self) -> None:
+        """Wait for the copies of the prompt."""
+        self.store.offload.finish()
+
     def decode(
         self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
     ) -> Tensor:
