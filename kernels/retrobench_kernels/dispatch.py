@@ -17,6 +17,7 @@ from functools import cache, update_wrapper
 from types import ModuleType
 from typing import Any, Generic, ParamSpec, TypeVar
 
+import torch
 from torch import Tensor
 
 _FAST = {"cpu": "cpu", "cuda": "triton"}
@@ -53,11 +54,19 @@ class Op(Generic[P, Result]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Result:
         """The result of the form that fits."""
+        given: tuple[Any, ...] = args
+        named: dict[str, Any] = kwargs
+        tensor: Any
         if self.fields is not None:
             bundle = self.fields(*args, **kwargs)
-            return self._noted(bundle[self.place])(bundle)
-        tensor: Any = args[self.place] if self.place < len(args) else kwargs[self.key]
-        return self._noted(tensor)(*args, **kwargs)
+            tensor, given, named = bundle[self.place], (bundle,), {}
+        else:
+            tensor = given[self.place] if self.place < len(given) else named[self.key]
+        form = self._noted(tensor)
+        if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
+            return form(*given, **named)
+        with torch.cuda.device(tensor.device):  # a launch goes to the current device
+            return form(*given, **named)
 
     def reference(self, *args: P.args, **kwargs: P.kwargs) -> Result:
         """The result in plain torch."""

@@ -116,6 +116,7 @@ class KVPress(EvictingMethod):
     """The tokens that a press of kvpress scores highest, and all later ones."""
 
     name = "kvpress"
+    together = True
     Config = KVPressConfig
     index_class = PressIndex
     needs = Needs(modules=True)

@@ -56,5 +56,6 @@ class PyramidKV(VotingMethod):
     """As many tokens in the KV heads of a layer, fewer from layer to layer."""
 
     name = "pyramidkv"
+    together = True
     Config = PyramidKVConfig
     index_class = PyramidIndex

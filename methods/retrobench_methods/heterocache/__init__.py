@@ -20,6 +20,7 @@ class HeteroCache(EvictingMethod):
     """Each head attends what it holds of the prompt, and all later tokens."""
 
     name = "heterocache"
+    together = True
     index_class = DriftIndex  # type: ignore[assignment]
     Config = HeteroCacheConfig
     needs = Needs(calibration=True, prompt_queries=1)

@@ -32,6 +32,7 @@ class InfiniGen(SelectiveMethod):
     """Dense first layers; elsewhere the speculated tokens and the newest one."""
 
     name = "infinigen"
+    together = True
     index_class = PartialKeys
     memory_knob = "partial_frac"
     Config = InfiniGenConfig
@@ -92,6 +93,7 @@ class InfiniGen(SelectiveMethod):
 
     def finish_build(self) -> None:
         """The skewing is in the partial keys now."""
+        super().finish_build()
         self.skew = {}
 
     def _warm_use(self, prompt: PromptLayer) -> Tensor:

@@ -136,6 +136,7 @@ class Method(ABC):
     Calibrator: ClassVar[type[Calibrator] | None] = None
     memory_knob: ClassVar[str | None] = None  # the option that `match=gpu_memory` solves
     budgeted: ClassVar[bool] = True  # false: attends everything, so every budget is the same cell
+    together: ClassVar[bool] = False  # one instance must see all layers, so on one device
     adaptive: ClassVar[bool] = False  # knows budgets of attention mass (top_p)
     static: bool = False
 

@@ -150,6 +150,9 @@ def no_graph(session: Steps) -> str | None:
             f"{type(session.model).__name__} keeps sliding-window or recurrent layers in its own "
             "cache, which a CUDA graph cannot hold"
         )
+    places = {method.shape.device for method in session.methods}
+    if len(places) > 1:
+        return f"the model's layers are on {', '.join(sorted(places))}"
     if session.comparator is not None:
         return "a comparison with exact attention reads every step on the host"
     reasons = [method.no_graph(method.config, method.shape) for method in session.methods]

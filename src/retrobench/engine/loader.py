@@ -140,7 +140,8 @@ def _with_weights(config: ModelConfig, info: ModelInfo) -> PreTrainedModel:
         model = info.meta_model
     elif config.weights == "random":
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(info.meta_model.config, dtype=dtype)
+        with torch.device(info.device):  # billions of random numbers take minutes on a CPU
+            model = AutoModelForCausalLM.from_config(info.meta_model.config, dtype=dtype)
     else:
         model = checkpoint.load(config, dtype, info.meta_model.config)
     set_limit(model, config.max_context_tokens)
@@ -179,6 +180,13 @@ def known_weights_id(config: ModelConfig) -> str | None:
         if found is not None or info.weight_bytes > _FEW_BYTES:
             return found
     return weights_id(resident(config).model)
+
+
+def model_devices(model: PreTrainedModel) -> tuple[str, ...]:
+    """Every device that holds layers of a model, its first one first."""
+    mapped = dict(getattr(model, "hf_device_map", None) or {}).values()
+    places = (f"cuda:{place}" if isinstance(place, int) else str(place) for place in mapped)
+    return tuple(dict.fromkeys((str(model.device), *places)))
 
 
 def is_resident(config: ModelConfig) -> bool:

@@ -67,6 +67,11 @@ class PrefilledPrompt:
             device=str(self.ids_BS.device),
         )
 
+    @property
+    def devices(self) -> dict[int, str]:
+        """Where each layer's keys and values are: where its attention is computed."""
+        return {layer: str(part.k_BGSD.device) for layer, part in self.layers.items()}
+
     def continued(self, ids: Sequence[int]) -> "PrefilledPrompt":
         """The same prefill with other tokens behind it (batch 1)."""
         rest_BS = torch.tensor([list(ids)], device=self.ids_BS.device)

@@ -17,6 +17,7 @@ from retrobench.engine.executor import make_executor
 from retrobench.engine.generation import Answers, Decoding, Generation, Stop
 from retrobench.engine.prefill import NotFinite, PrefilledPrompt, prefill
 from retrobench.engine.queries import ModelQueries
+from retrobench.engine.routes import check_divisible, routed
 
 
 class Comparator(Protocol):
@@ -60,12 +61,18 @@ class Session:
         self.layers = tuple(sorted(prompt.layers))
         self.shape = prompt.shape(max_new_tokens)
         kept, left = split_layers(self.shape, dense_layers)
-        self.method = method_class(config, left, self.probe, budget)
-        self.routes: dict[int, Method] = dict.fromkeys(left.layers, self.method)
+        devices = prompt.devices
+        check_divisible(method_class, devices)
+        self.routes: dict[int, Method] = routed(
+            lambda part: method_class(config, part, self.probe, budget), left, devices
+        )
+        self.method = self.routes[left.layers[0]]
         if kept.layers:
-            self.routes |= dict.fromkeys(kept.layers, DenseMethod(None, kept, self.probe))
+            self.routes |= routed(lambda part: DenseMethod(None, part, self.probe), kept, devices)
         self.methods = tuple(dict.fromkeys(self.routes.values()))
-        self.reference = DenseMethod(None, self.shape) if comparator is not None else None
+        self.references: dict[int, Any] = {}  # exact attention of a reference run, by layer
+        if comparator is not None:
+            self.references = routed(lambda part: DenseMethod(None, part), self.shape, devices)
         self.cache = prompt.fork_cache(last_use)
         self.logits, self.build_s = prompt.logits_BV, 0.0
         self.reached: set[int] = set()
@@ -82,8 +89,8 @@ class Session:
         start = self.clock()
         for layer in self.layers:
             part = self.prompt.layer(layer, self.last_use)
-            if self.reference is not None:
-                self.reference.build(layer, part)
+            if self.references:
+                self.references[layer].build(layer, part)
                 part = dataclasses.replace(part, memory=None)
             self.routes[layer].build(layer, part.asked(self.needs))
         for method in self.methods:
@@ -96,10 +103,10 @@ class Session:
         """Called by the attention function for a managed layer of a decode step."""
         self.reached.add(layer)
         ours = self.routes[layer].decode(layer, q_BHTD, k_BGTD, v_BGTD, args)
-        if self.reference is None or self.comparator is None:
+        if self.comparator is None:
             return ours
-        exact = self.reference.decode(layer, q_BHTD, k_BGTD, v_BGTD, args)
-        store = self.reference.store
+        exact = self.references[layer].decode(layer, q_BHTD, k_BGTD, v_BGTD, args)
+        store = self.references[layer].store
         self.comparator.compare(
             ComparedCall(
                 layer=layer,
@@ -192,10 +199,8 @@ class Session:
         """Free the methods' state and remove hooks."""
         for hook in self._hooks:
             hook.remove()
-        for method in self.methods:
+        for method in (*self.methods, *dict.fromkeys(self.references.values())):
             method.close()
-        if self.reference is not None:
-            self.reference.close()
 
     def __enter__(self) -> Self:
         return self
@@ -210,7 +215,8 @@ class Session:
             self.method.bind(view)
             return
         view = ModelQueries(self.model, self.layers, self.rope_tokens)
-        self.method.bind(view)
+        for method in self.methods:
+            method.bind(view)
         if self.needs.layer_inputs:
             self._hooks = hf.hook_layer_inputs(self.model, self.layer_input, view)
 

@@ -5,15 +5,17 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 
-def make_clock(device: str) -> Callable[[], float]:
-    """A function returning seconds, synchronised with ``device`` at each reading."""
-    if not device.startswith("cuda"):
+def make_clock(*devices: str) -> Callable[[], float]:
+    """A function returning seconds, synchronised with these devices at each reading."""
+    gpus = [device for device in devices if device.startswith("cuda")]
+    if not gpus:
         return time.perf_counter
 
     import torch
 
     def synchronised() -> float:
-        torch.cuda.synchronize()
+        for gpu in gpus:
+            torch.cuda.synchronize(gpu)
         return time.perf_counter()
 
     return synchronised

@@ -16,7 +16,7 @@ class CapturedCall:
 
     def __init__(self, run: Callable[[], None], device: str, probe: Probe | None = None) -> None:
         self.run, self.probe = run, probe
-        self.on_gpu = torch.device(device).type == "cuda"
+        self.device, self.on_gpu = device, torch.device(device).type == "cuda"
         self.warm, self.graph = False, None
 
     def __call__(self) -> None:
@@ -32,11 +32,11 @@ class CapturedCall:
         self.warm, self.graph = False, None
 
     def _warm_up(self) -> None:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
+        side, current = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
+        side.wait_stream(current)
         with torch.cuda.stream(side):
             self.run()
-        torch.cuda.current_stream().wait_stream(side)
+        current.wait_stream(side)
         self.warm = True
 
     def _replay(self) -> None:
@@ -44,8 +44,9 @@ class CapturedCall:
             if self.probe is not None:
                 self.probe.capture()
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.device(self.device), torch.cuda.graph(self.graph):
                 self.run()
-        self.graph.replay()
+        with torch.cuda.device(self.device):
+            self.graph.replay()
         if self.probe is not None:
             self.probe.replayed()

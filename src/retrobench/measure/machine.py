@@ -41,13 +41,21 @@ def commit() -> dict[str, Any]:
     return {"commit": head, "dirty": dirty}
 
 
+def use_device(device: str) -> None:
+    """Make a GPU the current one, so that events, streams and launches are its own."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.set_device(device)
+
+
 def peak_bytes(device: str) -> dict[str, int]:
     """Peak device memory of the session (CUDA) and peak resident memory of the process."""
     import torch
 
     peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
     if device.startswith("cuda"):
-        peak["device"] = torch.cuda.max_memory_allocated()
+        peak["device"] = torch.cuda.max_memory_allocated(device)
     return peak
 
 
@@ -56,7 +64,7 @@ def reset_peak(device: str) -> None:
     if device.startswith("cuda"):
         import torch
 
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 class NotEnoughMemory(ValueError):

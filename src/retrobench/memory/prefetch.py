@@ -15,7 +15,8 @@ class Prefetcher:
 
     def __init__(self, device: str, enabled: bool) -> None:
         self._pool = ThreadPoolExecutor(1, "prefetch") if enabled else None
-        self._stream = torch.cuda.Stream(device) if enabled and device != "cpu" else None
+        on_gpu = torch.device(device).type == "cuda"
+        self._stream: Any = torch.cuda.Stream(device) if enabled and on_gpu else None
         self._jobs: dict[int, Future[tuple[tuple[Tensor, ...], Any]]] = {}
         self._ready: dict[int, tuple[Tensor, ...]] = {}
 
@@ -31,8 +32,7 @@ class Prefetcher:
             return
         before = None
         if self._stream is not None:
-            before = torch.cuda.Event()
-            before.record()
+            before = torch.cuda.current_stream(self._stream.device).record_event()
         self._jobs[layer] = self._pool.submit(self._run, job, before)
 
     def _run(self, job: Job, before: Any) -> tuple[tuple[Tensor, ...], Any]:
@@ -42,9 +42,7 @@ class Prefetcher:
             with torch.cuda.stream(self._stream):
                 self._stream.wait_event(before)
                 result = job()
-                done = torch.cuda.Event()
-                done.record()
-                return result, done
+                return result, self._stream.record_event()
 
     def take(self, layer: int) -> tuple[Tensor, ...] | None:
         """The layer's fetch, waited for; None if none was started."""
@@ -55,7 +53,7 @@ class Prefetcher:
             return None
         result, done = future.result()
         if done is not None:
-            current = torch.cuda.current_stream()
+            current = torch.cuda.current_stream(self._stream.device)
             current.wait_event(done)
             for tensor in result:
                 if tensor.is_cuda:

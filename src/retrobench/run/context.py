@@ -9,7 +9,7 @@ from retrobench.core.task import Sample
 from retrobench.engine import loader
 from retrobench.engine.session import Session, built_session
 from retrobench.measure.clock import make_clock
-from retrobench.measure.machine import provenance
+from retrobench.measure.machine import provenance, use_device
 from retrobench.run.plan import PreparedRun
 from retrobench.run.progress import Progress
 from retrobench.run.shared import SharedPrefill
@@ -39,6 +39,7 @@ class RunContext:
         if not loader.is_resident(self.spec.model):
             progress.detail("loading the model")
         self.loaded = loader.resident(self.spec.model)
+        use_device(str(self.loaded.model.device))
         self.stamp: dict[str, Any] = {
             "code": code_fingerprint(self.spec.method),
             "commit": provenance()["commit"],
@@ -50,8 +51,8 @@ class RunContext:
 
     @property
     def clock(self) -> Callable[[], float]:
-        """Seconds, read when the model's device has finished."""
-        return make_clock(str(self.loaded.model.device))
+        """Seconds, read when the model's devices have finished."""
+        return make_clock(*loader.model_devices(self.loaded.model))
 
     def turns(self, sample: Sample) -> tuple[Sample, ...]:
         """What a sample asks in one session, a row each."""
