@@ -67,7 +67,7 @@ def test_tokens_move_to_a_pool_in_host_memory():
     with OneDeviceAnOperation():
         kv = torch.randn(2, 6, 8, device=DEVICE)
         target = ints(2, 6, dtype=torch.int64)
-        layout = Layout(target, ints(2, 3), ints(2, 3), ints(2))
+        layout = Layout(target, *(ints(2, 3) for _ in "fsp"), ints(2))
         pool = torch.zeros(2, 9, 8)
         place_tokens.reference(kv, layout, pool)
         assert pool.device.type == "cpu"

@@ -8,6 +8,7 @@ unless the run asks for a sparse prefill (``engine.sparse_prefill``).
 import copy
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +16,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from retrobench.core.method import ALL_INPUTS, ALL_QUERIES, AttentionArgs, Needs, PromptLayer
+from retrobench.core.method import ALL_INPUTS, ALL_QUERIES, Needs, PromptLayer
 from retrobench.core.shapes import KVShape
 from retrobench.engine import hf
-from retrobench.engine.attention.causal import causal
-from retrobench.engine.attention.exact import attention_mass
 from retrobench.engine.model_cache import ServedCache, make_cache
-from retrobench.engine.rotary import RotaryFactors
+from retrobench.engine.pieces import feed_forward_pieces
+from retrobench.engine.recorder import LayerTaker, PromptRecorder
 from retrobench.engine.sparse_prefill import SparsePrefill
 
 
@@ -50,7 +50,8 @@ class PrefilledPrompt:
     num_heads: int
     seconds: float = 0.0
     computed_frac: float | None = None
-    origin: str = "computed"  # computed | disk
+    origin: str = "computed"  # computed | disk | streamed
+    run: Callable[[LayerTaker], None] | None = None  # streamed: the prefill, still to be done
 
     def shape(self, new_tokens: int) -> KVShape:
         """The KV cache of a session that adds so many tokens."""
@@ -70,6 +71,8 @@ class PrefilledPrompt:
     @property
     def devices(self) -> dict[int, str]:
         """Where each layer's keys and values are: where its attention is computed."""
+        if self.run is not None:
+            return dict.fromkeys(self.layers, str(self.ids_BS.device))
         return {layer: str(part.k_BGSD.device) for layer, part in self.layers.items()}
 
     def continued(self, ids: Sequence[int]) -> "PrefilledPrompt":
@@ -113,98 +116,6 @@ def prompt_bytes(shape: KVShape, needs: Needs) -> int:
     return shape.kv_bytes_per_token * shape.batch * shape.max_tokens + layers * (queries + mass)
 
 
-class _Recorder:
-    """The attention owner of a prefill: exact attention, and the parts that ``Needs`` asks for."""
-
-    def __init__(
-        self,
-        ids_BS: Tensor,
-        pad_tokens: tuple[int, ...],
-        layers: tuple[int, ...],
-        needs: Needs,
-        room: int,
-        replays: bool,
-        sparse: SparsePrefill | None,
-    ) -> None:
-        self.ids_BS, self.pad_tokens, self.needs = ids_BS, pad_tokens, needs
-        self.layers, self.replays, self.sparse = layers, replays, sparse
-        self.memory_tokens = ids_BS.shape[1] + room
-        self.rope_tokens = tuple(self.memory_tokens - pad for pad in pad_tokens)
-        self.length = self.num_heads = 0
-        self.reached: set[int] = set()
-        self.memory: dict[int, tuple[Tensor, Tensor]] = {}
-        self.queries: dict[int, list[Tensor]] = {}
-        self.inputs: dict[int, list[Tensor]] = {}
-        self.rotary = RotaryFactors()
-        self.args: dict[int, AttentionArgs] = {}
-
-    def attend(
-        self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
-    ) -> Tensor:
-        """Attention of a chunk over the prompt so far."""
-        self.reached.add(layer)
-        self.args[layer], self.num_heads = args, q_BHTD.shape[1]
-        end = self.length + k_BGTD.shape[2]
-        if layer not in self.memory:
-            self.memory[layer] = self._room(k_BGTD), self._room(v_BGTD)
-        keys, values = self.memory[layer]
-        keys[:, :, self.length : end] = k_BGTD
-        values[:, :, self.length : end] = v_BGTD
-        self._keep_queries(layer, q_BHTD)
-        if self.replays:  # a recorded trace goes on by itself
-            return q_BHTD
-        if self.sparse is not None:
-            return self.sparse.attend(q_BHTD, keys[:, :, :end], values[:, :, :end], args)
-        return causal(q_BHTD, keys[:, :, :end], values[:, :, :end], args, self.pad_tokens)
-
-    def layer_input(self, layer: int, hidden_BTM: Tensor) -> None:
-        """Keep a chunk of a layer's input, if somebody needs it."""
-        kept = self.needs.prompt_inputs if layer in self.layers else 0
-        if kept == ALL_INPUTS:
-            self.inputs.setdefault(layer, []).append(hidden_BTM)
-        elif kept:
-            recent = torch.cat([*self.inputs.get(layer, ()), hidden_BTM], 1)
-            self.inputs[layer] = [recent[:, -kept:].clone()]
-
-    def _room(self, part: Tensor) -> Tensor:
-        batch, groups, _, dim = part.shape
-        return part.new_empty(batch, groups, self.memory_tokens, dim)
-
-    def _keep_queries(self, layer: int, q_BHTD: Tensor) -> None:
-        kept = max(self.needs.prompt_queries, self.needs.prompt_mass)
-        if self.needs.prompt_queries == ALL_QUERIES:
-            self.queries.setdefault(layer, []).append(q_BHTD)
-        elif kept:
-            recent = torch.cat([*self.queries.get(layer, ()), q_BHTD], 2)
-            self.queries[layer] = [recent[:, :, -kept:].clone()]
-
-    def layer(self, layer: int, end: int) -> PromptLayer:
-        """What was kept of a layer."""
-        keys, values = self.memory.pop(layer)
-        queries = torch.cat(self.queries.pop(layer), 2) if layer in self.queries else None
-        inputs = torch.cat(self.inputs.pop(layer), 1) if layer in self.inputs else None
-        cos, sin = self.rotary.of(layer) if self.needs.prompt_rotary else (None, None)
-        mass, window = None, self.needs.prompt_mass
-        if window:
-            assert queries is not None
-            mass = attention_mass(
-                queries[:, :, -window:], keys[:, :, :end], self.args[layer], self.pad_tokens
-            )
-        if not self.needs.prompt_queries:
-            queries = None
-        return PromptLayer(
-            k_BGSD=keys[:, :, :end],
-            v_BGSD=values[:, :, :end],
-            args=self.args[layer],
-            q_BHWD=queries,
-            mass_BHS=mass,
-            input_BWM=inputs,
-            cos_BSD=cos,
-            sin_BSD=sin,
-            memory=(keys, values),
-        )
-
-
 @torch.inference_mode()
 def prefill(
     model: PreTrainedModel,
@@ -217,39 +128,44 @@ def prefill(
     room: int = 0,
     on_chunk: Callable[[int], None] | None = None,
     sparse: SparsePrefill | None = None,
+    on_layer: LayerTaker | None = None,
 ) -> PrefilledPrompt:
     """Prefill all but the last ``tail_tokens`` of left-padded prompts, in chunks.
 
-    ``room`` tokens of memory follow the prompt for the method that may keep it. A model that the
-    loader marked ``whole_prompt`` (its recurrent state is wrong after a second chunk) gets the
-    prompt in one, and so does one whose ``sparse`` attention needs all queries. NotFinite for NaN
-    in the logits; hf.MethodBypassed if a layer computes its attention by itself.
+    ``room`` tokens of memory follow the prompt for the method that may keep it. ``on_layer`` takes
+    each layer as soon as it is complete: the prompt then goes through the model in one, and
+    ``chunk_tokens`` only limits feed-forward modules. So does that of a model marked
+    ``whole_prompt`` (its recurrent state is wrong after a second chunk), and one whose ``sparse``
+    attention needs all queries. NotFinite for NaN in the logits; hf.MethodBypassed if a layer
+    computes its attention by itself.
     """
     ids_BS, pads = pad_left(prompts, model.device)
-    split = ids_BS.shape[1] - tail_tokens
-    if split < 1:
-        raise ValueError(f"protocol tail of {tail_tokens} tokens leaves no prompt to prefill")
+    split = split_tail(ids_BS.shape[1], tail_tokens)
     cache, managed = make_cache(model)
+    pieces: AbstractContextManager[None] = nullcontext()
     if sparse is not None:
         chunk_tokens = _whole_blocks(sparse, prompts, chunk_tokens, split)
-    if getattr(model, "whole_prompt", False):
+    if on_layer is not None:
+        pieces = feed_forward_pieces(model, chunk_tokens)
+    if on_layer is not None or getattr(model, "whole_prompt", False):
         chunk_tokens = split
     replays = getattr(model, "replays", False)
-    owner = _Recorder(ids_BS, pads, managed, needs or Needs(), room, replays, sparse)
+    owner = PromptRecorder(ids_BS, pads, managed, needs or Needs(), room, replays, sparse, on_layer)
     rotary = owner.rotary if owner.needs.prompt_rotary else None
     hooks = []
     if owner.needs.prompt_inputs or rotary is not None:
         hooks = hf.hook_layer_inputs(model, owner.layer_input, rotary)
     start, output = clock(), None
     try:
-        for begin in range(0, split, chunk_tokens):
-            chunk = ids_BS[:, begin : min(split, begin + chunk_tokens)]
-            owner.reached.clear()
-            output = hf.forward(model, chunk, cache, owner)
-            owner.length = begin + chunk.shape[1]
-            hf.check_reached(model, managed, owner.reached)
-            if on_chunk is not None:
-                on_chunk(owner.length)
+        with pieces:
+            for begin in range(0, split, chunk_tokens):
+                chunk = ids_BS[:, begin : min(split, begin + chunk_tokens)]
+                owner.reached.clear()
+                output = hf.forward(model, chunk, cache, owner)
+                owner.length = begin + chunk.shape[1]
+                hf.check_reached(model, managed, owner.reached)
+                if on_chunk is not None:
+                    on_chunk(owner.length)
     finally:
         for hook in hooks:
             hook.remove()
@@ -261,7 +177,7 @@ def prefill(
         ids_BS=ids_BS,
         pad_tokens=pads,
         num_tokens=split,
-        layers={layer: owner.layer(layer, split) for layer in managed},
+        layers={} if on_layer is not None else {i: owner.layer(i, split) for i in managed},
         cache=cache,
         logits_BV=output,
         rope_tokens=owner.rope_tokens,
@@ -285,6 +201,13 @@ def _whole_blocks(
             f"prefill={sparse.config.name} ({sparse.block_tokens} tokens)"
         )
     return chunk_tokens - chunk_tokens % sparse.block_tokens
+
+
+def split_tail(tokens: int, tail_tokens: int) -> int:
+    """Prompt tokens to prefill; ValueError where the tail leaves none."""
+    if tokens <= tail_tokens:
+        raise ValueError(f"protocol tail of {tail_tokens} tokens leaves no prompt to prefill")
+    return tokens - tail_tokens
 
 
 def pad_left(prompts: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, tuple[int, ...]]:

@@ -9,10 +9,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from retrobench.core.budget import Budget
-from retrobench.core.method import AttentionArgs, ComparedCall, Method, Probe
+from retrobench.core.method import AttentionArgs, ComparedCall, Method, Probe, PromptLayer
 from retrobench.core.shapes import Footprint, KVShape, split_layers
 from retrobench.engine import hf
 from retrobench.engine.attention.dense import DenseMethod
+from retrobench.engine.beside import build_beside
 from retrobench.engine.executor import make_executor
 from retrobench.engine.generation import Answers, Decoding, Generation, Stop
 from retrobench.engine.prefill import NotFinite, PrefilledPrompt, prefill
@@ -87,15 +88,23 @@ class Session:
     def build(self) -> None:
         """Hand the prompt to the methods, layer by layer; decode steps follow."""
         start = self.clock()
-        for layer in self.layers:
-            part = self.prompt.layer(layer, self.last_use)
-            if self.references:
-                self.references[layer].build(layer, part)
-                part = dataclasses.replace(part, memory=None)
-            self.routes[layer].build(layer, part.asked(self.needs))
+        if self.prompt.run is not None:
+            build_beside(self.prompt.run, self._build_layer, str(self.ids_BS.device))
+            self.logits = self.prompt.logits_BV
+        else:
+            for layer in self.layers:
+                self._build_layer(layer, self.prompt.layer(layer, self.last_use))
         for method in self.methods:
             method.finish_build()
         self.build_s = self.clock() - start
+        if self.prompt.run is not None:  # what building adds to the prefill
+            self.build_s -= self.prompt.seconds
+
+    def _build_layer(self, layer: int, part: PromptLayer) -> None:
+        if self.references:
+            self.references[layer].build(layer, part)
+            part = dataclasses.replace(part, memory=None)
+        self.routes[layer].build(layer, part.asked(self.needs))
 
     def attend(
         self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs

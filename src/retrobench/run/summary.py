@@ -13,7 +13,7 @@ from retrobench.measure.machine import (
 )
 from retrobench.report.tables.plan import PlannedRun
 from retrobench.store.history import seconds_per_sample
-from retrobench.store.results import MAX_ATTEMPTS, ResultStore
+from retrobench.store.results import ABSENT, MAX_ATTEMPTS, ResultStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,8 +131,10 @@ def settled(summary: RunSummary, store: ResultStore, retry: bool) -> CellResult 
     if summary.match:
         return None
     if is_done(summary, store):
-        result.cached = len(store.read(summary.key).rows)
-        return result
+        rows = store.read(summary.key).rows
+        if not retry or not any(row["status"] == ABSENT for row in rows.values()):
+            result.cached = len(rows)
+            return result
     if is_quarantined(summary, store) and not retry:
         result.failed = {"quarantined": 1}
         message = store.status(summary.key).get("message", "")

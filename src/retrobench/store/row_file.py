@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 OK = "ok"
-ABSENT = "absent"  # more than this machine has; runs again with ``retry=true`` only
+ABSENT = "absent"  # more than this machine has; tried again with ``retry=true`` only
 FINAL = frozenset({OK, "prompt_too_long"})
 FINE = FINAL | {ABSENT}  # no failure
 NOT_ASKED = "unsupported_by_model"  # of earlier versions: read as if there were no such row
