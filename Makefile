@@ -18,7 +18,7 @@ ruler_by_length += 'task.tasks=[niah_single_2,niah_multikey_1]'
 fidelity_recall := method=oracle_topk,retroinfer,quest,infinigen,streaming,random
 niah_grid := model=gemma3_270m 'task.length=[4096,8192,16384]'
 
-.PHONY: help setup demo test test-slow check docs pictures figures fuzz published options hardware gpu-test gpu-bench matrix
+.PHONY: help setup demo test test-slow check docs pictures figures fuzz published options hardware gpu-test gpu-first gpu-bench matrix
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -85,6 +85,10 @@ gpu-test: ## kernel and method parity on a CUDA device, with the installed torch
 hardware: $(STAMP) ## make the tables and figures of docs/hardware.md from the models of machines
 	$(BIN)/python scripts/hardware.py
 	$(BIN)/python scripts/draw_hardware.py
+
+# the plus sign lets `make --dry-run` run it: it then says what it would do
+gpu-first: ## the first 15 minutes of a GPU; --dry-run: what it would do, and the memory it takes
+	+$(PYTHON) scripts/gpu_first.py $(if $(findstring n,$(filter-out ---%,$(firstword -$(MAKEFLAGS)))),--dry-run)
 
 STAGES := ceilings kernels full_attention layers offload decode index_build
 STAGE ?= all

@@ -9,7 +9,7 @@ from retrobench.cli import app as cli
 from retrobench.core.method import AttentionArgs
 from retrobench.core.spec import parse
 from retrobench.engine import hf
-from retrobench.engine.attention.exact import causal
+from retrobench.engine.attention.causal import causal
 from retrobench.engine.prefill import prefill
 from retrobench.engine.sparse_prefill import PrefillConfig, SparsePrefill, minference, xattention
 from retrobench.store.results import ResultStore

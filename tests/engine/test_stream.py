@@ -9,14 +9,18 @@ import pytest
 import torch
 from transformers import Qwen2Config
 
+from retrobench.cli import app as cli
 from retrobench.core.method import PromptLayer
 from retrobench.core.registry import method_class
+from retrobench.core.shapes import Footprint
 from retrobench.core.spec import parse
 from retrobench.engine import hf
+from retrobench.engine.beside import waiting_bytes
 from retrobench.engine.prefill import prefill
 from retrobench.engine.session import Session, built_session
 from retrobench.engine.stream import streamed_prompt
-from tests.support import greedy_logits, open_on, random_ids, ticks
+from retrobench.store.results import ResultStore
+from tests.support import greedy_logits, kv_shape, open_on, random_ids, ticks
 
 SMALL = {"update_tokens": 16, "tokens_per_cluster": 8, "kmeans_iterations": 2}
 METHODS = [
@@ -110,6 +114,45 @@ def test_feed_forward_modules_take_pieces(tiny_llama):
     assert all(isinstance(part, PromptLayer) and part.memory is None for part in parts.values())
 
 
+def test_a_run_streams_where_a_method_is_alone(tmp_path):
+    options = {"task": {"name": "niah", "length": 256, "samples": 1}, "budget": "40%"}
+    options |= {"model": {"name": "constructed", "source": "constructed"}, "progress": False}
+    streaming = {"prefill_stream": True, "chunk_tokens": 64}
+    found = []
+    for place, engine in (("one", streaming), ("other", {})):
+        job = {**options, "method": {"name": "snapkv"}, "engine": engine}
+        outcome = cli.run_job({**job, "results_dir": str(tmp_path / place)})
+        (row,) = ResultStore(tmp_path / place).read(outcome["key"]).rows.values()
+        assert row["status"] == "ok", row
+        found.append(row)
+    assert found[0]["prefill_from"] == "streamed" and "prefill_from" not in found[1]
+    assert found[0]["prediction"] == found[1]["prediction"]
+
+
+def test_the_plan_counts_what_waits():
+    shape = kv_shape(layers=tuple(range(10)), prompt_tokens=100, max_tokens=100, device="cuda")
+    layer = shape.layer_token_bytes * 100
+    kept = Footprint(device=10 * layer)
+    assert waiting_bytes(shape, kept, False) == 0  # full attention keeps the prompt's memory
+    assert waiting_bytes(shape, Footprint(device=layer, pinned=10 * layer), False) == 10 * layer
+    assert waiting_bytes(shape, Footprint(device=12 * layer), False) == layer
+    assert waiting_bytes(shape, Footprint(device=layer), True) == 2 * layer
+
+
+def test_a_million_tokens_stream_to_pinned_memory():
+    """Llama-3.1-8B: device bytes beside 15 GiB of weights, host bytes."""
+    shape = kv_shape(
+        layers=tuple(range(32)), num_heads=32, num_kv_heads=8, head_dim=128, dtype="bfloat16",
+        prompt_tokens=2**20, max_tokens=2**20 + 1024, device="cuda",
+    )  # fmt: skip
+    kind = method_class("retroinfer")
+    held = kind.plan(parse(kind.Config, {"placement": "pinned"}, "method"), shape)
+    whole = shape.kv_bytes_per_token * shape.max_tokens
+    assert held.pinned <= 1.05 * whole
+    assert held.device + waiting_bytes(shape, held, True) < 32 * 2**30
+    assert held.device + waiting_bytes(shape, held, False) > 128 * 2**30
+
+
 PEAK = """
 import resource, torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -126,7 +169,7 @@ config = parse(kind.Config, {}, "method")
 ids = torch.randint(3, 60, (768,)).tolist()
 for make, layers in ((prefill, 1), (streamed_prompt, 4), (streamed_prompt, 16), (prefill, 16)):
     model = LlamaForCausalLM(LlamaConfig(
-        hidden_size=8, intermediate_size=8, num_hidden_layers=layers, num_attention_heads=16,
+        hidden_size=16, intermediate_size=16, num_hidden_layers=layers, num_attention_heads=16,
         num_key_value_heads=16, head_dim=64, vocab_size=64)).eval()
     hf.attach(model)
     prompt = make(model, [ids], clock=float, needs=kind.needs_of(config), room=4)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from retrobench.core.method import PromptLayer
+from retrobench.core.shapes import Footprint, KVShape
 from retrobench.engine.recorder import LayerTaker
 from retrobench.memory.prefetch import Prefetcher
 
@@ -36,3 +37,17 @@ def build_beside(
         wait()
     finally:
         worker.close()
+
+
+def waiting_bytes(shape: KVShape, held: Footprint, streamed: bool) -> int:
+    """Keys and values of the prompt that wait on the device beyond what a session will hold.
+
+    Streamed, two layers. Else all layers wait when the first one is built, and one when the last
+    one is; a session that holds just as much keeps the prompt's own memory.
+    """
+    layer = shape.layer_token_bytes * shape.batch * shape.max_tokens
+    if streamed:
+        return 2 * layer
+    whole = layer * len(shape.layers)
+    kept = held.total if shape.device == "cpu" else held.device
+    return 0 if kept == whole else max(layer, whole + layer - kept)

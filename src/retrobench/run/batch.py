@@ -17,6 +17,8 @@ from retrobench.engine.prefill import PrefilledPrompt
 from retrobench.engine.prefill_cache import PrefillCache
 from retrobench.engine.replay import TraceRecorder
 from retrobench.engine.session import Session
+from retrobench.engine.sparse_prefill import SparsePrefill
+from retrobench.engine.stream import streamed_prompt
 from retrobench.evaluate import fidelity, key_search
 from retrobench.measure.fidelity import write_arrays
 from retrobench.measure.machine import reset_peak
@@ -51,7 +53,9 @@ def run_batch(cells: Sequence[RunContext], samples: list[Sample]) -> None:
         for run in cells
         for part in _parts(run)
     )
-    shared = SharedPrefill(lambda: _prefill(cells, ready), sessions, len(cells))
+    alone = sessions == 1 and _parts(cells[0]) == ("score",) and cells[0].spec.streams
+    make = partial(_streamed if alone else _prefill, cells, ready)
+    shared = SharedPrefill(make, sessions, len(cells))
     for run in cells:
         forms_used()  # forget those of the cell before
         open_session = partial(run.open_session, shared)
@@ -126,20 +130,33 @@ def _needs(run: RunContext) -> Needs:
 def _prefill(cells: Sequence[RunContext], ready: list[Conversation]) -> PrefilledPrompt:
     """One prefill that serves all cells, from disk where it is kept there."""
     run = cells[0]
-    engine, model = run.spec.engine, run.loaded.model
-    cache = PrefillCache(engine.prefill_cache_gib)
+    cache = PrefillCache(run.spec.engine.prefill_cache_gib)
+    prompts = [asked.prompt.ids for asked in ready]
+    asked = _asked(cells, ready)
     return cache.prefill(
-        model,
-        run.loaded.identity,
-        [asked.prompt.ids for asked in ready],
-        clock=run.clock,
-        needs=reduce(Needs.__or__, map(_needs, cells)),
-        chunk_tokens=engine.chunk_tokens,
-        tail_tokens=_tail_tokens(run.spec, ready[0].prompt),
-        room=max(_room(run, ready) for run in cells),
-        on_chunk=lambda done: run.progress.detail(f"prefill {done}"),
-        kind=run.spec.prefill,
+        run.loaded.model, run.loaded.identity, prompts, kind=run.spec.prefill, **asked
     )
+
+
+def _streamed(cells: Sequence[RunContext], ready: list[Conversation]) -> PrefilledPrompt:
+    """A prompt for one session, which prefills when it builds."""
+    prompts = [asked.prompt.ids for asked in ready]
+    sparse = SparsePrefill.of(cells[0].spec.prefill)
+    model = cells[0].loaded.model
+    return streamed_prompt(model, prompts, sparse=sparse, **_asked(cells, ready))
+
+
+def _asked(cells: Sequence[RunContext], ready: list[Conversation]) -> dict[str, Any]:
+    """What a prefill is asked for."""
+    run = cells[0]
+    return {
+        "clock": run.clock,
+        "needs": reduce(Needs.__or__, map(_needs, cells)),
+        "chunk_tokens": run.spec.engine.chunk_tokens,
+        "tail_tokens": _tail_tokens(run.spec, ready[0].prompt),
+        "room": max(_room(run, ready) for run in cells),
+        "on_chunk": lambda done: run.progress.detail(f"prefill {done}"),
+    }
 
 
 def _room(run: RunContext, ready: list[Conversation]) -> int:

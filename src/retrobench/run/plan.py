@@ -13,6 +13,7 @@ from retrobench.core.shapes import Footprint, KVShape, split_layers
 from retrobench.core.spec import changed, identity, to_plain
 from retrobench.core.task import Task
 from retrobench.engine import loader
+from retrobench.engine.beside import waiting_bytes
 from retrobench.engine.prefill import prompt_bytes
 from retrobench.engine.rope import varies
 from retrobench.engine.session import plan_session
@@ -69,9 +70,10 @@ def prepare(spec: RunSpec, calibration: str | None = None) -> PreparedRun:
     request = digest({"task": identity(spec.task_config)})
     if spec.hardware is not None:
         labels["hardware"] = spec.hardware.name
-    held, refusal, attended = Footprint(), "", ""
+    held, waiting, refusal, attended = Footprint(), 0, "", ""
     try:
         held, attended = _footprint(spec, model), _attended(spec, model)
+        waiting = _waiting(spec, model, held)
     except ValueError as error:
         refusal = str(error)
     summary = RunSummary(
@@ -87,6 +89,7 @@ def prepare(spec: RunSpec, calibration: str | None = None) -> PreparedRun:
         weight_bytes=model.weight_bytes,
         device=model.device,
         mapped=bool(spec.model.device_map),
+        waiting=waiting,
         notes=(*task.notes(), *model.warnings),
         refusal=refusal,
         attended=attended,
@@ -174,6 +177,15 @@ def _footprint(spec: RunSpec, model: loader.ModelInfo) -> Footprint:
     return largest
 
 
+def _waiting(spec: RunSpec, model: loader.ModelInfo, held: Footprint) -> int:
+    """Bytes of the longest prompt that wait while it is built, where the task says how long."""
+    lengths = _lengths(spec)
+    if not lengths:
+        return 0
+    shape = _shape(spec, model, max(lengths))
+    return waiting_bytes(shape, held, spec.engine.prefill_stream and spec.streams)
+
+
 def _attended(spec: RunSpec, model: loader.ModelInfo) -> str:
     """What dense layers make of a budget; empty where the plan knows of none."""
     lengths = _lengths(spec)
@@ -230,7 +242,8 @@ def can_share(runs: Sequence[PreparedRun]) -> bool:
     largest = max((run.summary.footprint for run in runs), key=lambda entry: entry.total)
     try:
         weights = not loader.is_resident(first.spec.model)
-        check_memory(first.summary, largest + Footprint(device=shared), weights=weights)
+        need = largest + Footprint(device=shared)
+        check_memory(first.summary, need, weights=weights, waiting=False)
     except NotEnoughMemory:
         return False
     return True

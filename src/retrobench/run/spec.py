@@ -36,6 +36,13 @@ class EngineConfig:
     prefill_cache_gib: float = option(
         0.0, "keep prefilled prompts on disk, up to this size; 0: none", low=0
     )
+    prefill_stream: bool = option(
+        False,
+        "the prompt goes through layer after layer whole, and a layer's index is built while the "
+        "next one computes: two layers of its keys and values wait instead of all (only where one "
+        "session alone uses the prompt)",
+        added=True,
+    )
     executor: str = option(
         "auto",
         "who runs a decode step: eager, the model's forward; graph, one CUDA graph of it (greedy); "
@@ -52,6 +59,7 @@ class EngineConfig:
         dropped = {"prefill_share", "prefill_cache_gib"}
         dropped |= set() if self.dense_layers else {"dense_layers"}
         dropped |= set() if self.top_k else {"top_k"}
+        dropped |= set() if self.prefill_stream else {"prefill_stream"}
         dropped |= {"executor"} if self.executor in ("auto", "eager") else set()
         return {name: v for name, v in to_plain(self).items() if name not in dropped}
 
@@ -146,6 +154,12 @@ class RunSpec:
     def needs(self) -> Needs:
         """What the method asks of the engine."""
         return self.method_class.needs_of(self.method_config)
+
+    @property
+    def streams(self) -> bool:
+        """Whether its prefill may stream: it is asked for, and nothing stands against it."""
+        apart = self.model.device_map or self.engine.prefill_cache_gib or self.needs.layer_inputs
+        return self.engine.prefill_stream and not apart and self.model.source != "trace"
 
     def make_task(self) -> Task:
         """The benchmark."""

@@ -36,6 +36,7 @@ class RunSummary:
     weight_bytes: int
     device: str
     mapped: bool  # over several devices
+    waiting: int = 0  # bytes of the prompt that wait on the device while the method builds
     notes: tuple[str, ...] = ()
     refusal: str = ""
     match: str = ""
@@ -63,6 +64,7 @@ def plan_run(summary: RunSummary, store: ResultStore, retry: bool) -> PlannedRun
         key=summary.key,
         weight_bytes=summary.weight_bytes,
         footprint=summary.footprint,
+        waiting=summary.waiting,
         message=summary.refusal,
         group=summary.group,
         attended=summary.attended,
@@ -168,9 +170,15 @@ def attempts(status: Mapping[str, Any], asked: str) -> int:
     return status.get("attempts", 0) if status.get("attempts_of", asked) == asked else 0
 
 
-def check_memory(summary: RunSummary, need: Footprint, *, weights: bool) -> None:
-    """NotEnoughMemory if the cache (and weights that are not loaded) is more than is free."""
+def check_memory(
+    summary: RunSummary, need: Footprint, *, weights: bool, waiting: bool = True
+) -> None:
+    """NotEnoughMemory if the cache (and weights that are not loaded) is more than is free.
+
+    ``waiting``: the prompt that waits for the method counts, too (not where ``need`` has it).
+    """
     weight_bytes = summary.weight_bytes if weights else 0
+    need = need + Footprint(device=summary.waiting if waiting else 0)
     what = f"the KV cache of method={summary.labels['method']} with its model"
     fix, host = "a smaller task.length or engine.batch", need.pinned + need.host
     if summary.device == "cpu":

@@ -1,7 +1,7 @@
 """Samples of the tasks that are timed, not answered: ``speed``, ``machine``, ``serve``."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -9,12 +9,14 @@ from retrobench_kernels.dispatch import forms_used
 
 from retrobench.core.method import Needs
 from retrobench.core.task import Sample
+from retrobench.engine.beside import waiting_bytes
 from retrobench.engine.prefill import PrefilledPrompt, prefill
 from retrobench.engine.session import plan_session
 from retrobench.engine.shape import kv_shape
 from retrobench.engine.sparse_prefill import SparsePrefill
+from retrobench.engine.stream import streamed_prompt
 from retrobench.evaluate import machine, replay, speed
-from retrobench.measure.machine import available_bytes, require_free
+from retrobench.measure.machine import available_bytes, free_device_bytes, require_free
 from retrobench.run import replayed, rows
 from retrobench.run.context import RunContext
 from retrobench.run.shared import SharedPrefill
@@ -24,7 +26,9 @@ from retrobench.tasks.serve import ServeTask
 
 def run_sample(cells: Sequence[RunContext], sample: Sample) -> None:
     """A row of the sample in every cell."""
-    shared = SharedPrefill(lambda: _prefill_random(cells, sample), len(cells), len(cells))
+    alone = len(cells) == 1 and cells[0].spec.streams
+    make = partial(_prefill_random, cells, sample, streamed_prompt if alone else prefill)
+    shared = SharedPrefill(make, len(cells), len(cells))
     for run in cells:
         forms_used()  # forget those of the cell before
         try:
@@ -64,22 +68,29 @@ def _measured(run: RunContext, sample: Sample, shared: SharedPrefill) -> dict[st
 
 
 def _check_memory(run: RunContext, sample: Sample) -> None:
-    """NotEnoughMemory if the host cannot hold its part of the session; before the prefill."""
+    """NotEnoughMemory if host or device cannot hold their part; before the prefill."""
     spec, model = run.spec, run.loaded.model
     rows, new_tokens = (0,) * int(sample.meta["batch"]), sample.max_new_tokens + speed.COUNTED_STEPS
     shape = kv_shape(model, rows, sample.length, new_tokens)
     method, dense = spec.method_class, spec.engine.dense_layers
     need = plan_session(method, spec.method_config, shape, spec.budget, dense)
-    host = need.total - (need.device if model.device.type == "cuda" else 0)
     what = f"method={spec.method} with {sample.length} tokens x {len(rows)}"
-    fix = "a smaller task.context or task.batch"
+    fix, host = "a smaller task.context or task.batch", need.total
+    waiting = waiting_bytes(shape, need, spec.streams)
+    if model.device.type != "cuda":
+        host += waiting
+    elif not spec.model.device_map:
+        host, device = need.total - need.device, str(model.device)
+        require_free(need.device + waiting, free_device_bytes(device), what, device, fix)
     require_free(host, available_bytes(), what, "memory", fix)
 
 
-def _prefill_random(cells: Sequence[RunContext], sample: Sample) -> PrefilledPrompt:
+def _prefill_random(
+    cells: Sequence[RunContext], sample: Sample, make: Callable[..., PrefilledPrompt]
+) -> PrefilledPrompt:
     """Random token ids, a different prompt in each row (``task.shape=model``)."""
     run = cells[0]
-    return prefill(
+    return make(
         run.loaded.model,
         speed.random_prompts(run.loaded, run.spec.task_config, sample),
         clock=run.clock,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from retrobench.core.method import AttentionArgs
-from retrobench.engine.attention.exact import causal
+from retrobench.engine.attention.causal import causal
 from retrobench.engine.sparse_prefill import minference, xattention
 from retrobench.engine.sparse_prefill.config import PrefillConfig
 

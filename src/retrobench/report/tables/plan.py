@@ -20,6 +20,7 @@ class PlannedRun:
     todo: int | None = 0
     weight_bytes: int = 0
     footprint: Footprint = field(default_factory=Footprint)
+    waiting: int = 0
     seconds: float | None = None
     message: str = ""
     group: str = ""
@@ -29,7 +30,7 @@ class PlannedRun:
 
 def print_planned(cells: Sequence[PlannedRun], free_bytes: int, console: Console) -> None:
     """One line per cell, then totals: cells, samples, time, memory, and each refusal's reason."""
-    columns = ("cell", "key", "state", "samples", "weights", "device", "pinned", "host", "time")
+    columns = ("cell", "key", "state", "samples", "weights", *_PLACES, "time")
     print_table(console, "plan", columns, map(_row, cells), left=columns[:3])
     counts = {state: sum(cell.state == state for cell in cells) for state in _STATES}
     parts = [f"{count} {state}" for state, count in counts.items() if count]
@@ -49,12 +50,13 @@ def print_planned(cells: Sequence[PlannedRun], free_bytes: int, console: Console
 
 def _row(cell: PlannedRun) -> tuple[str, ...]:
     place = cell.footprint
-    sizes = (cell.weight_bytes, place.device, place.pinned, place.host)
+    sizes = (cell.weight_bytes, place.device, place.pinned, place.host, cell.waiting)
     todo = "?" if cell.todo is None else str(cell.todo)
     time = "" if cell.seconds is None else _duration(cell.seconds)
     return (cell.label, cell.key[:6], cell.state, todo, *map(_size, sizes), time)
 
 
+_PLACES = ("device", "pinned", "host", "prefill")  # the last: waits on the device meanwhile
 _STATES = ("run", "cached", "quarantined", "impossible")
 
 
@@ -73,7 +75,7 @@ def _total(cells: Sequence[PlannedRun]) -> str:
 
 
 def _bytes(cell: PlannedRun) -> int:
-    return cell.weight_bytes + cell.footprint.total
+    return cell.weight_bytes + cell.footprint.total + cell.waiting
 
 
 def _duration(seconds: float) -> str:
