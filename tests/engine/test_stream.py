@@ -181,6 +181,7 @@ for make, layers in ((prefill, 1), (streamed_prompt, 4), (streamed_prompt, 16), 
 """
 
 
+@pytest.mark.slow
 def test_resident_memory_does_not_grow_with_the_layers():
     """The peak of a process of its own; each run begins where the peak of the one before is."""
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
