@@ -115,7 +115,7 @@ def test_feed_forward_modules_take_pieces(tiny_llama):
 
 
 def test_a_run_streams_where_a_method_is_alone(tmp_path):
-    options = {"task": {"name": "niah", "length": 256, "samples": 1}, "budget": "40%"}
+    options = {"task": {"name": "niah", "length": 512, "samples": 1, "depths": 1}, "budget": "40%"}
     options |= {"model": {"name": "constructed", "source": "constructed"}, "progress": False}
     streaming = {"prefill_stream": True, "chunk_tokens": 64}
     found = []
