@@ -54,8 +54,7 @@ def run_batch(cells: Sequence[RunContext], samples: list[Sample]) -> None:
         for part in _parts(run)
     )
     alone = sessions == 1 and _parts(cells[0]) == ("score",) and cells[0].spec.streams
-    make = partial(_streamed if alone else _prefill, cells, ready)
-    shared = SharedPrefill(make, sessions, len(cells))
+    shared = SharedPrefill(lambda: _prefill(cells, ready, alone), sessions, len(cells))
     for run in cells:
         forms_used()  # forget those of the cell before
         open_session = partial(run.open_session, shared)
@@ -127,29 +126,16 @@ def _needs(run: RunContext) -> Needs:
     return TraceRecorder.needs if "record" in _parts(run) else run.spec.needs
 
 
-def _prefill(cells: Sequence[RunContext], ready: list[Conversation]) -> PrefilledPrompt:
-    """One prefill that serves all cells, from disk where it is kept there."""
+def _prefill(
+    cells: Sequence[RunContext], ready: list[Conversation], streamed: bool
+) -> PrefilledPrompt:
+    """One prefill that serves all cells, from disk where it is kept there.
+
+    ``streamed``: it runs when the only session builds.
+    """
     run = cells[0]
-    cache = PrefillCache(run.spec.engine.prefill_cache_gib)
-    prompts = [asked.prompt.ids for asked in ready]
-    asked = _asked(cells, ready)
-    return cache.prefill(
-        run.loaded.model, run.loaded.identity, prompts, kind=run.spec.prefill, **asked
-    )
-
-
-def _streamed(cells: Sequence[RunContext], ready: list[Conversation]) -> PrefilledPrompt:
-    """A prompt for one session, which prefills when it builds."""
-    prompts = [asked.prompt.ids for asked in ready]
-    sparse = SparsePrefill.of(cells[0].spec.prefill)
-    model = cells[0].loaded.model
-    return streamed_prompt(model, prompts, sparse=sparse, **_asked(cells, ready))
-
-
-def _asked(cells: Sequence[RunContext], ready: list[Conversation]) -> dict[str, Any]:
-    """What a prefill is asked for."""
-    run = cells[0]
-    return {
+    model, kind, prompts = run.loaded.model, run.spec.prefill, [a.prompt.ids for a in ready]
+    asked: dict[str, Any] = {
         "clock": run.clock,
         "needs": reduce(Needs.__or__, map(_needs, cells)),
         "chunk_tokens": run.spec.engine.chunk_tokens,
@@ -157,6 +143,10 @@ def _asked(cells: Sequence[RunContext], ready: list[Conversation]) -> dict[str, 
         "room": max(_room(run, ready) for run in cells),
         "on_chunk": lambda done: run.progress.detail(f"prefill {done}"),
     }
+    if streamed:
+        return streamed_prompt(model, prompts, sparse=SparsePrefill.of(kind), **asked)
+    cache = PrefillCache(run.spec.engine.prefill_cache_gib)
+    return cache.prefill(model, run.loaded.identity, prompts, kind=kind, **asked)
 
 
 def _room(run: RunContext, ready: list[Conversation]) -> int:
