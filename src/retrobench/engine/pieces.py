@@ -15,9 +15,9 @@ def feed_forward_pieces(model: PreTrainedModel, tokens: int) -> Iterator[None]:
 
     They are several times as wide as the model; each token goes through them by itself.
     """
-    wrapped = []
+    wrapped: list[tuple[Any, Any]] = []
     for layer in getattr(model.get_decoder(), "layers", ()):
-        module = getattr(layer, "mlp", None)
+        module: Any = getattr(layer, "mlp", None)
         if isinstance(module, nn.Module):
             wrapped.append((module, vars(module).get("forward")))
             vars(module)["forward"] = partial(_in_pieces, module.forward, tokens)
