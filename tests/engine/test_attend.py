@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from retrobench.core.method import AttentionArgs
+from retrobench.engine.attention import causal as form
 from retrobench.engine.attention.causal import causal
 from retrobench.engine.attention.exact import dense_decode
 from retrobench.engine.attention.parts import attend
@@ -121,3 +122,21 @@ def test_an_empty_exact_part_leaves_the_estimate():
     none = torch.zeros(1, 1, 3, dtype=torch.bool)
     got = attend(q, k, k, none, AttentionArgs(scale=1.0), estimate)
     torch.testing.assert_close(got, torch.full_like(got, 2.0))
+
+
+def test_a_gpu_is_asked_for_one_flash_kernel(monkeypatch):
+    """With the edge at the lower right, and the KV heads as they are."""
+    asked = []
+    monkeypatch.setattr(form, "causal_form", lambda *_: "flash")
+
+    def flash(q, k, v, **options):
+        asked.append((k.shape[1], options))
+        return q
+
+    monkeypatch.setattr(form.F, "scaled_dot_product_attention", flash)
+    q, k = random(1, 4, 5, 8), random(1, 2, 20, 8)
+    causal(q, k, k, AttentionArgs(scale=0.5))
+    ((heads, options),) = asked
+    edge = options.pop("attn_mask")
+    assert heads == 2 and options == {"scale": 0.5, "enable_gqa": True}
+    assert torch.equal(edge._materialize(), torch.ones(5, 20).tril(15).bool())

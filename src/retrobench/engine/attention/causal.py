@@ -71,7 +71,8 @@ def causal_form(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, args: AttentionA
     if args.softcap is not None or q_BHTD.shape[-1] != v_BGSD.shape[-1]:
         return "masked"
     if q_BHTD.is_cuda:
-        params = SDPAParams(q_BHTD, k_BGSD, v_BGSD, None, 0.0, True, True)
+        # not "causal": that flag means the upper left edge, which a later chunk does not have
+        params = SDPAParams(q_BHTD, k_BGSD, v_BGSD, None, 0.0, False, True)
         return "flash" if can_use_flash_attention(params) else "masked"
     return "split" if q_BHTD.device.type == "cpu" else "masked"
 
