@@ -171,6 +171,7 @@ class TraceModel(torch.nn.Module):
             head_dim=self.manifest["head_dim"],
             hidden_size=self.manifest["heads"] * self.manifest["head_dim"],
             max_position_embeddings=max(len(s["ids"]) for s in self.manifest["samples"]) + 1,
+            vocab_size=self.end_id + 1,
             eos_token_id=self.end_id,
         )
         self.recorded_layers = tuple(self.manifest["layers"])
