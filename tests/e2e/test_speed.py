@@ -60,6 +60,8 @@ def test_a_model_end_to_end(tmp_path):
     store = ResultStore(tmp_path)
     _, row = store.read(store.cell_keys()[0]).rows.values()
     assert row["prefill_s"] > 0 and row["batch"] == 2
+    assert row["prefill_tokens_per_s"] == pytest.approx(2 * 256 / row["prefill_s"])
+    assert row["prefill_attention"] == "split"
     assert row["speed"]["tokens_per_s"] == pytest.approx(2 / row["speed"]["step_s"])
     frame = store.columns()
     failed = frame.iloc[:1].assign(status="oom", method="full", **{"meta.batch": 4})

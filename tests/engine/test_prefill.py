@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import Qwen2Config
+from transformers import Gemma2Config, Qwen2Config
 
 from retrobench.core.method import ALL_INPUTS, ALL_QUERIES, AttentionArgs, Needs
 from retrobench.core.registry import method_class
@@ -101,6 +101,24 @@ def test_needs_add_up():
     assert (both | Needs(prompt_inputs=ALL_INPUTS)).prompt_inputs == ALL_INPUTS
 
 
+@pytest.mark.parametrize(
+    ("chunk_tokens", "forms"), [(64, {"split"}), (50, {"split"}), (63, {"split", "token"})]
+)
+def test_it_names_what_computed_its_attention(chunk_tokens, forms, tiny_llama):
+    hf.attach(tiny_llama)
+    prompts = [random_ids(64), random_ids(40, 1)]
+    made = prefill(tiny_llama, prompts, clock=ticks(), chunk_tokens=chunk_tokens, tail_tokens=0)
+    assert made.attention == forms and made.real_tokens == 104
+    made = prefill(tiny_llama, prompts, clock=ticks(), tail_tokens=30)
+    assert made.real_tokens == 34 + 10
+
+
+def test_soft_caps_are_computed_under_a_mask(model_factory):
+    model = model_factory(Gemma2Config, sliding_window=None, attn_logit_softcapping=5.0)
+    hf.attach(model)
+    assert prefill(model, [random_ids(50)], clock=ticks()).attention == {"masked"}
+
+
 def test_the_plan_knows_a_prompts_bytes(tiny_llama):
     hf.attach(tiny_llama)
     made = prefill(
@@ -121,7 +139,7 @@ class TestOnDisk:
         first = self.prefilled(tiny_llama, tmp_path, random_ids(90), room=6)
         again = self.prefilled(tiny_llama, tmp_path, random_ids(90), room=6)
         assert (first.origin, again.origin) == ("computed", "disk")
-        assert again.seconds == first.seconds
+        assert again.seconds == first.seconds and again.attention == first.attention == {"split"}
         for layer, part in first.layers.items():
             for name in ("k_BGSD", "v_BGSD", "q_BHWD"):
                 assert torch.equal(getattr(part, name), getattr(again.layers[layer], name))

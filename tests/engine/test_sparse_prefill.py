@@ -169,6 +169,7 @@ def test_a_row_says_how_its_prompt_was_read(tmp_path):
     assert exact["key"] != sparse["key"]
     (row,) = store.read(sparse["key"]).rows.values()
     assert row["status"] == "ok" and 0 < row["prefill_computed_frac"] < 1
+    assert row["prefill_attention"] == "xattention"
     (row,) = store.read(exact["key"]).rows.values()
     assert "prefill_computed_frac" not in row
     assert "prefill" not in store.cell(exact["key"])["cell"]["engine"]

@@ -128,6 +128,9 @@ def test_a_run_streams_where_a_method_is_alone(tmp_path):
         found.append(row)
     assert found[0]["prefill_from"] == "streamed" and "prefill_from" not in found[1]
     assert found[0]["prediction"] == found[1]["prediction"]
+    for row in found:  # times of a streamed prompt are known when it has run
+        assert row["prefill_tokens_per_s"] == row["prompt_tokens"] / row["prefill_s"]
+        assert row["prefill_attention"] == "split"
 
 
 def test_the_plan_counts_what_waits():

@@ -55,6 +55,18 @@ def test_costs_are_told_by_context_length(lab):
     assert list(costs["tokens attended"]) == ["1030", "410"]
 
 
+def test_costs_name_the_rate_and_the_attention_of_the_prefill(lab):
+    ran = [(2000.0, "split"), (3000.0, "split"), (4000.0, "masked+split"), (None, None)]
+    names = "prefill_tokens_per_s", "prefill_attention"
+    rows = [lab.row(index=i, **dict(zip(names, made, strict=True))) for i, made in enumerate(ran)]
+    lab.cell("quest", rows=rows)
+    lab.cell("full", rows=[lab.row()])  # of an older version
+    costs = cost_matrix(load(lab.store, COLUMNS)).set_index("method")
+    assert costs.loc["quest", "prefill tok/s"] == "3000"
+    assert costs.loc["quest", "prefill by"] == "split, masked+split"
+    assert list(costs.loc["full", ["prefill tok/s", "prefill by"]]) == ["", ""]
+
+
 def test_the_plan_says_what_dense_layers_make_of_a_budget(tmp_path, capsys):
     task = {"name": "ruler", "tasks": ["niah_single_2"], "length": [1024, 2048], "samples": 1}
     raw = {"model": {"name": "constructed", "source": "constructed"}, "task": task}

@@ -9,7 +9,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,8 +36,9 @@ class PrefilledPrompt:
     ``ids_BS`` is the whole prompt, left-padded; its first ``num_tokens`` were prefilled.
     ``layers`` holds the managed layers, ``cache`` the state of the others (sliding windows),
     ``logits_BV`` those of the last prefilled token. ``rope_tokens`` is how long each row was said
-    to get, answer included. ``seconds`` is what it took, ``computed_frac`` the share of attention
-    that a sparse prefill computed.
+    to get, answer included. ``seconds`` is what it took, ``attention`` the forms that computed its
+    attention (``causal_form``, or the name of a sparse prefill), ``computed_frac`` the share of
+    attention that a sparse prefill computed.
     """
 
     ids_BS: Tensor
@@ -49,6 +50,7 @@ class PrefilledPrompt:
     rope_tokens: tuple[int, ...]
     num_heads: int
     seconds: float = 0.0
+    attention: set[str] = field(default_factory=set)
     computed_frac: float | None = None
     origin: str = "computed"  # computed | disk | streamed
     run: Callable[[LayerTaker], None] | None = None  # streamed: the prefill, still to be done
@@ -74,6 +76,11 @@ class PrefilledPrompt:
         if self.run is not None:
             return dict.fromkeys(self.layers, str(self.ids_BS.device))
         return {layer: str(part.k_BGSD.device) for layer, part in self.layers.items()}
+
+    @property
+    def real_tokens(self) -> int:
+        """Tokens that were prefilled in all rows, without padding."""
+        return sum(max(0, self.num_tokens - pad) for pad in self.pad_tokens)
 
     def continued(self, ids: Sequence[int]) -> "PrefilledPrompt":
         """The same prefill with other tokens behind it (batch 1)."""
@@ -183,6 +190,7 @@ def prefill(
         rope_tokens=owner.rope_tokens,
         num_heads=owner.num_heads,
         seconds=seconds,
+        attention=owner.attention,
         computed_frac=None if sparse is None or replays else sparse.computed_frac,
     )
 

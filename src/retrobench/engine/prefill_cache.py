@@ -117,6 +117,7 @@ class PrefillCache:
             cache=cache,
             logits_BV=tensors["logits_BV"].to(model.device),
             seconds=float(about["seconds"]),
+            attention=set(json.loads(about.get("attention", "[]"))),
             computed_frac=json.loads(about.get("computed_frac", "null")),
             origin="disk",
         )
@@ -135,6 +136,7 @@ class PrefillCache:
         if num_bytes > self.capacity_bytes:
             return
         about = {"num_tokens": str(prompt.num_tokens), "seconds": repr(prompt.seconds)}
+        about["attention"] = json.dumps(sorted(prompt.attention))
         about["computed_frac"] = json.dumps(prompt.computed_frac)
         about["rope_tokens"] = ",".join(map(str, prompt.rope_tokens))
         about["num_heads"] = str(prompt.num_heads)

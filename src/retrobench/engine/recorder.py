@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from retrobench.core.method import ALL_INPUTS, ALL_QUERIES, AttentionArgs, Needs, PromptLayer
-from retrobench.engine.attention.causal import causal
+from retrobench.engine.attention.causal import causal, causal_form
 from retrobench.engine.attention.exact import attention_mass
 from retrobench.engine.rotary import RotaryFactors
 from retrobench.engine.sparse_prefill import SparsePrefill
@@ -41,6 +41,7 @@ class PromptRecorder:
         self.inputs: dict[int, list[Tensor]] = {}
         self.rotary = RotaryFactors()
         self.args: dict[int, AttentionArgs] = {}
+        self.attention: set[str] = set()  # forms that ran
 
     def attend(
         self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
@@ -59,18 +60,22 @@ class PromptRecorder:
         self._keep_queries(layer, q_BHTD)
         if self.replays:  # a recorded trace goes on by itself
             return q_BHTD
+        return self._computed(q_BHTD, keys[:, :, :end], values[:, :, :end], args)
+
+    def _computed(
+        self, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, args: AttentionArgs
+    ) -> Tensor:
+        """Sparse or exact attention of the last T of S tokens; its form is remembered."""
         if self.sparse is not None:
-            return self.sparse.attend(q_BHTD, keys[:, :, :end], values[:, :, :end], args)
-        return causal(q_BHTD, keys[:, :, :end], values[:, :, :end], args, self.pad_tokens)
+            self.attention.add(self.sparse.config.name)
+            return self.sparse.attend(q_BHTD, k_BGSD, v_BGSD, args)
+        self.attention.add(causal_form(q_BHTD, k_BGSD, v_BGSD, args))
+        return causal(q_BHTD, k_BGSD, v_BGSD, args, self.pad_tokens)
 
     def _hand_over(self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor) -> Tensor:
         """Attention of the whole prompt; the layer is complete, and somebody takes it at once."""
         assert self.on_layer is not None
-        args = self.args[layer]
-        if self.sparse is not None:
-            out = self.sparse.attend(q_BHTD, k_BGTD, v_BGTD, args)
-        else:
-            out = causal(q_BHTD, k_BGTD, v_BGTD, args, self.pad_tokens)
+        out = self._computed(q_BHTD, k_BGTD, v_BGTD, self.args[layer])
         self._keep_queries(layer, q_BHTD)
         self.memory[layer] = k_BGTD, v_BGTD
         part = self.layer(layer, k_BGTD.shape[2])

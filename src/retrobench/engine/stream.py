@@ -42,6 +42,7 @@ def streamed_prompt(
         made = prefill(model, prompts, tail_tokens=tail_tokens, room=room, on_layer=take, **options)
         prompt.cache.__dict__.update(made.cache.__dict__)
         prompt.logits_BV, prompt.seconds, prompt.layers = made.logits_BV, made.seconds, {}
+        prompt.attention |= made.attention
 
     prompt = PrefilledPrompt(
         ids_BS=ids_BS,

@@ -82,8 +82,9 @@ def run_batch(cells: Sequence[RunContext], samples: list[Sample]) -> None:
                 for asked in ready
                 for turn in asked.turns
             ]
-        extra = {"kernels": forms_used(), **shared.fields()}
+        kernels = forms_used()
         for row in found:
+            extra = {"kernels": kernels, **shared.fields(row.get("prefill_s"))}
             run.write({**row, **extra} if row["status"] == OK else row)
 
 

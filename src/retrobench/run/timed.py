@@ -64,7 +64,9 @@ def _measured(run: RunContext, sample: Sample, shared: SharedPrefill) -> dict[st
     if spec.task_config.shape == "model":
         _check_memory(run, sample)
     found = speed.measure(asked, sample, partial(run.open_session, shared), run.progress.detail)
-    return found | (shared.fields() if spec.task_config.shape == "model" else {})
+    if spec.task_config.shape == "model":
+        found |= shared.fields(found["prefill_s"])
+    return found
 
 
 def _check_memory(run: RunContext, sample: Sample) -> None:

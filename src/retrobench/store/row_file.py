@@ -20,10 +20,11 @@ FINE = FINAL | {ABSENT}  # no failure
 NOT_ASKED = "unsupported_by_model"  # of earlier versions: read as if there were no such row
 MAX_ATTEMPTS = 3  # after so many failures a sample is quarantined
 NUMBERS = (
-    "score length batch prefill_s seal_s decode_s decode_steps prompt_tokens generated_tokens"
+    "score length batch prefill_s prefill_tokens_per_s seal_s decode_s decode_steps "
+    "prompt_tokens generated_tokens"
 ).split()
 COUNTED = ("live", "footprint", "peak_bytes")  # nested, of numbers alone
-_TEXTS = ("task", "prediction", "prompt_tail", "message", "prompt_hash", "code", "time")
+_TEXTS = ("task prediction prompt_tail message prompt_hash prefill_attention code time").split()
 OBJECTS = ("meta", "rules", "method_stats", "fidelity", "search", "kernels", *COUNTED)
 _DIGEST = b', "digest": "'
 _TAIL_BYTES = len(_DIGEST) + 16 + len(b'"}')

@@ -48,9 +48,9 @@ def causal(
     valid_BS = valid_tokens(pad_tokens, num_k, q_BHTD.device)
     windowed = window is not None and num_k > window
     if valid_BS is None and not windowed:
-        if num_q == 1:
-            return dense_decode(q_BHTD, k_BGSD, v_BGSD, args)
         form = causal_form(q_BHTD, k_BGSD, v_BGSD, args)
+        if form == "token":
+            return dense_decode(q_BHTD, k_BGSD, v_BGSD, args)
         if form == "flash":
             return F.scaled_dot_product_attention(
                 q_BHTD, k_BGSD, v_BGSD, attn_mask=causal_lower_right(num_q, num_k),
@@ -66,8 +66,11 @@ def causal_form(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, args: AttentionA
 
     ``flash``: one flash kernel with its own causal edge (CUDA). ``split``: two flash calls, of
     what was before the chunk and of the chunk itself (CPU). ``masked``: blocks of queries under a
-    mask, for soft caps and for dtypes and head dims that flash kernels do not take.
+    mask, for soft caps and for dtypes and head dims that flash kernels do not take. ``token``: a
+    chunk of one token, as in a decode step.
     """
+    if q_BHTD.shape[2] == 1:
+        return "token"
     if args.softcap is not None or q_BHTD.shape[-1] != v_BGSD.shape[-1]:
         return "masked"
     if q_BHTD.is_cuda:

@@ -11,9 +11,10 @@ from rich.text import Text
 LEAST_WORTH = (
     "memory", "$/Mtok",
     "quartiles", "MB held", "pinned", "host", "device", "weights", "GB/s", "hidden", "build s",
-    "prefill s", "prefill frac", "mass estimated", "mass true", "in ignored", "in estimated",
-    "in exact", "p95", "p5", "top 100", "overlap", "estimated", "hit", "hit ratio", "MiB held",
-    "tok/s", "MB/step", "MiB/step", "compared", "sparse layers", "batch", "backend", "attended",
+    "prefill by", "prefill s", "prefill tok/s", "prefill frac", "mass estimated", "mass true",
+    "in ignored", "in estimated", "in exact", "p95", "p5", "top 100", "overlap", "estimated", "hit",
+    "hit ratio", "MiB held", "tok/s", "MB/step", "MiB/step", "compared", "sparse layers", "batch",
+    "backend", "attended",
 )  # fmt: skip
 KEPT = frozenset("cell key state model method changed budget protocol context avg case us".split())
 KEPT |= {"ms/step", "vs full", "option", "level", "effect", "status", "recall", "error", ""}

@@ -17,7 +17,7 @@ from retrobench.report.tables.scores import caption, score_matrix
 # what the tables read of a row (see store.columns)
 COLUMNS = (
     "key model method changed benchmark protocol budget engine.batch sample task length status "
-    "prompt_tokens prefill_computed_frac "
+    "prompt_tokens prefill_computed_frac prefill_tokens_per_s prefill_attention "
     "score prompt_hash prefill_s seal_s decode_s decode_steps meta.stand_in meta.* "
     "live.attended_tokens live.estimated_tokens live.hit_ratio live.bytes_per_step.*"
 ).split()
@@ -82,7 +82,7 @@ def _print_matrices(frame: pd.DataFrame, console: Console) -> None:
 def _trimmed(matrix: pd.DataFrame) -> pd.DataFrame:
     """Without columns that say nothing."""
     optional = "changed attended context backend hit hidden".split() + ["hit ratio", "prefill s"]
-    optional += ["prefill frac"]
+    optional += ["prefill frac", "prefill tok/s", "prefill by"]
     silent = [c for c in optional if c in matrix and not matrix[c].any()]
     return matrix.drop(columns=silent)
 

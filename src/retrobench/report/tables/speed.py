@@ -12,7 +12,7 @@ from retrobench.store.row_file import OK
 COLUMNS = (
     "meta.batch meta.shape speed.step_s speed.step_q1_s speed.step_q3_s speed.tokens_per_s "
     "speed.read_bytes speed.read_gb_s speed.ceiling_gb_s speed.output_error speed.threads "
-    "method_stats.backend live.fetch_hidden_frac"
+    "method_stats.backend prefill_tokens_per_s live.fetch_hidden_frac"
 ).split()
 
 
@@ -54,6 +54,7 @@ def _measured(row: dict[str, Any], full_s: float | None) -> dict[str, str]:
         "GB/s": f"{row['speed.read_gb_s']:.1f} of {row['speed.ceiling_gb_s']:.1f}",
         "hit": number(row["live.hit_ratio"], ".2f"),
         "hidden": number(row["live.fetch_hidden_frac"], ".2f"),
+        "prefill tok/s": number(row["prefill_tokens_per_s"], ".0f"),
         "build s": f"{row['seal_s'] + prefill_s:.2f}",
         "MB held": f"{held / 1e6:.0f}",
     }
