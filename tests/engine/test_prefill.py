@@ -114,7 +114,7 @@ def test_it_names_what_computed_its_attention(chunk_tokens, forms, tiny_llama):
 
 
 def test_soft_caps_are_computed_under_a_mask(model_factory):
-    model = model_factory(Gemma2Config, sliding_window=None, attn_logit_softcapping=5.0)
+    model = model_factory(Gemma2Config, sliding_window=16, attn_logit_softcapping=5.0)
     hf.attach(model)
     assert prefill(model, [random_ids(50)], clock=ticks()).attention == {"masked"}
 

@@ -61,7 +61,7 @@ def test_costs_name_the_rate_and_the_attention_of_the_prefill(lab):
     rows = [lab.row(index=i, **dict(zip(names, made, strict=True))) for i, made in enumerate(ran)]
     lab.cell("quest", rows=rows)
     lab.cell("full", rows=[lab.row()])  # of an older version
-    costs = cost_matrix(load(lab.store, COLUMNS)).set_index("method")
+    costs = cost_matrix(load(lab.store, COLUMNS, None)).set_index("method")
     assert costs.loc["quest", "prefill tok/s"] == "3000"
     assert costs.loc["quest", "prefill by"] == "split, masked+split"
     assert list(costs.loc["full", ["prefill tok/s", "prefill by"]]) == ["", ""]
