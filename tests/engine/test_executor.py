@@ -91,6 +91,7 @@ def test_what_a_graph_cannot_hold_is_refused(tiny_llama, model_factory, tmp_path
     cases = [
         ("retroinfer", {**OPTIONS, "cache": "host"}, "method.cache=host"),
         ("retroinfer", {**OPTIONS, "cache": "device", "overlap": True}, "method.overlap=false"),
+        ("retroinfer", {**OPTIONS, "cache": "device", "async_update": True}, "async_update=false"),
         ("quest", {}, "method=quest needs the host"),
         ("infinigen", {}, "method=infinigen needs the host"),
     ]

@@ -163,9 +163,13 @@ def test_options_that_contradict_each_other_are_refused():
         RetroInfer.plan(RetroInferConfig(index_codec="int8", int4_values=True), shape)
     with pytest.raises(ValueError, match="cache=host"):
         RetroInfer.plan(RetroInferConfig(cache="device", eviction="lfu"), shape)
-    for option in ({"overlap": True}, {"prefetch_frac": 0.5}):
+    for option in ({"overlap": True}, {"prefetch_frac": 0.5}, {"async_update": True}):
         with pytest.raises(ValueError, match="cache=host or device"):
             RetroInfer.plan(RetroInferConfig(**option), shape)
+        if "async_update" not in option:
+            both = RetroInferConfig(cache="host", async_update=True, **option)
+            with pytest.raises(ValueError, match="method.async_update=false"):
+                RetroInfer.plan(both, shape)
 
 
 def test_memory_of_a_long_session_is_the_cache_once_and_a_little():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from threading import Event
 
 import pytest
 import torch
@@ -49,11 +50,12 @@ def test_host_and_device_managers_count_the_same():
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
-def test_overlap_and_prefetch_change_no_output(softcap):
+def test_work_aside_changes_no_output(softcap):
     options = {"new": 40, "pads": (0, 21), "cache_frac": 0.12, "page_tokens": 4}
     options["softcap"] = softcap
     options |= {"tail": True, "index_codec": "int4", "weigh_sizes": True} if softcap else {}
     extras = {"overlap": True}, {"prefetch_frac": 1.0}, {"overlap": True, "prefetch_frac": 1.0}
+    extras += ({"async_update": True},)
     plain = {cache: Run(cache=cache, **options) for cache in ("host", "device")}
     runs = {cache: [Run(cache=cache, **options, **extra) for extra in extras] for cache in plain}
     for n in range(300, 340):
@@ -63,9 +65,9 @@ def test_overlap_and_prefetch_change_no_output(softcap):
                 torch.testing.assert_close(run.step(n), expected, atol=1e-5, rtol=1e-4)
     rows = {cache: [run.row() for run in found] for cache, found in runs.items()}
     assert rows["host"] == rows["device"]
-    overlapped, ahead, both = rows["host"]
+    overlapped, ahead, both, aside = rows["host"]
     asked = plain["host"].row()
-    assert overlapped == asked and both == ahead
+    assert overlapped == aside == asked and both == ahead
     pages = [
         sum(row["pages_per_step"][kind] for kind in ("hits", "misses")) for row in (asked, ahead)
     ]
@@ -77,6 +79,33 @@ def test_overlap_and_prefetch_change_no_output(softcap):
     assert moved > copied * 4 * 2 * 16 * 4
     assert method.allocated() == RetroInfer.plan(method.config, method.shape)
     method.close()
+
+
+@pytest.mark.parametrize("cache", ["host", "device"])
+def test_an_update_aside_delays_no_attention_of_a_later_layer(cache, monkeypatch):
+    """The first layer's pages come in only after the last layer has attended."""
+    run = Run(new=2, cache=cache, page_tokens=4, async_update=True)
+    first, last = run.shape.layers[0], run.shape.layers[-1]
+    store, filler, attended, admitted = run.method.store, run.method.filler, Event(), []
+    admit, update = store.cache.admit, filler.update
+
+    def late(layer, *pool, **options):
+        if layer == first:
+            assert attended.wait(timeout=60)
+        admit(layer, *pool, **options)
+        admitted.append(layer)
+
+    def noted(layer, *rest):
+        assert not admitted  # nobody waited
+        update(layer, *rest)
+        if layer == last:
+            attended.set()
+
+    monkeypatch.setattr(store.cache, "admit", late)
+    monkeypatch.setattr(filler, "update", noted)
+    run.step(300)
+    assert admitted == list(run.shape.layers)  # end_step waited for all
+    run.method.close()
 
 
 def test_prefetch_takes_the_clusters_ranked_next():
@@ -95,7 +124,9 @@ def test_prefetch_takes_the_clusters_ranked_next():
     assert (everything >= 0).sum() == (size_BGC > 0).sum() - (zones.chosen_BGN >= 0).sum()
 
 
-@pytest.mark.parametrize("extra", [{}, {"overlap": True, "prefetch_frac": 0.5}])
+@pytest.mark.parametrize(
+    "extra", [{}, {"overlap": True, "prefetch_frac": 0.5}, {"async_update": True}]
+)
 @pytest.mark.parametrize("cache", ["host", "device"])
 def test_a_cache_smaller_than_one_retrieval_is_harmless(cache, extra):
     options = {"new": 20, "retrieval_frac": 0.5, "page_tokens": 8}

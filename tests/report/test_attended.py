@@ -67,6 +67,13 @@ def test_costs_name_the_rate_and_the_attention_of_the_prefill(lab):
     assert list(costs.loc["full", ["prefill tok/s", "prefill by"]]) == ["", ""]
 
 
+def test_costs_have_the_share_of_index_updates(lab):
+    lab.cell(rows=[lab.row(spans={"update": 0.02, "attend": 0.5})])  # of a second
+    lab.cell("quest", rows=[lab.row(spans={"attend": 0.5})])
+    costs = cost_matrix(load(lab.store, COLUMNS, None)).set_index("method")
+    assert dict(costs["update %"]) == {"retroinfer": "2.00", "quest": ""}
+
+
 def test_the_plan_says_what_dense_layers_make_of_a_budget(tmp_path, capsys):
     task = {"name": "ruler", "tasks": ["niah_single_2"], "length": [1024, 2048], "samples": 1}
     raw = {"model": {"name": "constructed", "source": "constructed"}, "task": task}

@@ -128,6 +128,7 @@ def everything(lab):
         timed = [lab.row(spans={"attend": 0.1}, batch=2)]
         lab.cell(cache=cache, rows=timed, batch=2)
         lab.cell(cache=cache, rows=[lab.row(status="oom", score=None)], batch=4)
+    lab.cell(cache="host", async_update=True, rows=[lab.row(batch=2)], batch=2)
     lab.cell(batch=2, rows=[lab.row(batch=2)])
     for method in ("full", "retroinfer", "quest"):
         spans = {"select": 0.1, "attend": 0.2}
@@ -184,6 +185,20 @@ def test_what_ran_out_of_memory_or_was_refused_is_drawn_as_such(lab, tmp_path):
     paths = [tmp_path / f"{name}.pdf" for name in ("prefill_breakdown", "max_throughput_by_task")]
     assert check(lab.store, paths) == []
     assert failed in figure_cells(paths[1])
+
+
+def test_an_update_aside_has_a_line_of_its_own(lab):
+    from retrobench.report.figures.throughput import buffer_ablation
+
+    arms = {"cache": "none"}, {"cache": "host"}, {"cache": "host", "async_update": True}
+    for options in arms:
+        for batch in (1, 2):
+            lab.cell(**options, rows=[lab.row(batch=batch)], batch=batch)
+    lab.cell(cache="host", page_tokens=4, rows=[lab.row(batch=2)], batch=2)
+    (axes,) = buffer_ablation(load(lab.store)).axes
+    assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == [
+        "cache=none", "cache=host", "cache=host, updated aside"
+    ]  # fmt: skip
 
 
 def test_models_are_drawn_apart(lab, tmp_path):

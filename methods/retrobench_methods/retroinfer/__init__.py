@@ -45,7 +45,7 @@ class RetroInfer(SelectiveMethod):
         super().setup()
         self.positions = Positions(self.store) if self.probe.detail else None
         self.filler: CacheFiller | None = None
-        if config.overlap or config.prefetch_frac:
+        if config.fills_aside:
             assert self.store.cache is not None
             self.filler = CacheFiller(self.store.cache, shape.device)
         self.updates = 0
@@ -98,13 +98,17 @@ class RetroInfer(SelectiveMethod):
         late = i - 1 if self.config.stagger_updates else 0
         if self.store.num_staged(i, row) < self.config.update_tokens + late:
             return
+        with self.probe.span("update"):
+            self._form_segment(i, row)
+        self.updates += 1
+
+    def _form_segment(self, i: int, row: int) -> None:
         start = self.store.oldest_position(i, row)
         k_GSD, v_GSD = self.store.pop_oldest(i, row, self.config.update_tokens)
         layout = self.index.add_segment(i, row, k_GSD, v_GSD)
         self.store.place(i, row, k_GSD, v_GSD, layout)
         if self.positions is not None:
             self.positions.place(i, row, start, layout.target_GS)
-        self.updates += 1
 
     def attend_in_place(
         self, layer: int, q_BHD: Tensor, spans: Spans, view: SpanView, args: AttentionArgs
@@ -146,7 +150,10 @@ class RetroInfer(SelectiveMethod):
             else:
                 part = wave_attention(*exact, cache=cache.view(layer), **more)
         with self.probe.span("admit"):
-            if not self.config.overlap:
+            if self.config.async_update:
+                assert self.filler is not None
+                self.filler.update(layer, pages, pool)
+            elif not self.config.overlap:
                 cache.admit(layer, pool.k_BGSD, pool.v_BGSD)
             if self.config.prefetch_frac:
                 assert self.filler is not None
@@ -192,10 +199,10 @@ class RetroInfer(SelectiveMethod):
         """A graph cannot ask the host for pages, nor wait for a thread."""
         if resolve_placement(config, shape).manager == "host":
             return "method.cache=host asks the host in every layer; use method.cache=device or none"
-        if config.overlap or config.prefetch_frac:
+        if config.fills_aside:
             return (
-                "pages are admitted inside the attention kernel; use method.overlap=false and "
-                "method.prefetch_frac=0"
+                "pages are admitted inside the attention kernel; use method.overlap=false, "
+                "method.async_update=false and method.prefetch_frac=0"
             )
         return None
 

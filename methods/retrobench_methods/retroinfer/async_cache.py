@@ -1,6 +1,7 @@
-"""Work on the cache beside attention: overlapped misses, and prefetch by rank.
+"""Work on the cache aside: asynchronous updates, overlapped misses, and prefetch by rank.
 
-Ours, not the paper's; off by default. Neither changes what is attended.
+The first is the paper's (4.3), the others are ours; all are off by default. None changes what is
+attended.
 """
 
 import torch
@@ -68,6 +69,15 @@ class CacheFiller:
         late = wave_attention(q_BHD, no_steady, whole, missed, scale, cache=view, softcap=softcap)
         out, lse = merge(merge(_float(part), _float(hits)), _float(late))
         return out.to(q_BHD.dtype), lse
+
+    def update(self, layer: int, pages: Pages, pool: Pool) -> None:
+        """Start to admit what the last lookup (of ``pages``) missed; attention has read it."""
+
+        def job() -> tuple[Tensor, ...]:
+            self.cache.admit(layer, pool.k_BGSD, pool.v_BGSD)
+            return pages  # alive until the device is done
+
+        self.worker.submit(layer, job)
 
     def prefetch(
         self, layer: int, selection: ClusterSelection, pool: Pool, count: int, weigh_sizes: bool

@@ -98,6 +98,12 @@ class RetroInferConfig(PlacementConfig):
     overlap: bool = option(
         False, "ours: copy missed pages into the cache while everything else is attended"
     )
+    async_update: bool = option(
+        False,
+        "copy missed pages into the cache after a layer's attention, while later layers compute "
+        "(paper 4.3)",
+        added=True,
+    )
     prefetch_frac: float = option(
         0.0,
         "ours: copy the pages of the clusters ranked next into the cache, this share of the "
@@ -105,6 +111,11 @@ class RetroInferConfig(PlacementConfig):
         low=0,
         high=10,
     )
+
+    @property
+    def fills_aside(self) -> bool:
+        """Whether something else than the step itself copies pages into the cache."""
+        return self.overlap or self.async_update or self.prefetch_frac > 0
 
     @property
     def keeps_covariance(self) -> bool:
@@ -253,9 +264,14 @@ def resolve_placement(config: RetroInferConfig, shape: KVShape) -> ResolvedPlace
             f"method.index_codec={config.index_codec} already keeps values in few bits; use "
             "method.int4_values=false (with method.estimation_frac=1 every cluster is estimated)"
         )
-    if (config.overlap or config.prefetch_frac) and not placement.cached:
+    if config.fills_aside and not placement.cached:
         raise ValueError(
-            "method.overlap and method.prefetch_frac fill a cache, and there is none; use "
-            "method.cache=host or device"
+            "method.overlap, method.async_update and method.prefetch_frac fill a cache, and there "
+            "is none; use method.cache=host or device"
+        )
+    if config.async_update and (config.overlap or config.prefetch_frac):
+        raise ValueError(
+            "method.async_update has the thread that method.overlap and method.prefetch_frac "
+            "need; use one of them, or method.async_update=false"
         )
     return placement

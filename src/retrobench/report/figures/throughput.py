@@ -8,23 +8,29 @@ from retrobench.report.figures import parts, style
 from retrobench.report.rows import default_options, require
 from retrobench.store.row_file import OK
 
+ASIDE = ", updated aside"
+ARMS = ("none", "host", f"host{ASIDE}", "device", f"device{ASIDE}")
+
 
 def buffer_ablation(frame: pd.DataFrame) -> Any:
-    """Tokens per second against the batch, a line per cache manager (paper Fig. 16)."""
+    """Tokens per second against the batch, a line per cache manager and update (paper Fig. 16)."""
     command = "python run.py -m experiment=buffer_ablation"
     require("method.cache" in frame, "no rows with method.cache", command)
-    apart = frame["changed"].fillna("").str.replace(r"cache=\w+", "", regex=True).str.strip() == ""
+    varied = r"\b(?:cache|async_update)=\w+"
+    apart = frame["changed"].fillna("").str.replace(varied, "", regex=True).str.strip() == ""
     rows = frame[(frame["method"] == "retroinfer") & apart & frame["method.cache"].notna()]
-    lines = [name for name in ("none", "host", "device") if (rows["method.cache"] == name).any()]
+    aside = rows["changed"].fillna("").str.contains(r"\basync_update=true", case=False)
+    rows = rows.assign(arm=rows["method.cache"].where(~aside, rows["method.cache"] + ASIDE))
+    lines = [name for name in ARMS if (rows["arm"] == name).any()]
     timed = rows[(rows["status"] == OK) & (rows["engine.batch"] > 1)]
     require(len(lines) > 1 and len(timed), "needs two cache managers and a batch above 1", command)
-    rows = rows[rows["method.cache"].isin(lines) & (rows["length"] == timed["length"].mode()[0])]
+    rows = rows[rows["arm"].isin(lines) & (rows["length"] == timed["length"].mode()[0])]
     drawing, (axes,) = style.figure(2.6)
     for i, name in enumerate(lines):
         look = {"color": style.COLORS[i], "marker": style.MARKERS[i], "label": f"cache={name}"}
-        _batch_line(axes, rows[rows["method.cache"] == name], look, i)
+        _batch_line(axes, rows[rows["arm"] == name], look, i)
     parts.batch_axis(axes, rows["engine.batch"])
-    return style.finish(drawing, rows, ["method.cache", "engine.batch"])
+    return style.finish(drawing, rows, ["arm", "engine.batch"])
 
 
 def _batch_line(axes: Any, rows: pd.DataFrame, look: dict[str, Any], order: int) -> None:

@@ -7,6 +7,8 @@ from retrobench.report.tables.labels import each_label
 from retrobench.report.tables.layout import number
 from retrobench.store.row_file import OK
 
+UPDATE_SPAN = "live.span_s.update"  # with measure=latency
+
 # column -> (what it shows of answered rows, format)
 COLUMNS = {
     "tokens attended": (lambda rows: rows["live.attended_tokens"], ".0f"),
@@ -16,14 +18,15 @@ COLUMNS = {
     "prefill frac": (lambda rows: rows["prefill_computed_frac"], ".2f"),
     "build s": (lambda rows: rows["seal_s"], ".3f"),
     "ms/step": (lambda rows: 1000 * step_seconds(rows), ".1f"),
+    "update %": (lambda rows: 100 * rows[UPDATE_SPAN] / rows["decode_s"], ".2f"),
     "MiB held": (lambda rows: rows[HELD_BYTES].sum(axis=1) / 2**20, ".1f"),
     "MiB/step": (lambda rows: moved_bytes(rows) / 2**20, ".2f"),
     "hit ratio": (lambda rows: rows["live.hit_ratio"], ".2f"),
 }
 NOTE = (
-    "prefill frac: attention that a sparse prefill computed; build s: making the index; MiB held: "
-    "KV cache and index; MiB/step: read or copied by a decode step in all layers; estimated: "
-    "tokens that clusters stand for"
+    "prefill frac: attention that a sparse prefill computed; build s: making the index; update %: "
+    "share of decoding that its updates took; MiB held: KV cache and index; MiB/step: read or "
+    "copied by a decode step in all layers; estimated: tokens that clusters stand for"
 )
 
 

@@ -14,7 +14,7 @@ LEAST_WORTH = (
     "prefill by", "prefill s", "prefill tok/s", "prefill frac", "mass estimated", "mass true",
     "in ignored", "in estimated", "in exact", "p95", "p5", "top 100", "overlap", "estimated", "hit",
     "hit ratio", "MiB held", "tok/s", "MB/step", "MiB/step", "compared", "sparse layers", "batch",
-    "backend", "attended",
+    "backend", "attended", "update %",
 )  # fmt: skip
 KEPT = frozenset("cell key state model method changed budget protocol context avg case us".split())
 KEPT |= {"ms/step", "vs full", "option", "level", "effect", "status", "recall", "error", ""}

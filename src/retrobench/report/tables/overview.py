@@ -9,7 +9,7 @@ from retrobench.report.checks.significance import significance
 from retrobench.report.rows import HELD_BYTES
 from retrobench.report.tables import fidelity, machine, replay, search, speed
 from retrobench.report.tables.cost import NOTE as COST_NOTE
-from retrobench.report.tables.cost import cost_matrix
+from retrobench.report.tables.cost import UPDATE_SPAN, cost_matrix
 from retrobench.report.tables.labels import LABELS
 from retrobench.report.tables.layout import print_line, print_table
 from retrobench.report.tables.scores import caption, score_matrix
@@ -23,6 +23,7 @@ COLUMNS = (
 ).split()
 COLUMNS += [
     *HELD_BYTES,
+    UPDATE_SPAN,
     *fidelity.COLUMNS,
     *search.COLUMNS,
     *speed.COLUMNS,
@@ -82,7 +83,7 @@ def _print_matrices(frame: pd.DataFrame, console: Console) -> None:
 def _trimmed(matrix: pd.DataFrame) -> pd.DataFrame:
     """Without columns that say nothing."""
     optional = "changed attended context backend hit hidden".split() + ["hit ratio", "prefill s"]
-    optional += ["prefill frac", "prefill tok/s", "prefill by"]
+    optional += ["prefill frac", "prefill tok/s", "prefill by", "update %"]
     silent = [c for c in optional if c in matrix and not matrix[c].any()]
     return matrix.drop(columns=silent)
 
