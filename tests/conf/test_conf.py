@@ -28,6 +28,7 @@ SMALL = {
     "ruler": {"length": 1600, "samples": 1, "tasks": ["niah_single_2"]},
     "niah": {"length": 1600, "samples": 1, "depths": 1},
     "longbench": {"tasks": ["qasper"]},
+    "long_generation": {"length": 1600, "samples": 1, "items": 8},
     "speed": {"context": 1200, "batch": 1, "layers": 1, "steps": 3, "warmup": 1, "error_steps": 1},
     "serve": {"requests": 20, "rate": [1.0], "max_context": 2048, "lengths": "dolphin_short"},
     "machine": {"context": 512, "batch": 1, "size_gib": 0.001, "repeats": 3},

@@ -108,6 +108,16 @@ def test_an_update_aside_delays_no_attention_of_a_later_layer(cache, monkeypatch
     run.method.close()
 
 
+def test_forming_a_segment_is_a_part_of_the_step():
+    run = Run(new=40)
+    run.probe.timing = True
+    run.step(300)
+    assert "update" not in run.row()["span_s"]
+    for n in range(301, 340):
+        run.step(n)
+    assert run.method.updates and run.row()["span_s"]["update"] > 0
+
+
 def test_prefetch_takes_the_clusters_ranked_next():
     run = Run(new=1, cache="host", retrieval_frac=0.2, page_tokens=4, estimation_frac=0.3)
     query, index = torch.randn(1, 4, 1, 16), run.method.index

@@ -187,20 +187,6 @@ def test_what_ran_out_of_memory_or_was_refused_is_drawn_as_such(lab, tmp_path):
     assert failed in figure_cells(paths[1])
 
 
-def test_an_update_aside_has_a_line_of_its_own(lab):
-    from retrobench.report.figures.throughput import buffer_ablation
-
-    arms = {"cache": "none"}, {"cache": "host"}, {"cache": "host", "async_update": True}
-    for options in arms:
-        for batch in (1, 2):
-            lab.cell(**options, rows=[lab.row(batch=batch)], batch=batch)
-    lab.cell(cache="host", page_tokens=4, rows=[lab.row(batch=2)], batch=2)
-    (axes,) = buffer_ablation(load(lab.store)).axes
-    assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == [
-        "cache=none", "cache=host", "cache=host, updated aside"
-    ]  # fmt: skip
-
-
 def test_models_are_drawn_apart(lab, tmp_path):
     keys = {m: lab.cell("full", model=m, rows=lab.rows(count=1)) for m in ("one", "org/two")}
     drawn = draw(lab.store, tmp_path, ["ruler_scores", "niah_grid"])
