@@ -19,6 +19,7 @@ from retrobench.serving.requests import Request
 from retrobench.serving.served import Outcome, Policy, Served
 
 GROWTH = 10  # steps of one event lengthen the mean context by no more than 1/GROWTH
+EARLY = 8  # memory grows up to 1/EARLY of a block early, so that many requests share an event
 
 
 class Simulation:
@@ -32,6 +33,7 @@ class Simulation:
         self.due: list[tuple[int, int]] = []  # (step at which something happens, number)
         self.numbers = itertools.count()
         self.pools = Pools(memory, policy.block_tokens)
+        self.grid = max(1, policy.block_tokens // EARLY)  # memory grows at steps that it divides
         self.tokens = 0  # context of all that run
         self.step = 0
         self.last: list[tuple[float, int]] = []  # (time of last token, requests), of all that run
@@ -155,7 +157,7 @@ class Simulation:
         self.tokens += served.to_read
         self.last.append((now, 1))
         self.outcome.peak_batch = max(self.outcome.peak_batch, len(self.running))
-        self._plan(number, served)
+        self._plan(number, served, served.to_read + 1)
 
     def _decode(self) -> Generator[simpy.Event, object, None]:
         """Steps until something is due, or until a request arrives that can be admitted."""
@@ -201,14 +203,15 @@ class Simulation:
 
     def _grow(self, number: int, served: Served) -> None:
         """Its next block of memory; the newest requests make room."""
-        need = self.pools.need(served, served.to_read + 1)
+        room = served.to_read + self.grid
+        need = self.pools.need(served, room)
         while not self.pools.fits(need, instead_of=served.held):
             newest = next(reversed(self.running))
             self._preempt(newest, self.running[newest])
             if newest == number:
                 return
         self.pools.take(served, need)
-        self._plan(number, served)
+        self._plan(number, served, room)
 
     def _preempt(self, number: int, served: Served) -> None:
         served.made = self.step - served.joined_step
@@ -235,14 +238,15 @@ class Simulation:
         if served.done is not None:
             served.done.succeed()
 
-    def _plan(self, number: int, served: Served) -> None:
-        """Note the step at which it ends or fills its memory."""
-        left = served.request.output_tokens - served.made
+    def _plan(self, number: int, served: Served, room: int) -> None:
+        """Note the step at which it ends, or needs more memory than for ``room`` tokens."""
+        due = self.step + served.request.output_tokens - served.made
         if not self.policy.reserve:
             block = self.policy.block_tokens
-            left = min(left, block - served.to_read % block)
-        served.due_step = self.step + left
-        heapq.heappush(self.due, (served.due_step, number))
+            full = self.step + -(-room // block) * block - served.to_read
+            due = min(due, max(full - full % self.grid, self.step + 1))
+        served.due_step = due
+        heapq.heappush(self.due, (due, number))
 
 
 def _elapsed(taken: int, steps: int, first: float, final: float) -> float:
