@@ -7,7 +7,11 @@ import pandas as pd
 from retrobench.store.row_file import OK
 
 # methods in tables and legends; others follow
-ORDER = ("full", "retroinfer", "oracle_topk", "quest", "infinigen", "streaming", "random")
+ORDER = (
+    *("full", "retroinfer", "oracle_topk", "quest", "infinigen", "streaming", "random"),
+    *("retroinfer_plus", "retroinfer_faithful", "retrieval_attention", "sparf", "shadowkv"),
+    *("magicpig", "pqcache", "heterocache", "snapkv", "adakv", "pyramidkv", "full_offload"),
+)
 HELD_BYTES = ["footprint.device", "footprint.pinned", "footprint.host"]
 
 

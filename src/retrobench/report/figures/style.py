@@ -1,4 +1,4 @@
-"""One look for every figure: colour-blind-safe (Okabe-Ito), sized for one or two columns."""
+"""One look for every figure, sized for columns of a page; colour-blind-safe (Okabe-Ito, Tol)."""
 
 import textwrap
 from collections.abc import Iterable
@@ -12,7 +12,10 @@ from retrobench.report.rows import ORDER, describe
 ONE_COLUMN, TWO_COLUMNS = 3.5, 7.2  # inches
 COLORS = ("#000000", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 MARKERS = "os^DvPX*"
+_MORE_COLORS = "#332288 #882255 #117733 #88CCEE #CC6677 #999933 #AA4499 #44AA99 #DDCC77".split()
+_MORE_MARKERS = "<>phd8HsD^ov"  # of methods beyond the first seven
 PUBLISHED = {"linestyle": "none", "fillstyle": "none", "markersize": 7}
+_FEW_LABELS = 8
 SMALL = 6  # font size of notes inside a panel
 _NOTE_CHARACTERS = 21  # of the line below a figure, for an inch
 _SETTINGS = {
@@ -30,18 +33,24 @@ _SETTINGS = {
 }
 
 
-def _index(method: str) -> int:
-    return ORDER.index(method) if method in ORDER else len(ORDER)
+def _look(method: str) -> tuple[str, str]:
+    if method not in ORDER:
+        return COLORS[-1], MARKERS[-1]
+    index, few = ORDER.index(method), len(COLORS) - 1
+    if index < few:
+        return COLORS[index], MARKERS[index]
+    more = index - few
+    return _MORE_COLORS[more % len(_MORE_COLORS)], _MORE_MARKERS[more]
 
 
 def color(method: str) -> str:
     """The method's colour, the same in every figure."""
-    return COLORS[_index(method)]
+    return _look(method)[0]
 
 
 def look(method: str) -> dict[str, Any]:
     """Colour, marker (so that grey prints stay readable) and label of a method's line."""
-    return {"color": color(method), "marker": MARKERS[_index(method)], "label": method}
+    return {"color": color(method), "marker": _look(method)[1], "label": method}
 
 
 def option_look(index: int) -> dict[str, Any]:
@@ -101,8 +110,7 @@ def finish(
     plain_log_axes(drawing)
     handles, labels = drawing.axes[0].get_legend_handles_labels()
     if legend == "above":
-        place = {"loc": "outside upper center", "ncols": columns or len(labels)}
-        drawing.legend(handles, labels, **place)
+        _legend_above(drawing, handles, labels, columns or len(labels))
     if legend == "inside":
         drawing.axes[0].legend(fontsize=SMALL)
     text = note if points is None else describe(rows, points) + note
@@ -111,6 +119,21 @@ def finish(
     drawing.supxlabel(text, fontsize=SMALL, color="#555555")
     drawing.retrobench_cells = tuple(rows["key"].unique())
     return drawing
+
+
+def _legend_above(drawing: Any, handles: list[Any], labels: list[str], columns: int) -> None:
+    """A legend as wide as the figure allows; many labels are small, and the figure grows."""
+    many = len(labels) > _FEW_LABELS
+    font = {"fontsize": SMALL, "columnspacing": 1, "handlelength": 1.5} if many else {}
+    for ncols in range(columns, 0, -1):
+        legend = drawing.legend(handles, labels, loc="outside upper center", ncols=ncols, **font)
+        if ncols == 1 or legend.get_window_extent().width <= drawing.bbox.width:
+            break
+        legend.remove()
+    if many:
+        drawing.set_figheight(
+            drawing.get_figheight() + legend.get_window_extent().height / drawing.dpi
+        )
 
 
 def plain_log_axes(drawing: Any) -> None:
