@@ -1,7 +1,9 @@
-"""The first fifteen minutes of a GPU: checks, ceilings, attention, decode steps, index build.
+"""The first fifteen minutes of a GPU.
+
+Checks, ceilings, attention, decode steps, index build.
 
 python scripts/gpu_first.py
-python scripts/gpu_first.py --dry-run    # what it would do: minutes and memory of every case
+python scripts/gpu_first.py --dry-run    # minutes and memory of every case
 """
 
 import argparse

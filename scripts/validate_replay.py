@@ -3,13 +3,14 @@
 One engine serves sessions of the harness: a prompt is read alone, then every
 step gives each running session a token, one after the other. The same requests
 are replayed on step times that rows of task=speed tell of this machine, and
-the latencies of both are printed side by side. Steps are measured before, between
-and after the loops, because machines drift.
+the latencies of both are printed side by side. Steps are measured before,
+between and after the loops, because machines drift.
 
     OMP_WAIT_POLICY=passive python scripts/validate_replay.py
 
-Exit code 0: every median and 90th percentile is within the claim; 1: one is not;
-2: two real loops are further apart than the claim, so the machine cannot tell.
+Exit code 0: every median and 90th percentile is within the claim; 1: one is
+not; 2: two real loops are further apart than the claim, so the machine cannot
+tell.
 """
 
 import argparse

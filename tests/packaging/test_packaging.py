@@ -66,7 +66,7 @@ def test_core_store_stats_and_fetch_need_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_wheel_from_the_sdist_holds_the_three_packages_and_is_small(tmp_path):
+def test_the_wheel_from_the_sdist_holds_the_packages_and_is_small(tmp_path):
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,), (sdist,) = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
@@ -75,9 +75,10 @@ def test_the_wheel_from_the_sdist_holds_the_three_packages_and_is_small(tmp_path
     assert wheel.stat().st_size <= 3 * 2**20
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
-    assert tops == {"retrobench", "retrobench_methods", "retrobench_kernels"}
+    assert tops == {"retrobench", "retrobench_methods", "retrobench_kernels", "hydra_plugins"}
+    assert "hydra_plugins/__init__.py" not in names  # a namespace that Hydra searches
     assert "retrobench/engine/embedded/words_bare.txt" in names
-    assert {f"{package}/py.typed" for package in tops} <= set(names)
+    assert {f"{package}/py.typed" for package in tops - {"hydra_plugins"}} <= set(names)
     with tarfile.open(sdist) as archive:
         members = {name.partition("/")[2] for name in archive.getnames()}
     assert {"run.py", "CITATION.cff", "docs/options.md", "mkdocs.yml"} <= members
