@@ -88,6 +88,13 @@ def test_a_request_by_hand():
     assert gaps == pytest.approx(sorted([step, 1.0 + both, both, last]))
 
 
+def test_an_arrival_is_read_after_the_step_in_progress():
+    """And not after all the steps that are one event."""
+    outcome, _ = served_by([Request(0.0, 1000, 90), Request(3.5, 10, 1)], Affine(fixed=1.0))
+    first, second = outcome.served
+    assert second.first_s == pytest.approx(4.0) and first.end_s == pytest.approx(89.0)
+
+
 def test_chunks_by_hand():
     """A prompt of 3 in pieces of 2 beside a running request."""
     cost = Affine(fixed=1.0, each=0.0, context=0.0, read=0.25, chunk=2)
