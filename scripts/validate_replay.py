@@ -51,8 +51,8 @@ ANY = Objectives(ttft_s=float("inf"), tpot_s=float("inf"))
 NAMES = ("ttft", "tpot", "itl", "e2el")
 CLAIMED = [f"p{percent}_{name}_ms" for name in NAMES for percent in (50, 90)]
 CLAIM = 0.15  # relative error of medians and 90th percentiles
-INPUT, OUTPUT = (200, 1201), (16, 65)  # tokens, as numpy's ranges
-CONTEXTS = [192, 640, 1280]  # measured; every request lies between them
+INPUT, OUTPUT = (100, 701), (16, 49)  # tokens, as numpy's ranges
+CONTEXTS = [96, 384, 768]  # measured; every request lies between them
 
 
 def requests_of(count: int, seed: int) -> list[Request]:
@@ -196,7 +196,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("--requests", type=int, default=30, help="of a loop")
+    parser.add_argument("--requests", type=int, default=20, help="of a loop")
     parser.add_argument("--loops", type=int, default=2)
     parser.add_argument("--method", default="full")
     parser.add_argument("--seed", type=int, default=0)
@@ -211,9 +211,11 @@ def main() -> int:
     raw = composed([*asked, f"method={options.method}", "progress=false"], CONF)
     spec, requests = parse_run(raw), requests_of(options.requests, options.seed)
     ClosedLoop(spec, requests[: options.clients], options.clients).run()  # warm-up
+    print("warmed up; measuring steps", flush=True)
     passes, loops = [measured(raw)], []
-    for _ in range(options.loops):
+    for number in range(1, options.loops + 1):
         loops.append(ClosedLoop(spec, requests, options.clients).run())
+        print(f"loop {number}: {loops[-1].duration_s:.0f} s; measuring steps", flush=True)
         passes.append(measured(raw))
     roomy = Memory((float("inf"),), lambda prompt, total: (0.0,))
     policy = Policy(max_batch=options.clients, clients=options.clients)
