@@ -30,37 +30,6 @@ def test_recall_joins_cells_of_one_method_only_where_the_budget_alone_differs(la
     assert [len(line.get_xdata()) for line in axes.lines] == [2, 2, 1, 1, 0]
 
 
-def test_methods_on_traces_are_compared_by_what_they_lose(lab):
-    def measured(share):
-        by_layer = {"attended_frac": [share], "recall": [0.7], "regret": [0.1], "error": [0.2]}
-        return {"steps": 3, "layers": [4], "sparse_layers": [4], "layer_mean": by_layer}
-
-    for budget, share in (("5%", 0.05), ("10%", 0.1)):
-        for method in ("quest", "random"):
-            rows = [lab.row(fidelity=measured(share))]
-            lab.cell(method, budget=budget, rows=rows, model="trace of made_up")
-    drawing = fidelity_plots.trace_methods(load(lab.store))
-    lost, regret, error = drawing.axes
-    assert [line.get_label() for line in lost.lines] == ["quest", "random"]
-    assert list(lost.lines[0].get_xdata()) == pytest.approx([5, 10])
-    values = [panel.lines[0].get_ydata()[0] for panel in (lost, regret, error)]
-    assert values == pytest.approx([0.3, 0.1, 0.2])
-
-
-def test_kinds_of_prefill_stand_side_by_side(lab):
-    for method in ("full", "retroinfer"):
-        lab.cell(method, rows=[lab.row(index=i) for i in range(4)])
-        rows = [lab.row(index=i, score=i / 4, prefill_computed_frac=0.4) for i in range(4)]
-        lab.cell(
-            method, rows=rows, kind=1, labels={"changed": "prefill=xattention prefill.stride=4"}
-        )
-    drawing = FIGURES["sparse_prefill"](load(lab.store))
-    for panel in drawing.axes:
-        assert [text.get_text() for text in panel.get_xticklabels()] == ["exact", "xattention"]
-        assert [bar.get_height() for bar in panel.patches] == pytest.approx([100, 37.5])
-        assert "40% computed" in [text.get_text() for text in panel.texts]
-
-
 def test_tokens_that_hold_the_mass_are_shown_by_layer_and_head(lab):
     def measured(scale):
         heads = {f"tokens_{mass}": [[scale * mass, 1], [1, 1]] for mass in (50, 90, 99)}
