@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,17 +71,10 @@ def crossover() -> None:
     _save(drawing, "offload_crossover", "cost model: reading hides behind nothing; rooflines")
 
 
-def _save(drawing: object, name: str, note: str) -> None:
-    import matplotlib.pyplot as plt
-
+def _save(drawing: Any, name: str, note: str) -> None:
     style.plain_log_axes(drawing)
-    drawing.supxlabel(note, fontsize=style.SMALL, color="#555555")  # type: ignore[attr-defined]
-    plain = {"Software": None, "Creator": None, "Producer": None, "CreationDate": None}
-    for kind in ("png", "pdf"):
-        keys = ("Software",) if kind == "png" else ("Creator", "Producer", "CreationDate")
-        metadata = {"Title": name} | {key: plain[key] for key in keys}
-        drawing.savefig(OUT / f"{name}.{kind}", dpi=200, metadata=metadata)  # type: ignore[attr-defined]
-    plt.close(drawing)  # type: ignore[arg-type]
+    drawing.supxlabel(note, fontsize=style.SMALL, color="#555555")
+    style.save(drawing, OUT / f"{name}.png", name, note)
 
 
 if __name__ == "__main__":

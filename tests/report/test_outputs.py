@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from retrobench.cli import console
-from retrobench.report.csv import without_formulas
+from retrobench.report.export import without_formulas
 
 
 @pytest.mark.parametrize("command", [["export"], ["report"]])

@@ -252,7 +252,7 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from retrobench.report.csv import without_formulas
+    from retrobench.report.export import without_formulas, write_parquet
 
     if options.out.suffix not in (".csv", ".parquet"):
         raise ValueError(f"--out {options.out}: write .csv or .parquet")
@@ -262,7 +262,7 @@ def _export(options: argparse.Namespace) -> int:
     if options.out.suffix == ".csv":
         without_formulas(frame).to_csv(options.out, index=False)
     else:
-        frame.to_parquet(options.out, compression="zstd")
+        write_parquet(frame, options.out)
     return 0
 
 

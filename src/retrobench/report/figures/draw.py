@@ -20,6 +20,7 @@ from retrobench.report.figures import (
     search,
     serving,
     speed,
+    style,
     throughput,
 )
 from retrobench.report.rows import NotEnoughRows
@@ -61,7 +62,7 @@ def draw(
             path = out / (f"{name}_{model}.png" if model else f"{name}.png")
             try:
                 drawing = FIGURES[name](rows)
-                _save(drawing, path, name, _source(store, rows, drawing.retrobench_cells))
+                style.save(drawing, path, name, _source(store, rows, drawing.retrobench_cells))
             except NotEnoughRows as error:
                 reasons.append(str(error))
                 continue
@@ -81,14 +82,6 @@ def _by_model(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     if len(models) < 2:
         return [("", frame)]
     return [(re.sub(r"[^\w.-]+", "-", name), frame[frame["model"] == name]) for name in models]
-
-
-def _save(drawing: Any, path: Path, name: str, source: str) -> None:
-    import matplotlib.pyplot as plt
-
-    drawing.savefig(path.with_suffix(".pdf"), metadata={"Title": name, "Keywords": source})
-    drawing.savefig(path, dpi=200, metadata={"Title": name, "Comment": source})
-    plt.close(drawing)
 
 
 def load(store: ResultStore, keys: Sequence[str] | None = None) -> pd.DataFrame:

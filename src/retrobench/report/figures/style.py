@@ -1,8 +1,10 @@
 """One look for every figure, sized for columns of a page; colour-blind-safe (Okabe-Ito, Tol)."""
 
+import io
 import textwrap
 from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,6 +18,7 @@ _MORE_COLORS = "#332288 #882255 #117733 #88CCEE #CC6677 #999933 #AA4499 #44AA99 
 _MORE_MARKERS = "<>phd8HsD^ov"  # of methods beyond the first seven
 PUBLISHED = {"linestyle": "none", "fillstyle": "none", "markersize": 7}
 _FEW_LABELS = 8
+_PNG_DPI, _PNG_COLORS = 200, 128
 SMALL = 6  # font size of notes inside a panel
 _NOTE_CHARACTERS = 21  # of the line below a figure, for an inch
 _SETTINGS = {
@@ -149,3 +152,25 @@ def plain_log_axes(drawing: Any) -> None:
             # minor ticks only where there are few others
             axis.set_major_formatter(Plain(minor_thresholds=(2, 0.5)))
             axis.set_minor_formatter(Plain(minor_thresholds=(2, 0.5)))
+
+
+def save(drawing: Any, path: Path, title: str, source: str) -> None:
+    """Write the figure as PDF and, under ``path``, as PNG, with ``source`` in both, and close it.
+
+    Equal figures give equal files: no date is written. A palette makes the PNG three times smaller.
+    """
+    import matplotlib.pyplot as plt
+    from PIL import Image, PngImagePlugin
+
+    no_date = dict.fromkeys(("Creator", "Producer", "CreationDate"))
+    pdf = {"Title": title, "Keywords": source, **no_date}
+    drawing.savefig(path.with_suffix(".pdf"), metadata=pdf)
+    pixels = io.BytesIO()
+    drawing.savefig(pixels, dpi=_PNG_DPI)
+    plt.close(drawing)
+    texts = PngImagePlugin.PngInfo()
+    texts.add_itxt("Title", title)
+    texts.add_itxt("Comment", source)
+    with Image.open(pixels) as image:
+        palette = image.convert("RGB").quantize(_PNG_COLORS, dither=Image.Dither.NONE)
+    palette.save(path, optimize=True, pnginfo=texts, dpi=(_PNG_DPI, _PNG_DPI))
