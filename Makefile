@@ -9,8 +9,14 @@ DEMO += 'task.tasks=[niah_single_2,niah_multikey_1]' 'task.length=[2048,4096]' t
 # What `make published` runs: experiments, and what each changes. bfloat16 is several times faster
 # than float32 on processors with matrix units, and what a GPU would run.
 PUBLISHED := pareto_accuracy_bytes ruler_by_length cluster_count zone_retrieval zone_estimation
-PUBLISHED += segment_size attention_tokens fidelity_recall niah_grid eviction_policy estimation_study
+PUBLISHED += segment_size attention_tokens fidelity_recall niah_grid eviction_policy
 PUBLISHED += ann_recall
+# the other figures and tables of docs/paper.md, the last ones without a figure
+PUBLISHED += fidelity_step_overlap fidelity_mass_cdf fidelity_cluster_mass zone_steady
+PUBLISHED += estimation_on_off cache_ratio sparse_prefill throughput_by_batch max_throughput_by_task
+PUBLISHED += prefill_breakdown buffer_ablation latency_vs_load
+TABLES := estimation_study prefill_overlap surface matched_pcie update_share long_answers reasoning
+PUBLISHED += $(TABLES)
 ALL := full,oracle_topk,retroinfer,quest,infinigen,random,streaming
 pareto_accuracy_bytes := method=$(ALL) budget=null,5%,10%,20% engine.batch=4 task.samples=20
 ruler_by_length := method=$(ALL) budget=10% engine.batch=4 'task.length=[2048,8192]' task.samples=8
@@ -74,7 +80,7 @@ published-%: $(STAMP)
 	COLUMNS=400 $(BIN)/retrobench table --sweep $* > results/published/$*.txt
 	$(BIN)/retrobench export --sweep $* --out results/published/$*.parquet
 	$(BIN)/retrobench audit --sweep $*
-	$(if $(filter estimation_study,$*),,$(BIN)/python scripts/plots.py --sweep $* --out docs/figures $*)
+	$(if $(filter $(TABLES),$*),,$(BIN)/python scripts/plots.py --sweep $* --out docs/figures $*)
 
 options: $(STAMP) ## regenerate docs/options.md from the option dataclasses
 	$(BIN)/python scripts/options.py

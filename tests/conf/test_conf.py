@@ -28,7 +28,8 @@ SMALL = {
     "ruler": {"length": 1600, "samples": 1, "tasks": ["niah_single_2"]},
     "niah": {"length": 1600, "samples": 1, "depths": 1},
     "longbench": {"tasks": ["qasper"]},
-    "long_generation": {"length": 1600, "samples": 1, "items": 8},
+    "long_generation": {"length": 1600, "samples": 1, "items": 8, "answer_tokens": 0},
+    "reasoning": {"tasks": ["aime24"], "max_new_tokens": 16},
     "speed": {"context": 1200, "batch": 1, "layers": 1, "steps": 3, "warmup": 1, "error_steps": 1},
     "serve": {"requests": 20, "rate": [1.0], "max_context": 2048, "lengths": "dolphin_short"},
     "machine": {"context": 512, "batch": 1, "size_gib": 0.001, "repeats": 3},
@@ -87,6 +88,11 @@ def test_every_experiment_runs_small(path, tmp_path):
         raw["task"]["cases"] = ["copy", "read", "launch"]  # the others need a GPU
     if raw["task"]["name"] == "longbench":
         small_longbench.write(tmp_path / "data", count=1, size=6)
+        raw["data"]["root"] = str(tmp_path / "data")
+    if raw["task"]["name"] == "reasoning":
+        questions = tmp_path / "data" / "reasoning" / "aime24.json"
+        questions.parent.mkdir(parents=True)
+        questions.write_text('[{"question": "How many legs has an ant?", "answer": "6"}]')
         raw["data"]["root"] = str(tmp_path / "data")
     if raw["task"]["name"] == "trace":
         raw |= replay_of_small_trace(raw, tmp_path)
