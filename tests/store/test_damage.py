@@ -61,10 +61,11 @@ def test_a_corrupt_file_is_named_and_the_other_cells_are_shown(store, name, cont
     assert store.status(bad)["state"] == ("done" if name == "cell.json" else "unreadable")
 
 
+@pytest.mark.parametrize("value", [[["x"]], -3, True, None])
 @pytest.mark.parametrize("name", [*cell_files._STATUS, "nothing"])
-def test_a_status_of_other_kinds_is_named_and_its_rows_are_shown(store, name):
+def test_a_status_of_other_kinds_is_named_and_its_rows_are_shown(store, name, value):
     key = write(store)
-    damaged = json.dumps(store.status(key) | {name: [["x"]]})
+    damaged = json.dumps(store.status(key) | {name: value})
     damaged = "{}" if name == "nothing" else damaged
     (store.root / key / "status.json").write_text(damaged)
     (problem,) = store.problems()

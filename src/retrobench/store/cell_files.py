@@ -60,8 +60,10 @@ def read_status(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         return {"state": "unreadable", "message": str(error)}
     for name, kind in _STATUS.items():
-        if not isinstance(status.get(name, kind()), kind):
-            return {"state": "unreadable", "message": f"{path}: {name!r} is not a {kind.__name__}"}
+        value = status.get(name, kind())
+        if type(value) is not kind or (kind is int and value < 0):
+            what = "count" if kind is int else kind.__name__
+            return {"state": "unreadable", "message": f"{path}: {name!r} is not a {what}; {_AGAIN}"}
     if "state" not in status or not all(isinstance(x, str) for x in status.get("requests", [])):
         return {"state": "unreadable", "message": f"{path}: not the status of a cell; {_AGAIN}"}
     return status
