@@ -22,7 +22,7 @@ pareto_accuracy_bytes := method=$(ALL) budget=null,5%,10%,20% engine.batch=4 tas
 ruler_by_length := method=$(ALL) budget=10% engine.batch=4 'task.length=[2048,8192]' task.samples=8
 ruler_by_length += 'task.tasks=[niah_single_2,niah_multikey_1]'
 fidelity_recall := method=oracle_topk,retroinfer,quest,infinigen,streaming,random
-niah_grid := model=gemma3_270m 'task.length=[4096,8192,16384]'
+niah_grid := model=gemma3_270m 'task.length=[4096,8192,16384,32768]'
 
 .PHONY: help setup demo test test-slow check docs pictures figures fuzz published options hardware gpu-test gpu-first gpu-bench matrix
 
