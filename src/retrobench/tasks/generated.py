@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
+from retrobench.core.cell import digest
 from retrobench.core.spec import option
 from retrobench.core.task import Prompt, Sample, Task
 from retrobench.tasks.fitting.fitter import LengthFitter
@@ -43,12 +44,18 @@ class GeneratedTask(Task):
     """
 
     config: SamplingConfig
+    builder = 1
+    """Raised when the samples change."""
     advice = ""
     """What the user may do, besides a greater length, if a sample does not fit."""
 
     @cached_property
     def _haystack(self) -> Haystack:
         return Haystack(self.data_root, self.config.substitute)
+
+    def fingerprint(self, prompt: Prompt) -> str:
+        """Hash of builder version, tokenizer and essays."""
+        return digest([self.builder, prompt.tokenizer_id, self._haystack.fingerprint])
 
     @abstractmethod
     def groups(self, prompt: Prompt) -> Iterator[SampleGroup]:

@@ -21,8 +21,6 @@ from retrobench.tasks.ruler import needles
 from retrobench.tasks.ruler.needles import HiddenTexts
 from retrobench.tasks.ruler.words import draw
 
-BUILDER = 1  # raise when the samples change
-
 _WALK_HEAD = (
     "The following text mentions stations. For each it says which station comes next and what toll "
     "is paid there. Memorize them.\n"
@@ -76,10 +74,6 @@ class LongGenerationTask(GeneratedTask):
     Config = LongGenerationConfig
     config: LongGenerationConfig
     advice = ", or lower task.items"
-
-    def fingerprint(self, prompt: Prompt) -> str:
-        """Hash of builder version, tokenizer and essays."""
-        return digest([BUILDER, prompt.tokenizer_id, self._haystack.fingerprint])
 
     def groups(self, prompt: Prompt) -> Iterator[SampleGroup]:
         """Task by task, length by length."""

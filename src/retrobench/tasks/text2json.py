@@ -19,7 +19,6 @@ from retrobench.tasks.ruler import needles
 from retrobench.tasks.ruler.needles import HiddenTexts
 from retrobench.tasks.scorers.text2json import score
 
-BUILDER = 1  # raise when the samples change
 _HEAD = (
     "The following text mentions parcels. For each it says who sent it, to which city, how many "
     "kilograms it weighs and on which day it left. Remember them.\n"
@@ -62,10 +61,6 @@ class Text2JsonTask(GeneratedTask):
     Config = Text2JsonConfig
     config: Text2JsonConfig
     advice = ", or lower task.records"
-
-    def fingerprint(self, prompt: Prompt) -> str:
-        """Hash of builder version, tokenizer and essays."""
-        return digest([BUILDER, prompt.tokenizer_id, self._haystack.fingerprint])
 
     def groups(self, prompt: Prompt) -> Iterator[SampleGroup]:
         """Length by length."""

@@ -70,16 +70,16 @@ def read(root: str | None, name: str) -> list[Record | BadRecord]:
     return found
 
 
-def lines(path: Path, member: str | None = None, hint: str = _HINT) -> Iterator[tuple[int, bytes]]:
+def lines(path: Path, member: str | None = None) -> Iterator[tuple[int, bytes]]:
     """Numbered lines that are not blank; ValueError for pointers and damaged archives."""
     if member is None:
         data = read_bytes(path)
     else:
         with _open(path, member) as (archive, info):
             data = archive.read(info)
-    check_content(path, data, hint)
+    check_content(path, data, _HINT)
     if not data.strip():
-        raise ValueError(f"{path}{f':{member}' if member else ''} is empty: {hint}")
+        raise ValueError(f"{path}{f':{member}' if member else ''} is empty: {_HINT}")
     for number, line in enumerate(data.split(b"\n"), 1):
         if line.strip():
             yield number, line

@@ -1,7 +1,6 @@
 """LongBench v2 (arXiv 2412.15204): four-way multiple choice over 8K to 2M words."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any
 from retrobench.core.cell import digest
 from retrobench.core.spec import option
 from retrobench.core.task import Prompt, Sample, Task
+from retrobench.tasks import record_files
 from retrobench.tasks.local_files import fetch_command, text_field
-from retrobench.tasks.longbench import records
-from retrobench.tasks.record_files import BadRecord, error_sample, parse
+from retrobench.tasks.record_files import BadRecord, error_sample, place
 from retrobench.tasks.scorers.longbench_v2 import score
 
 BUILDER = 1
@@ -54,7 +53,7 @@ class LongBenchV2Task(Task):
 
     def fingerprint(self, prompt: Prompt) -> str:
         """Hash of builder version, tokenizer and the file's content."""
-        content = records.content_hash(self._path(), None)
+        content = record_files.content_hash(self._path())
         return digest({"builder": BUILDER, "tokenizer": prompt.tokenizer_id, "file": content})
 
     @classmethod
@@ -66,7 +65,8 @@ class LongBenchV2Task(Task):
 
     def samples(self, prompt: Prompt) -> Iterator[Sample]:
         """In file order."""
-        found = (self._sample(index, *record) for index, record in enumerate(self._read()))
+        records = record_files.read(self._path(), self.name)
+        found = (self._sample(index, *record) for index, record in enumerate(records))
         kept = (sample for sample in found if sample is not None)
         return islice(kept, self.config.samples or None)
 
@@ -81,28 +81,14 @@ class LongBenchV2Task(Task):
                 return folder / name
         raise ValueError(f"LongBench v2's data.jsonl or data.json not found in {folder}: {_HINT}")
 
-    def _read(self) -> Iterator[tuple[int, bytes]]:
-        """Numbered records: lines of a jsonl file, or items of the official JSON array."""
-        path = self._path()
-        if path.suffix == ".jsonl":
-            yield from records.lines(path, hint=_HINT)
-            return
-        content = b"\n".join(line for _, line in records.lines(path, hint=_HINT))
-        try:
-            items = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not JSON ({error}): {_HINT}") from error
-        if not isinstance(items, list) or not items:
-            raise ValueError(f"{path} must hold a JSON list of questions: {_HINT}")
-        for number, item in enumerate(items, 1):
-            yield number, json.dumps(item).encode()
-
-    def _sample(self, index: int, number: int, line: bytes) -> Sample | None:
+    def _sample(self, index: int, number: int, raw: Mapping[str, Any] | BadRecord) -> Sample | None:
         """The sample of a record, or None if the options leave it out."""
+        if isinstance(raw, BadRecord):
+            return error_sample(self.name, raw)
         try:
-            raw = _checked(parse(line))
+            _check(raw)
         except ValueError as error:
-            message = f"{self._path()} line {number}: {error}"
+            message = f"{place(self._path(), number)}: {error}"
             return error_sample(self.name, BadRecord(number, message))
         config = self.config
         if raw["difficulty"] not in config.difficulty or raw["length"] not in config.lengths:
@@ -123,18 +109,17 @@ class LongBenchV2Task(Task):
         )
 
 
-def _fill(text: str, raw: dict[str, Any]) -> str:
+def _fill(text: str, raw: Mapping[str, Any]) -> str:
     """Fills slot by slot, as the official script: ``$Q$`` within a document is filled as well."""
     for slot, name in _SLOTS.items():
         text = text.replace(slot, raw[name].strip())
     return text
 
 
-def _checked(raw: dict[str, Any]) -> dict[str, Any]:
-    """The record itself; ValueError for a missing field or an unknown value."""
+def _check(raw: Mapping[str, Any]) -> None:
+    """ValueError for a missing field or an unknown value."""
     for name in ("_id", "context", "answer", "difficulty", "length", *_SLOTS.values()):
         text_field(raw, name)
     for name, allowed in (("answer", "ABCD"), ("difficulty", _DIFFICULTIES), ("length", _LENGTHS)):
         if raw[name] not in tuple(allowed):
             raise ValueError(f"{name!r} is {raw[name]!r}, not one of {', '.join(allowed)}")
-    return raw
