@@ -104,7 +104,7 @@ def describe(frame: pd.DataFrame, by: list[str]) -> str:
     """Model, length, protocol, samples per point and kind of data, for the line below a figure."""
     number = count_range(frame, by)
     models = ", ".join(sorted(frame["model"].unique()))
-    kind = "substitute data" if uses_stand_in(frame) else "real data"
+    kind = "substitute data" if uses_stand_in(frame) else "no substitute data"
     lengths = sorted(frame["length"].unique())
     length = "-".join(map(token_count, dict.fromkeys([lengths[0], lengths[-1]])))
     length = f"{length} tokens, " if lengths[-1] else ""
