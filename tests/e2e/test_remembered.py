@@ -75,3 +75,12 @@ def test_a_plan_that_was_never_made_is_no_damage(plan):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert remembered.find({**plan[0], "budget": "7%"}) is None
+
+
+def test_an_option_may_hold_a_whole_architecture(plan):
+    _, summary, file = plan
+    text = json.dumps({"model_type": "llama", "rms_norm_eps": 1.5, "about": "a" * 400})
+    raw = config(file.parent, model={"source": "hf", "weights": "random", "config_json": text})
+    assert remembered.find(raw) is None  # no file has so long a name
+    remembered.keep(raw, summary)
+    assert remembered.find(raw) == summary

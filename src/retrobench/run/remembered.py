@@ -80,10 +80,9 @@ def _named_files(asked: Mapping[str, Any]) -> list[Any]:
     """State of every path that a value names, of the data folder, and of a model's files."""
     found: list[Any] = []
     for text in dict.fromkeys(_texts(asked)):
-        if len(text) < 512 and ("/" in text or "." in text or text == "data"):
-            path = Path(text).expanduser()
-            if path.exists():
-                found += _state(path)
+        path = os.path.expanduser(text)  # a whole architecture may stand in an option:
+        if ("/" in text or "." in text or text == "data") and os.path.exists(path):
+            found += _state(Path(path))  # pathlib would refuse a name of its length
     model = asked.get("model") or {}
     if model.get("source") == "fetched":
         found += _state(cache_root() / "models" / str(model.get("id")))
