@@ -94,7 +94,7 @@ template <class V>
 void estimate_part(const Wave& w, long b, long g, long s, const int32_t* size,
                    const int32_t* chosen, Partial* part) {
   long head = b * w.G + g, low = w.E * s / w.splits, high = w.E * (s + 1) / w.splits;
-  std::vector<float> buffer(w.value_scale ? BLOCK * w.D : 0);
+  std::vector<float> buffer(w.value_scale ? 2 * BLOCK * w.D : 0);
   Codes codes{};
   if (w.value_scale)
     codes = Codes{(const int8_t*)w.value_sum, (const f16*)w.value_scale, w.value_mean, w.bits}
@@ -103,7 +103,8 @@ void estimate_part(const Wave& w, long b, long g, long s, const int32_t* size,
                w.value_scale ? &codes : nullptr, size, &buffer};
   const int32_t* estimated = w.estimated + head * w.E;
   const float* logit = w.logit + head * w.group * w.C;
-  estimate_group(estimated + low, high - low, logit, w.C, sums, w.group, w.D, part);
+  Form f{(int)w.D, w.scale, w.softcap, w.dot != 0};
+  estimate_group(estimated + low, high - low, logit, w.C, sums, w.group, f, part);
   if (!w.total || s > 0) return;
   const int32_t* const lists[] = {chosen, estimated, w.apart + head * w.A};
   const long lengths[] = {w.R, w.E, w.A};

@@ -8,25 +8,22 @@ namespace {
 constexpr long SCORE_ROWS = 1024;  // rows scored per task
 
 // logit[h][c] = finished scores of rows [from, to) for all heads of a group
-template <class T, int NH>
+template <class L, class T>
 void score_rows(const Heads& s, const T* rows, long from, long to, long C, const Form& f,
                 float* logit) {
-  alignas(64) float score[BLOCK * NH + W];
+  alignas(64) float score[SCORES];
   Tokens<T> now, next;
   auto fill = [&](Tokens<T>& block, long start) {
     block.n = std::clamp(to - start, 0L, (long)BLOCK);
-    for (int i = 0; i < (block.n + 7) / 8 * 8; i++) {
+    for (int i = 0; i < (block.n + 7) / 8 * 8; i++)
       block.k[i] = rows + (start + std::min(i, block.n - 1)) * f.D;
-      block.v[i] = nullptr;
-    }
   };
   fill(now, from);
   for (long start = from; start < to; start += BLOCK) {
     fill(next, start + BLOCK);
-    scores<T, NH>(s, now.k, (now.n + 7) / 8 * 8, f.D, f.dot, &next, score);
-    finish_scores(score, now.n, NH, f.scale, f.softcap);
-    for (int h = 0; h < s.used; h++)
-      for (int i = 0; i < now.n; i++) logit[h * C + start + i] = score[i * NH + h];
+    L::scores(s.q, now.k, (now.n + 7) / 8 * 8, f.D, &next, score);
+    finish_scores<L>(score, now.n, f.scale, f.softcap);
+    for (int h = 0; h < s.used; h++) L::copy(score, h, now.n, logit + h * C + start);
     std::swap(now, next);
   }
 }
@@ -36,7 +33,7 @@ template <int NH>
 void score_codes(const Heads& s, const Codes& c, long from, long to, long C, const Form& f,
                  float* logit) {
   constexpr int KEYS = 8 / NH;
-  alignas(64) float score[BLOCK * NH + W];
+  alignas(64) float score[SCORES];
   float base[NH];  // of the mean
   for (int h = 0; h < NH; h++) {
     vf sum = vf{};
@@ -63,7 +60,7 @@ void score_codes(const Heads& s, const Codes& c, long from, long to, long C, con
     }
     for (int i = 0; i < n; i++)
       for (int h = 0; h < NH; h++) score[i * NH + h] += base[h];
-    finish_scores(score, n, NH, f.scale, f.softcap);
+    finish_scores<Interleaved<float, NH>>(score, n, f.scale, f.softcap);
     for (int h = 0; h < s.used; h++)
       for (int i = 0; i < n; i++) logit[h * C + start + i] = score[i * NH + h];
   }
@@ -73,22 +70,16 @@ template <class T>
 void score_group(const float* q, int group, const T* rows, long from, long to, long C,
                  const Form& f, float* logit, const Codes* codes = nullptr) {
   for (int h = 0; h < group; h += MAX_HEADS) {
-    Heads s;
-    s.load<T>(q + h * f.D, std::min(MAX_HEADS, group - h), f.D);
-    float* own = logit + h * C;
-    switch (s.nh) {
-      case 1:
-        if (codes) score_codes<1>(s, *codes, from, to, C, f, own);
-        else score_rows<T, 1>(s, rows, from, to, C, f, own);
-        break;
-      case 2:
-        if (codes) score_codes<2>(s, *codes, from, to, C, f, own);
-        else score_rows<T, 2>(s, rows, from, to, C, f, own);
-        break;
-      default:
-        if (codes) score_codes<4>(s, *codes, from, to, C, f, own);
-        else score_rows<T, 4>(s, rows, from, to, C, f, own);
-    }
+    int used = std::min(MAX_HEADS, group - h);
+    with_lanes<T>(used, f.dot, [&](auto lanes) {
+      using L = decltype(lanes);
+      Heads s;
+      s.load<L>(q + h * f.D, used, f.D);
+      if constexpr (std::is_same_v<T, float>) {
+        if (codes) return score_codes<L::HEADS>(s, *codes, from, to, C, f, logit + h * C);
+      }
+      score_rows<L>(s, rows, from, to, C, f, logit + h * C);
+    });
   }
 }
 
@@ -102,18 +93,23 @@ struct Scratch {
 // `sized`, for each of its tokens), as sortable keys.
 void rank_clusters(const float* logit, long C, int group, const int32_t* size, bool sized, long n,
                    Scratch& s) {
-  long width = (n + W - 1) / W * W;
+  long width = padded(n), whole = n / W * W;
   s.masked.resize(width);
   s.mass.assign(width, 0.f);
   s.key.resize(width);
-  s.weight.assign(width, 1.f);
-  for (long i = 0; sized && i < n; i++) s.weight[i] = size[i];
+  s.weight.assign(width, 0.f);  // 0: not there
+  for (long i = 0; i < n; i++) s.weight[i] = size[i] <= 0 ? 0.f : sized ? size[i] : 1.f;
   for (int h = 0; h < group; h++) {
     const float* x = logit + h * C;
-    for (long i = 0; i < n; i++) s.masked[i] = size[i] > 0 ? x[i] : -INFINITY;
-    std::fill(s.masked.begin() + n, s.masked.end(), -INFINITY);
     vf top = splat(LOWEST);
-    for (long i = 0; i < width; i += W) top = vmax(top, load(&s.masked[i]));
+    for (long i = 0; i < width; i += W) {
+      vf now{};
+      if (i < whole) now = load(x + i);
+      else for (long j = i; j < n; j++) now[j - i] = x[j];
+      now = load(&s.weight[i]) > 0.f ? now : splat(-INFINITY);
+      store(&s.masked[i], now);
+      top = vmax(top, now);
+    }
     float most = LOWEST, total = 0;
     for (int j = 0; j < W; j++) most = std::max(most, top[j]);
     vf sum = vf{};
@@ -127,7 +123,7 @@ void rank_clusters(const float* logit, long C, int group, const int32_t* size, b
     for (long i = 0; i < width; i += W)
       store(&s.mass[i], load(&s.mass[i]) + load(&s.masked[i]) * inverse);
   }
-  for (long i = 0; i < n; i++) s.key[i] = size[i] > 0 ? key_of(s.mass[i]) : ABSENT;
+  for (long i = 0; i < width; i++) s.key[i] = s.weight[i] > 0 ? key_of(s.mass[i]) : ABSENT;
 }
 
 // Keeps the best of the chosen clusters (-1: none) that have no more than `limit` tokens together,
@@ -219,13 +215,14 @@ void pages(const float* q, const T* low, const T* high, const int32_t* num_pages
                   negative.data() + head * C);
     }
     Selector selector;
-    std::vector<uint32_t> key(C);
+    std::vector<uint32_t> key(padded(C));
 #pragma omp for schedule(dynamic, 1)
     for (long head = 0; head < B * G; head++) {
       long n = std::min<long>(num_pages[head / G], C);
       for (long i = 0; i < n; i++)
         key[i] = signed_key(positive[head * C + i] + negative[head * C + i]);
       if (newest && n) key[n - 1] = NEWEST;
+      std::fill(key.begin() + n, key.begin() + padded(n), ABSENT);
       selector.run(key.data(), n, r[head / G], 0, best + head * R, R, nullptr, 0);
     }
   }

@@ -38,6 +38,9 @@ def launch(conf_dir: Path) -> None:
     # OpenMP reads it when torch is imported. Threads that spin while they wait take the cores of
     # those that work as soon as anything else runs on the machine: steps get tens of times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # torch reads it at its first large tensor: large pages (2 MB) for keys, values and weights, so
+    # that reading a long context is not slowed down by looking up its pages
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     completes = {"-sc", "--shell-completion"} & set(sys.argv[1:])  # its options are not ours
     try:
         sys.argv[1:] = sys.argv[1:] if completes else name_sweep(prepare(sys.argv[1:], conf_dir))
