@@ -29,10 +29,10 @@ def code_fingerprint(method: str) -> str:
         if name in seen or path is None or name.partition(".")[0] not in ours:
             continue
         seen[name] = path
-        waiting += _imports(path)
+        waiting += _read(path)[0]
     hasher = hashlib.sha256()
     for name, path in sorted(seen.items()):
-        hasher.update(f"{name}\0{_meaning(path)}\0".encode())
+        hasher.update(f"{name}\0{_read(path)[1]}\0".encode())
         if path.name == "__init__.py":
             for pattern in _NATIVE:
                 for source in sorted(path.parent.glob(pattern)):
@@ -50,10 +50,17 @@ def _path(module: str) -> Path | None:
     return Path(spec.origin)
 
 
-def _imports(path: Path) -> list[str]:
+@cache  # methods share most of their files
+def _read(path: Path) -> tuple[list[str], str]:
+    """What a file imports, and what it says."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return _imports(tree), _meaning(tree)
+
+
+def _imports(tree: ast.Module) -> list[str]:
     """Modules that a file imports anywhere (``from a import b``: both ``a`` and ``a.b``)."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -61,9 +68,8 @@ def _imports(path: Path) -> list[str]:
     return found
 
 
-def _meaning(path: Path) -> str:
-    """The syntax tree without docstrings and positions."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+def _meaning(tree: ast.Module) -> str:
+    """The syntax tree without docstrings (which are taken out) and positions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
