@@ -109,7 +109,8 @@ def attention(
                 f"{where} adds a mask or bias of its own to full attention, which no method "
                 "supports; use a model without it"
             )
-        out = _attend(owner, int(layer), query, key, value, args)
+        width = value.shape[-1]
+        out = owner.attend(int(layer), *_equally_wide(query, key, value), args)[..., :width]
     elif has_matrix:
         out = causal(query, key, value, args, mask_B1TS=attention_mask)
     elif sliding_window is not None:
@@ -125,16 +126,10 @@ def attention(
     return out.transpose(1, 2).contiguous(), None
 
 
-def _attend(
-    owner: AttentionOwner, layer: int, query: Tensor, key: Tensor, value: Tensor, args: Any
-) -> Tensor:
-    """Ask the owner. Where keys and values differ in width (MLA), zeros make them equal."""
-    width = value.shape[-1]
-    if key.shape[-1] == width:
-        return owner.attend(layer, query, key, value, args)
-    dim = max(key.shape[-1], width)
-    query, key, value = (F.pad(x, (0, dim - x.shape[-1])) for x in (query, key, value))
-    return owner.attend(layer, query, key, value, args)[..., :width]
+def _equally_wide(*parts: Tensor) -> list[Tensor]:
+    """Queries, keys and values, of which zeros make the narrower ones as wide (MLA)."""
+    widest = max(part.shape[-1] for part in parts)
+    return [F.pad(x, (0, widest - x.shape[-1])) if x.shape[-1] < widest else x for x in parts]
 
 
 def mask(mask_function: Callable = causal_mask_function, **sizes: Any) -> Tensor | None:
