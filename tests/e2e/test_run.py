@@ -144,9 +144,9 @@ def test_bad_input_names_the_thing_and_the_fix(tmp_path, changes, words):
 
 def test_more_memory_than_there_is_is_refused_before_running(tmp_path, monkeypatch):
     from retrobench.engine import loader
-    from retrobench.run import summary
+    from retrobench.measure import machine
 
-    monkeypatch.setattr(summary, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(machine, "available_bytes", lambda: 1000)
     monkeypatch.setattr(loader, "load", None)  # no weights are read
     with pytest.raises(ValueError, match="GiB of memory are free; use a smaller task.length"):
         job(tmp_path)

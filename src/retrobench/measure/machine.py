@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from retrobench.core.shapes import Footprint
+
 _PACKAGES = ("torch", "transformers", "numpy", "triton", "flash-attn", "flashinfer-python")
 _ROOT = Path(__file__).parents[3]
 
@@ -82,6 +84,19 @@ def require_free(need: int, free: int, what: str, where: str, fix: str) -> None:
             f"{what} needs {need / 2**30:.1f} GiB but only {free / 2**30:.1f} GiB of {where} are "
             f"free; use {fix}"
         )
+
+
+def require_room(need: Footprint, device: str, what: str, fix: str, *, mapped: bool) -> None:
+    """NotEnoughMemory if any place has not as much free; on a CPU all places are one.
+
+    ``mapped``: several devices share what is on the device, so that it is not checked.
+    """
+    host = need.pinned + need.host
+    if not device.startswith("cuda"):
+        host = need.total
+    elif not mapped:
+        require_free(need.device, free_device_bytes(device), what, device, fix)
+    require_free(host, available_bytes(), what, "memory", fix)
 
 
 def available_bytes() -> int:

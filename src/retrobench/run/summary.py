@@ -5,12 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from retrobench.core.shapes import Footprint
-from retrobench.measure.machine import (
-    NotEnoughMemory,
-    available_bytes,
-    free_device_bytes,
-    require_free,
-)
+from retrobench.measure.machine import NotEnoughMemory, require_room
 from retrobench.report.tables.plan import PlannedRun
 from retrobench.store.history import seconds_per_sample
 from retrobench.store.results import ABSENT, MAX_ATTEMPTS, ResultStore
@@ -177,16 +172,11 @@ def check_memory(
 
     ``waiting``: the prompt that waits for the method counts, too (not where ``need`` has it).
     """
-    weight_bytes = summary.weight_bytes if weights else 0
-    need = need + Footprint(device=summary.waiting if waiting else 0)
+    more = summary.weight_bytes * weights + summary.waiting * waiting
     what = f"the KV cache of method={summary.labels['method']} with its model"
-    fix, host = "a smaller task.length or engine.batch", need.pinned + need.host
-    if summary.device == "cpu":
-        host = need.total + weight_bytes
-    elif not summary.mapped:  # several devices share a mapped model
-        free = free_device_bytes(summary.device)
-        require_free(need.device + weight_bytes, free, what, summary.device, fix)
-    require_free(host, available_bytes(), what, "memory", fix)
+    fix = "a smaller task.length or engine.batch"
+    need = need + Footprint(device=more)
+    require_room(need, summary.device, what, fix, mapped=summary.mapped)
 
 
 def _seconds(summary: RunSummary, store: ResultStore) -> float | None:

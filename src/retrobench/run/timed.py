@@ -8,6 +8,7 @@ from typing import Any
 from retrobench_kernels.dispatch import forms_used
 
 from retrobench.core.method import Needs
+from retrobench.core.shapes import Footprint
 from retrobench.core.task import Sample
 from retrobench.engine.beside import waiting_bytes
 from retrobench.engine.prefill import PrefilledPrompt, prefill
@@ -16,7 +17,7 @@ from retrobench.engine.shape import kv_shape
 from retrobench.engine.sparse_prefill import SparsePrefill
 from retrobench.engine.stream import streamed_prompt
 from retrobench.evaluate import machine, replay, speed
-from retrobench.measure.machine import available_bytes, free_device_bytes, require_free
+from retrobench.measure.machine import require_room
 from retrobench.run import replayed, rows
 from retrobench.run.context import RunContext
 from retrobench.run.shared import SharedPrefill
@@ -77,14 +78,9 @@ def _check_memory(run: RunContext, sample: Sample) -> None:
     method, dense = spec.method_class, spec.engine.dense_layers
     need = plan_session(method, spec.method_config, shape, spec.budget, dense)
     what = f"method={spec.method} with {sample.length} tokens x {len(rows)}"
-    fix, host = "a smaller task.context or task.batch", need.total
-    waiting = waiting_bytes(shape, need, spec.streams)
-    if model.device.type != "cuda":
-        host += waiting
-    elif not spec.model.device_map:
-        host, device = need.total - need.device, str(model.device)
-        require_free(need.device + waiting, free_device_bytes(device), what, device, fix)
-    require_free(host, available_bytes(), what, "memory", fix)
+    need = need + Footprint(device=waiting_bytes(shape, need, spec.streams))
+    fix, mapped = "a smaller task.context or task.batch", bool(spec.model.device_map)
+    require_room(need, str(model.device), what, fix, mapped=mapped)
 
 
 def _prefill_random(
