@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from transformers import (
@@ -13,9 +15,10 @@ from transformers import (
     Phi3Config,
 )
 
+from retrobench.core.traces import MANIFEST
 from retrobench.engine import context, hf, traits, trial, twin
 from retrobench.engine.model_cache import make_cache
-from retrobench.engine.replay import TraceModel, write_manifest
+from retrobench.engine.replay import TraceModel
 from retrobench.engine.shape import kv_shape
 from retrobench.evaluate.calibrate import calibrate
 from tests import support_matrix as support
@@ -176,6 +179,6 @@ def test_rope_by_length_is_each_rows_own():
 def test_a_trace_of_any_head_count_is_a_model(tmp_path):
     manifest = {"layers": [0, 2], "heads": 9, "kv_heads": 3, "head_dim": 20, "dtype": "float32"}
     manifest |= {"weights_id": "w", "samples": [{"ids": [5, 6]}]}
-    write_manifest(tmp_path, manifest)
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
     shape = kv_shape(TraceModel(tmp_path, "cpu"), (0,), 10, 2)
     assert (shape.layers, shape.num_heads, shape.num_kv_heads) == ((0, 2), 9, 3)

@@ -15,7 +15,12 @@ def canonical(value: Any) -> str:
 
 def digest(value: Any, length: int = 16) -> str:
     """Hex digest of the canonical JSON of ``value``."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
+    return text_hash(canonical(value), length)
+
+
+def text_hash(text: str, length: int = 16) -> str:
+    """Hex digest of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,13 @@
 """Small JSON files that can be made again, kept with a digest: damage is told and not believed."""
 
+import contextlib
 import json
-import os
 import warnings
 from pathlib import Path
 from typing import Any
 
 from retrobench.core.cell import digest
-from retrobench.core.paths import regular
+from retrobench.core.paths import regular, replacing
 
 
 def read(file: Path) -> Any:
@@ -26,14 +26,11 @@ def read(file: Path) -> Any:
 
 def write(file: Path, value: Any) -> None:
     """Keep a value, or replace one; nothing depends on it, so a full disk is no error."""
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    try:
+    with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         whole = {"value": value, "digest": _digest(file, value)}
-        temporary.write_text(json.dumps(whole), encoding="utf-8")
-        temporary.replace(file)
-    except OSError:
-        return
+        with replacing(file) as temporary:
+            temporary.write_text(json.dumps(whole), encoding="utf-8")
 
 
 def _digest(file: Path, value: Any) -> str:

@@ -1,6 +1,8 @@
-"""Where files are kept that can be made again, and whether a file can be read or written."""
+"""Where files are kept that can be made again; files that are written whole or not at all."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -37,6 +39,28 @@ def check_folder(option: str, folder: Path) -> None:
             f"{option}={folder}: cannot be written ({error.strerror}); "
             f"choose another with {option}=FOLDER"
         ) from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new file beside ``path``, to be written inside: in the end it takes its place at once.
+
+    After an error it is gone, and ``path`` is as it was.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that a crash leaves either the old or the new content."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def regular(path: Path) -> Path:

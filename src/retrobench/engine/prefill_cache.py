@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from retrobench.core.cell import digest
 from retrobench.core.method import AttentionArgs, Needs, PromptLayer
-from retrobench.core.paths import cache_root, regular
+from retrobench.core.paths import cache_root, regular, replacing
 from retrobench.engine.model_cache import fully_managed, make_cache
 from retrobench.engine.prefill import PrefilledPrompt, pad_left, prefill
 from retrobench.engine.rope import varies
@@ -141,17 +141,13 @@ class PrefillCache:
         about["rope_tokens"] = ",".join(map(str, prompt.rope_tokens))
         about["num_heads"] = str(prompt.num_heads)
         about["checksum"] = _checksum(tensors, about)
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._make_room(num_bytes)
-            save_file(tensors, temporary, metadata=about)
-            temporary.replace(file)
+            with replacing(file) as temporary:
+                save_file(tensors, temporary, metadata=about)
         except (OSError, SafetensorError) as error:
             print(f"prefill cache: {self.folder} cannot be written: {error}", file=sys.stderr)  # noqa: T201
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
     def _make_room(self, num_bytes: int) -> None:
         """Remove the files that were used longest ago; those of other processes may vanish."""

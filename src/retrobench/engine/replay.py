@@ -9,7 +9,6 @@ method sees, bit for bit, what it would have seen in the recorded layers of the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +23,7 @@ from transformers import LlamaConfig
 from retrobench.core import traces
 from retrobench.core.cell import digest
 from retrobench.core.method import ALL_QUERIES, AttentionArgs, ModelView, Needs, PromptLayer
+from retrobench.core.paths import replacing
 from retrobench.engine.attention.dense import DenseMethod
 from retrobench.engine.hf import current_owner
 from retrobench.engine.traits import Traits
@@ -84,10 +84,9 @@ class TraceRecorder(DenseMethod):
             if self.guesses[layer]:
                 parts["guess_HSD"] = torch.cat(self.guesses[layer], 2)[0]
             file = shard(folder, index, layer)
-            temporary = file.with_suffix(".tmp")
             kept = {name: part.to("cpu", dtype).contiguous() for name, part in parts.items()}
-            save_file(kept, temporary)
-            temporary.replace(file)
+            with replacing(file) as temporary:
+                save_file(kept, temporary)
             written[file.name] = traces.shard_mark(file)
         return written
 
@@ -111,13 +110,6 @@ class TraceRecorder(DenseMethod):
 def shard(folder: Path, index: int, layer: int) -> Path:
     """File of one prompt and layer."""
     return folder / f"{index:05d}-layer{layer:03d}.safetensors"
-
-
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Replace the manifest atomically."""
-    temporary = folder / f"{traces.MANIFEST}.tmp"
-    temporary.write_text(json.dumps(manifest, indent=1))
-    temporary.replace(folder / traces.MANIFEST)
 
 
 class TraceView:

@@ -1,10 +1,10 @@
 """Makes the file that a method needs beforehand (``needs.calibration``), on a calibration text."""
 
-import hashlib
 import sys
 from pathlib import Path
 from typing import Any
 
+from retrobench.core.cell import text_hash
 from retrobench.core.method import Method
 from retrobench.engine.hf import attention_modules
 from retrobench.engine.loader import Loaded
@@ -75,7 +75,7 @@ def calibrate(
         "model": str(loaded.identity["name"]),
         "revision": str(loaded.identity["revision"]),
         "text": source,
-        "text_hash": hashlib.sha256(text.encode()).hexdigest()[:16],
+        "text_hash": text_hash(text),
         "tokens": str(len(ids)),
     }
     return method.Calibrator.save(config, prompt.layers, weights_id(loaded.model), about)

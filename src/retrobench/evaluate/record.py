@@ -1,5 +1,6 @@
 """Records one prompt of ``task=trace``: full attention's trajectory to shards and manifest."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 
 from retrobench.core import traces
+from retrobench.core.paths import replace_text
 from retrobench.core.task import Sample
 from retrobench.engine import loader, replay
 from retrobench.engine.generation import Decoding, Generation
@@ -97,5 +99,6 @@ def _write(
     }
     entry["shards"] = recorder.save(folder, index, layers, getattr(torch, dtype))
     others = [s for s in manifest["samples"] if s["id"] != sample.id]
-    replay.write_manifest(folder, {**about, "samples": [*others, entry]})
+    written = json.dumps({**about, "samples": [*others, entry]}, indent=1)
+    replace_text(folder / traces.MANIFEST, written)
     return sum(size for size, _ in entry["shards"].values())

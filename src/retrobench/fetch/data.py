@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from retrobench.core.paths import replace_text, replacing
 from retrobench.fetch.benchmarks import BENCHMARKS
 from retrobench.fetch.data_file import DataFile
 from retrobench.fetch.digests import sha256
@@ -34,17 +35,15 @@ def fetch_benchmark(
             say(f"{path}: kept, though not fetched by this command")
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".part")
-        entry = _write(temporary, name, source, hub, given)
-        broken = damage(temporary, path.name)
-        if broken is None and source.sha256 and sha256(temporary) != source.sha256:
-            broken = "another file: its SHA-256 is not the known one"
-        if broken is not None:
-            temporary.unlink()
-            raise ValueError(f"{name} from {entry['source']} is {broken}; not kept")
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            entry = _write(temporary, name, source, hub, given)
+            broken = damage(temporary, path.name)
+            if broken is None and source.sha256 and sha256(temporary) != source.sha256:
+                broken = "another file: its SHA-256 is not the known one"
+            if broken is not None:
+                raise ValueError(f"{name} from {entry['source']} is {broken}; not kept")
         manifest[name] = {**entry, "sha256": sha256(path), "bytes": path.stat().st_size}
-        _replace(root / "manifest.json", json.dumps(manifest, indent=1))
+        replace_text(root / "manifest.json", json.dumps(manifest, indent=1))
         say(f"{path}: {path.stat().st_size / 2**20:.1f} MiB from {entry['source']}")
         say(f"  licence: {source.licence}")
 
@@ -121,9 +120,3 @@ def read_manifest(root: Path) -> dict[str, Any]:
     """What was fetched before; empty without a manifest."""
     path = root / "manifest.json"
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -4,11 +4,11 @@ The turns of a conversation share one prefill of the context. Each question and 
 model's own goes through the method's decode path and stays in its cache, as in a chat.
 """
 
-import hashlib
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Self
 
+from retrobench.core.cell import text_hash
 from retrobench.core.task import Sample
 from retrobench.tasks.prompt import (
     TAIL_CHARACTERS,
@@ -87,7 +87,7 @@ class Conversation:
         if turn == 0:
             return self.prompt.text_hash
         asked = repr((self.prompt.text_hash, self.follow_ups[:turn]))
-        return hashlib.sha256(asked.encode()).hexdigest()[:16]
+        return text_hash(asked)
 
 
 def _new_tokens(turns: tuple[Sample, ...], follow_ups: tuple[list[int], ...]) -> int:
@@ -100,7 +100,7 @@ def _continued(prompt: EncodedPrompt, ids: list[int], turn: Sample) -> EncodedPr
     return replace(
         prompt,
         ids=[*prompt.ids, *ids],
-        text_hash=hashlib.sha256(asked.encode()).hexdigest()[:16],
+        text_hash=text_hash(asked),
         tail=turn.question[-TAIL_CHARACTERS:],
     )
 

@@ -6,9 +6,9 @@ times of the files it was made from; cells that changed since are read again. It
 A cell whose files are damaged is left out, as far as it is damaged, and named (``read_problems``).
 """
 
+import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import feather
 
-from retrobench.core.paths import regular
+from retrobench.core.paths import regular, replacing
 from retrobench.store import cell_files
 from retrobench.store.flatten import flat, read_flat
 from retrobench.store.row_file import NOT_ASKED, all_intact, read_rows
@@ -111,15 +111,11 @@ def _load(path: Path) -> pa.Table:
 
 def _save(table: pa.Table, path: Path) -> None:
     """Replace the cache; a store that cannot be written to is read all the same."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     sink = pa.BufferOutputStream()
     feather.write_feather(table, sink, compression="lz4")
     content = sink.getvalue().to_pybytes()
-    try:
+    with contextlib.suppress(OSError), replacing(path) as temporary:
         temporary.write_bytes(content + hashlib.sha256(content).digest())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
 
 
 def _cell_table(folder: Path) -> tuple[pa.Table, list[str]]:

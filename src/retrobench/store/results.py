@@ -11,13 +11,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrobench.core.cell import Cell
-from retrobench.core.paths import check_folder, regular
+from retrobench.core.paths import check_folder, regular, replace_text
 from retrobench.store import cell_files
 from retrobench.store.row_file import (
     ABSENT,
@@ -112,7 +111,7 @@ class ResultStore:
     def set_status(self, key: str, status: Mapping[str, Any]) -> None:
         """Replace the cell's status atomically, with the hash of its rows."""
         whole = {**status, "content": cell_files.content(self.root / key)}
-        _replace(self.root / key / "status.json", json.dumps(whole, indent=1))
+        replace_text(self.root / key / "status.json", json.dumps(whole, indent=1))
 
     def refuse(self, cell: Cell, about: Mapping[str, Any], reason: str, message: str) -> None:
         """Record a cell that cannot run here, without rows; ``reason`` as a row's status."""
@@ -123,11 +122,11 @@ class ResultStore:
 
     def keep(self, key: str, name: str, text: str) -> None:
         """A text file beside the cell's rows, replaced atomically."""
-        _replace(self.root / key / name, text)
+        replace_text(self.root / key / name, text)
 
     def _describe(self, cell: Cell, about: Mapping[str, Any]) -> None:
         whole = {"key": cell.key, "cell": cell.plain(), **about}
-        _replace(self.root / cell.key / "cell.json", cell_files.describe(whole))
+        replace_text(self.root / cell.key / "cell.json", cell_files.describe(whole))
 
     def read(self, key: str) -> CellRows:
         """All rows of a cell; damaged lines are left out and told."""
@@ -177,13 +176,3 @@ class ResultStore:
             state = {name: status.get(name) for name in ("state", "message", "attempts", "time")}
             lines.append({"key": key, **self.cell(key).get("labels", {}), **state})
         return pd.DataFrame(lines)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file so that a crash leaves either the old or the new content."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)

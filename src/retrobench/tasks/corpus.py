@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from retrobench.core.cell import text_hash
 from retrobench.tasks import substitute
 from retrobench.tasks.local_files import (
     is_text_list,
@@ -15,7 +16,6 @@ from retrobench.tasks.local_files import (
     read_json,
     shaped,
     some_text,
-    text_hash,
 )
 
 _FILES = {

@@ -3,6 +3,7 @@
 from functools import cached_property
 from pathlib import Path
 
+from retrobench.core.cell import text_hash
 from retrobench.tasks import substitute
 from retrobench.tasks.local_files import (
     locate,
@@ -11,7 +12,6 @@ from retrobench.tasks.local_files import (
     read_text,
     shaped,
     some_text,
-    text_hash,
 )
 
 _ESSAYS = ("PaulGrahamEssays.json",)

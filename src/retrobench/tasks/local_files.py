@@ -1,6 +1,5 @@
 """Data files on disk: where they are looked for, how they are read, what a record must hold."""
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -79,11 +78,6 @@ def shaped(path: Path, benchmark: str, form: str) -> Iterator[None]:
         raise ValueError(
             f"{path} must hold {form} ({why}); fetch it again with {fetch_command(benchmark)}"
         ) from error
-
-
-def text_hash(text: str) -> str:
-    """Hash of a text, 16 hex digits."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def text_field(raw: Mapping[str, Any], name: str) -> str:

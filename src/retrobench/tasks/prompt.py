@@ -1,11 +1,11 @@
 """From sample to token ids: the only place for chat template, truncation and stop strings."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from retrobench.core.cell import text_hash
 from retrobench.core.task import Sample
 from retrobench.tasks.chat import (
     DATE,
@@ -76,7 +76,7 @@ class PromptBuilder:
         """Hash of the chat template in use; empty for base models."""
         if not self.chat:
             return ""
-        return hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest()[:16]
+        return text_hash(str(self.tokenizer.chat_template))
 
     @cached_property
     def _identity(self) -> str:
@@ -89,7 +89,7 @@ class PromptBuilder:
         rules = "\0rules 2" if self._is_respelled else ""
         options = f"\0{self.identity}" if self.identity else ""
         text = f"{content}\0{template}{rules}{options}"
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return text_hash(text)
 
     @cached_property
     def _is_respelled(self) -> bool:
@@ -142,7 +142,7 @@ class PromptBuilder:
         place = text.rfind(sample.question)
         spelled, before = self.spelling.split(bos + text, len(bos) + place)
         ids = [*start, *spelled]
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        digest = text_hash(text)
         context = len(start) + before
         if place < 0:  # truncation decodes ids, which may change the spelling
             context = len(ids) - self.count(sample.question + answer_prefix)

@@ -4,10 +4,12 @@ import importlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from retrobench.core.paths import replacing
 from retrobench.core.spec import nearest
 from retrobench.tasks.local_files import is_text_list, text_field
 from retrobench.tasks.ruler.spec import TASKS as RULER_TASKS
@@ -76,10 +78,13 @@ def score_file(cases: Path, out: Path | None = None) -> ScoreReport:
         raise FileNotFoundError(f"{cases}: no such file")
     report = ScoreReport()
     scores: dict[tuple[str, str], list[float]] = defaultdict(list)
-    temporary = out.with_name(out.name + ".tmp") if out else None
-    # A lone surrogate, as JSON may escape one, is written as it came.
-    sink = temporary.open("w", encoding="utf-8", errors="surrogatepass") if temporary else None
-    with cases.open("rb") as stream:
+    with cases.open("rb") as stream, ExitStack() as opened:
+        sink = None
+        if out is not None:
+            temporary = opened.enter_context(replacing(out))
+            # A lone surrogate, as JSON may escape one, is written as it came.
+            sink = temporary.open("w", encoding="utf-8", errors="surrogatepass")
+            opened.enter_context(sink)
         for number, line in enumerate(stream, 1):
             if not line.strip():
                 continue
@@ -93,11 +98,8 @@ def score_file(cases: Path, out: Path | None = None) -> ScoreReport:
             if isinstance(case.get("score"), (int, float)):
                 difference = abs(ours - case["score"])
                 report.max_difference = max(report.max_difference or 0.0, difference)
-            if sink:
+            if sink is not None:
                 sink.write(json.dumps({**raw, "ours": ours}, ensure_ascii=False) + "\n")
-    if sink and temporary and out:
-        sink.close()
-        temporary.replace(out)
     report.means = {key: (len(all_), sum(all_) / len(all_)) for key, all_ in scores.items()}
     return report
 

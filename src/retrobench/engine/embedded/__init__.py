@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from typing import TYPE_CHECKING
 
 import torch
 
+from retrobench.core.cell import text_hash
 from retrobench.engine.embedded import constructed
 from retrobench.engine.embedded.constructed import MAX_TOKENS
 from retrobench.engine.embedded.tokenizer import build_tokenizer
@@ -28,6 +28,5 @@ def load_constructed(dtype: torch.dtype) -> tuple[LlamaForCausalLM, PreTrainedTo
 
 def content_hash() -> str:
     """Hash of what decides the weights: the builder and the vocabulary."""
-    source = inspect.getsource(constructed).encode()
     vocabulary = sorted(build_tokenizer().get_vocab().items())
-    return hashlib.sha256(source + repr(vocabulary).encode()).hexdigest()[:16]
+    return text_hash(inspect.getsource(constructed) + repr(vocabulary))

@@ -9,7 +9,8 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from retrobench.tasks.local_files import locate, read_json, shaped, some_text, text_hash
+from retrobench.core.cell import text_hash
+from retrobench.tasks.local_files import locate, read_json, shaped, some_text
 
 
 @cache
