@@ -34,7 +34,8 @@ _TYPES = {"p": ctypes.c_void_p, "q": ctypes.c_int64, "i": ctypes.c_int32, "f": c
 # Parameters of the C++ functions: pointer, int64, int32, float. Keep in step with ``_native``.
 SIGNATURES = {
     "assign": "pppppqqqipii",
-    "cluster_select": "pppppppppppppqqiqqqiffpiiii",
+    "cluster_select": "p",
+    "cluster_step": "ppppppppp",
     "dense": "pppppppqqiqiffpiiii",
     "graph_build": "ppppqqqqqiqqi",
     "graph_insert": "pppqqqqqipii",

@@ -189,3 +189,19 @@ def test_memory_of_a_long_session_is_the_cache_once_and_a_little():
     assert plan.host < 1.01 * kv and plan.total < 1.1 * kv
     cached = RetroInfer.plan(RetroInferConfig(placement="pinned", cache="host"), shape)
     assert cached.device < 0.14 * kv  # index, 5% cache, steady zone
+
+
+@pytest.mark.parametrize("options", [{}, {"tail": True}, {"index_codec": "int8"}])
+def test_a_prepared_step_is_the_step_in_parts(options):
+    pads = (0, 250)  # the last row has no cluster at first
+    runs = [Run(new=80, pads=pads, softcap=8.0, **options) for _ in "12"]
+    assert runs[0].method.prepared.possible
+    runs[1].method.prepared.possible = False
+    for n in range(300, 380):  # over two updates
+        query = torch.randn(2, 4, 1, 16)
+        ours, parts = (run.step(n, query) for run in runs)
+        torch.testing.assert_close(ours, parts, atol=1e-6, rtol=1e-5)
+    assert runs[0].method.prepared.steps and not runs[1].method.prepared.steps
+    rows = [run.row() for run in runs]
+    for name in ("attended_tokens", "estimated_tokens", "bytes_per_step", "decode_calls"):
+        assert rows[0][name] == rows[1][name]

@@ -1,4 +1,5 @@
 // Split-KV decode attention: dense, and RetroInfer's three zones. All strides count elements.
+#include "arguments.h"
 #include "attention.h"
 
 namespace {
@@ -46,28 +47,6 @@ void dense(const float* q, const T* k, const T* v, const int32_t* start, const i
     attention.finish(part);
   });
 }
-
-}  // namespace
-
-struct Wave {  // the same fields, in the same order, as _WAVE in wave_attention/cpu.py
-  const void* q;  // bf16 where `dot` says so, else fp32; `out` likewise
-  const void *k_steady, *v_steady, *k_pool, *v_pool, *k_cache, *v_cache;
-  const void* value_sum;  // or codes of the clusters' mean values, if there is `value_scale`
-  const void* value_scale;
-  const float *value_mean, *total;  // total: sum of all values, if the rest is estimated too
-  const int32_t *steady, *first, *size, *retrieved, *estimated;
-  const int32_t *apart, *page, *slot;  // apart: clusters that another call attends; page: or null
-  const float* logit;
-  void* out;
-  float* lse;
-  int64_t B, G, group, D, R, E, A, C, page_tokens;
-  // over row and KV head of: steady k, v; pool k, v; cache k, v; value sums; first; size; page; slot
-  int64_t stride[22];
-  float scale, softcap;
-  int32_t dtype, sum_dtype, bits, dot, splits, threads;
-};
-
-namespace {
 
 template <class T> const T* at(const void* base, const int64_t* stride, long b, long g) {
   return (const T*)base + b * stride[0] + g * stride[1];

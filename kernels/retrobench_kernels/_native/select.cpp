@@ -1,4 +1,5 @@
 // Scoring of centroids (RetroInfer) and of page bounds (Quest), and selection by exact cuts.
+#include "arguments.h"
 #include "attention.h"
 #include "codes.h"
 #include "select.h"
@@ -144,42 +145,40 @@ void trim(long limit, int32_t* chosen, long R, int32_t* next, long E, long e, co
 }
 
 template <class T>
-void clusters(const float* q, const T* centroid, const int32_t* size, const int32_t* num_clusters,
-              const int32_t* r, const int32_t* e, const int32_t* limit, const f16* bias, int32_t* best, int32_t* rest, float* logit,
-              long B, long G, int group, long C, long R, long E, const Form& f, const Codes& codes,
-              const int64_t* stride, int threads) {
-  long parts = (C + SCORE_ROWS - 1) / SCORE_ROWS;
-#pragma omp parallel num_threads(threads)
+void clusters(const Select& s, const float* q, const Form& f, const Codes& codes) {
+  long G = s.G, C = s.C, group = s.group, parts = (C + SCORE_ROWS - 1) / SCORE_ROWS;
+  const f16* bias = (const f16*)s.bias;
+#pragma omp parallel num_threads(s.threads)
   {
     Scratch scratch;
 #pragma omp for schedule(dynamic, 1)
-    for (long i = 0; i < B * G * parts; i++) {
+    for (long i = 0; i < s.B * G * parts; i++) {
       long head = i / parts, b = head / G, g = head % G, from = i % parts * SCORE_ROWS;
-      long to = std::min<long>(from + SCORE_ROWS, std::min<long>(num_clusters[b], C));
+      long to = std::min<long>(from + SCORE_ROWS, std::min<long>(s.num_clusters[b], C));
       if (from >= to) continue;
       const float* own = q + head * group * f.D;
-      float* scores = logit + head * group * C;
+      float* scores = s.logit + head * group * C;
       if (codes.code) {
         Codes coded = codes.head(head, C, f.D);
         score_group<float>(own, group, nullptr, from, to, C, f, scores, &coded);
       } else {
-        const T* rows = centroid + b * stride[0] + g * stride[1];
+        const T* rows = (const T*)s.centroid + b * s.stride[0] + g * s.stride[1];
         score_group(own, group, rows, from, to, C, f, scores);
       }
       for (long c = from; bias && c < to; c++) {
         float more = number(bias[head * C + c]);
-        for (int h = 0; h < group; h++) logit[(head * group + h) * C + c] += more;
+        for (int h = 0; h < group; h++) s.logit[(head * group + h) * C + c] += more;
       }
     }
 #pragma omp for schedule(dynamic, 1)
-    for (long head = 0; head < B * G; head++) {
-      long b = head / G, n = std::min<long>(num_clusters[b], C);
-      const int32_t* own = size + b * stride[2] + head % G * stride[3];
-      rank_clusters(logit + head * group * C, C, group, own, limit != nullptr, n, scratch);
+    for (long head = 0; head < s.B * G; head++) {
+      long b = head / G, n = std::min<long>(s.num_clusters[b], C);
+      const int32_t* size = s.size + b * s.stride[2] + head % G * s.stride[3];
+      rank_clusters(s.logit + head * group * C, C, group, size, s.limit != nullptr, n, scratch);
       const uint32_t* key = scratch.key.data();
-      int32_t* chosen = best + head * R;
-      scratch.selector.run(key, n, r[b], e[b], chosen, R, rest + head * E, E);
-      if (limit) trim(limit[b], chosen, R, rest + head * E, E, e[b], key, own);
+      int32_t *best = s.best + head * s.R, *rest = s.rest + head * s.E;
+      scratch.selector.run(key, n, s.retrieved[b], s.estimated[b], best, s.R, rest, s.E);
+      if (s.limit) trim(s.limit[b], best, s.R, rest, s.E, s.estimated[b], key, size);
     }
   }
 }
@@ -244,23 +243,12 @@ extern "C" void retrobench_page_select(
   else run(f16{});
 }
 
-// q is bf16 where `dot` says so, else fp32; with `scale_of` the centroids are codes of `bits` bits
-extern "C" void retrobench_cluster_select(
-    const void* query, const void* centroid, const void* scale_of, const float* mean,
-    const int32_t* size, const int32_t* num_clusters, const int32_t* retrieved,
-    const int32_t* estimated, const int32_t* limit, const void* bias, int32_t* best,
-    int32_t* rest, float* logit, int64_t B, int64_t G, int32_t group, int64_t C, int64_t R, int64_t E, int32_t D, float scale,
-    float softcap, const int64_t* stride, int32_t dtype, int32_t dot, int32_t bits,
-    int32_t threads) {
-  Query q(query, B * G * group * D, dot != 0);
-  Codes codes{scale_of ? (const int8_t*)centroid : nullptr, (const f16*)scale_of, mean, bits};
-  Form f{D, scale, softcap, dot != 0 && !scale_of};
-  auto run = [&](auto type) {
-    using T = decltype(type);
-    clusters(q, (const T*)centroid, size, num_clusters, retrieved, estimated, limit,
-             (const f16*)bias, best, rest, logit, B, G, group, C, R, E, f, codes, stride, threads);
-  };
-  if (dtype == 0) run(float{});
-  else if (dtype == 1) run(bf16{});
-  else run(f16{});
+extern "C" void retrobench_cluster_select(const Select* s) {
+  Query q(s->q, s->B * s->G * s->group * s->D, s->dot != 0);
+  Codes codes{s->scale_of ? (const int8_t*)s->centroid : nullptr, (const f16*)s->scale_of, s->mean,
+              s->bits};
+  Form f{(int)s->D, s->scale, s->softcap, s->dot != 0 && !s->scale_of};
+  if (s->dtype == 0) clusters<float>(*s, q, f, codes);
+  else if (s->dtype == 1) clusters<bf16>(*s, q, f, codes);
+  else clusters<f16>(*s, q, f, codes);
 }

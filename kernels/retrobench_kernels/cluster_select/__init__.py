@@ -1,5 +1,5 @@
 """Scoring of cluster centroids and selection of the retrieval and estimation zones."""
 
-from retrobench_kernels.cluster_select.naive import cluster_select
+from retrobench_kernels.cluster_select.naive import SelectArgs, cluster_select
 
-__all__ = ["cluster_select"]
+__all__ = ["SelectArgs", "cluster_select"]

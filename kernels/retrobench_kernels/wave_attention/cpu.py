@@ -11,13 +11,23 @@ from retrobench_kernels.codes import Codes
 from retrobench_kernels.cpu_common import DTYPES, float32, int32, query_as_is, rows, splits, table
 from retrobench_kernels.wave_attention.zones import WaveArgs
 
-# The struct ``Wave`` of attention.cpp: pointers, counts, strides, floats, ints. Packed in one call:
+# The struct ``Wave`` of arguments.h: pointers, counts, strides, floats, ints. Packed in one call:
 # field by field a ctypes.Structure costs a tenth of a millisecond when caches are cold.
 _WAVE = struct.Struct("@22P9q22q2f6i")
 
 
 def wave_attention(args: WaveArgs, library: ctypes.CDLL | None = None) -> tuple[Tensor, Tensor]:
     """As ``wave_attention``; value sums may be float32 or in the dtype of the pool."""
+    batch, heads, dim = args.q_BHD.shape
+    dtype = torch.bfloat16 if args.q_BHD.dtype == torch.bfloat16 else torch.float32
+    out, lse = torch.empty(batch, heads, dim, dtype=dtype), torch.empty(batch, heads)
+    arguments, _kept = pack(args, out, lse)
+    native.loaded(library).retrobench_wave(arguments)
+    return (out if dtype == args.q_BHD.dtype else out.to(args.q_BHD.dtype)), lse
+
+
+def pack(args: WaveArgs, out: Tensor, lse: Tensor) -> tuple[bytes, tuple[Tensor | None, ...]]:
+    """The struct, and the tensors that it points to."""
     q_BHD, steady, pool, retrieved_BGR, scale, estimation, cache, softcap = args
     batch, heads, dim = q_BHD.shape
     groups, clusters = pool.size_BGC.shape[1:3]
@@ -44,7 +54,6 @@ def wave_attention(args: WaveArgs, library: ctypes.CDLL | None = None) -> tuple[
     page = None if cache is None or pool.page_BGC is None else table(pool.page_BGC)
     first, size = table(pool.first_BGC), table(pool.size_BGC)
     q, exact_bf16 = query_as_is(q_BHD)
-    out, lse = torch.empty(batch, heads, dim, dtype=q.dtype), torch.empty(batch, heads)
     tensors = (q, *kv, value_sum, *codes, total, count, first, size, retrieved, estimated, apart)
     tensors = (*tensors, page, slot, logit, out, lse)
     strides: list[int] = []
@@ -66,5 +75,4 @@ def wave_attention(args: WaveArgs, library: ctypes.CDLL | None = None) -> tuple[
         splits(batch * groups, num_tokens, per_split=256),
         torch.get_num_threads(),
     )  # fmt: skip
-    native.loaded(library).retrobench_wave(arguments)
-    return (out if out.dtype == q_BHD.dtype else out.to(q_BHD.dtype)), lse
+    return arguments, tensors

@@ -24,6 +24,7 @@ from retrobench.memory.selection import Partial, Selection, Spans, SpanView
 from retrobench_methods.retroinfer.async_cache import CacheFiller
 from retrobench_methods.retroinfer.config import RetroInferConfig, num_indexed, resolve_placement
 from retrobench_methods.retroinfer.positions import Positions
+from retrobench_methods.retroinfer.prepared import PreparedSteps
 from retrobench_methods.retroinfer.wave_buffer import WaveBuffer, page_tokens
 from retrobench_methods.retroinfer.wave_index import ClusterSelection, WaveIndex
 
@@ -48,6 +49,7 @@ class RetroInfer(SelectiveMethod):
         if config.fills_aside:
             assert self.store.cache is not None
             self.filler = CacheFiller(self.store.cache, shape.device)
+        self.prepared = PreparedSteps(self.index, self.store)
         self.updates = 0
 
     def make_index(self) -> WaveIndex:
@@ -68,6 +70,7 @@ class RetroInfer(SelectiveMethod):
     def build(self, layer: int, prompt: PromptLayer) -> None:
         """Cluster every row of a layer and arrange it in cluster order."""
         i = self.index.number[layer]
+        self.prepared.forget(i)
         self.store.load(layer, prompt)
         self.store.static = self.index.static = self.static
         for row, pad in enumerate(self.shape.pad_tokens):
@@ -103,12 +106,28 @@ class RetroInfer(SelectiveMethod):
         self.updates += 1
 
     def _form_segment(self, i: int, row: int) -> None:
+        self.prepared.forget(i)
         start = self.store.oldest_position(i, row)
         k_GSD, v_GSD = self.store.pop_oldest(i, row, self.config.update_tokens)
         layout = self.index.add_segment(i, row, k_GSD, v_GSD)
         self.store.place(i, row, k_GSD, v_GSD, layout)
         if self.positions is not None:
             self.positions.place(i, row, start, layout.target_GS)
+
+    def decode(
+        self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
+    ) -> Tensor:
+        """Append, select, attend: in one prepared call where nothing else is asked for."""
+        i = self.index.number[layer]
+        if not self.prepared.fits(i, self.probe):
+            return super().decode(layer, q_BHTD, k_BGTD, v_BGTD, args)
+        tell = self.probe.counting
+        out_BHTD, chosen = self.prepared.run(i, q_BHTD, k_BGTD, v_BGTD, args, tell)
+        if chosen is not None:
+            spans, heads = self.prepared.selection(i, chosen), self.shape.num_kv_heads
+            steady = self.store.count_LB[i].sum() * heads
+            self.count(layer, spans.num_tokens + steady, heads * self.shape.batch, spans)
+        return out_BHTD
 
     def attend_in_place(
         self, layer: int, q_BHD: Tensor, spans: Spans, view: SpanView, args: AttentionArgs

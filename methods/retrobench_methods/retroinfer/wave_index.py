@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from retrobench_kernels.cluster_layout import Layout, cluster_layout
-from retrobench_kernels.cluster_select import cluster_select
+from retrobench_kernels.cluster_select import SelectArgs, cluster_select
 from retrobench_kernels.dense_decode import dense_decode
 from retrobench_kernels.segmented_kmeans import segmented_kmeans
 from retrobench_kernels.wave_attention import Estimation
@@ -132,13 +132,17 @@ class WaveIndex(Index):
 
         Lists are as wide as this step needs, or as any step may need where widths must not change.
         """
-        shape, whole = self.shape, self.config.int4_values
-        clusters = self.capacity if self.static else max(self.clusters[i])
-        if clusters == 0:
+        shape = self.shape
+        if not self.static and not any(self.clusters[i]):
             none = q_BHD.new_empty(shape.batch, shape.num_kv_heads, 0, dtype=torch.int32)
             return none, none, q_BHD.new_empty(*q_BHD.shape[:2], 0)
-        widths = self._widths(i, clusters)
-        return cluster_select(
+        return cluster_select(*self.select_args(i, q_BHD, args))
+
+    def select_args(self, i: int, q_BHD: Tensor, args: AttentionArgs) -> SelectArgs:
+        """What ranks a layer's clusters, of which there are some."""
+        whole = self.config.int4_values  # all are estimated, none is chosen for it
+        widths = self._widths(i, self.capacity if self.static else max(self.clusters[i]))
+        return SelectArgs(
             q_BHD,
             self.centroids.read(i),
             self.size_LBGC[i],
@@ -147,7 +151,7 @@ class WaveIndex(Index):
             torch.zeros_like(self.estimated_LB[i]) if whole else self.estimated_LB[i],
             args.scale,
             max_retrieved=widths[0],
-            max_estimated=0 if whole else widths[1],  # all are estimated, none is chosen for it
+            max_estimated=0 if whole else widths[1],
             softcap=args.softcap or 0.0,
             token_limit_B=self.token_limit_LB[i] if self.config.weigh_sizes else None,
             bias_BGC=self.gain(i),

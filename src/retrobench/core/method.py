@@ -60,12 +60,13 @@ class ModelView(Protocol):
 class Probe:
     """Where a method reports what it did; this one listens to nothing.
 
-    ``counting`` and ``detail`` say whether anybody listens to ``count`` and to ``selected``: ask
-    before building arguments, so that a timed run pays nothing.
+    ``counting``, ``detail`` and ``timing`` say whether anybody listens to ``count``, to
+    ``selected`` and to ``span``: ask before building arguments, so that a timed run pays nothing.
     """
 
     counting = False
     detail = False
+    timing = False
 
     def span(self, name: str) -> AbstractContextManager[None]:
         """Times a named part of a step."""
