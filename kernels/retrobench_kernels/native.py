@@ -39,7 +39,7 @@ SIGNATURES = {
     "dense": "pppppppqqiqiffpiiii",
     "graph_build": "ppppqqqqqiqqi",
     "graph_insert": "pppqqqqqipii",
-    "graph_search": "ppppppppqqqqqqqipii",
+    "graph_search": "ppppppppqqqqqqqqipii",
     "logit_margin": "ppppqqqqqpiii",
     "page_select": "ppppppqqqqiipii",
     "read": "pqi",

@@ -111,5 +111,7 @@ def _graph(case: Case) -> tuple[Tensor, Tensor]:
     both = zip(case.forms(build_graph), case.forms(search_graph), strict=True)
     for build, search in both:
         link = build(keys, near, entry, 4, 8)
-        found.append(torch.cat([link.flatten(), search(q, keys, link, entry, 8, 5)[0].flatten()]))
+        found.append(
+            torch.cat([link.flatten(), search(q, keys, link, entry[:, None], 8, 5)[0].flatten()])
+        )
     return found[0], found[1]

@@ -55,10 +55,13 @@ def test_everything_equals_plain_torch(kind, dim, groups, graphs, poisoned_empty
     assert torch.equal(build_graph.form("cpu")(*build), link)
     assert link.amax() < 90
     queries = grid(2 * graphs, dim)
+    starts = torch.randint(-1, 90, (2 * graphs, 4))
+    starts[:, 0] = starts[:, 3] = 5  # twice the same
     for dtype in (torch.float32, torch.bfloat16):
-        asked = queries, keys.to(dtype), link, entry, 20, 15
-        found = zip(search_graph.form("cpu")(*asked), search_graph.reference(*asked), strict=True)
-        assert all(torch.equal(got, expected) for got, expected in found)
+        for beam, count in ((20, 15), (6, 15)):  # also fewer than are wanted
+            asked = queries, keys.to(dtype), link, starts, beam, count
+            both = search_graph.form("cpu")(*asked), search_graph.reference(*asked)
+            assert all(map(torch.equal, *both))
     longer = torch.cat([keys, make_keys(kind, groups, 6, dim)], 1)
     room = [torch.nn.functional.pad(link, (0, 0, 0, 6), value=-1) for _ in range(2)]
     for end in range(91, 97):
@@ -76,7 +79,7 @@ def test_threads_change_nothing():
         torch.set_num_threads(threads)
         link = build_graph.form("cpu")(*build)
         found.append(
-            (link, *search_graph.form("cpu")(grid(4, 32) * 0 + 1, keys, link, entry, 9, 9))
+            (link, *search_graph.form("cpu")(grid(4, 32) * 0 + 1, keys, link, entry[:, None], 9, 9))
         )
     torch.set_num_threads(before)
     assert all(map(torch.equal, *found))
@@ -101,7 +104,7 @@ def test_a_beam_of_everything_finds_the_exact_best_of_what_is_connected():
         reached |= fresh
         front = list(fresh)
     query = grid(1, 16)
-    found = search_graph(query, keys, link, entry, 70, 9)
+    found = search_graph(query, keys, link, entry[:, None], 70, 9)
     product = (keys[0] @ query[0]).tolist()
     best = sorted(reached, key=lambda node: (-product[node], node))[:9]
     assert found.token_HR[0].tolist() == best
@@ -112,6 +115,36 @@ def test_a_beam_of_everything_finds_the_exact_best_of_what_is_connected():
 
 def test_an_empty_graph_finds_nothing():
     nothing = torch.empty(1, 0, 16), torch.empty(1, 0, 8, dtype=torch.int32)
-    found = search_graph(grid(2, 16), *nothing, torch.tensor([0]), 5, 3)
+    found = search_graph(grid(2, 16), *nothing, torch.zeros(2, 1).int(), 5, 3)
     assert found.token_HR.tolist() == [[-1] * 3] * 2
     assert found.scanned_H.tolist() == [0, 0]
+
+
+def test_a_narrow_beam_returns_the_best_of_all_that_it_looked_at():
+    keys, entry = make_keys("random", 1, 70, 16), torch.tensor([4])
+    link = build_graph(keys, make_near(keys, 1), entry, DEGREE, BEAM)
+    query = grid(1, 16)
+    found = search_graph(query, keys, link, entry[:, None], 1, 9)
+    product = (keys[0] @ query[0]).tolist()
+    looked, node = {4}, 4
+    while True:  # a beam of one climbs from neighbour to neighbour
+        looked |= {n for n in link[0, node].tolist() if n >= 0}
+        higher = min(looked, key=lambda n: (-product[n], n))
+        if higher == node:
+            break
+        node = higher
+    assert int(found.scanned_H) == len(looked) > 9
+    best = sorted(looked, key=lambda n: (-product[n], n))[:9]
+    assert found.token_HR[0].tolist() == best
+
+
+def test_a_search_may_start_at_several_keys():
+    """Two islands: each start reaches its own, and a start that is named twice counts once."""
+    keys = make_keys("random", 1, 20, 16)
+    link = torch.full((1, 20, 2), -1, dtype=torch.int32)
+    for first in (0, 10):
+        island = torch.arange(10)
+        link[0, first : first + 10, 0] = (first + (island + 1) % 10).int()
+    for starts, reached in (([3, -1, 3], 10), ([3, 15, -1], 20)):
+        found = search_graph(grid(1, 16), keys, link, torch.tensor([starts]), 20, 20)
+        assert int(found.scanned_H) == reached == int((found.token_HR >= 0).sum())

@@ -11,6 +11,7 @@ from retrobench.core.method import AttentionArgs
 from retrobench.core.spec import parse
 from retrobench.engine.attention.key_search import SEARCHES, SearchConfig
 from retrobench.engine.attention.key_search.base import nearest
+from retrobench.engine.attention.key_search.graph import as_queries_see
 from retrobench.measure.probe import CountingProbe
 from tests.support import build, kv_shape
 
@@ -98,12 +99,13 @@ def test_output_is_the_softmax_over_static_zone_and_found_keys(index, kind, case
             torch.testing.assert_close(out[row].double(), expected, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("start", ["last", "central"])
 @pytest.mark.parametrize("scope", ["query_head", "kv_head"])
 @pytest.mark.parametrize("index", INDEXES)
-def test_counters_equal_the_formula(index, scope):
+def test_counters_equal_the_formula(index, scope, start):
     shape = kv_shape(prompt_tokens=PROMPT, max_tokens=PROMPT + STEPS, num_heads=6, head_dim=16)
     q, k, v = make_kv("random", shape, PROMPT + 1)
-    method = make_method(shape, index, scope=scope, probe_frac=0.5)
+    method = make_method(shape, index, scope=scope, start=start, probe_frac=0.5)
     build(method, {0: tuple(x[:, :, :PROMPT] for x in (q, k, v))}, ARGS)
     method.decode(0, *(x[:, :, PROMPT:] for x in (q, k, v)), ARGS)
     static, vector, keys = SINK + LOCAL + 1, 16 * 4, PROMPT - SINK - LOCAL
@@ -115,6 +117,7 @@ def test_counters_equal_the_formula(index, scope):
         "h2d": 6 * (16 + 1) * 4,
     }
     search, read = method.index.searches[0][0], method.probe.by_layer("index")[0]
+    search.restart()
     found = search.search(q[0, :, PROMPT], TOP, method.config.effort(keys, TOP))
     assert read == found.scanned_H.sum() * vector + found.entries_H.sum() * 4
     if index == "flat":
@@ -126,14 +129,15 @@ def test_counters_equal_the_formula(index, scope):
     assert method.stats()["scanned_frac"] == pytest.approx(found.scanned_H.sum() / (6 * keys))
 
 
+@pytest.mark.parametrize("start", ["last", "central"])
 @pytest.mark.parametrize("insert", [False, True])
 @pytest.mark.parametrize("scope", ["query_head", "kv_head"])
 @pytest.mark.parametrize("index", INDEXES)
 @pytest.mark.parametrize("prompt_tokens", [PROMPT, SINK + LOCAL + 1, 5])
-def test_plan_equals_what_is_allocated(index, scope, insert, prompt_tokens):
+def test_plan_equals_what_is_allocated(index, scope, insert, start, prompt_tokens):
     pads = {"pad_tokens": (0, 2), "layers": (0, 3)}
     shape = kv_shape(prompt_tokens=prompt_tokens, max_tokens=prompt_tokens + 9, **pads)
-    method = make_method(shape, index, scope=scope, insert=insert)
+    method = make_method(shape, index, scope=scope, insert=insert, start=start)
     q, k, v = make_kv("random", shape, prompt_tokens)
     build(method, {0: (q, k, v), 3: (q, k, v)}, ARGS)
     assert method.allocated() == RetrievalAttention.plan(method.config, shape)
@@ -186,6 +190,67 @@ def test_a_graph_of_queries_finds_more_for_queries_than_a_graph_of_keys():
         hits = [torch.isin(f.token_HR[0], b).sum() for f, b in zip(found, best, strict=True)]
         recall[index] = float(sum(hits)) / (40 * TOP)
     assert recall["roar"] > recall["keys"] + 0.1
+
+
+def shifted(tokens=900, dim=32):
+    """Keys and queries with large means, as models have them; queries drift slowly."""
+    generator = torch.Generator().manual_seed(0)
+    k = torch.randn(1, tokens, dim, generator=generator) + 4 * torch.randn(dim, generator=generator)
+    walk = torch.randn(1, tokens + 40, dim, generator=generator).cumsum(1)
+    q = walk / walk.norm(dim=-1, keepdim=True) * 4 + 3 * torch.randn(dim, generator=generator)
+    return q, k
+
+
+def recall_and_scans(q, k, effort, **options):
+    tokens = k.shape[1]
+    search = SEARCHES["roar"](SearchConfig(degree=6, knn=24, **options), k, 1)
+    search.build(k, q[:, :tokens], 0)
+    best = nearest(q[0, tokens:], k[0], TOP)
+    found = [search.search(x[None], TOP, effort) for x in q[0, tokens:]]
+    hits = [torch.isin(f.token_HR[0], b).sum() for f, b in zip(found, best, strict=True)]
+    scanned = sum(int(f.scanned_H) for f in found)
+    return float(sum(hits)) / (40 * TOP), scanned / (40 * tokens)
+
+
+def test_keys_as_queries_see_them_make_a_better_graph():
+    """With a common shift the best raw neighbours are the same few keys: most are never reached."""
+    q, k = shifted()
+    raw = recall_and_scans(q, k, 300, key_space="raw", start="central")
+    seen = recall_and_scans(q, k, 100, start="central")
+    assert seen[0] > raw[0] + 0.2
+
+
+def test_a_search_that_starts_where_the_last_one_ended_needs_a_narrower_beam():
+    q, k = shifted()
+    central, last = (recall_and_scans(q, k, 4, start=start) for start in ("central", "last"))
+    assert last[0] > central[0] + 0.1
+
+
+def test_distances_of_keys_as_queries_see_them_are_expected_differences_of_products():
+    """Before the length is made one: checked against sums over the queries."""
+    generator = torch.Generator().manual_seed(0)
+    k, q = (torch.randn(n, 6, generator=generator, dtype=torch.float64) for n in (5, 400))
+    q = q * torch.tensor([3.0, 1, 1, 1, 0.5, 0.1]) + 2
+    seen = as_queries_see(k, q).double()
+    centred, beside = k - k.mean(0), q - q.mean(0)
+    for a in range(5):
+        for b in range(5):
+            products = [beside @ centred[i] for i in (a, b)]
+            lengths = [x.square().mean().sqrt() for x in products]
+            expected = (products[0] * products[1]).mean() / lengths[0] / lengths[1]
+            assert float(seen[a] @ seen[b]) == pytest.approx(float(expected), abs=0.02)
+
+
+def test_earlier_searches_can_be_forgotten():
+    q, k = shifted()
+    search = SEARCHES["roar"](SearchConfig(degree=6, knn=24), k, 1)
+    search.build(k, q[:, :900], 0)
+    assert set(search.last_HN[0].tolist()) == set(nearest(q[0, 899:900], k[0], 24)[0].tolist())
+    first = search.search(q[:, 900], TOP, 9)
+    search.search(q[:, 930], TOP, 9)
+    assert set(search.last_HN[0, :TOP].tolist()) >= {int(nearest(q[0, 930:931], k[0], 1))}
+    search.restart()
+    assert all(map(torch.equal, search.search(q[:, 900], TOP, 9), first))
 
 
 def test_causal_training_queries_see_only_what_was_before_them():

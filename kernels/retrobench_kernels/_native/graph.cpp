@@ -88,50 +88,56 @@ struct Visited {
 
 struct Cost { int64_t scanned = 0, list_entries = 0; };
 
-// Best-first search with a beam of `width` nodes. Node `left_out` is not found by its neighbours.
+// Best-first search: expands the `width` best nodes and remembers the `room` best, in `beam`.
+// Node `left_out` is not found by its neighbours.
 template <class T> class Search {
  public:
   std::vector<Scored> beam, expanded;
 
   template <class L>
-  Cost run(const Keys<T>& keys, const L& links, const float* q, long n, int32_t entry, long width,
-           int32_t left_out = -1) {
+  Cost run(const Keys<T>& keys, const L& links, const float* q, long n, Span entries, long width,
+           long room, int32_t left_out = -1) {
     Cost cost;
     visited_.start(n);
     beam.clear();
     done_.clear();
     expanded.clear();
     if (!n) return cost;
+    look(keys, entries, q, room, cost);
     if (left_out >= 0) visited_.first(left_out);
-    visited_.first(entry);
-    add({keys.dot(q, keys.row(entry)), entry}, width);
-    cost.scanned++;
-    for (size_t at = 0; at < beam.size();) {
+    for (size_t at = 0; at < std::min<size_t>(beam.size(), width);) {
       if (done_[at]) { at++; continue; }
       done_[at] = 1;
       expanded.push_back(beam[at]);
       Span list = links.of(beam[at].id);
       cost.list_entries += list.last - list.first;
-      fresh_.clear();
-      for (const int32_t* id = list.first; id < list.last; id++) {
-        if (!visited_.first(*id)) continue;
-        __builtin_prefetch(keys.row(*id));
-        fresh_.push_back(*id);
-      }
-      cost.scanned += fresh_.size();
-      for (int32_t id : fresh_) at = std::min(at, add({keys.dot(q, keys.row(id)), id}, width));
+      at = std::min(at, look(keys, list, q, room, cost));
     }
     return cost;
   }
 
  private:
+  // products with all that were not seen yet; the best place in the beam that one of them took
+  size_t look(const Keys<T>& keys, Span list, const float* q, long room, Cost& cost) {
+    fresh_.clear();
+    for (const int32_t* id = list.first; id < list.last; id++) {
+      if (*id < 0 || !visited_.first(*id)) continue;
+      __builtin_prefetch(keys.row(*id));
+      fresh_.push_back(*id);
+    }
+    cost.scanned += fresh_.size();
+    size_t at = room;
+    for (int32_t id : fresh_) at = std::min(at, add({keys.dot(q, keys.row(id)), id}, room));
+    return at;
+  }
+
   // place in the beam, or its size if the node is not good enough
-  size_t add(Scored x, long width) {
-    if ((long)beam.size() == width && !better(x, beam.back())) return beam.size();
+  size_t add(Scored x, long room) {
+    if ((long)beam.size() == room && !better(x, beam.back())) return beam.size();
     size_t at = std::lower_bound(beam.begin(), beam.end(), x, better) - beam.begin();
     beam.insert(beam.begin() + at, x);
     done_.insert(done_.begin() + at, 0);
-    if ((long)beam.size() > width) beam.pop_back(), done_.pop_back();
+    if ((long)beam.size() > room) beam.pop_back(), done_.pop_back();
     return at;
   }
   Visited visited_;
@@ -216,7 +222,7 @@ class Builder {
   // search for node i, and link it with what was found
   void connect(long i, const std::vector<int32_t>& known, Lists& supply) {
     keys_.lay_out(keys_.row(i), row_.data());
-    search_.run(keys_, supply, row_.data(), n_, entry_, beam_, i);
+    search_.run(keys_, supply, row_.data(), n_, {&entry_, &entry_ + 1}, beam_, beam_, i);
     auto& found = search_.expanded;
     found.erase(std::remove_if(found.begin(), found.end(), [&](auto& c) { return c.id == i; }),
                 found.end());
@@ -263,7 +269,7 @@ void insert(const Keys<T>& keys, long n, const Table& links, int32_t entry, long
   Pruner<T> pruner(keys);
   std::vector<float> row(keys.padded());
   keys.lay_out(keys.row(n), row.data());
-  search.run(keys, links, row.data(), n, entry, beam);
+  search.run(keys, links, row.data(), n, {&entry, &entry + 1}, beam, beam);
   auto& found = search.expanded;
   std::sort(found.begin(), found.end(), better);
   std::vector<int32_t> own =
@@ -297,11 +303,12 @@ void retrobench_graph_build(const float* k, const int32_t* near, const int32_t* 
         .run(near + h * T * N, T, N, link + h * n * 2 * degree);
 }
 
-// One query per graph; heads of a group share keys. `stride`: of heads, in keys and in links.
+// One query per graph, from E entries (-1: none); heads of a group share keys. `stride`: of heads,
+// in keys and in links.
 void retrobench_graph_search(const float* q, const void* k, const int32_t* link,
                              const int32_t* entry, int32_t* token, float* ip, int64_t* scanned,
                              int64_t* entries, int64_t H, int64_t per_keys, int64_t per_graph,
-                             int64_t n, int64_t width, int64_t beam, int64_t R, int32_t D,
+                             int64_t n, int64_t width, int64_t E, int64_t beam, int64_t R, int32_t D,
                              const int64_t* stride, int32_t dtype, int32_t threads) {
   with_type(dtype, k, [&](auto* keys) {
     typedef std::decay_t<decltype(*keys)> T;
@@ -315,7 +322,8 @@ void retrobench_graph_search(const float* q, const void* k, const int32_t* link,
         Table links{const_cast<int32_t*>(link) + h / per_graph * stride[1], width};
         row.resize(own.padded());
         own.lay_out(q + h * D, row.data());
-        Cost cost = search.run(own, links, row.data(), n, entry[h / per_graph], beam);
+        Span starts{entry + h * E, entry + (h + 1) * E};
+        Cost cost = search.run(own, links, row.data(), n, starts, beam, std::max(beam, R));
         scanned[h] = cost.scanned;
         entries[h] = cost.list_entries;
         for (long r = 0; r < R; r++) {

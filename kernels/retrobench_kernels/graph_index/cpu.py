@@ -32,15 +32,15 @@ def build_graph(args: BuildArgs, library: ctypes.CDLL | None = None) -> Tensor:
 def search_graph(args: SearchArgs, library: ctypes.CDLL | None = None) -> Found:
     """As the reference."""
     keys, link, (heads, dim) = _rows(args.k_GSD), args.link_HSN, args.q_HD.shape
-    q, entry = float32(args.q_HD), int32(args.entry_H)
+    q, entry = float32(args.q_HD), int32(args.entry_HE)
     found = Found(
         torch.empty(heads, args.count, dtype=torch.int32), torch.empty(heads, args.count),
         torch.empty(heads, dtype=torch.int64), torch.empty(heads, dtype=torch.int64),
     )  # fmt: skip
     native.loaded(library).retrobench_graph_search(
         *addresses(q, keys, link, entry, *found), heads, heads // len(keys), heads // len(link),
-        keys.shape[1], link.shape[-1], args.beam, args.count, dim, _strides(keys, link),
-        DTYPES[keys.dtype], torch.get_num_threads(),
+        keys.shape[1], link.shape[-1], entry.shape[-1], args.beam, args.count, dim,
+        _strides(keys, link), DTYPES[keys.dtype], torch.get_num_threads(),
     )  # fmt: skip
     return found
 

@@ -32,7 +32,7 @@ class SearchArgs(NamedTuple):
     q_HD: Tensor
     k_GSD: Tensor
     link_HSN: Tensor
-    entry_H: Tensor
+    entry_HE: Tensor
     beam: int
     count: int
 
@@ -73,7 +73,7 @@ def _build(k_SD: Tensor, near_TN: Links, entry: int, degree: int, beam: int) -> 
         add_reverse(k_SD, projection, i, degree, degree, fill=True)
     supply = [list(nodes) for nodes in projection]
     for i in range(len(k_SD)):
-        _, expanded, _ = best_first(k_SD[i], k_SD, supply, entry, beam, left_out=i)
+        _, expanded, _ = best_first(k_SD[i], k_SD, supply, [entry], beam, left_out=i)
         found = sorted(node for node in expanded if node[1] != i)
         if chosen := prune(k_SD, _new(found, projection[i]), degree, fill=False):
             supply[i] = chosen
@@ -107,20 +107,20 @@ def add_reverse(
 
 @op_of(SearchArgs, chosen_by="k_GSD")
 def search_graph(args: SearchArgs) -> Found:
-    """The best ``count`` keys of each query head that a beam of ``beam`` nodes finds.
+    """The best ``count`` keys of all that each query head's search looks at.
 
+    The beam has ``beam`` nodes. The search starts at the nodes ``entry_HE``, int32, -1 padded.
     Query heads share keys and graphs evenly.
     """
-    q_HD, k_GSD, link_HSN, entry_H, beam, count = args
+    q_HD, k_GSD, link_HSN, entry_HE, beam, count = args
     heads, found = len(q_HD), []
     for head in range(heads):
         keys = k_GSD[head * len(k_GSD) // heads].float()
-        graph = head * len(link_HSN) // heads
-        links = _lists(link_HSN[graph, : len(keys)])
-        entry = int(entry_H[graph])
-        best, expanded, scanned = best_first(q_HD[head].float(), keys, links, entry, beam)
-        entries = sum(len(links[node]) for _, node in expanded)
-        found.append((best[:count], scanned, entries))
+        links = _lists(link_HSN[head * len(link_HSN) // heads, : len(keys)])
+        entries = [node for node in entry_HE[head].tolist() if node >= 0]
+        best, expanded, scanned = best_first(q_HD[head].float(), keys, links, entries, beam, count)
+        read = sum(len(links[node]) for _, node in expanded)
+        found.append((best[:count], scanned, read))
     token = torch.full((heads, count), -1, dtype=torch.int32)
     product = torch.full((heads, count), -torch.inf)
     for head, (best, _, _) in enumerate(found):
@@ -137,7 +137,7 @@ def insert_key(k_GSD: Tensor, link_HSN: Tensor, entry_H: Tensor, beam: int) -> N
     for graph, link_SN in enumerate(link_HSN):
         keys = k_GSD[graph * len(k_GSD) // len(link_HSN)].float()
         links = _lists(link_SN[:new])
-        _, expanded, _ = best_first(keys[new], keys, links, int(entry_H[graph]), beam)
+        _, expanded, _ = best_first(keys[new], keys, links, [int(entry_H[graph])], beam)
         chosen = prune(keys, sorted(expanded), degree, fill=False)
         links.append(chosen)
         for node in chosen:
@@ -151,24 +151,32 @@ def insert_key(k_GSD: Tensor, link_HSN: Tensor, entry_H: Tensor, beam: int) -> N
 
 
 def best_first(
-    q_D: Tensor, k_SD: Tensor, links: Links, entry: int, beam: int, left_out: int = -1
+    q_D: Tensor,
+    k_SD: Tensor,
+    links: Links,
+    entries: list[int],
+    beam: int,
+    wanted: int = 0,
+    left_out: int = -1,
 ) -> tuple[Scored, Scored, int]:
-    """(the ``beam`` best nodes found, all nodes that were expanded, keys whose product was taken).
+    """(the best nodes found, all nodes that were expanded, keys whose product was taken).
 
-    Expands the best node of the beam that is not expanded yet, until there is none. Key
-    ``left_out`` is no neighbour of others.
+    Expands the best node of the ``beam`` best that is not expanded yet, until there is none.
+    ``wanted`` nodes are remembered, if
+    they are more than the beam. Key ``left_out`` is no neighbour of others.
     """
     if not links:
         return [], [], 0
-    best: Scored = [(-float(k_SD[entry] @ q_D), entry)]
-    seen, expanded, scanned = {entry, left_out}, [], 1
-    while left := [node for node in best if node not in expanded]:
+    room, best = max(beam, wanted), [(-float(k_SD[node] @ q_D), node) for node in set(entries)]
+    best, scanned = sorted(best)[:room], len(best)
+    seen, expanded = {*entries, left_out}, []
+    while left := [node for node in best[:beam] if node not in expanded]:
         expanded.append(left[0])
         fresh = [node for node in links[left[0][1]] if node not in seen]
         seen.update(fresh)
         scanned += len(fresh)
         far = (-(k_SD[fresh] @ q_D)).tolist() if fresh else []
-        best = sorted([*best, *zip(far, fresh, strict=True)])[:beam]
+        best = sorted([*best, *zip(far, fresh, strict=True)])[:room]
     return best, expanded, scanned
 
 

@@ -22,13 +22,15 @@ from retrobench.engine.session import Session
 from retrobench.evaluate import search_controls
 from retrobench.evaluate.search_controls import TOP
 
+LEAST_BEAM = 10
 LAYERS = HEADS = 3  # that are looked at, spread over the model
 HELD_OUT = 100  # keys, at most
 SAMPLED = 5000  # queries and keys whose distance is measured
 GROWTH = 1.5  # of the effort from one point of a curve to the next
 FEW = 0.05  # share of keys scanned at which recall is told
 PERCENTS = tuple(range(0, 101, 5))
-Search = Callable[[Tensor, int], tuple[list[int], float]]  # (found keys, keys scanned)
+# (found keys, keys scanned); a query that is not the first of a series may use what was found
+Search = Callable[[Tensor, int, bool], tuple[list[int], float]]
 
 
 class QueryRecorder(DenseMethod):
@@ -70,8 +72,8 @@ class Curve:
         best = [set(found) for found in nearest(q_TD, k_SD, TOP).tolist()]
         for effort in efforts:
             recall = []
-            for query, true in zip(q_TD, best, strict=True):
-                found, scanned = search(query, effort)
+            for i, (query, true) in enumerate(zip(q_TD, best, strict=True)):
+                found, scanned = search(query, effort, i == 0)
                 recall.append(len(true.intersection(found)) / len(true))
                 self.scanned.setdefault(effort, []).append(scanned / len(k_SD))
             self.recall.setdefault(effort, []).extend(recall)
@@ -166,7 +168,9 @@ class Study:
         own.build(k_SD[None], train_TD[None], self.config.sink_tokens)
         self.build_s += self.clock() - start
 
-        def search(query: Tensor, effort: int) -> tuple[list[int], float]:
+        def search(query: Tensor, effort: int, first: bool) -> tuple[list[int], float]:
+            if first:
+                own.restart()
             found = own.search(query[None], TOP, effort)
             return found.token_HR[0].tolist(), float(found.scanned_H)
 
@@ -177,10 +181,10 @@ class Study:
                 curves[kind].ask(structure, queries, k_SD, self._efforts(len(k_SD)))
 
     def _efforts(self, num_keys: int) -> Iterator[int]:
-        """Beams from the number wanted, or lists from one, up to the largest."""
+        """Beams from the least one, or lists from one, up to the largest."""
         index = self.config.index
         most = self.config.lists(num_keys) if index == "ivf" else max(TOP, num_keys // 4)
-        effort = {"flat": most, "ivf": 1}.get(index, TOP)
+        effort = {"flat": most, "ivf": 1}.get(index, LEAST_BEAM)
         while effort <= most:
             yield effort
             effort = max(effort + 1, round(effort * GROWTH))

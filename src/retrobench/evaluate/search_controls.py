@@ -12,7 +12,7 @@ TOP = 100
 
 def make(
     config: SearchConfig, k_SD: Tensor
-) -> dict[str, Callable[[Tensor, int], tuple[list[int], float]]]:
+) -> dict[str, Callable[[Tensor, int, bool], tuple[list[int], float]]]:
     """Search functions by name: IVF beside ``ivf``, HNSW beside ``keys``, each by inner product."""
     if config.index not in ("ivf", "keys") or importlib.util.find_spec("faiss") is None:
         return {}
@@ -32,7 +32,7 @@ def make(
         index.hnsw.efConstruction = config.build_beam
     index.add(keys)
 
-    def search(query: Tensor, effort: int) -> tuple[list[int], float]:
+    def search(query: Tensor, effort: int, first: bool) -> tuple[list[int], float]:
         if config.index == "ivf":
             index.nprobe = effort
         else:

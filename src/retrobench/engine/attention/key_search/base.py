@@ -36,6 +36,9 @@ class KeySearch:
         """One more key is in memory."""
         self.length += 1
 
+    def restart(self) -> None:
+        """Forget earlier searches, where they help later ones."""
+
     def search(self, q_HD: Tensor, count: int, effort: int) -> Found:
         """The best ``count`` keys of each query head; more ``effort`` looks at more keys."""
         return self.everything(q_HD, count)

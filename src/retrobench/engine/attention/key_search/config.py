@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from retrobench.core.spec import option
 
 KINDS = ("flat", "ivf", "keys", "roar")
+DEFAULT_BEAM = 128  # of a decode step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +32,24 @@ class SearchConfig:
     )
     knn: int = option(64, "nearest keys of each training query (RoarGraph's N_q)", low=2)
     degree: int = option(16, "edges of a key, twice: projected and added (RoarGraph's M)", low=1)
-    build_beam: int = option(64, "beam of the search that connects every key (L)", low=1)
-    search_beam: int = option(128, "beam of a decode step's search, top_k at least", low=1)
-    query_every: int = option(1, "every so many-th prompt query trains the graph", low=1)
+    build_beam: int = option(32, "beam of the search that connects every key (L)", low=1)
+    key_space: str = option(
+        "queries",
+        "roar: where keys are compared with keys while the graph is built. raw: as they are "
+        "(RoarGraph); queries: centred, weighted by how the prompt's queries vary, and of one "
+        "length (ours)",
+        choices=("queries", "raw"),
+    )
+    start: str = option(
+        "last",
+        "graphs: a search starts at the key nearest to the mean of all (central, RoarGraph), or "
+        "also at what the head's last search found, the prompt's last query first (last, ours)",
+        choices=("last", "central"),
+    )
+    search_beam: int | None = option(
+        None, "beam of a decode step's search; null: 128, or top_k where that is more", low=1
+    )
+    query_every: int = option(8, "every so many-th prompt query trains the graph", low=1)
     causal_knn: bool = option(
         False, "a training query sees only the keys before it; false: all, as decode queries do"
     )
@@ -53,4 +69,4 @@ class SearchConfig:
         """How far a decode step looks for ``count`` keys: lists to scan, or width of the beam."""
         if self.index == "ivf":
             return math.ceil(self.probe_frac * self.lists(num_keys))
-        return max(self.search_beam, count)
+        return self.search_beam or max(DEFAULT_BEAM, count)
