@@ -136,11 +136,18 @@ def make_executor(session: Steps, name: str) -> EagerExecutor:
     ValueError with the reason if a graph was asked for and cannot be.
     """
     assert name in EXECUTORS, name
-    reason = no_graph(session)
+    graph = takes_graph(name, no_graph(session), on_gpu=session.ids_BS.is_cuda)
+    return GraphExecutor(session) if graph else EagerExecutor(session)
+
+
+def takes_graph(name: str, reason: str | None, *, on_gpu: bool) -> bool:
+    """Whether ``engine.executor=name`` means a graph; ``reason``: why there can be none, if so.
+
+    ValueError if one was asked for all the same.
+    """
     if name == "graph" and reason is not None:
-        raise ValueError(f"engine.executor=graph: {reason}; use engine.executor=eager")
-    wanted = name == "graph" or (name == "auto" and session.ids_BS.is_cuda and reason is None)
-    return GraphExecutor(session) if wanted else EagerExecutor(session)
+        raise ValueError(f"engine.executor=graph: {reason}; use engine.executor=auto or eager")
+    return name == "graph" or (name == "auto" and on_gpu and reason is None)
 
 
 def no_graph(session: Steps) -> str | None:

@@ -1,33 +1,24 @@
 """Feed-forward modules of a long prompt, a piece at a time."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from retrobench.engine.forwards import replaced_forwards
 
-@contextlib.contextmanager
-def feed_forward_pieces(model: PreTrainedModel, tokens: int) -> Iterator[None]:
+
+def feed_forward_pieces(model: PreTrainedModel, tokens: int) -> AbstractContextManager[None]:
     """Inside, feed-forward modules take at most so many tokens at a time, for their activations.
 
     They are several times as wide as the model; each token goes through them by itself.
     """
-    wrapped: list[tuple[Any, Any]] = []
-    for layer in getattr(model.get_decoder(), "layers", ()):
-        module: Any = getattr(layer, "mlp", None)
-        if isinstance(module, nn.Module):
-            wrapped.append((module, vars(module).get("forward")))
-            vars(module)["forward"] = partial(_in_pieces, module.forward, tokens)
-    try:
-        yield
-    finally:
-        for module, before in wrapped:
-            del vars(module)["forward"]
-            if before is not None:  # that of another wrapper
-                vars(module)["forward"] = before
+    found = (getattr(layer, "mlp", None) for layer in getattr(model.get_decoder(), "layers", ()))
+    modules: list[Any] = [module for module in found if isinstance(module, nn.Module)]
+    return replaced_forwards({m: partial(_in_pieces, m.forward, tokens) for m in modules})
 
 
 def _in_pieces(forward: Callable[..., Any], tokens: int, hidden: Tensor, *more: Any) -> Any:

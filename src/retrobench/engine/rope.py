@@ -6,15 +6,17 @@ changes its neighbours. Here each row keeps the factors of its own final length 
 as one forward over all of its tokens would choose them.
 """
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+
+from retrobench.engine.forwards import replaced_forwards
 
 _modules: WeakKeyDictionary[nn.Module, list[nn.Module]] = WeakKeyDictionary()
 _fixed: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], Any]] = WeakKeyDictionary()
@@ -26,20 +28,9 @@ def varies(model: nn.Module) -> bool:
     return bool(_varying(model))
 
 
-@contextlib.contextmanager
-def fixed_rope(model: nn.Module, row_tokens: tuple[int, ...]) -> Iterator[None]:
+def fixed_rope(model: nn.Module, row_tokens: tuple[int, ...]) -> AbstractContextManager[None]:
     """Inside, each row of a batch has the rope factors of a text of so many tokens."""
-    modules = _varying(model)
-    own = [module.__dict__.get("forward") for module in modules]
-    for module in modules:
-        module.__dict__["forward"] = _by_row(module, row_tokens)
-    try:
-        yield
-    finally:
-        for module, forward in zip(modules, own, strict=True):
-            del module.__dict__["forward"]
-            if forward is not None:  # a hook of accelerate
-                module.__dict__["forward"] = forward
+    return replaced_forwards({module: _by_row(module, row_tokens) for module in _varying(model)})
 
 
 def _by_row(module: nn.Module, row_tokens: tuple[int, ...]) -> Callable[..., Any]:

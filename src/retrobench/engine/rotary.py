@@ -38,13 +38,17 @@ class RotaryFactors:
         return self._joined[key]
 
 
-class _Watcher:
-    """Stands where a session would: keeps each layer's inputs and its keys."""
+class Watcher:
+    """Stands where a session would: keeps each layer's inputs, its keys, and the shapes of calls.
 
-    def __init__(self, layers: tuple[int, ...]) -> None:
+    ``calls``: (layer, (query heads, KV heads, width)), one for each call of a managed layer.
+    """
+
+    def __init__(self, layers: tuple[int, ...], device: torch.device) -> None:
         self.layers, self.length, self.computing = layers, 0, False
-        self.ids_BS = torch.tensor([[5, 6, 7, 5, 6]])
+        self.ids_BS = torch.tensor([[5, 6, 7, 5, 6]], device=device)
         self.pad_tokens, self.rope_tokens = (0,), (5,)
+        self.calls: list[tuple[int, tuple[int, int, int]]] = []
         self.keys: dict[int, Tensor] = {}
         self.inputs: dict[int, Tensor] = {}
         self.given: dict[int, dict[str, Any]] = {}
@@ -52,6 +56,7 @@ class _Watcher:
     def attend(
         self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
     ) -> Tensor:
+        self.calls.append((layer, (q_BHTD.shape[1], k_BGTD.shape[1], k_BGTD.shape[3])))
         self.keys[layer] = k_BGTD
         return torch.zeros_like(q_BHTD)
 
@@ -68,7 +73,7 @@ def not_turned_back(model: PreTrainedModel) -> str:
     hooks: list[Any] = []
     try:
         cache, layers = make_cache(model)
-        watcher = _Watcher(layers)
+        watcher = Watcher(layers, model.device)
         hf.attach(model)
         modules = hf.attention_modules(model)
         hooks = hf.hook_layer_inputs(model, watcher.layer_input, watcher)
@@ -83,7 +88,7 @@ def not_turned_back(model: PreTrainedModel) -> str:
             hook.remove()
 
 
-def _differs(layer: int, attention: Any, watcher: _Watcher) -> str:
+def _differs(layer: int, attention: Any, watcher: Watcher) -> str:
     """Whether a layer's keys, turned back, are those that it makes where nothing is turned."""
     given, key = watcher.given.get(layer, {}), watcher.keys[layer]
     factors = given.get("position_embeddings")

@@ -23,12 +23,11 @@ from transformers.utils import logging
 
 from retrobench.core import kept
 from retrobench.core.cell import digest
-from retrobench.core.method import AttentionArgs
 from retrobench.core.paths import cache_root
 from retrobench.engine import hf, trial, twin
 from retrobench.engine.context import context_limit
 from retrobench.engine.model_cache import is_recurrent, make_cache
-from retrobench.engine.rotary import not_turned_back
+from retrobench.engine.rotary import Watcher, not_turned_back
 
 Call = tuple[int, tuple[int, int, int]]  # layer, (query heads, KV heads, width)
 
@@ -154,25 +153,6 @@ def _examined(model: PreTrainedModel, seen: Seen) -> Traits:
     return dataclasses.replace(found, not_turned_back=not_turned_back(copied))
 
 
-class _Observer:
-    """Stands where a session would: notes the shapes of each managed layer's call."""
-
-    def __init__(self, layers: tuple[int, ...], tokens: int, device: torch.device) -> None:
-        self.layers, self.length = layers, 0
-        self.ids_BS = torch.full((1, tokens), 5, device=device)
-        self.pad_tokens, self.rope_tokens = (0,), (tokens,)
-        self.calls: list[Call] = []
-
-    def attend(
-        self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
-    ) -> Tensor:
-        self.calls.append((layer, (q_BHTD.shape[1], k_BGTD.shape[1], k_BGTD.shape[3])))
-        return torch.zeros_like(q_BHTD)
-
-    def layer_input(self, layer: int, hidden_BTM: Tensor) -> None:
-        """Nobody asked."""
-
-
 @torch.inference_mode()
 def _calls(model: PreTrainedModel, raises: bool = True) -> list[Call] | None:
     """Calls of managed layers in a forward of a few tokens; None where it cannot run (on meta).
@@ -180,17 +160,17 @@ def _calls(model: PreTrainedModel, raises: bool = True) -> list[Call] | None:
     hf.Unserved for what no method can serve.
     """
     cache, layers = make_cache(model)
-    observer = _Observer(layers, 5, model.device)
+    watcher = Watcher(layers, model.device)
     try:
         hf.attach(model)
-        hf.forward(model, observer.ids_BS, cache, observer)
+        hf.forward(model, watcher.ids_BS, cache, watcher)
     except hf.Unserved:
         raise
     except Exception:
         if raises:
             raise
         return None
-    return observer.calls
+    return watcher.calls
 
 
 def _as_configured(

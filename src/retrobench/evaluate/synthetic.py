@@ -16,6 +16,7 @@ from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs, Calibrator, Method, PromptLayer
 from retrobench.core.shapes import KVShape
 from retrobench.engine import synthetic
+from retrobench.engine.executor import takes_graph
 from retrobench.measure.ceilings import flush_data, read
 from retrobench.measure.clock import make_clock
 from retrobench.measure.graph import CapturedCall
@@ -114,12 +115,12 @@ class SyntheticRun:
         reason = self.method.no_graph(self.method.config, self.shape)
         if self.ahead:
             reason = f"method={self.method.name} predicts a layer from the one before"
-        if asked == "graph" and reason is not None:
-            self.method.close()
-            raise ValueError(f"engine.executor=graph: {reason}; use engine.executor=eager")
         on_gpu = torch.device(self.shape.device).type == "cuda"
-        wanted = asked == "graph" or (asked == "auto" and on_gpu and reason is None)
-        return "graph" if wanted else "eager"
+        try:
+            return "graph" if takes_graph(asked, reason, on_gpu=on_gpu) else "eager"
+        except ValueError:
+            self.method.close()
+            raise
 
     def _identity(self) -> str:
         config = self.config

@@ -14,6 +14,7 @@ from retrobench.core.spec import changed, identity, to_plain
 from retrobench.core.task import Task
 from retrobench.engine import loader
 from retrobench.engine.beside import waiting_bytes
+from retrobench.engine.executor import takes_graph
 from retrobench.engine.prefill import prompt_bytes
 from retrobench.engine.rope import varies
 from retrobench.engine.session import plan_session
@@ -167,12 +168,8 @@ def _footprint(spec: RunSpec, model: loader.ModelInfo) -> Footprint:
         if known is not None:
             left = split_layers(shape, dense)[1]
             spec.method_class.check_calibrated(spec.method_config, known, left, spec.budget)
-        if spec.engine.executor == "graph":
-            reason = spec.method_class.no_graph(spec.method_config, shape)
-            if reason is not None:
-                raise ValueError(
-                    f"engine.executor=graph: {reason}; use engine.executor=auto or eager"
-                )
+        no_graph = spec.method_class.no_graph(spec.method_config, shape)
+        takes_graph(spec.engine.executor, no_graph, on_gpu=False)
         largest = max(largest, plan, key=lambda entry: entry.total)
     return largest
 
