@@ -194,8 +194,8 @@ def test_all_mass_is_full_attention_and_a_cap_is_the_selection_it_prunes(
 
 def test_methods_that_cannot_are_refused_by_name():
     able = {name for name in method_names() if method_class(name).adaptive}
-    assert {"oracle_topk", "quest", "sparf"} <= able
-    for name in ("streaming", "random", "snapkv", "infinigen"):
+    assert {"oracle_topk", "quest", "sparf", "retroinfer", "infinigen"} <= able
+    for name in ("streaming", "random", "snapkv", "pqcache"):
         raw = {"method": {"name": name}, "task": {"name": "ruler"}, "budget": "top_p:0.9"}
         with pytest.raises(ValueError, match=f"budget=top_p:0.9: method={name} .*oracle_topk"):
             parse_run(raw)

@@ -23,7 +23,7 @@ from retrobench_methods._calibration import content_hash, find_calibration
 from retrobench_methods.infinigen import calibration
 from retrobench_methods.infinigen.config import InfiniGenConfig, fetched_tokens
 from retrobench_methods.infinigen.pool import KVPool
-from retrobench_methods.infinigen.speculation import PartialKeys, choose_tokens
+from retrobench_methods.infinigen.speculation import PartialKeys, choose_mass, choose_tokens
 
 WARM_QUERIES = 64  # last prompt queries whose selections decide what a small pool keeps
 
@@ -35,6 +35,7 @@ class InfiniGen(SelectiveMethod):
     together = True
     index_class = PartialKeys
     memory_knob = "partial_frac"
+    adaptive = True
     Config = InfiniGenConfig
     needs = Needs(layer_inputs=True, calibration=True, prompt_queries=ALL_QUERIES)
     Calibrator = calibration.SkewCalibration
@@ -134,9 +135,14 @@ class InfiniGen(SelectiveMethod):
     def _fetch(self, layer: int, q_BHTD: Tensor) -> tuple[Tensor, ...]:
         """(slots, keys, values) of the tokens that a query is expected to need."""
         with self.probe.span("fetch"):
-            exists, scale = self.store.real_slots(layer), self.args[layer].scale
-            score = self.index.scores(layer, q_BHTD, exists, scale)
-            slot = choose_tokens(score, self.config, self.max_fetched, self.budget is not None)
+            asked = layer, q_BHTD, self.store.real_slots(layer), self.args[layer].scale
+            top_p = None if self.budget is None else self.budget.top_p
+            if top_p is not None:
+                score, mass = self.index.scores_and_mass(*asked)
+                slot = choose_mass(score, mass, top_p, self.max_fetched)
+            else:
+                score, fixed = self.index.scores(*asked), self.budget is not None
+                slot = choose_tokens(score, self.config, self.max_fetched, fixed)
             return slot, *self.store.fetch(layer, slot)
 
     def decode(

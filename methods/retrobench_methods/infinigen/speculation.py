@@ -9,7 +9,7 @@ from torch import Tensor
 from retrobench.core.budget import Budget
 from retrobench.core.method import PromptLayer
 from retrobench.core.shapes import KVShape
-from retrobench.engine.attention.index import Index
+from retrobench.engine.attention.index import Index, enough
 from retrobench_methods.infinigen.config import InfiniGenConfig, num_channels, pool_tokens
 from retrobench_methods.infinigen.pool import put
 
@@ -83,11 +83,29 @@ class PartialKeys(Index):
 
     def scores(self, layer: int, q_BHTD: Tensor, exists_BGS: Tensor, scale: float) -> Tensor:
         """How far below each head's best a token's speculated logit is, ``BGS`` (or ``BHS``)."""
+        return self._margins(layer, q_BHTD, exists_BGS, scale, self.config.scope == "query_head")
+
+    def _margins(
+        self, layer: int, q_BHTD: Tensor, exists_BGS: Tensor, scale: float, per_head: bool
+    ) -> Tensor:
         i = self.slot[layer]
         q_BGND = q_BHTD[:, :, 0].float().unflatten(1, (self.shape.num_kv_heads, -1))
         keys = self.key_LBGPC[i, :, :, : exists_BGS.shape[-1]]
-        per_head = self.config.scope == "query_head"
         return logit_margin(q_BGND @ self.basis_LBGDC[i], keys, exists_BGS, scale, per_head)
+
+    def scores_and_mass(
+        self, layer: int, q_BHTD: Tensor, exists_BGS: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """``scores``, and each token's share of the softmax by its speculated logits.
+
+        For a KV head, the share is the mean over its query heads.
+        """
+        margin_BHS = self._margins(layer, q_BHTD, exists_BGS, scale, per_head=True)
+        mass_BHS = margin_BHS.softmax(-1)
+        if self.config.scope == "query_head":
+            return margin_BHS, mass_BHS
+        groups = (self.shape.num_kv_heads, -1)
+        return margin_BHS.unflatten(1, groups).amax(2), mass_BHS.unflatten(1, groups).mean(2)
 
 
 def choose_tokens(
@@ -104,6 +122,23 @@ def choose_tokens(
             count = count.float().mean(1, keepdim=True).long().clamp_min(1)
         limit = torch.minimum(count, limit)
         size = int(limit.max())  # how many are fetched depends on the scores
+    return _best(score, limit, size)
+
+
+def choose_mass(score: Tensor, mass: Tensor, top_p: float, max_fetched: tuple[int, ...]) -> Tensor:
+    """As ``choose_tokens``: the fewest of the best tokens that hold ``top_p`` of the mass.
+
+    One at least, and ``max_fetched`` at most.
+    """
+    slot = _best(score, torch.tensor(max_fetched, device=score.device)[:, None], max(max_fetched))
+    held = mass.gather(-1, slot.clamp_min(0)).masked_fill(slot < 0, 0)
+    done = enough(held, torch.ones_like(held[..., :1]), top_p)
+    done[..., :1] = False
+    slot = slot.masked_fill(done, -1)
+    return slot[..., : int((slot >= 0).sum(-1).max())]  # no wider than the widest head
+
+
+def _best(score: Tensor, limit: Tensor, size: int) -> Tensor:
     size = min(size, score.shape[-1])
     value, slot = score.topk(size, -1)
     rank = torch.arange(size, device=score.device)

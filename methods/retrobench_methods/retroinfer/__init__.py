@@ -25,8 +25,9 @@ from retrobench_methods.retroinfer.async_cache import CacheFiller
 from retrobench_methods.retroinfer.config import RetroInferConfig, num_indexed, resolve_placement
 from retrobench_methods.retroinfer.positions import Positions
 from retrobench_methods.retroinfer.prepared import PreparedSteps
+from retrobench_methods.retroinfer.selection import ClusterSelection
 from retrobench_methods.retroinfer.wave_buffer import WaveBuffer, page_tokens
-from retrobench_methods.retroinfer.wave_index import ClusterSelection, WaveIndex
+from retrobench_methods.retroinfer.wave_index import WaveIndex
 
 
 class RetroInfer(SelectiveMethod):
@@ -34,6 +35,7 @@ class RetroInfer(SelectiveMethod):
 
     name = "retroinfer"
     memory_knob = "cache_frac"
+    adaptive = True
     index_class: ClassVar[type[WaveIndex]] = WaveIndex
     Config = RetroInferConfig
     index: WaveIndex
@@ -195,7 +197,7 @@ class RetroInfer(SelectiveMethod):
         assert isinstance(selection, ClusterSelection)
         i = self.index.number[layer]
         index_bytes = self.index.index_bytes(i, selection)
-        if self.index.bound is not None:  # its steady keys are read once more
+        if self.index.reads_steady:  # its keys are read once more
             steady = self.store.count_LB[i].sum() * self.shape.num_kv_heads
             index_bytes = index_bytes + steady * self.store.bytes_per_token() // 2
         estimated = self.index.estimated_tokens(i, selection)

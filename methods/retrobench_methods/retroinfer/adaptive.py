@@ -49,10 +49,10 @@ class ErrorBound(Holder):
         size_BGC: Tensor,
         variance_BHC: Tensor,
         steady_lse_BH: Tensor,
-    ) -> Tensor:
-        """Order retrieved clusters (-1 padded) by their bound, and say which stay: two ``BGR``.
+    ) -> tuple[Tensor, Tensor]:
+        """Retrieved clusters (-1 padded) that stay and that may be estimated: two ``BGR``.
 
-        The rest, whose bounds together stay within the tolerance in every head, may be estimated.
+        The bounds of the latter together stay within the tolerance in every head.
         """
         groups = size_BGC.shape[1]
         index_BGR = cluster_BGR.clamp_min(0).long()
@@ -71,7 +71,8 @@ class ErrorBound(Holder):
         relative_BGN = norm_BG[..., None] / output_BGN.clamp_min(1e-20)
         error_BGNR = share_BGNR * (torch.expm1(variance_BGNR / 2) + variance_BGNR.sqrt())
         error_BGNR = error_BGNR * relative_BGN[..., None]
-        return keep_within(cluster_BGR, error_BGNR, self.tolerance)
+        ordered, stays = keep_within(cluster_BGR, error_BGNR, self.tolerance)
+        return ordered.masked_fill(~stays, -1), ordered.masked_fill(stays, -1)
 
 
 def keep_within(cluster_BGR: Tensor, error_BGNR: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:

@@ -181,6 +181,11 @@ def sizes(
     clusters, segments = num_clusters(config, context_tokens)
     frac = config.retrieval_frac
     if budget is not None:
+        if budget.top_p is not None and config.error_tolerance:
+            raise ValueError(
+                f"budget: {budget} and method.error_tolerance both say how many clusters a step "
+                "retrieves; use method.error_tolerance=0"
+            )
         total = budget.tokens(context_tokens, kv_bytes_per_token)
         static = config.sink_tokens + config.local_tokens
         if total <= static and total < context_tokens:

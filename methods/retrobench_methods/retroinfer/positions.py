@@ -7,8 +7,9 @@ from torch import Tensor
 
 from retrobench.core.method import Probe
 from retrobench.memory.selection import Estimate, SpanView
+from retrobench_methods.retroinfer.selection import ClusterSelection
 from retrobench_methods.retroinfer.wave_buffer import WaveBuffer
-from retrobench_methods.retroinfer.wave_index import ClusterSelection, WaveIndex
+from retrobench_methods.retroinfer.wave_index import WaveIndex
 
 
 class Positions:

@@ -10,8 +10,9 @@ from retrobench_kernels.wave_attention import Pool
 from torch import Tensor
 
 from retrobench.core.method import AttentionArgs, Probe
+from retrobench_methods.retroinfer.selection import ClusterSelection
 from retrobench_methods.retroinfer.wave_buffer import WaveBuffer
-from retrobench_methods.retroinfer.wave_index import ClusterSelection, WaveIndex
+from retrobench_methods.retroinfer.wave_index import WaveIndex
 
 
 class PreparedSteps:
@@ -22,7 +23,7 @@ class PreparedSteps:
         self.steps: dict[int, Step] = {}
         on_cpu = torch.device(index.shape.device).type == "cpu"
         own = type(index).gain is not WaveIndex.gain
-        parts = (index.spread, index.bound, index.means, store.cache)
+        parts = (index.spread, index.bound, index.top_p, index.means, store.cache)
         self.possible = on_cpu and not own and all(part is None for part in parts)
 
     def fits(self, i: int, probe: Probe) -> bool:

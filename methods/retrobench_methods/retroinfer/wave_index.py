@@ -4,12 +4,11 @@ State is one tensor per kind, allocated at its final size, with views per layer 
 knows clusters and where they are in the pool; keys and values themselves are in ``WaveBuffer``.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from retrobench_kernels.cluster_layout import Layout, cluster_layout
 from retrobench_kernels.cluster_select import SelectArgs, cluster_select
-from retrobench_kernels.dense_decode import dense_decode
 from retrobench_kernels.segmented_kmeans import segmented_kmeans
 from retrobench_kernels.wave_attention import Estimation
 from torch import Tensor
@@ -18,24 +17,14 @@ from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.engine.attention.index import Index
-from retrobench.memory.selection import Spans
 from retrobench_methods.retroinfer import estimation as estimate
 from retrobench_methods.retroinfer.adaptive import ErrorBound
 from retrobench_methods.retroinfer.config import RetroInferConfig, capacity, sizes
 from retrobench_methods.retroinfer.estimation import Int4Values, KeyCovariance
+from retrobench_methods.retroinfer.mass import steady_lse, until_enough
+from retrobench_methods.retroinfer.selection import ClusterSelection
 from retrobench_methods.retroinfer.vectors import ClusterVectors, vector_sums
 from retrobench_methods.retroinfer.wave_buffer import WaveBuffer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterSelection(Spans):
-    """Clusters to retrieve (``chosen_BGN``) and to estimate (-1 padded, int32).
-
-    ``logit_BHC`` are the logits of the centroids, corrected if asked for.
-    """
-
-    estimated_BGE: Tensor
-    logit_BHC: Tensor
 
 
 class WaveIndex(Index):
@@ -46,6 +35,7 @@ class WaveIndex(Index):
     ) -> None:
         super().__init__(config, shape, budget)
         self.page_tokens, self.static = page_tokens, False
+        self.top_p = None if budget is None else budget.top_p
         self.number = {layer: i for i, layer in enumerate(shape.layers)}
         self.sizes = [
             sizes(config, shape.prompt_tokens - pad, budget, shape.kv_bytes_per_token)
@@ -105,10 +95,10 @@ class WaveIndex(Index):
         if retrieved.shape[-1]:
             if self.spread is not None and self.config.second_order:
                 logit = logit + self.spread.correction(i, q_BHD, self.size_LBGC[i], args.scale)
-            if self.bound is not None:
-                retrieved, estimated = self._adapt(
-                    i, retrieved, estimated, logit, q_BHD, store, args
-                )
+            if self.reads_steady:
+                steady_BH = steady_lse(i, q_BHD, store, args)
+                lists = retrieved, estimated, logit
+                retrieved, estimated = self._adapt(i, *lists, q_BHD, steady_BH, args.scale)
             if self.values is not None and (estimated.shape[-1] or self.config.tail):
                 total = self.total_LBGD[i] if self.config.tail else None
                 estimation = Estimation(estimated, logit, self.values.read(i), total)
@@ -174,6 +164,11 @@ class WaveIndex(Index):
                 widest = max(widest, count + updates * getattr(expected, f"{kind}_per_update"))
         return widest
 
+    @property
+    def reads_steady(self) -> bool:
+        """Whether choosing needs the weights of the steady zone."""
+        return self.bound is not None or self.top_p is not None
+
     def _adapt(
         self,
         i: int,
@@ -181,21 +176,23 @@ class WaveIndex(Index):
         estimated_BGE: Tensor,
         logit_BHC: Tensor,
         q_BHD: Tensor,
-        buffer: WaveBuffer,
-        args: AttentionArgs,
+        steady_BH: Tensor,
+        scale: float,
     ) -> tuple[Tensor, Tensor]:
         """Estimate those retrieved clusters whose estimate is good enough for this query."""
+        weights, whole = (logit_BHC, self.size_LBGC[i]), self.config.int4_values
+        if self.top_p is not None:
+            share = self.config.estimation_frac * (not whole)
+            estimated_B = (share * self.num_clusters_LB[i]).round()
+            return until_enough(
+                retrieved_BGR, estimated_BGE, *weights, steady_BH, self.top_p, estimated_B,
+                weigh_sizes=self.config.weigh_sizes,
+            )  # fmt: skip
         assert self.bound is not None and self.spread is not None
-        keys = buffer.k_recent[i]  # of the denominator only: the keys stand in for values
-        softcap, count = args.softcap or 0.0, buffer.count_LB[i]
-        _, steady_lse = dense_decode(q_BHD, keys, keys, args.scale, end_B=count, softcap=softcap)
-        variance = self.spread.variance(i, q_BHD, args.scale)
-        ordered, stays = self.bound.keep(
-            i, retrieved_BGR, logit_BHC, self.size_LBGC[i], variance, steady_lse
-        )
-        if not self.config.int4_values:  # which estimate whatever is not retrieved
-            estimated_BGE = torch.cat([estimated_BGE, ordered.masked_fill(stays, -1)], -1)
-        return ordered.masked_fill(~stays, -1), estimated_BGE
+        variance = self.spread.variance(i, q_BHD, scale)
+        retrieved, left = self.bound.keep(i, retrieved_BGR, *weights, variance, steady_BH)
+        # with `whole`, whatever is not retrieved is estimated
+        return retrieved, estimated_BGE if whole else torch.cat([estimated_BGE, left], -1)
 
     def estimated_tokens(self, i: int, selection: ClusterSelection) -> Tensor:
         """Tokens that estimates stand for, mean per row and KV head."""
