@@ -124,7 +124,10 @@ void rank_clusters(const float* logit, long C, int group, const int32_t* size, b
     for (long i = 0; i < width; i += W)
       store(&s.mass[i], load(&s.mass[i]) + load(&s.masked[i]) * inverse);
   }
-  for (long i = 0; i < width; i++) s.key[i] = s.weight[i] > 0 ? key_of(s.mass[i]) : ABSENT;
+  for (long i = 0; i < width; i += W) {
+    vu key = (vu)load(&s.mass[i]) + 1;  // no score is negative: in the same order, above ABSENT
+    *(vu_u*)&s.key[i] = load(&s.weight[i]) > 0.f ? key : vu{} + ABSENT;
+  }
 }
 
 // Keeps the best of the chosen clusters (-1: none) that have no more than `limit` tokens together,

@@ -10,13 +10,6 @@ typedef uint32_t vu_u __attribute__((vector_size(4 * W), aligned(4), may_alias))
 
 constexpr uint32_t ABSENT = 0;  // key of an entry that must not be chosen
 
-// Scores >= 0 to keys in the same order, all above ABSENT.
-static inline uint32_t key_of(float score) {
-  uint32_t bits;
-  memcpy(&bits, &score, 4);
-  return bits + 1;
-}
-
 static inline long padded(long n) { return (n + W - 1) / W * W; }
 
 class Selector {
@@ -68,8 +61,8 @@ class Selector {
     return count;
   }
 
-  // The cut that lets the `rank` largest keys through, none of which is above `top`'s next: by
-  // bisection, which ends as soon as a cut lets through just as many.
+  // The cut that lets the `rank` largest keys through, by bisection up to `top`; it ends as soon as
+  // a cut lets through just as many.
   Cut cut(const uint32_t* key, long n, long rank, uint32_t top) {
     if (rank == 0) return {UINT32_MAX, 0};
     uint32_t low = ABSENT + 1, high = std::max(top, low);
