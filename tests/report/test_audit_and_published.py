@@ -17,6 +17,7 @@ RULES = {"template": "t", "stop_ids": [1], "stop": [], "max_new_tokens": 30, "tr
 ROW = {"sample": "vt/0", "task": "vt", "status": "ok", "score": 1.0, "meta": {}, "rules": RULES}
 ROW |= {"prompt_hash": "p", "truncated": False}
 CELL = {"protocol": "query_aware", "engine": {"temperature": 0.0}, "model": {"dtype": "float32"}}
+CELL |= {"task": {"name": "ruler"}}
 
 
 def store(tmp_path, *cells):
@@ -35,6 +36,12 @@ def store(tmp_path, *cells):
 
 def test_equal_cells_are_clean(tmp_path):
     found = store(tmp_path, {}, {})
+    assert audit(found, found.cell_keys()) == []
+
+
+def test_cells_that_were_asked_for_other_lengths_hold_other_samples(tmp_path):
+    longer = {"about": {"cell": {"task": {"name": "ruler", "length": [8192]}}}, "sample": "vt/1"}
+    found = store(tmp_path, {}, longer)
     assert audit(found, found.cell_keys()) == []
 
 

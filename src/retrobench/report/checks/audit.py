@@ -3,6 +3,7 @@
 from collections import defaultdict
 from typing import Any
 
+from retrobench.core.cell import canonical
 from retrobench.core.words import counted
 from retrobench.report.checks.rescore import rescore
 from retrobench.store.results import ResultStore
@@ -35,7 +36,7 @@ def audit(store: ResultStore, keys: list[str]) -> list[str]:
 
     Compared per sample: prompt hash, truncation, chat template, stop rules, answer room. Compared
     per cell: sampling, protocol, revision, dtype, device and the versions that decide the attention
-    backend. Failed rows, unequal sample sets and substitute data beside real data are named, and so
+    backend. Failed rows, unequal samples of cells of one task and substitute data beside real data are named, and so
     are files that were changed and scores that are not those of the answers.
     """
     findings = [*store.problems(keys), *_altered(store, keys)]
@@ -84,10 +85,11 @@ def _listed(cells: dict[str, list[str]]) -> str:
 def _prompts(store: ResultStore, keys: list[str], where: str) -> list[str]:
     seen: dict[str, dict[str, dict[str, list[str]]]] = {}
     stand_in: dict[str, set[bool]] = defaultdict(set)
-    findings, samples = [], {}
+    findings: list[str] = []
+    samples: dict[str, dict[str, frozenset[str]]] = defaultdict(dict)  # of cells of equal tasks
     for key in keys:
         rows = store.read(key).rows
-        samples[key] = frozenset(rows)
+        samples[canonical(store.cell(key)["cell"]["task"])][key] = frozenset(rows)
         for sample, row in rows.items():
             if row["status"] == "ok":
                 stand_in[row.get("task", "")].add(bool((row.get("meta") or {}).get("stand_in")))
@@ -106,9 +108,10 @@ def _prompts(store: ResultStore, keys: list[str], where: str) -> list[str]:
     mixed = [task for task, kinds in stand_in.items() if len(kinds) > 1]
     if mixed:
         findings.append(f"{where}: substitute and real data side by side in {', '.join(mixed)}")
-    if len(set(samples.values())) > 1:
-        counts = ", ".join(f"{key[:6]}: {len(ids)}" for key, ids in samples.items())
-        findings.append(f"{where}: cells hold different samples ({counts})")
+    for same in samples.values():
+        if len(set(same.values())) > 1:
+            counts = ", ".join(f"{key[:6]}: {len(ids)}" for key, ids in same.items())
+            findings.append(f"{where}: cells hold different samples ({counts})")
     return findings
 
 
