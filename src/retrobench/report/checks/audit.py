@@ -36,8 +36,8 @@ def audit(store: ResultStore, keys: list[str]) -> list[str]:
 
     Compared per sample: prompt hash, truncation, chat template, stop rules, answer room. Compared
     per cell: sampling, protocol, revision, dtype, device and the versions that decide the attention
-    backend. Failed rows, unequal samples of cells of one task and substitute data beside real data are named, and so
-    are files that were changed and scores that are not those of the answers.
+    backend. Named are also failed rows, cells of one task with unequal samples, substitute data
+    beside real data, files that were changed, and scores that are not those of the answers.
     """
     findings = [*store.problems(keys), *_altered(store, keys)]
     keys = store.sound_keys(keys)
