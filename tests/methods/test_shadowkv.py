@@ -125,25 +125,51 @@ def test_a_rank_of_everything_rebuilds_every_key():
     assert method.store.rank == 16 and method.stats()["kept_norm"] == pytest.approx(1)
 
 
+@pytest.mark.parametrize("reuse", [True, False])
 @pytest.mark.parametrize("place", ["auto", "gpu", "cpu", "pinned"])
-def test_counters_equal_the_formula(place):
+def test_counters_equal_the_formula(place, reuse):
     qkv, probe = tensors("random", (4, 2), 206, batch=2, dim=16), CountingProbe()
     shape = shape_of(*qkv[:2], 200, (0, 40))
-    config = ShadowKVConfig(retrieval_frac=0.1, placement=place, **SMALL)
+    config = ShadowKVConfig(retrieval_frac=0.1, placement=place, reuse=reuse, **SMALL)
     method = ShadowKV(config, shape, probe)
-    list(decoded(method, qkv))
+    fetched, steps, held = 0, 0, [set(), set(), set(), set()]
+    for t, _ in decoded(method, qkv):
+        chosen = method.index.heaviest(0, qkv[0][:, :, t : t + 1], ARGS).flatten(0, 1)
+        before, held = held, [set(head.tolist()) - {-1} for head in chosen]
+        new = [len(now - old) if reuse else len(now) for now, old in zip(held, before, strict=True)]
+        fetched, steps = fetched + 4 * sum(new), steps + (sum(new) > 0)
     assert method.allocated() == ShadowKV.plan(config, shape)
     assert (method.allocated().device < method.allocated().total) == (place != "gpu")
     selected = round(0.1 * 200 / 4) + round(0.1 * 160 / 4)
     exact = 6 * (2 * 3 * 4 + 2 * 2 * 4) + 2 * (1 + 2 + 3 + 4 + 5 + 6)  # tokens over six steps
-    rebuilt = 6 * 4 * selected
-    attended = exact + rebuilt
-    assert probe.by_layer("attended")[0] == pytest.approx(attended / 2)
-    kv = 2 * exact * 2 * 16 + 2 * rebuilt * (16 + 6) + 6 * 2 * 2 * 6 * 16
+    rebuilt = 6 * 2 * 4 * selected // 2
+    assert fetched < 2 * rebuilt if reuse else fetched == 2 * rebuilt
+    assert probe.by_layer("attended")[0] == pytest.approx((exact + rebuilt) / 2)
+    read_whole = 2 * exact + 2 * rebuilt - fetched  # held chunks, too
+    kv = 2 * read_whole * 16 + fetched * (16 + 6) + steps * 2 * 2 * 6 * 16
     assert probe.by_layer("kv")[0] == 4 * kv
-    assert probe.by_layer("h2d")[0] == (0 if place == "gpu" else 4 * 2 * rebuilt * 16)
+    assert probe.by_layer("h2d")[0] == (0 if place == "gpu" else 4 * fetched * 16)
+    assert method.stats()["reused_frac"] == pytest.approx(1 - fetched / (2 * rebuilt))
     chunks = (200 // 4 - 2) + (160 // 4 - 2)
     assert probe.by_layer("index")[0] == 4 * 6 * 2 * (chunks - 6) * 16
+
+
+def test_what_is_held_changes_no_output():
+    """Queries that repeat, so that chunks stay, and a gather of everything between the steps."""
+    qkv = list(tensors("random", (4, 2), 212, batch=2, dim=16))
+    qkv[0][:, :, 200:] = qkv[0][:, :, torch.tensor([0, 0, 1, 1, 0, 2, 2, 2, 1, 0, 0, 0])]
+    shape, outputs, reused = shape_of(*qkv[:2], 200, (0, 40)), [], []
+    for reuse in (True, False):
+        config = ShadowKVConfig(retrieval_frac=0.1, reuse=reuse, **SMALL)
+        method = ShadowKV(config, shape, CountingProbe())
+        outputs.append([])
+        for t, out in decoded(method, qkv):
+            outputs[-1].append(out)
+            if t == 204:
+                method.store.gather(0, torch.arange(t).expand(2, 2, -1))
+        reused.append(method.stats()["reused_frac"])
+    torch.testing.assert_close(*map(torch.stack, outputs))
+    assert reused[0] > 0.4 and reused[1] == 0
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,12 @@ class ShadowKV(SelectiveMethod):
     index: Landmarks
     store: LowRankStore
 
+    def setup(self) -> None:
+        """Also count what is fetched."""
+        super().setup()
+        self.fetched: float | Tensor = 0.0
+        self.steps = 0  # of all layers
+
     def make_store(self) -> LowRankStore:
         """Low-rank keys, values elsewhere."""
         return LowRankStore(self.config, self.shape, self.index.zones)
@@ -46,20 +52,24 @@ class ShadowKV(SelectiveMethod):
     def count(
         self, layer: int, tokens: int | Tensor, heads: int, selection: Selection, **more: Any
     ) -> None:
-        """Keys of selected chunks are read as factors; their values come over the bus."""
+        """Keys of fetched chunks are read as factors; their values come over the bus."""
         super().count(layer, tokens, heads, selection, **more)
         shape, rank = self.shape, self.store.rank
-        size = self.config.chunk_tokens * shape.num_kv_heads * shape.value_bytes
-        rebuilt = size * sum(zone.selected for zone in self.index.zones)
-        factors = shape.batch * shape.num_kv_heads * rank * shape.head_dim * shape.value_bytes
-        offloaded = rebuilt * shape.head_dim * (self.store.place != "gpu")
-        extra = rebuilt * (rank - shape.head_dim) + factors * (rebuilt > 0)
-        self.probe.count(layer, kv=extra, h2d=offloaded)
+        fetched = self.store.fetched[self.index.slot[layer]].clone()
+        elements = shape.batch * shape.num_kv_heads * rank * shape.head_dim
+        rebuilt = fetched * (rank - shape.head_dim) + elements * (fetched > 0)
+        offloaded = fetched * shape.head_dim * (self.store.place != "gpu")
+        size = shape.value_bytes
+        self.probe.count(layer, kv=size * rebuilt, h2d=size * offloaded)
+        self.fetched, self.steps = self.fetched + fetched, self.steps + 1
 
     def stats(self) -> Mapping[str, Any]:
-        """Rank, how much of the keys it holds, and the first row's chunks."""
+        """Rank, how much of the keys it holds, share of chunks reused, the first row's chunks."""
         kept, zone = self.store.kept, self.index.zones[0]
+        size = self.config.chunk_tokens * self.shape.num_kv_heads
+        asked = self.steps * size * sum(zone.selected for zone in self.index.zones)
         return {
+            "reused_frac": 1 - float(self.fetched) / asked if asked else 0.0,
             "rank": self.store.rank,
             "kept_norm": sum(kept) / len(kept) if kept else 1.0,  # squared
             "outlier_chunks": zone.outliers,

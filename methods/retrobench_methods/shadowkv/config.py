@@ -41,6 +41,12 @@ class ShadowKVConfig:
         choices=PLACEMENTS,
     )
 
+    reuse: bool = option(
+        True,
+        "chunks that the step before selected stay on the device: their values are not fetched, "
+        "and their keys not rebuilt, again (paper and released code)",
+    )
+
     def place(self, device: str) -> str:
         """Where the values are."""
         return host_place(device) if self.placement == "auto" else self.placement

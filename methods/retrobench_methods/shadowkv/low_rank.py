@@ -11,6 +11,7 @@ from retrobench.engine.attention.rotary import rotate, unrotate
 from retrobench.memory.placement import Holder, allocate, placed
 from retrobench.memory.store import KVStore, take
 from retrobench_methods.shadowkv.config import ShadowKVConfig, Zones
+from retrobench_methods.shadowkv.held import HeldChunks
 
 
 class LowRankStore(KVStore, Holder):
@@ -44,6 +45,11 @@ class LowRankStore(KVStore, Holder):
         self.pad_B = torch.tensor(shape.pad_tokens, device=shape.device)
         self.chunks_B = torch.tensor([zone.chunks for zone in zones], device=shape.device)
         self.tail_B = torch.tensor([zone.tail for zone in zones], device=shape.device)
+        self.held: HeldChunks | None = None
+        if config.reuse:
+            selected = max(zone.selected for zone in zones)
+            self.held = HeldChunks(shape, chunks, selected, config.chunk_tokens)
+        self.fetched = torch.zeros(len(shape.layers), device=shape.device)  # by the last gather
         self.kept: list[float] = []  # share of the keys' squared norm that the product has
 
     @classmethod
@@ -126,12 +132,35 @@ class LowRankStore(KVStore, Holder):
         keys, values = take(self.k_exact_LBGWD[i], slot), take(self.v_exact_LBGWD[i], slot)
         column = rebuilt.flatten(0, 1).any(0).nonzero()[:, 0]
         if len(column):
-            which, at = rebuilt[..., column, None], place[..., column]
-            at = at.clamp_max(self.left_LBSZ.shape[2] - 1)
-            fetched = take(self.v_pool[i], at).to(values.device)
-            keys[:, :, column] = torch.where(which, self._rebuild(i, at), keys[:, :, column])
-            values[:, :, column] = torch.where(which, fetched, values[:, :, column])
+            which, at = rebuilt[..., column], place[..., column]
+            chunks = self._chunks(i, at.clamp_max(self.left_LBSZ.shape[2] - 1), which)
+            for part, found in zip((keys, values), chunks, strict=True):
+                part[:, :, column] = torch.where(which[..., None], found, part[:, :, column])
         return keys, values
+
+    def _chunks(self, i: int, place_BGR: Tensor, which_BGR: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of those tokens among the chunks that are asked for."""
+        if self.held is None:
+            self.fetched[i] = which_BGR.sum()
+            return self._fetch(i, place_BGR)
+        row_BGR = self.held.find(i, place_BGR)
+        missed_BGR = which_BGR & (row_BGR < 0)
+        self.fetched[i] = missed_BGR.sum()
+        keys, values = self.held.read(i, row_BGR)
+        first = missed_BGR.int().argsort(dim=-1, descending=True, stable=True)
+        first = first[..., : int(missed_BGR.sum(-1).max())]
+        spread = first[..., None].expand(*first.shape, keys.shape[-1])
+        fetched = self._fetch(i, place_BGR.gather(-1, first))
+        keys, values = (
+            x.scatter(2, spread, y) for x, y in zip((keys, values), fetched, strict=True)
+        )
+        self.held.keep(i, place_BGR, which_BGR, keys, values)
+        return keys, values
+
+    def _fetch(self, i: int, place_BGR: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys rebuilt, and values from where they are."""
+        values = take(self.v_pool[i], place_BGR).to(self.left_LBSZ.device)
+        return self._rebuild(i, place_BGR), values
 
     def _rebuild(self, i: int, place_BGR: Tensor) -> Tensor:
         """Rotated keys at places among the chunks."""
