@@ -12,6 +12,7 @@ from retrobench.cli import app as cli
 from retrobench.core.budget import Budget
 from retrobench.core.registry import method_class
 from retrobench.evaluate.counted import counted_contexts, traffic_curve
+from retrobench.report.page.html import render
 from retrobench.report.tables.overview import COLUMNS, print_tables
 from retrobench.serving.dims import DIMS
 from retrobench.serving.traffic import full_attention
@@ -66,6 +67,8 @@ def test_cells_rows_resume_and_table(tmp_path):
     text = console.export_text()
     assert "serving, replayed" in text and "csd" in text and "max " in text
     assert "nothing was served" in text and "scores" not in text
+    page = render(store, store.cell_keys(), "replays").decode()
+    assert "Serving, replayed" in page and "Scores (x100)" not in page
 
 
 def test_a_replay_is_the_same_twice_and_follows_its_seed(tmp_path):

@@ -42,6 +42,11 @@ def is_replayed(frame: pd.DataFrame) -> pd.Series:
     return frame["benchmark"].map(lambda name: benchmark(name).measure == "replay").astype(bool)
 
 
+def is_unscored(frame: pd.DataFrame) -> pd.Series:
+    """Rows of benchmarks that have no answers to score."""
+    return frame["benchmark"].map(lambda name: benchmark(name).measure is not None).astype(bool)
+
+
 def averages(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """(title, table) of every benchmark in the rows that has official averages."""
     for name, rows in frame.groupby("benchmark", sort=False):

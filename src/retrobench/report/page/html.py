@@ -15,14 +15,12 @@ from typing import Any
 import pandas as pd
 
 from retrobench.core.budget import Budget
-from retrobench.report.benchmarks import averages, is_timed
-from retrobench.report.checks.published import compare_published
+from retrobench.report.benchmarks import is_unscored
 from retrobench.report.checks.significance import significance
 from retrobench.report.headroom import load
 from retrobench.report.page import about, samples, tables
 from retrobench.report.rows import ORDER, uses_stand_in
-from retrobench.report.tables import fidelity, machine, speed
-from retrobench.report.tables.overview import COLUMNS
+from retrobench.report.tables.overview import COLUMNS, Titled, further_tables, unscored_tables
 from retrobench.store.results import OK, ResultStore
 
 _HERE = Path(__file__).parent
@@ -61,7 +59,7 @@ def render(
     if frame.empty and not live:
         raise ValueError(f"{title}: no rows yet in {store.root}")
     cells = [store.cell(key) for key in keys]
-    lines = [] if frame.empty else significance(frame[~_unscored(frame)])
+    lines = [] if frame.empty else significance(frame[~is_unscored(frame)])
     scripts = [_library(), (_HERE / "page.js").read_text(encoding="utf-8")]
     groups = [
         _group(model, benchmark, own, store, lines)
@@ -98,25 +96,12 @@ def _group(
 ) -> dict[str, Any]:
     """Tables, charts, comparisons and samples of one model and benchmark."""
     group = {"model": model, "benchmark": benchmark, "charts": [], "lines": [], "samples": None}
-    if benchmark == "machine":
-        matrix = machine.machine_matrix(frame)
-        return {**group, "tables": [tables.plain_table("What this machine reaches", matrix)]}
-    if is_timed(frame).all():
-        matrix = speed.speed_matrix(frame)
-        return {**group, "tables": [tables.plain_table("Decode speed", matrix)]}
+    if timed := list(map(_plain, unscored_tables(frame))):
+        return {**group, "tables": timed}
     from retrobench.report.page.charts import charts
 
     found = [tables.score_table(frame), tables.cost_table(frame)]
-    for title, columns in (
-        ("Attention and logits against full", fidelity.ATTENTION),
-        ("Relative output error", fidelity.OUTPUT),
-    ):
-        matrix = fidelity.fidelity_matrix(frame, columns)
-        found += [] if matrix.empty else [tables.plain_table(title, matrix, fidelity.NOTE)]
-    found += [tables.plain_table(title, matrix) for title, matrix in averages(frame)]
-    published = compare_published(frame)
-    if not published.empty:
-        found.append(tables.plain_table("Published scores beside ours", published))
+    found += map(_plain, further_tables(frame))
     return {
         **group,
         "substitute": uses_stand_in(frame),
@@ -125,6 +110,11 @@ def _group(
         "lines": [line for line in lines if f" {model} {benchmark} " in f" {line}"],
         "samples": samples.samples(frame, store),
     }
+
+
+def _plain(titled: Titled) -> tables.Table:
+    title, matrix, note = titled
+    return tables.plain_table(title[0].upper() + title[1:], matrix, note)
 
 
 def _overview(groups: Sequence[dict[str, Any]]) -> tables.Table | None:
@@ -184,10 +174,6 @@ def _facts(frame: pd.DataFrame, keys: Sequence[str]) -> dict[str, Any]:
 
 def _minute(time: str) -> str:
     return f"{time[:16].replace('T', ' ')} UTC"
-
-
-def _unscored(frame: pd.DataFrame) -> pd.Series:
-    return is_timed(frame) | (frame["benchmark"] == "machine")
 
 
 def _unfinished(store: ResultStore, keys: Sequence[str]) -> list[str]:

@@ -1,9 +1,11 @@
 """All tables of a selection of rows, printed with what every reader must know about them."""
 
+from collections.abc import Iterator
+
 import pandas as pd
 from rich.console import Console
 
-from retrobench.report.benchmarks import averages, is_replayed, is_timed
+from retrobench.report.benchmarks import averages, is_replayed, is_timed, is_unscored
 from retrobench.report.checks.published import compare_published
 from retrobench.report.checks.significance import significance
 from retrobench.report.rows import HELD_BYTES
@@ -32,52 +34,56 @@ COLUMNS += [
 ]
 
 
+Titled = tuple[str, pd.DataFrame, str]  # title, table as text, the note below
+
+
+def unscored_tables(frame: pd.DataFrame) -> Iterator[Titled]:
+    """Tables of rows that are timed or simulated, and not answered."""
+    of_machine, timed = frame["benchmark"] == "machine", is_timed(frame)
+    for rows, title, matrix, note in (
+        (of_machine, "what this machine reaches (medians)", machine.machine_matrix, ""),
+        (is_replayed(frame), "serving, replayed: median (p99)", replay.replay_matrix, replay.NOTE),
+        (timed & ~of_machine, "decode speed (medians over steps)", speed.speed_matrix, ""),
+    ):
+        if rows.any():
+            yield title, matrix(frame[rows]), note
+
+
+def further_tables(frame: pd.DataFrame) -> Iterator[Titled]:
+    """What answered rows tell beside scores and costs, where they tell it."""
+    found = [
+        ("attention and logits against full", fidelity.ATTENTION),
+        ("relative output error", fidelity.OUTPUT),
+    ]
+    tables = [(name, fidelity.fidelity_matrix(frame, part), fidelity.NOTE) for name, part in found]
+    tables += [("search of keys", search.search_matrix(frame), search.NOTE)]
+    tables += [(title, table, "") for title, table in averages(frame)]
+    tables += [("published scores beside ours", compare_published(frame), "")]
+    yield from (table for table in tables if not table[1].empty)
+
+
 def print_tables(frame: pd.DataFrame, console: Console) -> None:
     """Speed, scores, costs, fidelity, averages, published scores, significance."""
     if frame.empty:
         console.print("no rows yet")
         return
-    of_machine = frame["benchmark"] == "machine"
-    if of_machine.any():
-        matrix = machine.machine_matrix(frame[of_machine])
-        _print("what this machine reaches (medians)", matrix, console)
-        frame = frame[~of_machine]
-    replayed = is_replayed(frame)
-    if replayed.any():
-        _print("serving, replayed: median (p99)", replay.replay_matrix(frame[replayed]), console)
-        print_line(console, replay.NOTE, "dim")
-        frame = frame[~replayed]
-    timed = is_timed(frame)
-    if timed.any():
-        _print("decode speed (medians over steps)", speed.speed_matrix(frame[timed]), console)
-    if timed.all():
-        return
-    frame = frame[~timed]
-    _print_matrices(frame, console)
-    for title, matrix in averages(frame):
+    for title, matrix, note in unscored_tables(frame):
         _print(title, matrix, console)
-    published = compare_published(frame)
-    if not published.empty:
-        _print("published scores beside ours", published, console)
+        if note:
+            print_line(console, note, "dim")
+    frame = frame[~is_unscored(frame)]
+    if frame.empty:
+        return
+    _print("scores (x100)", score_matrix(frame), console)
+    if not (costs := cost_matrix(frame)).empty:
+        _print("cost (medians)", costs, console)
+    notes = [caption(frame), COST_NOTE]
+    for title, matrix, note in further_tables(frame):
+        _print(title, matrix, console)
+        notes.append(note)
     for line in significance(frame):
         print_line(console, line, "bold red" if "ALARM" in line else None)
-    notes = [caption(frame), COST_NOTE]
-    notes += [fidelity.NOTE] if frame["fidelity.steps"].notna().any() else []
-    notes += [search.NOTE] if frame["search.keys"].notna().any() else []
-    print_line(console, "\n".join(notes), "dim")
-
-
-def _print_matrices(frame: pd.DataFrame, console: Console) -> None:
-    """Tables with a row per cell."""
-    for title, matrix in (
-        ("scores (x100)", score_matrix(frame)),
-        ("cost (medians)", cost_matrix(frame)),
-        ("attention and logits against full", fidelity.fidelity_matrix(frame, fidelity.ATTENTION)),
-        ("relative output error", fidelity.fidelity_matrix(frame, fidelity.OUTPUT)),
-        ("search of keys", search.search_matrix(frame)),
-    ):
-        if not matrix.empty:
-            _print(title, matrix, console)
+    print_line(console, "\n".join(filter(None, dict.fromkeys(notes))), "dim")
 
 
 def _trimmed(matrix: pd.DataFrame) -> pd.DataFrame:
