@@ -8,7 +8,7 @@ DEMO := -m method=full,retroinfer,quest,oracle_topk,random budget=10% task=ruler
 DEMO += 'task.tasks=[niah_single_2,niah_multikey_1]' 'task.length=[2048,4096]' task.samples=1
 # What `make published` runs: experiments, and what each changes. bfloat16 is several times faster
 # than float32 on processors with matrix units, and what a GPU would run.
-PUBLISHED := pareto_accuracy_bytes ruler_tasks ruler_by_length cluster_count zone_retrieval zone_estimation
+PUBLISHED := pareto_accuracy_bytes ruler_scores ruler_by_length cluster_count zone_retrieval zone_estimation
 PUBLISHED += segment_size attention_tokens fidelity_recall niah_grid eviction_policy
 PUBLISHED += ann_recall
 # the other figures and tables of docs/paper.md, the last ones without a figure
@@ -74,7 +74,7 @@ figures: $(STAMP) ## draw every figure that the rows on disk allow
 matrix: $(STAMP) ## try every decoder family of transformers; the table of docs/models.md
 	$(BIN)/python -m tests.support_matrix
 
-published: $(PUBLISHED:%=published-%) ## published results (an hour or two; goes on where it stopped; needs gemma3_270m)
+published: $(PUBLISHED:%=published-%) ## published results (some hours; goes on where it stopped; needs gemma3_270m)
 
 CALIBRATE = $(BIN)/python scripts/calibrate.py method=infinigen model.dtype=bfloat16
 published-%: $(STAMP)
