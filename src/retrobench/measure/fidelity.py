@@ -165,8 +165,8 @@ class FidelityProbe(Probe):
             share = 95 if name in HIGH_IS_BAD else 5
             result["tail"][name] = float(np.percentile(picked, share))
             tails = np.percentile(values, share, axis=(0, 2))
-            result["layer_mean"][name] = values.mean((0, 2)).round(9).tolist()
-            result["layer_tail"][name] = tails.round(9).tolist()
+            result["layer_mean"][name] = values.mean((0, 2)).round(6).tolist()
+            result["layer_tail"][name] = tails.round(6).tolist()
         for name in ("recall", "oracle", "error", *(f"tokens_{mass}" for mass in MASSES)):
             if name in arrays:
                 result["by_layer_head"][name] = arrays[name].mean(0).round(6).tolist()
