@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from retrobench.cli import units
+from retrobench.cli.environment import set_environment
 from retrobench.cli.overrides import name_sweep, one_line, prepare
 from retrobench.core.secrets import redact
 from retrobench.core.words import counted
@@ -35,12 +36,7 @@ Outcome = dict[str, Any]  # of one job, as it is noted: a cell's result, or ``jo
 
 def launch(conf_dir: Path) -> None:
     """Entry of run.py: prepare the command line, then hand over to Hydra."""
-    # OpenMP reads it when torch is imported. Threads that spin while they wait take the cores of
-    # those that work as soon as anything else runs on the machine: steps get tens of times slower
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    # torch reads it at its first large tensor: large pages (2 MB) for keys, values and weights, so
-    # that reading a long context is not slowed down by looking up its pages
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    set_environment()
     completes = {"-sc", "--shell-completion"} & set(sys.argv[1:])  # its options are not ours
     try:
         sys.argv[1:] = sys.argv[1:] if completes else name_sweep(prepare(sys.argv[1:], conf_dir))
