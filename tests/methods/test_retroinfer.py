@@ -12,6 +12,7 @@ from retrobench_methods.retroinfer import RetroInfer, RetroInferConfig
 from retrobench.core.budget import Budget
 from retrobench.core.shapes import KVShape
 from retrobench.engine.attention.exact import dense_decode
+from tests.support import greedy_logits, open_on, random_ids
 
 from .retroinfer_run import Run, make_shape
 
@@ -205,3 +206,18 @@ def test_a_prepared_step_is_the_step_in_parts(options):
     rows = [run.row() for run in runs]
     for name in ("attended_tokens", "estimated_tokens", "bytes_per_step", "decode_calls"):
         assert rows[0][name] == rows[1][name]
+
+
+def test_the_end_of_a_prompt_may_form_many_segments(tiny_llama):
+    """`protocol=decode_tail`: more tokens are decoded than a plan without the tail has room for."""
+    answers = []
+    for name in ("full", "retroinfer"):
+        options = {"retrieval_frac": 1.0, "update_tokens": 64} if name == "retroinfer" else {}
+        prompts = [random_ids(900), random_ids(850, 1)]
+        session = open_on(tiny_llama, name, prompts, options, tail_tokens=500)
+        with torch.inference_mode():
+            for token in range(session.length, 900):
+                session.feed(session.ids_BS[:, token : token + 1])
+        answers.append(greedy_logits(session, 4))
+    assert session.methods[0].updates > 8 * len(session.methods[0].shape.layers)
+    torch.testing.assert_close(answers[1], answers[0], atol=2e-5, rtol=1e-4)

@@ -219,15 +219,15 @@ def update_clusters(config: RetroInferConfig) -> int:
 def capacity(config: RetroInferConfig, shape: KVShape) -> int:
     """Clusters to allocate per row and head: the prompt's and every possible update's.
 
-    One more segment than the lengths say, because a protocol may end the prefill early and leave
-    the prompt's last tokens to updates.
+    Updates also take the prompt's last tokens, where a protocol ends the prefill early. One more
+    segment than the lengths say, because a plan does not know the length of a question.
     """
-    largest = 0
+    largest, steady = 0, config.sink_tokens + config.local_tokens
     for pad in shape.pad_tokens:
         context = shape.prompt_tokens - pad
         clusters, _ = num_clusters(config, context)
-        steady = config.sink_tokens + config.local_tokens
-        later = shape.max_tokens - pad - num_indexed(config, context) - steady
+        indexed = num_indexed(config, context - shape.tail_tokens)
+        later = shape.max_tokens - pad - indexed - steady
         updates = max(0, later // config.update_tokens)
         largest = max(
             largest, clusters + update_clusters(config) * (updates + (clusters + updates > 0))

@@ -35,7 +35,7 @@ class KVShape:
 
     ``pad_tokens`` is the left padding of each row; ``layers`` are the model's layer indexes with
     full attention (sliding-window layers stay with the model). ``max_tokens`` counts left padding,
-    prompt and generated tokens.
+    prompt and generated tokens. The last ``tail_tokens`` of the prompt are decoded, not prefilled.
     """
 
     pad_tokens: tuple[int, ...]
@@ -47,6 +47,7 @@ class KVShape:
     max_tokens: int
     dtype: str
     device: str = "cpu"
+    tail_tokens: int = 0
 
     @property
     def batch(self) -> int:

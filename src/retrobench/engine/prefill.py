@@ -68,6 +68,7 @@ class PrefilledPrompt:
             max_tokens=tokens + new_tokens,
             dtype=str(k_BGSD.dtype).removeprefix("torch."),
             device=str(self.ids_BS.device),
+            tail_tokens=tokens - self.num_tokens,
         )
 
     @property

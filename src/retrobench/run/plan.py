@@ -203,7 +203,9 @@ def _shape(spec: RunSpec, model: loader.ModelInfo, length: int) -> KVShape:
     turns = spec.protocol.turns if spec.protocol.name == "multi_turn" else 1
     rows = (0,) * spec.engine.batch
     shape = kv_shape(model.meta_model, rows, length, turns * _ANSWER_TOKENS)
-    return dataclasses.replace(shape, device=model.device)  # the meta model has none
+    tail = spec.protocol.tail_tokens if spec.protocol.name == "decode_tail" else 0
+    # the meta model has no device
+    return dataclasses.replace(shape, device=model.device, tail_tokens=tail)
 
 
 def _group(spec: RunSpec, model: loader.ModelInfo, cell: Cell, request: str) -> str:
