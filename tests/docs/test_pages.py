@@ -11,7 +11,7 @@ from retrobench.cli import console
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "results/README.md")]
-PAGES += sorted((ROOT / "docs").glob("*.md"))
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
 FOLDERS = "conf|docs|kernels|methods|scripts|src|tests|results/published"
 OPTIONS = set(
     re.findall(r"^\| `([\w.]+)`", (ROOT / "docs" / "options.md").read_text("utf-8"), re.M)
