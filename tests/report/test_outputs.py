@@ -44,3 +44,29 @@ def test_texts_are_no_formulas_in_csv_and_numbers_stay_numbers(tmp_path):
     assert [row[0] for row in rows] == [*(f"'{text}" for text in texts[:5]), "-0.5", "plain", ""]
     assert [float(row[1]) for row in rows] == list(frame["number"])
     assert list(frame["=head"])[:2] == texts[:2]
+
+
+def test_parquet_holds_the_rows_and_no_copy_of_its_schema(tmp_path):
+    import pyarrow.parquet as pq
+
+    from retrobench.report.export import write_parquet
+
+    frame = pd.DataFrame({"key": ["a", "b"], "score": [0.25, float("nan")], "n": [1, 2]})
+    write_parquet(frame, tmp_path / "rows.parquet")
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "rows.parquet"), frame)
+    assert pq.read_metadata(tmp_path / "rows.parquet").metadata is None
+
+
+def test_a_figures_files_say_what_they_show_and_are_the_same_each_time(tmp_path):
+    from PIL import Image
+
+    from retrobench.report.figures import style
+
+    for name in ("one", "two"):
+        drawing, (axes,) = style.figure(2.0)
+        axes.plot([0, 1], [0, 1], color=style.COLORS[1])
+        style.save(drawing, tmp_path / f"{name}.png", "title", "cells of ä")
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    assert (tmp_path / "one.pdf").read_bytes() == (tmp_path / "two.pdf").read_bytes()
+    with Image.open(tmp_path / "one.png") as image:
+        assert image.text == {"Title": "title", "Comment": "cells of ä"} and image.mode == "P"

@@ -23,28 +23,28 @@ class SpeedConfig:
 
     shape: str = option(
         "llama31_8b",
-        "a model's attention shape, with injected clustered keys and values and no weights; "
+        "a model's attention shape, with synthetic clustered keys and values and no weights; "
         "model: the loaded model end to end, on random token ids",
         choices=(*SHAPES, "model"),
     )
     context: tuple[int, ...] = option((8192, 16384, 32768), "tokens in the cache", low=64)
     batch: tuple[int, ...] = option((1,), "sequences per step, each with its own data", low=1)
-    layers: int = option(1, "layers of an injected shape (times are of all of them)", low=1)
+    layers: int = option(1, "layers of a synthetic shape (times are of all of them)", low=1)
     dtype: str = option(
-        "bfloat16", "of an injected shape", choices=("float32", "bfloat16", "float16")
+        "bfloat16", "of a synthetic shape", choices=("float32", "bfloat16", "float16")
     )
     steps: int = option(15, "timed decode steps", low=3)
     warmup: int = option(3, "decode steps before the timed ones", low=1)
     error_steps: int = option(
-        3, "timed steps whose output is compared with exact attention in float64 (injected shapes)",
+        3, "timed steps whose output is compared with exact attention in float64 (not of a model)",
         low=0,
     )  # fmt: skip
     cold: bool = option(
-        True, "push the caches of the processor out before each timed call (injected shapes)"
+        True, "push the caches of the processor out before each timed call (synthetic shapes)"
     )
     drift: float = option(
         0.0,
-        "how much of a query stays from the step before (injected shapes), which decides the hit "
+        "how much of a query stays from the step before (synthetic shapes), which decides the hit "
         "ratio of a block cache: drift * previous + sqrt(1 - drift^2) * fresh; 0: fresh queries",
         low=0,
         high=1,
@@ -70,7 +70,7 @@ class SpeedTask(TimedTask):
     Config = SpeedConfig
 
     def fingerprint(self, prompt: Prompt) -> str:
-        """Version of the injected data."""
+        """Version of the synthetic data."""
         return f"speed-{DATA_VERSION}"
 
     def samples(self, prompt: Prompt) -> Iterator[Sample]:

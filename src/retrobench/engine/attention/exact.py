@@ -59,9 +59,8 @@ def masked(
         out = F.scaled_dot_product_attention(
             folded, k_BGSD, v_BGSD, attn_mask=mask, scale=args.scale
         )
-        # A fully masked query (in left padding, so not the newest one alone) has no output; zero
-        # keeps NaN out of the model.
-        out = out if mask is None or num_q == 1 else out.nan_to_num(0.0)
+        # A fully masked query (left padding) has no output; zero keeps NaN out of the model.
+        out = out if mask is None else out.nan_to_num(0.0)
     else:
         logit = logits(folded, k_BGSD, args)
         if mask is not None:

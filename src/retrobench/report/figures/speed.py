@@ -32,8 +32,8 @@ def throughput(frame: pd.DataFrame) -> Any:
     times.set_title("median and quartiles")
     rates.set_title(_where(good))
     rates.legend()
-    injected = (good["meta.shape"] != "model").all()
-    note = "injected clustered keys and values" if injected else "random token ids"
+    synthetic = (good["meta.shape"] != "model").all()
+    note = "synthetic clustered keys and values" if synthetic else "random token ids"
     shown = pd.concat([best, rows[rows["status"] == "oom"]])
     return style.finish(drawing, shown, None, note, legend="none")
 
