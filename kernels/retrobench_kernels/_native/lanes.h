@@ -7,7 +7,7 @@
 #include <vector>
 #include "simd.h"
 
-constexpr int BLOCK = 32;     // tokens handled at a time: K and V of two blocks stay in L1
+constexpr int BLOCK = 16;     // tokens handled at a time: K and V of two blocks fill a part of L1
 constexpr int MAX_HEADS = 4;  // query heads that share each load of a key
 constexpr int SCORES = BLOCK * MAX_HEADS + W;  // room for the scores of a block
 
