@@ -8,7 +8,7 @@ import torch
 
 from retrobench.core.budget import Budget
 from retrobench.core.shapes import Footprint, KVShape
-from retrobench.core.spec import option
+from retrobench.core.spec import choice
 from retrobench.engine.attention.backends import BACKENDS, check
 from retrobench.engine.attention.dense import DenseMethod
 
@@ -22,11 +22,10 @@ class Full(DenseMethod):
     class Config:
         """Full attention has no budget."""
 
-        backend: str = option(
-            "auto",
+        backend: str = choice(
+            ("auto", *BACKENDS),
             "who computes a decode step; auto: the fastest of what is installed, timed once per "
             "shape (sdpa below 4096 tokens); the row names it",
-            choices=("auto", *BACKENDS),
         )
 
     def setup(self) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from retrobench.core.method import AttentionArgs
-from retrobench.core.spec import option
+from retrobench.core.spec import choice
 from retrobench.engine.attention.index import ScoringIndex, StaticConfig
 from retrobench.engine.attention.parts import logits
 from retrobench.engine.attention.selective import SelectiveMethod
@@ -49,8 +49,7 @@ class OracleTopK(SelectiveMethod):
     class Config(StaticConfig):
         """Options of oracle_topk."""
 
-        scope: str = option(
-            "kv_head",
+        scope: str = choice(
+            ("kv_head", "query_head"),
             "one set per KV head (weights summed over its query heads) or per query head",
-            choices=("kv_head", "query_head"),
         )

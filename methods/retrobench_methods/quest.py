@@ -8,10 +8,10 @@ from retrobench_kernels.page_bounds import page_extrema, upper_bound
 from retrobench_kernels.page_select import best_pages, page_select
 from torch import Tensor
 
-from retrobench.core.budget import Budget
+from retrobench.core.budget import Budget, row_budgets
 from retrobench.core.method import AttentionArgs, PromptLayer
 from retrobench.core.shapes import Footprint, KVShape
-from retrobench.core.spec import option
+from retrobench.core.spec import choice, context_share, layer_list, option
 from retrobench.engine.attention.index import Index, enough
 from retrobench.engine.attention.selective import SelectiveMethod
 from retrobench.memory.placement import PlacementConfig
@@ -28,30 +28,21 @@ class QuestConfig(PlacementConfig):
     """
 
     page_size: int = option(16, "consecutive tokens per page", low=1, high=1024)
-    retrieval_frac: float = option(
-        0.018,
-        "share of the context in selected pages, the newest one included",
-        above=0,
-        high=1,
-        hint="for a token count use budget=...tok",
+    retrieval_frac: float = context_share(
+        0.018, "share of the context in selected pages, the newest one included"
     )
-    variant: str = option(
-        "kernel",
+    variant: str = choice(
+        ("kernel", "accuracy"),
         "which released code path: kernel: tokens // page_size pages, two at least, the newest one "
         "always among them; accuracy: three at least, the newest one competes by its bound",
-        choices=("kernel", "accuracy"),
     )
-    scope: str = option(
-        "kv_head",
+    scope: str = choice(
+        ("kv_head", "query_head"),
         "kv_head: one page set per KV head (bounds summed over its query heads, ours: the "
         "released kernels know no GQA); query_head: one per query head (the accuracy path)",
-        choices=("kv_head", "query_head"),
     )
-    dense_layers: tuple[int, ...] = option(
-        (0, 1),
-        "layers that attend everything (paper: the first two)",
-        low=0,
-        may_be_empty=True,
+    dense_layers: tuple[int, ...] = layer_list(
+        (0, 1), "layers that attend everything (paper: the first two)"
     )
 
 
@@ -63,11 +54,8 @@ def min_pages(config: QuestConfig) -> int:
 def selected_pages(config: QuestConfig, shape: KVShape, budget: Budget | None) -> tuple[int, ...]:
     """Pages that each row attends in a sparse layer; a budget of everything takes them all."""
     counts = []
-    for pad in shape.pad_tokens:
-        context = shape.prompt_tokens - pad
-        tokens = round(config.retrieval_frac * context)
-        if budget is not None:
-            tokens = budget.tokens(context, shape.kv_bytes_per_token)
+    for context, total in row_budgets(shape, budget):
+        tokens = round(config.retrieval_frac * context) if total is None else total
         everything = -(-shape.max_tokens // config.page_size)
         counts.append(
             everything if tokens >= context else max(min_pages(config), tokens // config.page_size)
@@ -81,8 +69,6 @@ class PageIndex(Index):
     def __init__(self, config: QuestConfig, shape: KVShape, budget: Budget | None) -> None:
         super().__init__(config, shape, budget)
         self.selected = selected_pages(config, shape, budget)
-        self.top_p = None if budget is None else budget.top_p
-        self.slot = {layer: i for i, layer in enumerate(shape.layers)}
         self.lengths = [0] * len(shape.layers)
         pages = -(-shape.max_tokens // config.page_size)
         size = (len(shape.layers), shape.batch, shape.num_kv_heads, pages, shape.head_dim)

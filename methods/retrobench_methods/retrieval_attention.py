@@ -229,8 +229,7 @@ def top_k(
     """
     if budget is None:
         return (config.top_k,) * shape.batch
-    contexts = (shape.prompt_tokens - pad for pad in shape.pad_tokens)
-    pairs = zip(retrieved_tokens(config, shape, budget), contexts, strict=True)
+    pairs = zip(retrieved_tokens(config, shape, budget), shape.contexts, strict=True)
     return tuple(shape.max_tokens if count >= context else count for count, context in pairs)
 
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from math import ceil
 
-from retrobench.core.budget import Budget, shares_of
+from retrobench.core.budget import Budget, row_budgets, shares_of
 from retrobench.core.shapes import KVShape
-from retrobench.core.spec import option
+from retrobench.core.spec import choice, context_share, option
 from retrobench_methods.heterocache.roles import Roles
 
 STABILITY_EPS = 1e-6  # released: keeps the inverse of a stability of 0 finite
@@ -15,23 +15,18 @@ STABILITY_EPS = 1e-6  # released: keeps the inverse of a stability of 0 finite
 class HeteroCacheConfig:
     """Defaults of ponytaill/HeteroCache 01dc7fe (arXiv 2601.13684)."""
 
-    keep_frac: float = option(
-        0.5,
-        "share of the context that a KV head attends on average, where no budget is given",
-        above=0,
-        high=1,
+    keep_frac: float = context_share(
+        0.5, "share of the context that a KV head attends on average, where no budget is given"
     )
-    full_heads: str = option(
-        "keep",
+    full_heads: str = choice(
+        ("keep", "top"),
         "pivots and volatile heads: keep: they hold and attend everything (paper); top: they hold "
         "their best tokens and look at everything every `steps` steps (ours, for small budgets)",
-        choices=("keep", "top"),
     )
-    similarity_at: str = option(
-        "prefill",
+    similarity_at: str = choice(
+        ("prefill", "decode_median"),
         "where heads must attend alike to be similar: after the calibration text's prompt "
         "(released), or in the median decode step (paper)",
-        choices=("prefill", "decode_median"),
     )
     similar: float = option(
         0.5, "overlap from which two heads of a layer are similar", low=0, high=1
@@ -42,11 +37,10 @@ class HeteroCacheConfig:
         0.5, "satellites reload where a pivot's median overlap is below this", low=0, high=1
     )
     pool_tokens: int = option(5, "tokens whose attention is averaged, an odd number", low=1)
-    placement: str = option(
-        "auto",
+    placement: str = choice(
+        ("auto", "gpu", "pinned", "cpu"),
         "where the copy of the prompt is from which heads reload: auto, pinned host memory for a "
         "model on a GPU and cpu otherwise; gpu, the model's device",
-        choices=("auto", "gpu", "pinned", "cpu"),
     )
     prefetch: bool = option(True, "look and reload beside the model")
     calibration_dir: str = option("data/calibration", "folder of the files of scripts/calibrate.py")
@@ -63,14 +57,10 @@ def mean_tokens(
     config: HeteroCacheConfig, shape: KVShape, budget: Budget | None
 ) -> tuple[int, ...]:
     """Prompt tokens that a KV head of each row holds on average."""
-    counts = []
-    for pad in shape.pad_tokens:
-        context = shape.prompt_tokens - pad
-        if budget is None:
-            counts.append(max(1, round(config.keep_frac * context)))
-        else:
-            counts.append(min(context, budget.tokens(context, shape.kv_bytes_per_token)))
-    return tuple(counts)
+    return tuple(
+        max(1, round(config.keep_frac * context)) if total is None else min(context, total)
+        for context, total in row_budgets(shape, budget)
+    )
 
 
 def head_tokens(
@@ -88,8 +78,7 @@ def head_tokens(
         1 / (value + STABILITY_EPS) for value, f in zip(stability, full, strict=True) if not f
     ]
     num_full, num_rest, by_row, base_B = sum(full), len(weights), [], []
-    for pad, mean in zip(shape.pad_tokens, mean_tokens(config, shape, budget), strict=True):
-        context = shape.prompt_tokens - pad
+    for context, mean in zip(shape.contexts, mean_tokens(config, shape, budget), strict=True):
         own = mean if config.full_heads == "top" else context
         left = mean * len(full) - num_full * own
         if left < num_rest and mean < context:

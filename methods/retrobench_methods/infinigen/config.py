@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from retrobench.core.budget import Budget
+from retrobench.core.budget import Budget, row_budgets
 from retrobench.core.shapes import KVShape
-from retrobench.core.spec import option
+from retrobench.core.spec import choice, layer_list, option, share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,51 +17,37 @@ class InfiniGenConfig:
         "(released: 4 for OPT, 5 for Llama-2)",
         low=0,
     )
-    cap_frac: float = option(
-        0.2, "without a budget: at most this share of the context (released: 0.2)", above=0, high=1
+    cap_frac: float = share(
+        0.2, "without a budget: at most this share of the context (released: 0.2)"
     )
-    count: str = option(
-        "mean",
+    count: str = choice(
+        ("mean", "per_head"),
         "mean: every head fetches the mean of the heads' counts (released); per_head: its own",
-        choices=("mean", "per_head"),
     )
-    partial_frac: float = option(
-        0.3,
-        "share of skewed channels kept for speculation (paper 0.3, speed code 0.2)",
-        above=0,
-        high=1,
+    partial_frac: float = share(
+        0.3, "share of skewed channels kept for speculation (paper 0.3, speed code 0.2)"
     )
-    channels: str = option(
-        "paper",
+    channels: str = choice(
+        ("paper", "speed", "accuracy"),
         "which channels: paper: largest sum of |Q| and |K| over the prompt; speed: of |Q| alone; "
         "accuracy: union of both rankings on the calibration text",
-        choices=("paper", "speed", "accuracy"),
     )
-    scope: str = option(
-        "kv_head",
+    scope: str = choice(
+        ("kv_head", "query_head"),
         "kv_head: one set per KV head, by its query heads' best gap to their own maximum (ours: "
         "the released code knows no GQA); query_head: one per query head",
-        choices=("kv_head", "query_head"),
     )
-    dense_layers: tuple[int, ...] = option(
-        (0, 1),
-        "layers that fetch everything (released; layer 0 cannot be predicted)",
-        low=0,
-        may_be_empty=True,
+    dense_layers: tuple[int, ...] = layer_list(
+        (0, 1), "layers that fetch everything (released; layer 0 cannot be predicted)"
     )
-    placement: str = option(
-        "cpu",
-        "where keys and values live (paper: cpu); gpu: speculation only",
-        choices=("cpu", "gpu"),
+    placement: str = choice(
+        ("cpu", "gpu"), "where keys and values live (paper: cpu); gpu: speculation only"
     )
     prefetch: bool = option(True, "fetch a layer while the one before it computes")
-    pool_frac: float = option(
-        1.0, "capacity of the KV pool as a share of prompt and answer", above=0, high=1
-    )
-    pool_policy: str = option(
-        "counter",
+    pool_frac: float = share(1.0, "capacity of the KV pool as a share of prompt and answer")
+    pool_policy: str = choice(
+        ("counter", "lru", "fifo"),
         "victim of a full pool: fewest fetches, least recently fetched, or oldest",
-        choices=("counter", "lru", "fifo"),
     )
     calibration_dir: str = option("data/calibration", "folder of the files of scripts/calibrate.py")
 
@@ -78,13 +64,11 @@ def fetched_tokens(
     A budget replaces ``alpha`` and ``cap_frac`` and is fetched in full.
     """
     counts = []
-    for pad in shape.pad_tokens:
-        context = shape.prompt_tokens - pad
-        if budget is None:
+    for context, total in row_budgets(shape, budget):
+        if total is None:
             counts.append(max(1, round(config.cap_frac * context)))
-            continue
-        total = budget.tokens(context, shape.kv_bytes_per_token)
-        counts.append(max(1, total - 1) if total < context else shape.max_tokens)
+        else:
+            counts.append(max(1, total - 1) if total < context else shape.max_tokens)
     return tuple(counts)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from retrobench.core.budget import Budget
 from retrobench.core.shapes import KVShape
-from retrobench.core.spec import option
+from retrobench.core.spec import layer_list, option
 from retrobench.engine.attention.index import retrieved_tokens
 from retrobench.memory.placement import PlacementConfig
 
@@ -23,12 +23,10 @@ class MagicPigConfig(PlacementConfig):
     local_tokens: int = option(
         64, "last tokens of the prompt, always attended, as generated ones are (released)", low=0
     )
-    dense_layers: tuple[int, ...] | None = option(
+    dense_layers: tuple[int, ...] | None = layer_list(
         None,
         "layers that attend everything; null: the first and the middle one (released: 0 and 16 "
         "of 32); []: none",
-        low=0,
-        may_be_empty=True,
     )
     seed: int = option(0, "seed of the hash functions", low=0)
 

@@ -42,7 +42,7 @@ class HashTables(Index):
         sparse = [layer for layer in shape.layers if layer not in dense]
         self.slot = {layer: i for i, layer in enumerate(sparse)}
         static = config.sink_tokens + config.local_tokens
-        self.free = [max(0, shape.prompt_tokens - pad - static) for pad in shape.pad_tokens]
+        self.free = [max(0, context - static) for context in shape.contexts]
         head, device = (len(sparse), shape.batch, shape.num_kv_heads), shape.device
         tokens, buckets = max(self.free), 2**config.bits
         ints = {"dtype": torch.int32, "device": device}

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from retrobench.core.budget import Budget
+from retrobench.core.budget import Budget, row_budgets
 from retrobench.core.shapes import KVShape
-from retrobench.core.spec import option
+from retrobench.core.spec import context_share, option, share
 from retrobench.memory.placement import POLICIES, PlacementConfig
 
 
@@ -12,14 +12,11 @@ from retrobench.memory.placement import POLICIES, PlacementConfig
 class PQCacheConfig(PlacementConfig):
     """Defaults of the paper (arXiv 2407.12820) and of HugoZHL/PQCache 0b74e12."""
 
-    kept_frac: float = option(
-        0.1,
-        "share of the context attended beside the sinks (released scripts: 0.1)",
-        above=0,
-        high=1,
+    kept_frac: float = context_share(
+        0.1, "share of the context attended beside the sinks (released scripts: 0.1)"
     )
-    recent_frac: float = option(
-        0.5, "share of that in the recent window; the rest is retrieved (released)", above=0, high=1
+    recent_frac: float = share(
+        0.5, "share of that in the recent window; the rest is retrieved (released)"
     )
     sink_tokens: int = option(32, "first tokens, always attended (released)", low=0)
     subvectors: int = option(
@@ -35,11 +32,8 @@ class PQCacheConfig(PlacementConfig):
     eviction: str = option(
         "lfu", "which block leaves the cache (released: lfu; others are ours)", choices=POLICIES
     )
-    cache_frac: float = option(
-        0.125,
-        "share of the KV cache that the block cache holds (released: 4096 tokens)",
-        above=0,
-        high=1,
+    cache_frac: float = share(
+        0.125, "share of the KV cache that the block cache holds (released: 4096 tokens)"
     )
 
     def part_dim(self, head_dim: int) -> int:
@@ -54,19 +48,12 @@ class PQCacheConfig(PlacementConfig):
 
 def zones(config: PQCacheConfig, shape: KVShape, budget: Budget | None) -> list[tuple[int, int]]:
     """(recent, retrieved) tokens of each row, beside the sinks; fixed by the prompt's length."""
-    found = []
-    for pad in shape.pad_tokens:
-        context, sinks = shape.prompt_tokens - pad, config.sink_tokens
-        if budget is None:
+    found, sinks = [], config.sink_tokens
+    why = f"the first {sinks} are always attended (method.sink_tokens)"
+    for context, total in row_budgets(shape, budget, sinks, why):
+        if total is None:
             rest = max(1, round(config.kept_frac * (context - sinks)))
         else:
-            total = budget.tokens(context, shape.kv_bytes_per_token)
-            if total <= sinks and total < context:
-                raise ValueError(
-                    f"budget: {budget} is {total} tokens of a context of {context}, but the first "
-                    f"{sinks} are always attended (method.sink_tokens); raise the budget or lower "
-                    "them"
-                )
             rest = total - sinks if total < context else 2 * shape.max_tokens
         recent = max(1, round(config.recent_frac * rest))
         found.append((recent, rest - recent))

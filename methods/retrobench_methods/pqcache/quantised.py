@@ -23,12 +23,11 @@ class QuantisedKeys(Index):
 
     def __init__(self, config: PQCacheConfig, shape: KVShape, budget: Budget | None) -> None:
         super().__init__(config, shape, budget)
-        self.slot = {layer: i for i, layer in enumerate(shape.layers)}
         self.lengths = [0] * len(shape.layers)
         self.zones = zones(config, shape, budget)
         self.trained = [  # prompt tokens between sinks and window
-            max(0, shape.prompt_tokens - pad - config.sink_tokens - recent)
-            for pad, (recent, _) in zip(shape.pad_tokens, self.zones, strict=True)
+            max(0, context - config.sink_tokens - recent)
+            for context, (recent, _) in zip(shape.contexts, self.zones, strict=True)
         ]
         self.clusters = [max(1, min(2**config.bits, tokens)) for tokens in self.trained]
         parts, dim = config.subvectors, config.part_dim(shape.head_dim)

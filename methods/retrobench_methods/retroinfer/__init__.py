@@ -71,7 +71,7 @@ class RetroInfer(SelectiveMethod):
 
     def build(self, layer: int, prompt: PromptLayer) -> None:
         """Cluster every row of a layer and arrange it in cluster order."""
-        i = self.index.number[layer]
+        i = self.index.slot[layer]
         self.prepared.forget(i)
         self.store.load(layer, prompt)
         self.store.static = self.index.static = self.static
@@ -120,7 +120,7 @@ class RetroInfer(SelectiveMethod):
         self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs
     ) -> Tensor:
         """Append, select, attend: in one prepared call where nothing else is asked for."""
-        i = self.index.number[layer]
+        i = self.index.slot[layer]
         if not self.prepared.fits(i, self.probe):
             return super().decode(layer, q_BHTD, k_BGTD, v_BGTD, args)
         tell = self.probe.counting
@@ -148,7 +148,7 @@ class RetroInfer(SelectiveMethod):
                 part = attend(*exact, cache=table, **more)
         out_BHD = merge_all(part, spans.partials).to(q_BHD.dtype)
         if self.index.bound is not None:
-            self.index.bound.note_output(self.index.number[layer], out_BHD)
+            self.index.bound.note_output(self.index.slot[layer], out_BHD)
         return out_BHD
 
     def _attend_and_admit(
@@ -178,7 +178,7 @@ class RetroInfer(SelectiveMethod):
                 cache.admit(layer, pool.k_BGSD, pool.v_BGSD)
             if self.config.prefetch_frac:
                 assert self.filler is not None
-                retrieved = max(self.index.retrieved[self.index.number[layer]])
+                retrieved = max(self.index.retrieved[self.index.slot[layer]])
                 count = math.ceil(self.config.prefetch_frac * retrieved)
                 self.filler.prefetch(layer, spans, pool, count, self.config.weigh_sizes)
         return part
@@ -195,7 +195,7 @@ class RetroInfer(SelectiveMethod):
     ) -> None:
         """Also what estimates stand for, and what choosing has read."""
         assert isinstance(selection, ClusterSelection)
-        i = self.index.number[layer]
+        i = self.index.slot[layer]
         index_bytes = self.index.index_bytes(i, selection)
         if self.index.reads_steady:  # its keys are read once more
             steady = self.store.count_LB[i].sum() * self.shape.num_kv_heads

@@ -7,7 +7,7 @@ import torch
 
 from retrobench.core.budget import Budget
 from retrobench.core.shapes import KVShape
-from retrobench.core.spec import option
+from retrobench.core.spec import choice, context_share, option
 from retrobench.memory.codec import CODECS
 from retrobench.memory.placement import PLACEMENTS, PlacementConfig, ResolvedPlacement
 
@@ -24,32 +24,23 @@ class RetroInferConfig(PlacementConfig):
     tokens_per_cluster: int = option(16, "mean cluster size", low=1, high=4096)
     segment_tokens: int = option(8192, "k-means runs inside segments of this many tokens", low=64)
     kmeans_iterations: int = option(10, "assignments, the last one included", low=1, high=100)
-    final_assign: str = option(
-        "global",
+    final_assign: str = choice(
+        ("global", "segment"),
         "last assignment over all centroids (released code) or within the segment (paper text)",
-        choices=("global", "segment"),
     )
-    kmeans_init: str = option(
-        "unit",
+    kmeans_init: str = choice(
+        ("unit", "raw"),
         "first centroids: unit, normalised keys that span each segment; raw, keys as they are at "
         "the middles of equal stretches (released code)",
-        choices=("unit", "raw"),
         added=True,
     )
-    segment_edges: str = option(
-        "even",
+    segment_edges: str = choice(
+        ("even", "floor"),
         "even: near-equal segments that cover all tokens; floor: equal ones, rounded down, whose "
         "rest joins in the last assignment (released code)",
-        choices=("even", "floor"),
         added=True,
     )
-    retrieval_frac: float = option(
-        0.018,
-        "share of clusters attended exactly",
-        above=0,
-        high=1,
-        hint="for a token count use budget=...tok",
-    )
+    retrieval_frac: float = context_share(0.018, "share of clusters attended exactly")
     estimation_frac: float = option(
         0.232, "share of clusters attended through their centroid", low=0, high=1
     )
@@ -223,8 +214,7 @@ def capacity(config: RetroInferConfig, shape: KVShape) -> int:
     segment than the lengths say, because a plan does not know the length of a question.
     """
     largest, steady = 0, config.sink_tokens + config.local_tokens
-    for pad in shape.pad_tokens:
-        context = shape.prompt_tokens - pad
+    for pad, context in zip(shape.pad_tokens, shape.contexts, strict=True):
         clusters, _ = num_clusters(config, context)
         indexed = num_indexed(config, context - shape.tail_tokens)
         later = shape.max_tokens - pad - indexed - steady

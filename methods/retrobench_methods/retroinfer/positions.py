@@ -35,7 +35,7 @@ class Positions:
         view: SpanView,
     ) -> None:
         """Tell the probe which tokens are attended exactly and which through which estimate."""
-        i, pool = index.number[layer], view.pool
+        i, pool = index.slot[layer], view.pool
         steady = self._steady(i)
         if not selection.chosen_BGN.shape[-1]:
             return probe.selected(layer, steady)

@@ -81,11 +81,11 @@ class QueryIndex(WaveIndex):
     def learn(self, layer: int, prompt: PromptLayer) -> None:
         """Look at a layer of the prompt before it is clustered."""
         assert prompt.q_BHWD is not None
-        self.scale[self.number[layer]] = prompt.args.scale
+        self.scale[self.slot[layer]] = prompt.args.scale
         for row, pad in enumerate(self.shape.pad_tokens):
             tokens = prompt.k_BGSD[row, :, pad:], prompt.v_BGSD[row, :, pad:]
             seen = min(prompt.q_BHWD.shape[2], tokens[0].shape[1])
-            self.space.learn(self.number[layer], row, *tokens, prompt.q_BHWD[row, :, -seen:])
+            self.space.learn(self.slot[layer], row, *tokens, prompt.q_BHWD[row, :, -seen:])
 
     def cluster(
         self, i: int, row: int, k_GSD: Tensor, v_GSD: Tensor, clusters: int, segments: int

@@ -35,11 +35,8 @@ class WaveIndex(Index):
     ) -> None:
         super().__init__(config, shape, budget)
         self.page_tokens, self.static = page_tokens, False
-        self.top_p = None if budget is None else budget.top_p
-        self.number = {layer: i for i, layer in enumerate(shape.layers)}
         self.sizes = [
-            sizes(config, shape.prompt_tokens - pad, budget, shape.kv_bytes_per_token)
-            for pad in shape.pad_tokens
+            sizes(config, context, budget, shape.kv_bytes_per_token) for context in shape.contexts
         ]
         self.capacity = capacity(config, shape)
         rows = (len(shape.layers), shape.batch)
@@ -89,7 +86,7 @@ class WaveIndex(Index):
         self, layer: int, q_BHTD: Tensor, store: WaveBuffer, args: AttentionArgs
     ) -> ClusterSelection:
         """Clusters to retrieve and to estimate, and what the options add to the estimate."""
-        i, q_BHD = self.number[layer], q_BHTD[:, :, 0].contiguous()
+        i, q_BHD = self.slot[layer], q_BHTD[:, :, 0].contiguous()
         retrieved, estimated, logit = self._rank(i, q_BHD, args)
         estimation, partials = None, ()
         if retrieved.shape[-1]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from retrobench.core.budget import Budget
 from retrobench.core.shapes import KVShape
-from retrobench.core.spec import option
+from retrobench.core.spec import context_share, option
 from retrobench.memory.placement import PLACEMENTS, host_place
 
 OUTLIERS_PER_CHUNK = 24 * 8 / 1024  # outlier chunks per selected chunk (released)
@@ -18,12 +18,8 @@ class ShadowKVConfig:
         160, "rank of the keys before their rotation, all KV heads together (paper)", low=1
     )
     chunk_tokens: int = option(8, "tokens of a chunk, which one landmark stands for (paper)", low=1)
-    retrieval_frac: float = option(
-        0.0156,
-        "without a budget: share of the context in selected chunks (paper: 1.56%)",
-        above=0,
-        high=1,
-        hint="for a token count use budget=...tok",
+    retrieval_frac: float = context_share(
+        0.0156, "without a budget: share of the context in selected chunks (paper: 1.56%)"
     )
     outlier_chunks: int | None = option(
         None,
@@ -67,7 +63,7 @@ class Zones:
 
 def zones(config: ShadowKVConfig, shape: KVShape, budget: Budget | None) -> list[Zones]:
     """Of each row; ValueError for a budget that outliers and tail use up."""
-    return [_zones(config, shape, budget, shape.prompt_tokens - pad) for pad in shape.pad_tokens]
+    return [_zones(config, shape, budget, context) for context in shape.contexts]
 
 
 def _zones(config: ShadowKVConfig, shape: KVShape, budget: Budget | None, context: int) -> Zones:

@@ -19,7 +19,6 @@ class Landmarks(Index):
     def __init__(self, config: ShadowKVConfig, shape: KVShape, budget: Budget | None) -> None:
         super().__init__(config, shape, budget)
         self.zones = zones(config, shape, budget)
-        self.slot = {layer: i for i, layer in enumerate(shape.layers)}
         head, device = (len(shape.layers), shape.batch, shape.num_kv_heads), shape.device
         chunks = max(zone.chunks for zone in self.zones)
         dtype = getattr(torch, shape.dtype)

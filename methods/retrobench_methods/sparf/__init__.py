@@ -38,7 +38,6 @@ class ChannelIndex(ScoringIndex):
     def __init__(self, config: SparfConfig, shape: KVShape, budget: Budget | None) -> None:
         super().__init__(config, shape, budget)
         self.channels = config.num_channels(shape.head_dim)
-        self.slot = {layer: i for i, layer in enumerate(shape.layers)}
         self.lengths = [0] * len(shape.layers)
         head = (len(shape.layers), shape.batch, shape.num_kv_heads, shape.head_dim)
         dtype, device = getattr(torch, shape.dtype), shape.device

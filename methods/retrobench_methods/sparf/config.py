@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from retrobench.core.spec import option
+from retrobench.core.spec import choice, option
 from retrobench.memory.placement import PlacementConfig
 
 
@@ -27,11 +27,10 @@ class SparfConfig(PlacementConfig):
     flash: bool = option(
         False, "also count the flash pages that a step would touch on InstInfer's drive"
     )
-    flash_channels: str = option(
-        "auto",
+    flash_channels: str = choice(
+        ("auto", "2", "4", "8"),
         "channels that share a page of the channel-wise copy of the keys; auto: the fewest whose "
         "page a prompt fills (paper: chosen by the prompt's length)",
-        choices=("auto", "2", "4", "8"),
     )
 
     def __post_init__(self) -> None:

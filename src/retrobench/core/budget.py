@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Self
@@ -106,8 +106,7 @@ class Budget:
         weight = weight_LG or [[1.0] * groups] * layers
         flat = [w for row in weight for w in row]
         found = []
-        for pad in shape.pad_tokens:
-            context = shape.prompt_tokens - pad
+        for context in shape.contexts:
             total = self.tokens(context, shape.kv_bytes_per_token) * layers * groups
             found.append(shares_of(total, flat, context))
         return [
@@ -128,6 +127,24 @@ class Budget:
         if "e" not in short and float(short) * _SCALE["mib"] == self.value:
             return f"{short}MiB"
         return f"{_plain(exact)}B"
+
+
+def row_budgets(
+    shape: KVShape, budget: Budget | None, always: int = 0, why: str = ""
+) -> Iterator[tuple[int, int | None]]:
+    """Of each row its context, and its tokens in a budget (None without one).
+
+    ValueError for a budget that leaves nothing beside the ``always`` attended tokens; ``why`` says
+    of which options they come.
+    """
+    for context in shape.contexts:
+        total = None if budget is None else budget.tokens(context, shape.kv_bytes_per_token)
+        if total is not None and total <= always and total < context:
+            raise ValueError(
+                f"budget: {budget} is {total} tokens of a context of {context}, but {why}; raise "
+                "the budget or shrink what is always attended"
+            )
+        yield context, total
 
 
 def _share(percent: str) -> float:

@@ -55,6 +55,11 @@ class KVShape:
         return len(self.pad_tokens)
 
     @property
+    def contexts(self) -> tuple[int, ...]:
+        """Tokens of each row's prompt, without padding."""
+        return tuple(self.prompt_tokens - pad for pad in self.pad_tokens)
+
+    @property
     def group(self) -> int:
         """Query heads per KV head."""
         return self.num_heads // self.num_kv_heads

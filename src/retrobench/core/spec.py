@@ -58,6 +58,27 @@ def option(
     return dataclasses.field(default=default, metadata=meta)
 
 
+def choice(choices: Iterable[Any], help: str, **more: Any) -> Any:
+    """An ``option`` with a few values; the first one is the default."""
+    choices = tuple(choices)
+    return option(choices[0], help, choices=choices, **more)
+
+
+def share(default: float, help: str, **more: Any) -> Any:
+    """An ``option`` that is a share of something: above 0, at most 1."""
+    return option(default, help, above=0, high=1, **more)
+
+
+def context_share(default: float, help: str) -> Any:
+    """A ``share`` of the context that ``budget`` replaces, where one is given."""
+    return share(default, help, hint="for a token count use budget=...tok")
+
+
+def layer_list(default: tuple[int, ...] | None, help: str) -> Any:
+    """An ``option`` that lists layers of the model, perhaps none."""
+    return option(default, help, low=0, may_be_empty=True)
+
+
 def preset(base: type[T], name: str, **defaults: Any) -> type[T]:
     """The options dataclass ``base`` with other defaults, as a dataclass of its own."""
     fields = {f.name: f for f in dataclasses.fields(base)}  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 import datetime
 from dataclasses import dataclass
 
-from retrobench.core.spec import option
+from retrobench.core.spec import choice, option
 
 _MADE = ("id", "revision", "weights", "config_json", "tokenizer", "device_map", "rope_scaling")
 _UNUSED = {  # options that say nothing about models of a source
@@ -20,24 +20,19 @@ class ModelConfig:
     """Options of ``model.*``."""
 
     name: str = option("", "name shown in rows and tables")
-    source: str = option(
-        "hf",
+    source: str = choice(
+        ("hf", "local", "fetched", "constructed", "trace"),
         "where weights come from; fetched: `retrobench fetch`",
-        choices=("hf", "local", "fetched", "constructed", "trace"),
     )
     id: str = option(
         "", "Hugging Face id, e.g. meta-llama/Llama-3.1-8B-Instruct; name of a fetched model"
     )
     revision: str = option("main", "branch, tag or commit of the id")
     path: str = option("", "folder of a local checkpoint, a GGUF file, or folder of a trace")
-    weights: str = option(
-        "pretrained", "random: build from the config alone", choices=("pretrained", "random")
-    )
+    weights: str = choice(("pretrained", "random"), "random: build from the config alone")
     config_json: str = option("", "architecture for random weights, as JSON (needs no download)")
     tokenizer: str = option("", "tokenizer folder or id; empty: the model's own")
-    dtype: str = option(
-        "auto", "weights and KV cache", choices=("auto", "float32", "float16", "bfloat16")
-    )
+    dtype: str = choice(("auto", "float32", "float16", "bfloat16"), "weights and KV cache")
     device: str = option("auto", "auto, cpu, cuda, cuda:0 ...")
     device_map: str = option("", "accelerate's device map, e.g. auto, for several GPUs")
     chat: bool = option(True, "use the tokenizer's chat template where it has one")
@@ -45,11 +40,10 @@ class ModelConfig:
     chat_date: str = option(
         "2024-07-26", "the day that a chat template with a date shows, YYYY-MM-DD"
     )
-    thinking: str = option(
-        "auto",
+    thinking: str = choice(
+        ("auto", "off", "strip"),
         "think blocks. auto: as the chat template has it; off: ask it for none "
         "(enable_thinking=false); strip: think, and score what comes after",
-        choices=("auto", "off", "strip"),
     )
     trust_remote_code: bool = option(False, "run code from the model's repository")
     rope_scaling: str = option("", "rope parameters as JSON, over those of the config (YaRN ...)")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
-from retrobench.core.spec import option
+from retrobench.core.spec import option, share
 from retrobench.memory.page_table import POLICIES
 from retrobench.memory.pinned import page_locked
 
@@ -33,9 +33,7 @@ class PlacementConfig:
         "auto: device where the model is on a GPU and its KV is not, else none",
         choices=MANAGERS,
     )
-    cache_frac: float = option(
-        0.05, "share of the KV cache that the block cache holds", above=0, high=1
-    )
+    cache_frac: float = share(0.05, "share of the KV cache that the block cache holds")
     page_tokens: int = option(8, "tokens per page, the unit of the block cache", low=1, high=256)
     eviction: str = option(
         "lru", "which page leaves the block cache (fifo and lfu: cache=host only)", choices=POLICIES

@@ -8,7 +8,7 @@ from typing import Any
 from retrobench.core.budget import Budget
 from retrobench.core.method import Method, Needs
 from retrobench.core.registry import method_class, method_names
-from retrobench.core.spec import option, parse, to_plain, unknown
+from retrobench.core.spec import choice, layer_list, option, parse, share, to_plain, unknown
 from retrobench.core.task import Task
 from retrobench.engine.loader import ModelConfig
 from retrobench.engine.sparse_prefill import PrefillConfig
@@ -24,14 +24,13 @@ class EngineConfig:
     batch: int = option(1, "prompts per session (left-padded)", low=1, high=65536)
     chunk_tokens: int = option(4096, "prefill in pieces of this many tokens", low=1)
     temperature: float = option(0.0, "0: greedy", low=0)
-    top_p: float = option(1.0, "nucleus sampling", above=0, high=1)
+    top_p: float = share(1.0, "nucleus sampling")
     top_k: int = option(0, "sample among so many tokens, before top_p; 0: all", low=0, added=True)
     seed: int = option(0, "seed of sampling", low=0)
-    prefill_share: str = option(
-        "auto",
+    prefill_share: str = choice(
+        ("auto", "off"),
         "auto: cells of a sweep that start from the same prompts share one prefill, if memory "
         "allows; off: each cell prefills for itself",
-        choices=("auto", "off"),
     )
     prefill_cache_gib: float = option(
         0.0, "keep prefilled prompts on disk, up to this size; 0: none", low=0
@@ -43,14 +42,13 @@ class EngineConfig:
         "session alone uses the prompt)",
         added=True,
     )
-    executor: str = option(
-        "auto",
+    executor: str = choice(
+        ("auto", "eager", "graph"),
         "who runs a decode step: eager, the model's forward; graph, one CUDA graph of it (greedy); "
         "auto: a graph on a GPU where the method allows it",
-        choices=("auto", "eager", "graph"),
     )
-    dense_layers: tuple[int, ...] = option(
-        (), "layers left to full attention with any method, e.g. [0,1]", low=0
+    dense_layers: tuple[int, ...] = layer_list(
+        (), "layers left to full attention with any method, e.g. [0,1]"
     )
 
     @property
@@ -68,11 +66,10 @@ class EngineConfig:
 class ProtocolConfig:
     """Options of ``protocol.*``: which prompt tokens go through the method's decode path."""
 
-    name: str = option(
-        "query_aware",
+    name: str = choice(
+        ("query_aware", "query_agnostic", "decode_tail", "multi_turn"),
         "query_aware: none; query_agnostic: the question; decode_tail: the last tail_tokens; "
         "multi_turn: the question, its answer, and so on for further questions on the context",
-        choices=("query_aware", "query_agnostic", "decode_tail", "multi_turn"),
     )
     tail_tokens: int = option(32, "tokens of decode_tail", low=1)
     turns: int = option(
@@ -90,11 +87,10 @@ class ProtocolConfig:
 class MeasureConfig:
     """Options of ``measure.*``."""
 
-    name: str = option(
-        "score",
+    name: str = choice(
+        ("score", "latency", "fidelity", "replay", "search"),
         "score; latency also times spans; fidelity compares with exact attention; replay simulates "
         "a queue (task=serve); search compares a method's search of keys with the true best keys",
-        choices=("score", "latency", "fidelity", "replay", "search"),
     )
     score: bool = option(
         False, "fidelity: also answer freely and score (measure=score,fidelity says the same)"

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import product
 
 from retrobench.core.cell import digest
-from retrobench.core.spec import option
+from retrobench.core.spec import choice, option
 from retrobench.core.task import Prompt, Sample
 from retrobench.tasks.fitting.parts import PromptFactory, SampleGroup
 from retrobench.tasks.generated import GeneratedTask, SamplingConfig
@@ -47,10 +47,9 @@ class NiahConfig(SamplingConfig):
     """Options of ``task=niah``."""
 
     depths: int = option(5, "depths between 0 and 100 percent, evenly spaced", low=1, high=101)
-    needle: str = option(
-        "ruler",
+    needle: str = choice(
+        ("ruler", "sandwich", "city"),
         "ruler: RULER's niah_single_2 texts; sandwich: the original; city: MInference's numbers",
-        choices=("ruler", "sandwich", "city"),
     )
     num_needles: int = option(
         1, "needle=ruler: values of one key; the first at the depth, the rest evenly below", low=1

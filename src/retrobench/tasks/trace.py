@@ -6,7 +6,7 @@ from pathlib import Path
 
 from retrobench.core import traces
 from retrobench.core.paths import check_output
-from retrobench.core.spec import option
+from retrobench.core.spec import choice, option
 from retrobench.core.task import Prompt, Sample, Task
 from retrobench.tasks.ruler import RulerTask
 
@@ -29,10 +29,9 @@ class TraceConfig:
     layers: tuple[int, ...] = option(
         (), "layers recorded, e.g. [4,14]; none: all with full attention", low=0, added=True
     )
-    dtype: str = option(
-        "auto",
+    dtype: str = choice(
+        ("auto", "float32", "float16", "bfloat16"),
         "of what is recorded; auto: the model's",
-        choices=("auto", "float32", "float16", "bfloat16"),
         added=True,
     )
 

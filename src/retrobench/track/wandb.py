@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from retrobench.core.secrets import redact
-from retrobench.core.spec import option
+from retrobench.core.spec import choice, option
 from retrobench.store.row_file import read_rows
 
 _COLUMNS = ("sample", "task", "length", "status", "score", "prediction", "references")
@@ -21,10 +21,9 @@ class WandbConfig:
     project: str = option("retrobench", "W&B project")
     entity: str = option("", "W&B team or user; empty: the default one")
     group: str = option("", "group of the run; empty: the sweep, or the benchmark")
-    mode: str = option(
-        "auto",
+    mode: str = choice(
+        ("auto", "online", "offline", "disabled"),
         "auto: online with a key, else offline (sync later with `wandb sync`)",
-        choices=("auto", "online", "offline", "disabled"),
     )
     dir: str = option("results", "folder that holds the wandb/ files")
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from retrobench.core.budget import Budget
+from retrobench.core.budget import Budget, row_budgets
 from retrobench.core.method import AttentionArgs, PromptLayer
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.core.spec import option
@@ -39,20 +39,11 @@ def kept_tokens(
     Tokens that come later are kept beside them. ValueError for a budget that has no room for more
     than the last tokens that are ``always`` kept; ``named`` is their option.
     """
-    counts = []
-    for pad in shape.pad_tokens:
-        context = shape.prompt_tokens - pad
-        total = config.capacity_tokens
-        if budget is not None:
-            total = budget.tokens(context, shape.kv_bytes_per_token)
-            if total <= always and total < context:
-                raise ValueError(
-                    f"budget: {budget} is {total} tokens of a context of {context}, but the window "
-                    f"at its end alone takes {always} ({named}); raise the budget or shrink the "
-                    "window"
-                )
-        counts.append(min(total, context))
-    return tuple(counts)
+    why = f"the window at its end alone takes {always} ({named})"
+    return tuple(
+        min(context, config.capacity_tokens if total is None else total)
+        for context, total in row_budgets(shape, budget, always, why)
+    )
 
 
 class EvictingIndex(Index):

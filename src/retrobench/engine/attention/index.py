@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retrobench.core.budget import Budget
+from retrobench.core.budget import Budget, row_budgets
 from retrobench.core.method import AttentionArgs, PromptLayer
 from retrobench.core.shapes import Footprint, KVShape
-from retrobench.core.spec import option
+from retrobench.core.spec import context_share, option
 from retrobench.memory.placement import Holder
 from retrobench.memory.selection import Selection
 from retrobench.memory.store import KVStore
@@ -22,12 +22,8 @@ SINK_TOKENS, LOCAL_TOKENS = 4, 64  # RetroInfer's static zone (paper 5.1), share
 class StaticConfig:
     """Options of every selector: the always-kept zone and the share that is retrieved."""
 
-    retrieval_frac: float = option(
-        0.018,
-        "share of the context retrieved per step, beside the static zone",
-        above=0,
-        high=1,
-        hint="for a token count use budget=...tok",
+    retrieval_frac: float = context_share(
+        0.018, "share of the context retrieved per step, beside the static zone"
     )
     sink_tokens: int = option(SINK_TOKENS, "first tokens, always attended", low=0)
     local_tokens: int = option(LOCAL_TOKENS, "last tokens, always attended", low=1)
@@ -38,6 +34,8 @@ class Index(Holder):
 
     def __init__(self, config: Any, shape: KVShape, budget: Budget | None) -> None:
         self.config, self.shape, self.budget = config, shape, budget
+        self.top_p = None if budget is None else budget.top_p
+        self.slot = {layer: i for i, layer in enumerate(shape.layers)}
 
     @classmethod
     def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:
@@ -93,7 +91,6 @@ class ScoringIndex(Index):
     def __init__(self, config: Any, shape: KVShape, budget: Budget | None) -> None:
         super().__init__(config, shape, budget)
         self.retrieved = retrieved_tokens(config, shape, budget)
-        self.top_p = None if budget is None else budget.top_p
         self.zone = StaticZone(shape.pad_tokens, config.sink_tokens, config.local_tokens)
 
     def shared(self, weight_BGNS: Tensor) -> Tensor:
@@ -151,19 +148,12 @@ def retrieved_tokens(config: Any, shape: KVShape, budget: Budget | None) -> tupl
 
     A budget covers the static zone too (it is the number of exactly attended tokens).
     """
+    static = config.sink_tokens + config.local_tokens
+    why = f"the static zone alone takes {static} (method.sink_tokens + method.local_tokens)"
     counts = []
-    for pad in shape.pad_tokens:
-        context = shape.prompt_tokens - pad
-        if budget is None:
+    for context, total in row_budgets(shape, budget, static, why):
+        if total is None:
             counts.append(max(1, round(config.retrieval_frac * context)))
-            continue
-        total = budget.tokens(context, shape.kv_bytes_per_token)
-        static = config.sink_tokens + config.local_tokens
-        if total <= static and total < context:
-            raise ValueError(
-                f"budget: {budget} is {total} tokens of a context of {context}, but the static "
-                f"zone alone takes {static} (method.sink_tokens + method.local_tokens); "
-                "raise the budget or shrink the static zone"
-            )
-        counts.append(total - static if total < context else shape.max_tokens)
+        else:
+            counts.append(total - static if total < context else shape.max_tokens)
     return tuple(counts)

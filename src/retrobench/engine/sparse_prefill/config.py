@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from retrobench.core.spec import option
+from retrobench.core.spec import choice, option, share
 
 EXACT = "exact"
 _OWN = {  # options of a kind
@@ -16,19 +16,16 @@ _OWN = {  # options of a kind
 class PrefillConfig:
     """Options of ``prefill.*``. Defaults of the sparse kinds are those of their released code."""
 
-    name: str = option(
-        EXACT,
+    name: str = choice(
+        (EXACT, *_OWN),
         "exact: full attention over the whole prompt; xattention, minference: a block of queries "
         "attends to the keys that it is expected to need",
-        choices=(EXACT, *_OWN),
     )
     block_tokens: int = option(128, "xattention: queries and keys of a block", low=16, high=4096)
     stride: int = option(
         8, "xattention: every so many tokens of an antidiagonal are summed", low=1, high=128
     )
-    threshold: float = option(
-        0.9, "xattention: share of estimated mass that the chosen blocks hold", above=0, high=1
-    )
+    threshold: float = share(0.9, "xattention: share of estimated mass that the chosen blocks hold")
     vertical_tokens: int = option(
         1000, "minference: keys that all queries of a head attend to", low=0
     )

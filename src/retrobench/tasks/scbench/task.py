@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from retrobench.core.spec import option
+from retrobench.core.spec import choice, option
 from retrobench.core.task import Prompt, Sample
 from retrobench.tasks.record_files import BadRecord
 from retrobench.tasks.records import Prose, Record, RecordsTask, SizedRecordsConfig
@@ -25,12 +25,11 @@ class ScbenchConfig(SizedRecordsConfig):
     """Options of ``task=scbench``."""
 
     tasks: tuple[str, ...] = option(TASKS, "data sets", choices=TASKS)
-    earlier: str = option(
-        "reference",
+    earlier: str = choice(
+        ("reference", "own", "none"),
         "what a turn finds of the turns before: reference, their reference answers (official); "
         "own, the model's answers (official --disable_golden_context); none, nothing (official "
         "--same_context_different_query)",
-        choices=("reference", "own", "none"),
     )
     turns: int = option(5, "questions on a context, at most (as protocol.turns)", low=1, high=8)
     max_tokens: int = option(

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from retrobench.core.spec import option
+from retrobench.core.spec import choice, option, share
 
 KINDS = ("flat", "ivf", "keys", "roar")
 DEFAULT_BEAM = 128  # of a decode step
@@ -24,27 +24,24 @@ class SearchConfig:
         "roar: a graph of the neighbours that the prompt's queries have (RoarGraph)",
         choices=KINDS,
     )
-    scope: str = option(
-        "query_head",
+    scope: str = choice(
+        ("query_head", "kv_head"),
         "graphs: one for each query head (paper) or one per kv_head, trained by the queries of all "
         "its heads (ours)",
-        choices=("query_head", "kv_head"),
     )
     knn: int = option(64, "nearest keys of each training query (RoarGraph's N_q)", low=2)
     degree: int = option(16, "edges of a key, twice: projected and added (RoarGraph's M)", low=1)
     build_beam: int = option(32, "beam of the search that connects every key (L)", low=1)
-    key_space: str = option(
-        "queries",
+    key_space: str = choice(
+        ("queries", "raw"),
         "roar: where keys are compared with keys while the graph is built. raw: as they are "
         "(RoarGraph); queries: centred, weighted by how the prompt's queries vary, and of one "
         "length (ours)",
-        choices=("queries", "raw"),
     )
-    start: str = option(
-        "last",
+    start: str = choice(
+        ("last", "central"),
         "graphs: a search starts at the key nearest to the mean of all (central, RoarGraph), or "
         "also at what the head's last search found, the prompt's last query first (last, ours)",
-        choices=("last", "central"),
     )
     search_beam: int | None = option(
         None, "beam of a decode step's search; null: 128, or top_k where that is more", low=1
@@ -56,10 +53,9 @@ class SearchConfig:
     keys_per_list: int = option(
         256, "ivf: keys for each centroid (published code: 512 lists at 128K)", low=1
     )
-    probe_frac: float = option(
-        0.293, "ivf: share of the lists that are scanned (published code: 150 of 512)",
-        above=0, high=1,
-    )  # fmt: skip
+    probe_frac: float = share(
+        0.293, "ivf: share of the lists that are scanned (published code: 150 of 512)"
+    )
 
     def lists(self, num_keys: int) -> int:
         """Centroids over so many keys."""
