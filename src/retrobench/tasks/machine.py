@@ -15,7 +15,6 @@ from retrobench.tasks.speed import SHAPES, TimedTask
 CEILINGS = ("copy", "read", "launch")
 PINNED = ("pinned_engine", "pinned_kernel")
 KERNELS = ("cluster_select", "wave_attention", "wave_step", "dense_decode", "segmented_kmeans")
-DATA_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,32 +48,21 @@ class MachineTask(TimedTask):
     name = "machine"
     Config = MachineConfig
 
-    def fingerprint(self, prompt: Prompt) -> str:
-        """Version of the inputs."""
-        return f"machine-{DATA_VERSION}"
-
     def samples(self, prompt: Prompt) -> Iterator[Sample]:
         """Every case: ceilings once, pinned reads per pool, kernels per context and batch."""
         config = self.config
         for case in config.cases:
             if case in CEILINGS:
-                yield _sample(case, 0)
+                yield self.sample(case, case=case)
             elif case in PINNED:
                 for pool in config.pool_gib:
-                    yield _sample(f"{case}-{pool:g}GiB", 0, case=case, pool_gib=pool)
+                    yield self.sample(f"{case}-{pool:g}GiB", case=case, pool_gib=pool)
             else:
                 for context in config.context:
                     for batch in config.batch:
                         name = f"{case}-{context}x{batch}"
-                        yield _sample(name, context, case=case, batch=batch)
+                        yield self.sample(name, context, case=case, batch=batch)
 
     def model_identity(self) -> dict[str, Any] | None:
         """No model is involved."""
         return {"name": "machine"}
-
-
-def _sample(name: str, length: int, **meta: Any) -> Sample:
-    return Sample(
-        id=name, task="machine", context="", question="", references=(), max_new_tokens=1,
-        length=length, meta={"case": name, **meta},
-    )  # fmt: skip

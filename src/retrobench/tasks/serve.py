@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 
 from retrobench.core.cell import digest
-from retrobench.core.spec import option
+from retrobench.core.spec import choice, option, share
 from retrobench.core.task import Prompt, Sample
 from retrobench.serving import requests as drawn
 from retrobench.serving.dims import DIMS
 from retrobench.serving.requests import PRESETS, Request
 from retrobench.tasks.speed import TimedTask
 
-VERSION = 1  # of how requests are drawn
 LARGEST = "largest"  # the sample that looks for the largest rate
 
 
@@ -33,10 +32,9 @@ class ServeConfig:
         "hardware=measured)",
         choices=(*DIMS, "model"),
     )
-    arrivals: str = option(
-        "poisson",
+    arrivals: str = choice(
+        ("poisson", "gamma", "closed"),
         "poisson; gamma, with task.burstiness; closed: task.clients ask again when answered",
-        choices=("poisson", "gamma", "closed"),
     )
     rate: tuple[float, ...] = option(
         (0.5, 1.0, 2.0, 4.0), "requests per second; 0: as task.trace has them", low=0
@@ -78,9 +76,7 @@ class ServeConfig:
         0.2, "a good request's time per token after it (MLPerf Inference, Llama-2-70B, server)",
         above=0,
     )  # fmt: skip
-    good_share: float = option(
-        0.9, "share of good requests that defines the largest rate", above=0, high=1
-    )
+    good_share: float = share(0.9, "share of good requests that defines the largest rate")
     largest_rate: bool = option(True, "also look for the largest rate at which so many are good")
     seed: int = option(0, "of arrivals and lengths", low=0)
 
@@ -102,20 +98,22 @@ class ServeTask(TimedTask):
     def fingerprint(self, prompt: Prompt) -> str:
         """Version of the drawing, and the requests of a trace."""
         if not self.config.trace:
-            return f"serve-{VERSION}"
+            return super().fingerprint(prompt)
         trace = drawn.read_trace(Path(self.config.trace))
-        return digest([VERSION, [(r.arrival_s, r.input_tokens, r.output_tokens) for r in trace]])
+        return digest(
+            [self.version, [(r.arrival_s, r.input_tokens, r.output_tokens) for r in trace]]
+        )
 
     def samples(self, prompt: Prompt) -> Iterator[Sample]:
         """One for each rate (one of all for closed clients), and the largest rate."""
         config = self.config
         if config.arrivals == "closed":
-            yield _sample(f"closed-{config.clients}", {"clients": config.clients})
+            yield self.sample(f"closed-{config.clients}", clients=config.clients)
             return
         for rate in config.rate:
-            yield _sample(f"rate-{rate:g}", {"rate": rate})
+            yield self.sample(f"rate-{rate:g}", rate=rate)
         if config.largest_rate:
-            yield _sample(LARGEST, {"rate": None})
+            yield self.sample(LARGEST, rate=None)
 
     def model_identity(self) -> dict[str, Any] | None:
         """The shape in place of a model, unless the model itself is meant."""
@@ -147,10 +145,3 @@ def _check_lengths(asked: list[Request], max_context: int) -> None:
         raise ValueError(
             f"a request holds {longest} tokens, more than task.max_context={max_context}: raise it"
         )
-
-
-def _sample(name: str, meta: dict[str, Any]) -> Sample:
-    return Sample(
-        id=name, task="serve", context="", question="", references=(), max_new_tokens=1,
-        length=0, meta=meta,
-    )  # fmt: skip

@@ -6,7 +6,7 @@ them. A named shape needs no weights, because its keys and values are synthetic.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from retrobench.core.spec import option
 from retrobench.core.task import Prompt, Sample, Task
@@ -14,7 +14,6 @@ from retrobench.serving.dims import DIMS
 
 # attention geometry of public models: (query heads, KV heads, head dim)
 SHAPES = {name: (dims.heads, dims.kv_heads, dims.head_dim) for name, dims in DIMS.items()}
-DATA_VERSION = 1  # of the synthetic keys and values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +56,19 @@ class TimedTask(Task):
     """A task that is timed: nothing is answered."""
 
     measure = "latency"
+    version: ClassVar[int] = 1
+    """Of its inputs: raise it when they change."""
+
+    def fingerprint(self, prompt: Prompt) -> str:
+        """Version of the inputs."""
+        return f"{self.name}-{self.version}"
+
+    def sample(self, name: str, length: int = 0, new_tokens: int = 1, **meta: Any) -> Sample:
+        """A sample without a prompt."""
+        return Sample(
+            id=name, task=self.name, context="", question="", references=(),
+            max_new_tokens=new_tokens, length=length, meta=meta,
+        )  # fmt: skip
 
     def score(self, sample: Sample, text: str) -> float:
         """Raises NotImplementedError: there is no answer."""
@@ -69,24 +81,12 @@ class SpeedTask(TimedTask):
     name = "speed"
     Config = SpeedConfig
 
-    def fingerprint(self, prompt: Prompt) -> str:
-        """Version of the synthetic data."""
-        return f"speed-{DATA_VERSION}"
-
     def samples(self, prompt: Prompt) -> Iterator[Sample]:
         """One sample for every context and batch size."""
         for context in self.config.context:
             for batch in self.config.batch:
-                yield Sample(
-                    id=f"speed-{context}x{batch}",
-                    task="speed",
-                    context="",
-                    question="",
-                    references=(),
-                    max_new_tokens=self.config.warmup + self.config.steps,
-                    length=context,
-                    meta={"batch": batch, "shape": self.config.shape},
-                )
+                name, steps = f"speed-{context}x{batch}", self.config.warmup + self.config.steps
+                yield self.sample(name, context, steps, batch=batch, shape=self.config.shape)
 
     def model_identity(self) -> dict[str, Any] | None:
         """The shape in place of a model, unless the model itself is timed."""
