@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from retrobench.core.paths import regular
 
@@ -87,6 +87,14 @@ def text_field(raw: Mapping[str, Any], name: str) -> str:
     return raw[name]
 
 
+def four_options(raw: Mapping[str, Any]) -> list[str]:
+    """A record's ``options``, the texts of a multiple choice."""
+    options = raw.get("options")
+    if not is_text_list(options) or len(options) != 4:
+        raise ValueError("'options' must be a list of four strings")
+    return options
+
+
 def some_text(value: Any, what: str) -> str:
     """A value that must be text with a word in it."""
     if not isinstance(value, str) or not value.strip():
@@ -94,6 +102,6 @@ def some_text(value: Any, what: str) -> str:
     return value
 
 
-def is_text_list(value: Any) -> bool:
+def is_text_list(value: Any) -> TypeGuard[list[str]]:
     """Whether a value is a list of strings only."""
     return isinstance(value, list) and all(isinstance(item, str) for item in value)

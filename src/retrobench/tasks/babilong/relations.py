@@ -62,24 +62,27 @@ def colours(rng: random.Random) -> World:
     return facts, f"What color is {names[4]}?", colour[kinds[4]]
 
 
+def _yes_or_no(rng: random.Random, facts: list[str], true: str, false: str) -> World:
+    """The facts in some order, and one of two questions."""
+    rng.shuffle(facts)
+    question, answer = (true, "yes") if rng.random() < 0.5 else (false, "no")
+    return facts, question, answer
+
+
 def positions(rng: random.Random) -> World:
     """Whether a shape is above another, over a third (qa17)."""
     one, two, three = rng.sample(("triangle", "pink rectangle", "blue square", "red sphere"), 3)
     facts = [f"The {one} is above the {two}.", f"The {two} is above the {three}."]
-    rng.shuffle(facts)
-    if rng.random() < 0.5:
-        return facts, f"Is the {one} above the {three}?", "yes"
-    return facts, f"Is the {one} below the {three}?", "no"
+    true, false = f"Is the {one} above the {three}?", f"Is the {one} below the {three}?"
+    return _yes_or_no(rng, facts, true, false)
 
 
 def sizes(rng: random.Random) -> World:
     """Whether a thing fits into another (qa18)."""
     one, two, three = rng.sample(("box", "chest", "suitcase", "container", "chocolate"), 3)
     facts = [f"The {one} fits inside the {two}.", f"The {three} is bigger than the {two}."]
-    rng.shuffle(facts)
-    if rng.random() < 0.5:
-        return facts, f"Does the {one} fit in the {three}?", "yes"
-    return facts, f"Is the {one} bigger than the {three}?", "no"
+    true, false = f"Does the {one} fit in the {three}?", f"Is the {one} bigger than the {three}?"
+    return _yes_or_no(rng, facts, true, false)
 
 
 def paths(rng: random.Random) -> World:

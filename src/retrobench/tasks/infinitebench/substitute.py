@@ -5,17 +5,16 @@ substitute prose with the fact that is asked for.
 """
 
 import random
-import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from retrobench.tasks import substitute_texts
 from retrobench.tasks.records import Prose, Record
 
 _NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 _PEOPLE = ("ANNA", "BORIS", "CLARA", "DAVID", "EMMA", "FELIX")
 _CITIES = ("Arles", "Bergen", "Cadiz", "Delft", "Evora", "Ghent")
 _CITIES_ZH = ("青石镇", "白桥镇", "云口镇", "柳湾镇")
-_GOODS_ZH = ("茶叶", "丝绸", "瓷器", "木材")
 Make = Callable[[int, random.Random, Prose], Record]
 
 
@@ -47,17 +46,10 @@ def number_string(tokens: int, rng: random.Random, prose: Prose) -> Record:
 
 def kv_retrieval(tokens: int, rng: random.Random, prose: Prose) -> Record:
     """A JSON object of random keys and values."""
-    pairs: dict[str, str] = {}
-
-    def line() -> str:
-        key, value = (str(uuid.UUID(int=rng.getrandbits(128), version=4)) for _ in range(2))
-        pairs[key] = value
-        return f'"{key}": "{value}"'
-
-    lines = prose.filled(tokens, line, ", ")
+    pairs = substitute_texts.key_values(tokens, rng, prose)
     key = rng.choice(list(pairs))
     question = f'Key: "{key}"\nThe value associated with the specified key is: '
-    return _record(f"JSON data:\n{{{', '.join(lines)}}}", question, [pairs[key]])
+    return _record(f"JSON data:\n{substitute_texts.as_json(pairs)}", question, [pairs[key]])
 
 
 def _book(tokens: int, rng: random.Random, prose: Prose) -> tuple[str, str, str]:
@@ -89,15 +81,9 @@ def choice(tokens: int, rng: random.Random, prose: Prose) -> Record:
 
 def chinese(tokens: int, rng: random.Random, prose: Prose) -> Record:
     """A question on Chinese sentences."""
-    number = iter(range(1, 1_000_000))
-    goods: dict[str, str] = {}
-
-    def line() -> str:
-        town = f"{rng.choice(_CITIES_ZH)}第{next(number)}村"
-        goods[town] = rng.choice(_GOODS_ZH)
-        return f"{town}出产{goods[town]}，村里的人住在河边。"
-
-    text = "".join(prose.filled(tokens, line, ""))
+    text, goods = substitute_texts.chinese(
+        tokens, lambda number: f"{rng.choice(_CITIES_ZH)}第{number}村", rng, prose
+    )
     town = rng.choice(list(goods))
     return _record(text, f"{town}出产什么？", [goods[town]])
 

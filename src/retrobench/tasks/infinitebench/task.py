@@ -16,7 +16,7 @@ from typing import Any
 from retrobench.core.spec import option
 from retrobench.core.task import Prompt, Sample
 from retrobench.tasks.infinitebench.substitute import SUBSTITUTES
-from retrobench.tasks.local_files import text_field
+from retrobench.tasks.local_files import four_options, text_field
 from retrobench.tasks.records import Prose, Record, RecordsTask, SizedRecordsConfig
 from retrobench.tasks.scorers.infinitebench import TASKS, score
 
@@ -114,7 +114,8 @@ def _slots(task: str, raw: Record) -> dict[str, str]:
     question = text_field(raw, "input")
     slots = {"input": question, "question": question}
     if task in _CHOICES:
-        slots |= dict(zip((f"OPTION_{letter}" for letter in "ABCD"), _options(raw), strict=True))
+        listed = zip("ABCD", four_options(raw), strict=True)
+        slots |= {f"OPTION_{letter}": text for letter, text in listed}
     if task == "code_run":
         if not (call := _CALL.search(question)):
             raise ValueError("'input' names no call of func_N(M)")
@@ -125,13 +126,6 @@ def _slots(task: str, raw: Record) -> dict[str, str]:
         name = wanted.group().lower().removesuffix(" of")
         slots["prefix"] = f"What is {name} in the following list?"
     return slots
-
-
-def _options(raw: Record) -> Sequence[str]:
-    options = raw.get("options")
-    if not isinstance(options, list) or [type(text) for text in options] != [str] * 4:
-        raise ValueError("'options' must be a list of four strings")
-    return options
 
 
 def _references(task: str, raw: Record) -> tuple[str, ...]:
@@ -145,7 +139,7 @@ def _references(task: str, raw: Record) -> tuple[str, ...]:
         raise ValueError("'answer' must be text, or a list of at least one answer")
     texts = tuple(map(str, answers))
     if task in _CHOICES:
-        return _choice(texts, _options(raw))
+        return _choice(texts, four_options(raw))
     numbers = task == "code_run" or task.startswith("math")
     if numbers and not all(re.fullmatch(r"-?\d+(\.\d+)?", text) for text in texts):
         raise ValueError(f"'answer' must be a number, got {texts[0][:40]!r}")

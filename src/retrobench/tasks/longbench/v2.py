@@ -76,9 +76,8 @@ class LongBenchV2Task(Task):
 
     def _path(self) -> Path:
         folder = Path(self.data_root or "data") / "longbench_v2"
-        for name in ("data.jsonl", "data.json"):
-            if (folder / name).exists():
-                return folder / name
+        if found := record_files.find(folder, "data"):
+            return found[0]
         raise ValueError(f"LongBench v2's data.jsonl or data.json not found in {folder}: {_HINT}")
 
     def _sample(self, index: int, number: int, raw: Mapping[str, Any] | BadRecord) -> Sample | None:

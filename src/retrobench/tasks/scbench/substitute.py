@@ -2,33 +2,20 @@
 
 import random
 import string
-import uuid
 from collections.abc import Callable
 from typing import Any
 
+from retrobench.tasks import substitute_texts
 from retrobench.tasks.records import Prose, Record
 
 _CITIES = ("Arles", "Bergen", "Cadiz", "Delft", "Evora", "Ghent", "Hull", "Izmir")
 _PEOPLE = ("Anna", "Boris", "Clara", "David", "Emma", "Felix", "Greta", "Hugo")
-_GOODS_ZH = ("茶叶", "丝绸", "瓷器", "木材")
 _RULES = {"red": "(A)", "blue": "(B)", "green": "(C)"}
 Make = Callable[[int, int, random.Random, Prose], Record]
 
 
 def _record(text: str, turns: list[dict[str, Any]], **fields: Any) -> Record:
     return {"id": 0, "context": text, "multi_turns": turns, **fields}
-
-
-def _pairs(tokens: int, rng: random.Random, prose: Prose) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-
-    def line() -> str:
-        key, value = (str(uuid.UUID(int=rng.getrandbits(128), version=4)) for _ in range(2))
-        pairs[key] = value
-        return f'"{key}": "{value}"'
-
-    prose.filled(tokens, line, ", ")
-    return pairs
 
 
 def _key_turn(key: str, value: str) -> dict[str, Any]:
@@ -40,11 +27,9 @@ def _key_turn(key: str, value: str) -> dict[str, Any]:
 
 def key_values(tokens: int, turns: int, rng: random.Random, prose: Prose) -> Record:
     """A JSON object of random keys and values."""
-    pairs = _pairs(tokens, rng, prose)
-    text = ", ".join(f'"{key}": "{value}"' for key, value in pairs.items())
-    return _record(
-        f"{{{text}}}", [_key_turn(key, pairs[key]) for key in rng.sample(list(pairs), turns)]
-    )
+    pairs = substitute_texts.key_values(tokens, rng, prose)
+    asked = [_key_turn(key, pairs[key]) for key in rng.sample(list(pairs), turns)]
+    return _record(substitute_texts.as_json(pairs), asked)
 
 
 def prefix_suffix(tokens: int, turns: int, rng: random.Random, prose: Prose) -> Record:
@@ -129,14 +114,7 @@ def choice(tokens: int, turns: int, rng: random.Random, prose: Prose) -> Record:
 
 def chinese(tokens: int, turns: int, rng: random.Random, prose: Prose) -> Record:
     """Questions on Chinese sentences."""
-    goods: dict[str, str] = {}
-
-    def line() -> str:
-        town = f"青石第{len(goods) + 1}村"
-        goods[town] = rng.choice(_GOODS_ZH)
-        return f"{town}出产{goods[town]}，村里的人住在河边。"
-
-    text = "".join(prose.filled(tokens, line, ""))
+    text, goods = substitute_texts.chinese(tokens, "青石第{}村".format, rng, prose)
     asked = [
         {"input": f"{town}出产什么？", "answer": [goods[town]]}
         for town in rng.sample(list(goods), turns)
@@ -201,15 +179,14 @@ def summary_with_needles(tokens: int, turns: int, rng: random.Random, prose: Pro
 def repository_and_keys(tokens: int, turns: int, rng: random.Random, prose: Prose) -> Record:
     """Functions and key-value pairs in turn."""
     text, functions = _functions(tokens // 2, turns, rng, prose)
-    pairs = _pairs(tokens // 2, rng, prose)
-    listed = ", ".join(f'"{key}": "{value}"' for key, value in pairs.items())
+    pairs = substitute_texts.key_values(tokens // 2, rng, prose)
     keys = [
         {**_key_turn(key, pairs[key]), "task": "scbench_kv"}
         for key in rng.sample(list(pairs), turns)
     ]
     asked = [functions[i] if i % 2 == 0 else keys[i] for i in range(turns)]
     repo = f"substitute/{rng.getrandbits(32):08x}"
-    return _record(f"{text}\n\n{{{listed}}}", asked, repo=repo, lang="python")
+    return _record(f"{text}\n\n{substitute_texts.as_json(pairs)}", asked, repo=repo, lang="python")
 
 
 SUBSTITUTES: dict[str, Make] = {

@@ -2,14 +2,13 @@
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from retrobench.core.task import FollowUp
-from retrobench.tasks.local_files import is_text_list, text_field
+from retrobench.tasks.local_files import four_options, is_text_list, text_field
 from retrobench.tasks.records import Record
 
 NEW_TOKENS = {  # by the kind of a turn
@@ -96,20 +95,14 @@ def _slots(kind: str, turn: Record) -> dict[str, str]:
     question = text_field(turn, "input")
     slots = {"input": question, "question": question}
     if kind == "scbench_choice_eng":
-        slots |= dict(zip((f"OPTION_{letter}" for letter in "ABCD"), _options(turn), strict=True))
+        listed = zip("ABCD", four_options(turn), strict=True)
+        slots |= {f"OPTION_{letter}": text for letter, text in listed}
     if kind == "scbench_mf":
         wanted = re.search(r"The .+ is", question)
         if not wanted:
             raise ValueError("'input' asks for no number (The ... is)")
         slots["prefix"] = f"What is {wanted.group().lower().removesuffix(' is')}?"
     return slots
-
-
-def _options(turn: Record) -> Sequence[str]:
-    options = turn.get("options")
-    if not isinstance(options, list) or [type(text) for text in options] != [str] * 4:
-        raise ValueError("'options' must be a list of four strings")
-    return options
 
 
 def _references(kind: str, turn: Record) -> tuple[str, ...]:
@@ -128,7 +121,7 @@ def _references(kind: str, turn: Record) -> tuple[str, ...]:
     if kind in _LETTER_BY_LETTER:
         return tuple(text)
     if kind == "scbench_choice_eng":
-        options = _options(turn)
+        options = four_options(turn)
         if text not in options:
             raise ValueError("'answer' is none of the 'options'")
         return text, "ABCD"[options.index(text)]
