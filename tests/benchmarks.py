@@ -13,6 +13,7 @@ from retrobench.engine.embedded import build_tokenizer
 from retrobench.store.results import ResultStore
 from retrobench.tasks import task_class
 from retrobench.tasks.prompt import PromptBuilder
+from tests.support import architecture
 
 CHATML = (
     "{% for turn in messages %}<|im_start|>{{ turn['role'] }}\n{{ turn['content'] }}<|im_end|>\n"
@@ -22,17 +23,12 @@ CHATML = (
 RANDOM = {
     "name": "random",
     "weights": "random",
-    "config_json": json.dumps(
-        {
-            "model_type": "llama",
-            "vocab_size": 20800,
-            "hidden_size": 32,
-            "intermediate_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "max_position_embeddings": 8192,
-        }
+    "config_json": architecture(
+        vocab_size=20800,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
     ),
 }
 
@@ -59,6 +55,14 @@ def samples(root, name, builder=None, **options):
     kind = task_class(name)
     task = kind(parse(kind.Config, options, "task"), str(root))
     return task, list(task.samples(prompt() if builder is None else builder))
+
+
+def substitutes(root, name, task):
+    """A prompt builder, the task and its samples of one data set of which no file is there."""
+    builder = prompt()
+    made, found = samples(root, name, builder, tasks=[task], substitute_tokens=2048)
+    assert len(found) == 4 and all(sample.meta["stand_in"] for sample in found)
+    return builder, made, found
 
 
 def run(root, results, task, **config):

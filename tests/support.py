@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
 
 import pytest
 import torch
@@ -30,6 +31,13 @@ def ticks():
 def random_ids(length, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, 101, (length,), generator=generator).tolist()
+
+
+def architecture(**changes):
+    """The option ``model.config_json`` of a small model."""
+    values = {"model_type": "llama", "vocab_size": 128, "hidden_size": 64, "intermediate_size": 64}
+    values |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return json.dumps({**values, "max_position_embeddings": 8192, **changes})
 
 
 def kv_shape(**changes):

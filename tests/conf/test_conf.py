@@ -16,6 +16,7 @@ from retrobench.core.registry import method_class, method_names
 from retrobench.run.spec import parse_run
 from retrobench.tasks import task_class, task_names
 from tests import small_longbench
+from tests.support import architecture
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 CHOICES = [
@@ -34,19 +35,6 @@ SMALL = {
     "serve": {"requests": 20, "rate": [1.0], "max_context": 2048, "lengths": "dolphin_short"},
     "machine": {"context": 512, "batch": 1, "size_gib": 0.001, "repeats": 3},
 }
-TINY_LLAMA = json.dumps(
-    {
-        "model_type": "llama",
-        "vocab_size": 128,
-        "hidden_size": 64,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "max_position_embeddings": 8192,
-    }
-)
 SNAPSHOT = Path(__file__).parent / "options.json"
 
 
@@ -79,7 +67,7 @@ def test_every_experiment_runs_small(path, tmp_path):
     raw = composed(f"experiment={path.stem}", *last, f"results_dir={tmp_path}", "progress=false")
     raw["task"] |= SMALL.get(raw["task"]["name"], {})
     if raw["model"].get("weights") == "random":
-        raw["model"]["config_json"] = TINY_LLAMA
+        raw["model"]["config_json"] = architecture()
     else:
         raw["model"] = composed("model=constructed")["model"]
         dense = raw["engine"].get("dense_layers", [])

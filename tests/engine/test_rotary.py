@@ -12,7 +12,7 @@ from retrobench.engine.prefill import prefill
 from retrobench.run.plan import plan_summary
 from retrobench.run.spec import parse_run
 from tests import support_matrix as support
-from tests.support import random_ids, ticks
+from tests.support import architecture, random_ids, ticks
 
 
 @pytest.mark.parametrize("lengths", [(50,), (50, 33)])
@@ -62,11 +62,7 @@ def test_families_that_do_not_say_why(name, cause):
 
 
 def test_the_plan_refuses_such_a_model():
-    config = (
-        '{"model_type": "stablelm", "vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 2,'
-        ' "num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 64,'
-        ' "max_position_embeddings": 8192}'
-    )
+    config = architecture(model_type="stablelm", num_key_value_heads=4)
     model = {"name": "m", "weights": "random", "config_json": config}
     task = {"name": "speed"}
     spec = parse_run({"model": model, "method": {"name": "shadowkv"}, "task": task})

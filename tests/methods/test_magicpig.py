@@ -20,6 +20,7 @@ from retrobench.measure.probe import CountingProbe
 from retrobench.run.plan import plan_summary
 from retrobench.run.spec import parse_run
 from tests.memory.indexes import STORES
+from tests.support import architecture
 
 from .inputs import HEADS, KINDS, decoded, shape_of, tensors
 
@@ -176,11 +177,7 @@ def test_a_dense_layer_attends_everything():
 
 
 def test_the_plan_counts_the_dense_layers():
-    config = (
-        '{"model_type": "llama", "vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 8,'
-        ' "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64,'
-        ' "max_position_embeddings": 8192}'
-    )
+    config = architecture(num_hidden_layers=8)
     model = {"name": "m", "weights": "random", "config_json": config}
     raw = {"model": model, "method": {"name": "magicpig"}, "budget": "10%"}
     for dense, own in (([], 2), ([0, 4], 4)):

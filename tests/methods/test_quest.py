@@ -72,16 +72,7 @@ def test_selected_pages_equal_the_reference(seed, length, new, kind, variant):
     generator = torch.Generator().manual_seed(seed)
     keys = make_keys(kind, length + new, generator)
     query = torch.randn(1, 4, 1, 8, generator=generator).round()
-    shape = kv_shape(
-        pad_tokens=(0,),
-        layers=(0,),
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        prompt_tokens=length,
-        max_tokens=length + new,
-        dtype="float32",
-    )
+    shape = kv_shape(prompt_tokens=length, max_tokens=length + new)
     config = QuestConfig(page_size=PAGE, dense_layers=(), retrieval_frac=0.3, variant=variant)
     method = Quest(config, shape)
     prompt = keys[:, :, :length]
@@ -109,16 +100,7 @@ def test_the_bound_holds_for_every_key_of_the_page(seed, scale):
 
 
 def test_query_heads_choose_for_themselves():
-    shape = kv_shape(
-        pad_tokens=(0, 5),
-        layers=(0,),
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        prompt_tokens=64,
-        max_tokens=66,
-        dtype="float32",
-    )
+    shape = kv_shape(pad_tokens=(0, 5), max_tokens=66)
     generator = torch.Generator().manual_seed(0)
     config = QuestConfig(page_size=PAGE, dense_layers=(), scope="query_head")
     method = Quest(config, shape, budget=Budget.parse("40%"))
@@ -132,16 +114,7 @@ def test_query_heads_choose_for_themselves():
 
 
 def test_dense_layers_attend_everything():
-    shape = kv_shape(
-        pad_tokens=(0,),
-        layers=(0, 2),
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        prompt_tokens=64,
-        max_tokens=66,
-        dtype="float32",
-    )
+    shape = kv_shape(layers=(0, 2), max_tokens=66)
     method = Quest(QuestConfig(), shape)
     keys = torch.randn(1, 2, 64, 8)
     build(method, dict.fromkeys((0, 2), (torch.randn(1, 4, 64, 8), keys, keys)))
@@ -154,16 +127,7 @@ def test_dense_layers_attend_everything():
 @pytest.mark.parametrize("cache", ["none", "host"])
 def test_offloaded_pages_give_the_same_answer(cache):
     generator = torch.Generator().manual_seed(0)
-    shape = kv_shape(
-        pad_tokens=(0, 5),
-        layers=(0,),
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        prompt_tokens=200,
-        max_tokens=212,
-        dtype="float32",
-    )
+    shape = kv_shape(pad_tokens=(0, 5), prompt_tokens=200, max_tokens=212)
     keys, values = torch.randn(2, 2, 2, 212, 8, generator=generator)
     queries = torch.randn(2, 4, 212, 8, generator=generator)
     outputs = []
@@ -213,8 +177,6 @@ def test_pages_attended_in_place_equal_their_gathered_tokens(dtype, softcap, mon
     shape = kv_shape(
         pad_tokens=(0, 9),
         layers=(0, 1),
-        num_heads=4,
-        num_kv_heads=2,
         head_dim=64,
         prompt_tokens=150,
         max_tokens=170,

@@ -7,7 +7,6 @@ import zipfile
 
 import pytest
 
-from retrobench.cli import app as cli
 from retrobench.engine.embedded import build_tokenizer
 from retrobench.report.benchmarks import averages
 from retrobench.store.results import ResultStore
@@ -16,7 +15,7 @@ from retrobench.tasks.longbench.prompts import DATASETS, E_DATASETS
 from retrobench.tasks.longbench.task import LongBenchConfig, LongBenchTask
 from retrobench.tasks.longbench.v2 import LongBenchV2Config, LongBenchV2Task
 from retrobench.tasks.prompt import PromptBuilder
-from tests import small_longbench
+from tests import benchmarks, small_longbench
 from tests.benchmarks import RANDOM
 
 
@@ -37,16 +36,7 @@ def samples(root, **options):
 
 
 def run(root, results, task, model=RANDOM):
-    outcome = cli.run_job(
-        {
-            "model": model,
-            "method": {"name": "full"},
-            "task": task,
-            "results_dir": str(results),
-            "progress": False,
-            "data": {"root": str(root)},
-        }
-    )
+    outcome, _ = benchmarks.run(root, results, task, model=model)
     return outcome, ResultStore(results)
 
 

@@ -17,7 +17,7 @@ from retrobench.tasks.prompt import PromptBuilder, PromptTooLong
 from retrobench.tasks.scbench.turns import MIXED, NEW_TOKENS, TASKS
 from retrobench.tasks.scorers.bleu import bleu
 from retrobench.tasks.scorers.scbench import function, score
-from tests.benchmarks import CHATML, RANDOM, prompt, run, samples, write
+from tests.benchmarks import CHATML, RANDOM, prompt, run, samples, substitutes, write
 from tests.support import open_on
 
 TALK = {"name": "multi_turn", "turns": 3}
@@ -272,9 +272,7 @@ def test_functions_of_a_repository_come_from_all_its_records(tmp_path):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_substitutes_have_the_schema_and_their_answers_score(tmp_path, task):
-    builder = prompt()
-    made, found = samples(tmp_path, "scbench", builder, tasks=[task], substitute_tokens=2048)
-    assert len(found) == 4 and all(sample.meta["stand_in"] for sample in found)
+    builder, made, found = substitutes(tmp_path, "scbench", task)
     for sample in found:
         turns = sample.turns(9)
         assert not sample.error and len(turns) == 5
