@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from retrobench.core.method import Calibrator, PromptLayer
-from retrobench.core.paths import check_folder
+from retrobench.core.paths import check_folder, replacing
 from retrobench.core.shapes import KVShape
 
 
@@ -66,20 +66,16 @@ class FileCalibrator(Calibrator):
 
     @classmethod
     def save(
-        cls,
-        config: Any,
-        layers: Mapping[int, PromptLayer],
-        weights_id: str,
-        about: Mapping[str, str],
+        cls, config: Any, layers: Mapping[int, PromptLayer], weights_id: str, about: dict[str, str]
     ) -> Path:
         """Write the file; ``about`` (text, tokens, model ...) becomes its metadata."""
         file, tensors = _path(cls.method, config, weights_id), cls.measure(layers.values())
-        temporary = file.with_suffix(".tmp")
         metadata = {"weights_id": weights_id, "layers": json.dumps(list(layers)), **about}
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, temporary, metadata)
-            temporary.replace(file)
+            held = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+            with replacing(file) as temporary:
+                save_file(held, temporary, metadata)
         except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
             raise ValueError(
                 f"method.calibration_dir={config.calibration_dir}: cannot be written ({error}); "

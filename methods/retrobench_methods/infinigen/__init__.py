@@ -167,12 +167,7 @@ class InfiniGen(SelectiveMethod):
         return self.attend_tokens(layer, q_BHTD, k_BGRD, v_BGRD, chosen, args)
 
     def gathered(
-        self,
-        q_BHTD: Tensor,
-        k_BGRD: Tensor,
-        v_BGRD: Tensor,
-        selection: Tokens,
-        args: AttentionArgs,
+        self, q_BHTD: Tensor, k_BGRD: Tensor, v_BGRD: Tensor, selection: Tokens, args: AttentionArgs
     ) -> Tensor:
         """By this project's kernel where every head fetched as many tokens."""
         if bool((selection.token_BGR >= 0).all()):

@@ -87,11 +87,7 @@ class Probe:
         """The captured step ran (again)."""
 
     def selected(
-        self,
-        layer: int,
-        token_BGR: Tensor,
-        estimate: Any = None,
-        member_BGE: Tensor | None = None,
+        self, layer: int, token_BGR: Tensor, estimate: Any = None, member_BGE: Tensor | None = None
     ) -> None:
         """Which tokens a decode call attends (only if ``detail``).
 
@@ -255,10 +251,6 @@ class Calibrator(ABC):
     @classmethod
     @abstractmethod
     def save(
-        cls,
-        config: Any,
-        layers: Mapping[int, PromptLayer],
-        weights_id: str,
-        about: Mapping[str, str],
+        cls, config: Any, layers: Mapping[int, PromptLayer], weights_id: str, about: dict[str, str]
     ) -> Path:
         """Write the file of these weights; ``about`` becomes its metadata."""

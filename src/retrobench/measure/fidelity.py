@@ -52,11 +52,7 @@ class FidelityProbe(Probe):
             self._attended = float(amounts["attended"])
 
     def selected(
-        self,
-        layer: int,
-        token_BGR: Tensor,
-        estimate: Any = None,
-        member_BGE: Tensor | None = None,
+        self, layer: int, token_BGR: Tensor, estimate: Any = None, member_BGE: Tensor | None = None
     ) -> None:
         """Keep the sets until ``compare``."""
         self._selection = (token_BGR, estimate, member_BGE)

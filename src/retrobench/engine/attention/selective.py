@@ -131,12 +131,7 @@ class SelectiveMethod(Method):
         return out
 
     def gathered(
-        self,
-        q_BHTD: Tensor,
-        k_BGRD: Tensor,
-        v_BGRD: Tensor,
-        selection: Tokens,
-        args: AttentionArgs,
+        self, q_BHTD: Tensor, k_BGRD: Tensor, v_BGRD: Tensor, selection: Tokens, args: AttentionArgs
     ) -> Tensor:
         """Attention over gathered tokens and whatever else the selection carries."""
         return attend(
