@@ -10,7 +10,7 @@ from torch.nn.functional import avg_pool1d, max_pool1d, pad
 from retrobench.core.budget import Budget
 from retrobench.core.method import Needs, PromptLayer
 from retrobench.core.shapes import KVShape
-from retrobench.core.spec import option
+from retrobench.core.spec import option, require_odd
 from retrobench.engine.attention.evicting import (
     EvictingConfig,
     EvictingIndex,
@@ -35,11 +35,7 @@ class VotingConfig(EvictingConfig):
     pool_tokens: int = option(7, "tokens whose votes are pooled, an odd number", low=1)
 
     def __post_init__(self) -> None:
-        if self.pool_tokens % 2 == 0:
-            raise ValueError(
-                f"pool_tokens={self.pool_tokens} must be odd (as many neighbours on both sides): "
-                f"use {self.pool_tokens - 1} or {self.pool_tokens + 1}"
-            )
+        require_odd(pool_tokens=self.pool_tokens)
         if self.capacity_tokens <= self.window_tokens:
             raise ValueError(
                 f"capacity_tokens={self.capacity_tokens} must be greater than "

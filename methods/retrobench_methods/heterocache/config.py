@@ -5,7 +5,7 @@ from math import ceil
 
 from retrobench.core.budget import Budget, row_budgets, shares_of
 from retrobench.core.shapes import KVShape
-from retrobench.core.spec import choice, context_share, option
+from retrobench.core.spec import choice, context_share, option, require_odd
 from retrobench_methods.heterocache.roles import Roles
 
 STABILITY_EPS = 1e-6  # released: keeps the inverse of a stability of 0 finite
@@ -46,11 +46,7 @@ class HeteroCacheConfig:
     calibration_dir: str = option("data/calibration", "folder of the files of scripts/calibrate.py")
 
     def __post_init__(self) -> None:
-        if self.pool_tokens % 2 == 0:
-            raise ValueError(
-                f"pool_tokens={self.pool_tokens} must be odd (as many neighbours on both sides): "
-                f"use {self.pool_tokens - 1} or {self.pool_tokens + 1}"
-            )
+        require_odd(pool_tokens=self.pool_tokens)
 
 
 def mean_tokens(

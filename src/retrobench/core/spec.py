@@ -90,6 +90,16 @@ def preset(base: type[T], name: str, **defaults: Any) -> type[T]:
     return dataclasses.make_dataclass(name, changed, bases=(base,), frozen=True, kw_only=True)
 
 
+def require_odd(**values: int) -> None:
+    """ValueError for an even width of a window around a token."""
+    for name, value in values.items():
+        if value % 2 == 0:
+            raise ValueError(
+                f"{name}={value} must be odd (as many neighbours on both sides): "
+                f"use {value - 1} or {value + 1}"
+            )
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """``", did you mean X?"`` for the closest spelling, or an empty string."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.45)

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -78,6 +79,12 @@ def shaped(path: Path, benchmark: str, form: str) -> Iterator[None]:
         raise ValueError(
             f"{path} must hold {form} ({why}); fetch it again with {fetch_command(benchmark)}"
         ) from error
+
+
+@cache
+def shipped(module: str, name: str = "prompts.json") -> Any:
+    """A JSON file that lies beside a module, which is named by its ``__file__``."""
+    return json.loads(Path(module).with_name(name).read_text("utf-8"))
 
 
 def text_field(raw: Mapping[str, Any], name: str) -> str:

@@ -2,7 +2,7 @@
 
 import random
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from retrobench.tasks.records import Prose
 
@@ -20,6 +20,14 @@ def key_values(tokens: int, rng: random.Random, prose: Prose) -> dict[str, str]:
 
     prose.filled(tokens, line, ", ")
     return pairs
+
+
+def scattered(facts: Sequence[str], lines: list[str], rng: random.Random) -> list[str]:
+    """The lines with the facts, in their order, at random places between them."""
+    places = sorted(rng.choices(range(len(lines) + 1), k=len(facts)), reverse=True)
+    for place, fact in zip(places, reversed(facts), strict=True):
+        lines.insert(place, fact)
+    return lines
 
 
 def as_json(pairs: dict[str, str]) -> str:

@@ -4,18 +4,16 @@ Source: booydar/babilong at 7a6efee2. ``prompts.json`` holds its instructions an
 (Apache-2.0 license, babilong/prompts.py), misprints and stray line breaks included.
 """
 
-import json
 import random
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 from retrobench.core.spec import option
 from retrobench.core.task import Prompt, Sample
 from retrobench.tasks.babilong.worlds import WORLDS
-from retrobench.tasks.local_files import text_field
+from retrobench.tasks.local_files import shipped, text_field
 from retrobench.tasks.records import Prose, Record, RecordsConfig, RecordsTask
 from retrobench.tasks.scorers.babilong import LABELS, TASKS, score
+from retrobench.tasks.substitute_texts import scattered
 
 _THOUSANDS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 LENGTHS = {f"{k}k": 1000 * k for k in _THOUSANDS} | {"1M": 1_000_000, "10M": 10_000_000}
@@ -75,22 +73,15 @@ class BabilongTask(RecordsTask):
         facts, question, target = WORLDS[self.task_of(part)](rng)
         tokens = LENGTHS[part.partition("/")[0]]
         lines = prose.sentences(tokens - prose.tokens(" ".join(facts)), rng)
-        places = sorted(rng.choices(range(len(lines) + 1), k=len(facts)), reverse=True)
-        for place, fact in zip(places, reversed(facts), strict=True):
-            lines.insert(place, fact)
-        return {"input": " ".join(lines), "question": f"{question} ", "target": target}
+        text = " ".join(scattered(facts, lines, rng))
+        return {"input": text, "question": f"{question} ", "target": target}
 
     def score(self, sample: Sample, text: str) -> float:
         """1 for the target and no other label."""
         return score(sample.task, text, sample.references, sample.meta["question"])
 
 
-@cache
-def _prompts() -> dict[str, dict[str, str]]:
-    return json.loads(Path(__file__).with_name("prompts.json").read_text("utf-8"))
-
-
 def _head(task: str) -> str:
     """What stands before the context."""
-    parts = _prompts()[task]
+    parts = shipped(__file__)[task]
     return f"{parts['instruction']}\n\n{parts['examples']}\n\n{parts['post_prompt']}\n\n".lstrip()

@@ -4,19 +4,16 @@ Source: OpenBMB/InfiniteBench at 88b3daa6. ``prompts.json`` holds the templates 
 for open models (MIT license, src/prompt.py: yarn_mistral_templates).
 """
 
-import json
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from retrobench.core.spec import option
 from retrobench.core.task import Prompt, Sample
 from retrobench.tasks.infinitebench.substitute import SUBSTITUTES
-from retrobench.tasks.local_files import four_options, text_field
+from retrobench.tasks.local_files import four_options, shipped, text_field
 from retrobench.tasks.records import Prose, Record, RecordsTask, SizedRecordsConfig
 from retrobench.tasks.scorers.infinitebench import TASKS, score
 
@@ -70,7 +67,7 @@ class InfiniteBenchTask(RecordsTask):
 
     def sample(self, part: str, index: int, raw: Record, prompt: Prompt) -> Sample | None:
         """The filled template, cut right after the context."""
-        head, _, tail = _templates()[part].partition("{context}")
+        head, _, tail = shipped(__file__)[part].partition("{context}")
         slots = _slots(part, raw)
         return Sample(
             id=f"{part}/{index}",
@@ -102,11 +99,6 @@ class InfiniteBenchTask(RecordsTask):
 
     def _room(self, part: str) -> int:
         return self.config.max_new_tokens or NEW_TOKENS[part]
-
-
-@cache
-def _templates() -> dict[str, str]:
-    return json.loads(Path(__file__).with_name("prompts.json").read_text("utf-8"))
 
 
 def _slots(task: str, raw: Record) -> dict[str, str]:

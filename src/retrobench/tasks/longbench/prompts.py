@@ -5,16 +5,13 @@ files (MIT license), misprints and stray spaces included. The table follows ``ev
 ``pred.py``.
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
+from retrobench.tasks.local_files import shipped
 
-def _read(name: str) -> dict[str, str]:
-    return json.loads(Path(__file__).with_name(name).read_text("utf-8"))
-
-
-_PROMPTS, _NEW_TOKENS = _read("dataset2prompt.json"), _read("dataset2maxlen.json")
+_PROMPTS, _NEW_TOKENS = (
+    shipped(__file__, name) for name in ("dataset2prompt.json", "dataset2maxlen.json")
+)
 
 
 @dataclass(frozen=True, slots=True)

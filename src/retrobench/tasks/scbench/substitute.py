@@ -51,10 +51,7 @@ def variables(tokens: int, turns: int, rng: random.Random, prose: Prose) -> Reco
         chains.append((number, names))
         facts += [f"VAR {names[0]} = {number}"]
         facts += [f"VAR {b} = VAR {a}" for a, b in zip(names, names[1:], strict=False)]
-    lines = prose.sentences(tokens, rng)
-    places = sorted(rng.choices(range(len(lines) + 1), k=len(facts)), reverse=True)
-    for place, fact in zip(places, reversed(facts), strict=True):
-        lines.insert(place, fact)
+    lines = substitute_texts.scattered(facts, prose.sentences(tokens, rng), rng)
     form = "Find all variables that are assigned the value {} in the text above."
     return _record("\n".join(lines), [{"input": form.format(n), "answer": v} for n, v in chains])
 

@@ -1,14 +1,11 @@
 """The questions of a record: what is asked, what scores it, how much room it has."""
 
-import json
 import re
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from retrobench.core.task import FollowUp
-from retrobench.tasks.local_files import four_options, is_text_list, text_field
+from retrobench.tasks.local_files import four_options, is_text_list, shipped, text_field
 from retrobench.tasks.records import Record
 
 NEW_TOKENS = {  # by the kind of a turn
@@ -130,14 +127,14 @@ def _references(kind: str, turn: Record) -> tuple[str, ...]:
 
 def head(task: str, first: Turn, alone: bool) -> str:
     """What stands before the context. For questions on their own it has no question in it."""
-    text = _templates()[task]["shared" if alone else "first"].partition("{context}")[0]
+    text = shipped(__file__)[task]["shared" if alone else "first"].partition("{context}")[0]
     prefix = first.slots["input"] if alone else first.slots.get("prefix", "")
     return text.format(prefix=prefix)
 
 
 def as_follow_up(task: str, turn: Turn, *, chat: bool, first: bool, alone: bool) -> FollowUp:
     """A turn as it is asked: after the context, after an answer, or on its own."""
-    templates = _templates()[task]
+    templates = shipped(__file__)[task]
     if alone:
         text = templates["shared_query"]
     elif first:
@@ -153,8 +150,3 @@ def as_follow_up(task: str, turn: Turn, *, chat: bool, first: bool, alone: bool)
         meta=turn.meta,
         gold=turn.gold,
     )
-
-
-@cache
-def _templates() -> dict[str, dict[str, str]]:
-    return json.loads(Path(__file__).with_name("prompts.json").read_text("utf-8"))
