@@ -13,6 +13,7 @@ from retrobench.core.cell import digest
 from retrobench.engine import checkpoint, hf
 from retrobench.engine.context import beyond_claim, context_limit, parse_rope, set_limit
 from retrobench.engine.model_config import ModelConfig
+from retrobench.engine.quantized import quantize
 from retrobench.engine.queries import stored_weights_id, weights_id
 from retrobench.engine.replay import TraceModel, TraceTokenizer
 from retrobench.engine.traits import serve, traits
@@ -74,7 +75,15 @@ def describe(config: ModelConfig) -> ModelInfo:
     else:
         meta_model, tokenizer, revision = checkpoint.describe(config, dtype)
     set_limit(meta_model, config.max_context_tokens)
-    chosen = {}
+    chosen: dict[str, Any] = {}
+    if config.quantize != "none":
+        if device != "cpu" or dtype_name != "bfloat16":
+            raise ValueError(
+                f"model.quantize={config.quantize} multiplies bfloat16 on a CPU, not {dtype_name} "
+                f"on {device}: use model.dtype=bfloat16 model.device=cpu, or model.quantize=none"
+            )
+        quantize(meta_model)
+        chosen["quantize"] = config.quantize
     if config.chat_template:
         tokenizer.chat_template = _template(config.chat_template)
         chosen["chat_template"] = digest(tokenizer.chat_template)
@@ -149,6 +158,8 @@ def _with_weights(config: ModelConfig, info: ModelInfo) -> PreTrainedModel:
     if not config.device_map:
         model = model.to(info.device)  # type: ignore[arg-type]
     model.eval()
+    if config.quantize != "none":
+        quantize(model)
     hf.attach(model)
     return model
 

@@ -7,8 +7,8 @@ from retrobench.core.spec import choice, option
 
 _MADE = ("id", "revision", "weights", "config_json", "tokenizer", "device_map", "rope_scaling")
 _UNUSED = {  # options that say nothing about models of a source
-    "constructed": (*_MADE, "path", "trust_remote_code"),
-    "trace": (*_MADE, "chat_template", "max_context_tokens", "trust_remote_code"),
+    "constructed": (*_MADE, "path", "quantize", "trust_remote_code"),
+    "trace": (*_MADE, "chat_template", "max_context_tokens", "quantize", "trust_remote_code"),
     "fetched": ("path", "revision"),
     "local": ("id", "revision"),
     "hf": ("path",),
@@ -33,6 +33,9 @@ class ModelConfig:
     config_json: str = option("", "architecture for random weights, as JSON (needs no download)")
     tokenizer: str = option("", "tokenizer folder or id; empty: the model's own")
     dtype: str = choice(("auto", "float32", "float16", "bfloat16"), "weights and KV cache")
+    quantize: str = choice(
+        ("none", "int8"), "int8: weights in 8 bits, on a CPU, with model.dtype=bfloat16"
+    )
     device: str = option("auto", "auto, cpu, cuda, cuda:0 ...")
     device_map: str = option("", "accelerate's device map, e.g. auto, for several GPUs")
     chat: bool = option(True, "use the tokenizer's chat template where it has one")
