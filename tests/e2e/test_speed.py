@@ -1,4 +1,4 @@
-"""task=speed, tiny: rows, resume, the table, the figure; injected shapes and a model."""
+"""task=speed, tiny: rows, resume, the table, the figure; synthetic shapes and a model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from retrobench.cli import app as cli
-from retrobench.engine import synthetic as injected
+from retrobench.engine import synthetic
 from retrobench.report.figures.draw import draw
 from retrobench.report.figures.speed import latency_vs_load
 from retrobench.report.tables.overview import COLUMNS, print_tables
@@ -44,6 +44,7 @@ def test_rows_resume_table_and_figure(tmp_path):
     assert full["speed"]["read_bytes"] == pytest.approx(1536 * 4 * 128 * 2 * 2, rel=0.01)
     assert 0 < retro["speed"]["read_bytes"] < full["speed"]["read_bytes"]
     assert full["speed"]["step_q1_s"] <= full["speed"]["step_s"] <= full["speed"]["step_q3_s"]
+    assert full["live"]["attended_tokens"] == pytest.approx(full["live"]["context_tokens"])
     assert full["decode_steps"] == 3 and retro["seal_s"] > 0
     assert store.cell(store.cell_keys()[0])["labels"]["measure"] == "latency"
     console = Console(width=240, record=True)
@@ -85,13 +86,13 @@ def test_speed_has_one_measure(tmp_path):
         cli.run_job({**raw("full", tmp_path), "measure": {"name": "fidelity"}})
 
 
-def test_injected_data_repeats_and_differs_between_rows_and_heads():
+def test_synthetic_data_repeats_and_differs_between_rows_and_heads():
     args = (2, 2, 300, 64, torch.float32, 5, "cpu")
-    k, v = injected.keys_and_values(*args)
-    again, _ = injected.keys_and_values(*args)
+    k, v = synthetic.keys_and_values(*args)
+    again, _ = synthetic.keys_and_values(*args)
     assert torch.equal(k, again) and k.isfinite().all() and v.isfinite().all()
     assert not torch.equal(k[0], k[1]) and not torch.equal(k[:, 0], k[:, 1])
-    q = injected.queries(k, 3, 0)
+    q = synthetic.queries(k, 3, 0)
     assert q.shape == (2, 6, 1, 64) and not torch.equal(q[0], q[1])
 
 

@@ -44,6 +44,13 @@ def test_what_was_attended_is_shown_where_it_is_not_what_was_asked(lab, budget, 
     assert ("attended: share of the context" in caption(frame)) == bool(text)
 
 
+def test_a_timed_run_says_how_long_its_context_was_when_it_counted(lab):
+    row = {**lab.row(length=100), "prompt_tokens": 100}
+    row["live"] = {**row["live"], "attended_tokens": 150.0, "context_tokens": 150.0}
+    lab.cell("quest", budget="10%", rows=[row])
+    assert list(score_matrix(load(lab.store, COLUMNS, None))["attended"]) == ["100%"]
+
+
 def test_full_attention_has_nothing_to_say(lab):
     assert list(score_matrix(table(lab, None, {4000: 4005.5}, "full"))["attended"]) == [""]
 

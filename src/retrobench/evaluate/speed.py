@@ -108,7 +108,7 @@ def measure(
         "decode_s": sum(timed.step_s),
         "decode_steps": len(timed.step_s),
         "batch": batch,
-        "live": counts,
+        "live": {**counts, "context_tokens": counted_context(config, sample.length)},
         "speed": summary(timed, counts, batch, ceiling),
         "footprint": to_plain(footprint),
         "peak_bytes": peak_bytes(run.device),
@@ -136,6 +136,11 @@ def count_steps(runner: Runner, probe: CountingProbe, config: SpeedConfig) -> di
         runner.step(config.warmup + config.steps + step, compare=False)
     runner.report_counts()
     return probe.row()
+
+
+def counted_context(config: SpeedConfig, prompt_tokens: int) -> float:
+    """Tokens of the context in the mean of the counted steps, which come after the timed ones."""
+    return prompt_tokens + config.warmup + config.steps + (COUNTED_STEPS + 1) / 2
 
 
 def summary(timed: Timed, counts: dict[str, Any], batch: int, ceiling: float) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class SyntheticRun:
 
     def _identity(self) -> str:
         config = self.config
-        return f"injected-{config.shape}-{config.layers}-{config.dtype}-{config.seed}"
+        return f"synthetic-{config.shape}-{config.layers}-{config.dtype}-{config.seed}"
 
     def _calibrate(self, calibrator: type[Calibrator], config: Any) -> None:
         """The file that the method needs beforehand, from the first keys and their queries."""

@@ -14,7 +14,8 @@ NOTE = (
     "attended: share of the context, or tokens, that a decode step attends exactly, mean over "
     f"layers; shown where the budget is a default or is missed by more than {TOLERANCE_FRAC:.0%}"
 )
-COLUMNS = "method budget length status prompt_tokens decode_steps live.attended_tokens".split()
+COLUMNS = "method budget length status prompt_tokens decode_steps".split()
+COLUMNS += ["live.attended_tokens", "live.context_tokens"]
 _EVERYTHING = ("full", "full_offload")  # methods without a budget
 
 
@@ -30,7 +31,8 @@ def texts(frame: pd.DataFrame, by: list[str]) -> dict[tuple[object, ...], str]:
     rows = rows.assign(
         tokens=rows["live.attended_tokens"].astype(float),
         prompt=prompt.astype(float),
-        context=prompt + (rows["decode_steps"] + 1) / 2,  # grows by the answer: its mean
+        # it grows by the answer: its mean; timed runs count after their timed steps, and say where
+        context=rows["live.context_tokens"].fillna(prompt + (rows["decode_steps"] + 1) / 2),
     )
     groups = list(dict.fromkeys([*by, "budget", "length"]))
     medians = rows.groupby(groups, sort=False, dropna=False)[["tokens", "prompt", "context"]]

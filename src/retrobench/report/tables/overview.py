@@ -21,7 +21,8 @@ COLUMNS = (
     "key model method changed benchmark protocol budget engine.batch sample task length status "
     "prompt_tokens prefill_computed_frac prefill_tokens_per_s prefill_attention "
     "score prompt_hash prefill_s seal_s decode_s decode_steps meta.stand_in meta.* "
-    "live.attended_tokens live.estimated_tokens live.hit_ratio live.bytes_per_step.*"
+    "live.attended_tokens live.context_tokens live.estimated_tokens live.hit_ratio "
+    "live.bytes_per_step.*"
 ).split()
 COLUMNS += [
     *HELD_BYTES,
