@@ -61,6 +61,12 @@ def test_largest_rates_and_prices(lab):
     assert {"max >4/s", "max 8/s", "1/s"} <= set(matrix["rate"])
 
 
+def test_rates_that_nobody_reaches_are_said(lab):
+    lab.cell("full", benchmark="serve", rows=[replayed("largest", 0.0)], labels={"hardware": "gpu"})
+    with pytest.raises(NotEnoughRows, match=r"no rate had enough good requests .*within 2 s"):
+        serving.goodput(load(lab.store))
+
+
 def test_flash_against_sparsity(lab, tmp_path):
     for ratio in (2, 8):
         stats = {"flash_read_bytes": 400.0, "flash_read_frac": 0.4}

@@ -51,6 +51,8 @@ def _latency_panel(panel: Any, rows: pd.DataFrame, name: str, scale: float) -> N
 def goodput(frame: pd.DataFrame) -> Any:
     """The largest rate with enough good requests: bars by machine and method."""
     rows = _largest(frame)
+    reached = (rows["replay.request_rate"] > 0).any()
+    require(reached, f"no rate had enough good requests ({_objectives(rows)})", COMMAND)
     drawing, (axes,) = style.figure(2.6, width=style.TWO_COLUMNS)
     _bars(axes, rows, "replay.request_rate", _rate_text)
     share = f"{rows['replay.good_share'].iloc[0]:.0%} of the requests good"
