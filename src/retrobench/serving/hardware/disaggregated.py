@@ -36,9 +36,3 @@ class Plane:
     def rate(self, capacity_bytes: float, bytes_per_s: float) -> float:
         """Tokens per second of both together."""
         return min(self.attention_rate(bytes_per_s), self.linear_rate(self.batch(capacity_bytes)))
-
-    def gpu_rate(self, batch: float) -> float:
-        """Tokens per second of the GPUs alone, keys and values in their memory."""
-        read = self.dims.weight_bytes
-        read += batch * self.dims.kv_token_bytes * self.context_tokens
-        return batch / (read / self.hbm_bytes_per_s)
