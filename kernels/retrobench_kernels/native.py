@@ -21,6 +21,7 @@ import warnings
 from functools import cache
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from retrobench_kernels import selfcheck
@@ -58,6 +59,13 @@ def unsupported(tensor: Tensor) -> str | None:
         return f"dtype {tensor.dtype}"
     if tensor.shape[-1] % HEAD_DIM_STEP:
         return f"head dim {tensor.shape[-1]} is no multiple of {HEAD_DIM_STEP}"
+    return None if library() is not None else "no library"
+
+
+def unsupported_keys(tensor: Tensor) -> str | None:
+    """The same for kernels that read keys of any head dim, but not in float16."""
+    if tensor.dtype not in (torch.float32, torch.bfloat16):
+        return f"dtype {tensor.dtype}"
     return None if library() is not None else "no library"
 
 

@@ -29,12 +29,14 @@ def rows_of(results):
 
 
 def config(results, **changes):
+    """One composed configuration; where it names no data, there is none."""
     raw = {
         "model": {"name": "constructed", "source": "constructed"},
         "method": {"name": "retroinfer"},
         "task": {"name": "ruler", "tasks": ["niah_single_2"], "length": 1200, "samples": 2},
         "results_dir": str(results),
         "progress": False,
+        "data": {"root": "no-such-folder"},
     }
     return {**raw, **changes}
 

@@ -13,17 +13,11 @@ from retrobench.measure.machine import Absent
 from retrobench.report.tables.overview import COLUMNS, print_tables
 from retrobench.store.results import ResultStore
 from retrobench.tasks.machine import KERNELS
+from tests.e2e.runs import config
 
 
 def job(results_dir, task, **options):
-    return {
-        "method": {"name": "full"},
-        "task": task,
-        "model": {"name": "constructed", "source": "constructed"},
-        "results_dir": str(results_dir),
-        "progress": False,
-        **options,
-    }
+    return config(results_dir, **{"method": {"name": "full"}, "task": task, **options})
 
 
 def machine(**options):

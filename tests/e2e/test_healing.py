@@ -11,14 +11,13 @@ from retrobench.cli import console
 from retrobench.core.cell import digest
 from retrobench.store.results import ResultStore
 from retrobench.store.row_file import RowWriter
+from tests.e2e.runs import config
 
-MODEL = {"name": "constructed", "source": "constructed"}
 TASK = {"name": "ruler", "tasks": ["niah_single_2"], "length": 600, "samples": 3}
 
 
 def job(results):
-    raw = {"model": MODEL, "method": {"name": "full"}, "task": TASK, "progress": False}
-    return cli.run_job({**raw, "results_dir": str(results)})
+    return cli.run_job(config(results, method={"name": "full"}, task=TASK))
 
 
 def write_rows(path, rows):

@@ -9,17 +9,12 @@ from hypothesis import strategies as st
 from retrobench.cli import app as cli
 from retrobench.run.matching import TOLERANCE, cost, search
 from retrobench.store.results import ResultStore
+from tests.e2e.runs import config
 
 
 def job(results, **changes):
-    raw = {
-        "model": {"name": "constructed", "source": "constructed"},
-        "task": {"name": "ruler", "tasks": ["niah_multikey_2"], "length": 1400, "samples": 1},
-        "results_dir": str(results),
-        "progress": False,
-        "data": {"root": "no-such-folder"},
-    }
-    return cli.run_job({**raw, **changes})
+    task = {"name": "ruler", "tasks": ["niah_multikey_2"], "length": 1400, "samples": 1}
+    return cli.run_job(config(results, task=task, **changes))
 
 
 @pytest.mark.parametrize("axis", ["tokens", "hbm"])

@@ -18,6 +18,7 @@ from retrobench.serving.dims import DIMS
 from retrobench.serving.traffic import full_attention
 from retrobench.store.results import ResultStore
 from tests.conf.test_conf import CONF
+from tests.e2e import runs
 from tests.e2e.test_speed import raw as speed_raw
 
 TASK = {
@@ -28,14 +29,8 @@ TASK = {
 
 def raw(results, hardware="gpu", method="full", machine=(), **task):
     values = OmegaConf.to_container(OmegaConf.load(CONF / "hardware" / f"{hardware}.yaml"))
-    return {
-        "method": {"name": method},
-        "task": {"name": "serve", **TASK, **task},
-        "model": {"name": "constructed", "source": "constructed"},
-        "hardware": {**values, **dict(machine)},
-        "results_dir": str(results),
-        "progress": False,
-    }
+    task, hardware = {"name": "serve", **TASK, **task}, {**values, **dict(machine)}
+    return runs.config(results, method={"name": method}, task=task, hardware=hardware)
 
 
 def rows_of(results, outcome):

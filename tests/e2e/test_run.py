@@ -12,6 +12,7 @@ import pytest
 from retrobench.cli import app as cli
 from retrobench.store.results import ResultStore
 from tests.e2e import forks
+from tests.e2e.runs import config
 
 RULER = {
     "name": "ruler",
@@ -23,15 +24,7 @@ RULER = {
 
 def job(results, **changes):
     """One composed configuration, in this process."""
-    raw = {
-        "model": {"name": "constructed", "source": "constructed"},
-        "method": {"name": "retroinfer"},
-        "task": dict(RULER),
-        "results_dir": str(results),
-        "progress": False,
-        "data": {"root": "no-such-folder"},
-    }
-    return cli.run_job({**raw, **changes})
+    return cli.run_job(config(results, **{"task": dict(RULER), **changes}))
 
 
 def run_py(*arguments):

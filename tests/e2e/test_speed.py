@@ -13,17 +13,13 @@ from retrobench.report.figures.draw import draw
 from retrobench.report.figures.speed import latency_vs_load
 from retrobench.report.tables.overview import COLUMNS, print_tables
 from retrobench.store.results import ResultStore
+from tests.e2e.runs import config
 
 
 def raw(method, results_dir, **task):
     options = {"context": [1280, 1536], "steps": 3, "warmup": 1, "error_steps": 2, "cold": False}
-    return {
-        "method": {"name": method},
-        "task": {"name": "speed", "shape": "qwen25_7b", **options, **task},
-        "model": {"name": "constructed", "source": "constructed"},
-        "results_dir": str(results_dir),
-        "progress": False,
-    }
+    task = {"name": "speed", "shape": "qwen25_7b", **options, **task}
+    return config(results_dir, method={"name": method}, task=task)
 
 
 def test_rows_resume_table_and_figure(tmp_path):

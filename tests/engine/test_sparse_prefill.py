@@ -13,6 +13,7 @@ from retrobench.engine.attention.causal import causal
 from retrobench.engine.prefill import prefill
 from retrobench.engine.sparse_prefill import PrefillConfig, SparsePrefill, minference, xattention
 from retrobench.store.results import ResultStore
+from tests.e2e import runs
 from tests.support import random_ids, ticks
 
 ALL = {
@@ -154,14 +155,8 @@ def test_a_model_reads_its_prompt_as_with_exact_attention_if_all_is_chosen(name,
 
 
 def test_a_row_says_how_its_prompt_was_read(tmp_path):
-    raw = {
-        "model": {"name": "constructed", "source": "constructed"},
-        "method": {"name": "full"},
-        "task": {"name": "niah", "length": 1300, "samples": 1, "depths": 1},
-        "results_dir": str(tmp_path),
-        "progress": False,
-        "data": {"root": "no-such-folder"},
-    }
+    task = {"name": "niah", "length": 1300, "samples": 1, "depths": 1}
+    raw = runs.config(tmp_path, method={"name": "full"}, task=task)
     exact = cli.run_job(raw)
     kinds = {"name": "xattention", "block_tokens": 64, "threshold": 0.5}
     sparse = cli.run_job({**raw, "prefill": kinds})

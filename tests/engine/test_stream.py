@@ -22,6 +22,7 @@ from retrobench.engine.prefill import prefill
 from retrobench.engine.session import Session, built_session
 from retrobench.engine.stream import streamed_prompt
 from retrobench.store.results import ResultStore
+from tests.e2e import runs
 from tests.support import greedy_logits, kv_shape, open_on, random_ids, ticks
 
 SMALL = {"update_tokens": 16, "tokens_per_cluster": 8, "kmeans_iterations": 2}
@@ -118,12 +119,11 @@ def test_feed_forward_modules_take_pieces(tiny_llama):
 
 def test_a_run_streams_where_a_method_is_alone(tmp_path):
     options = {"task": {"name": "niah", "length": 512, "samples": 1, "depths": 1}, "budget": "40%"}
-    options |= {"model": {"name": "constructed", "source": "constructed"}, "progress": False}
     streaming = {"prefill_stream": True, "chunk_tokens": 64}
     found = []
     for place, engine in (("one", streaming), ("other", {})):
         job = {**options, "method": {"name": "snapkv"}, "engine": engine}
-        outcome = cli.run_job({**job, "results_dir": str(tmp_path / place)})
+        outcome = cli.run_job(runs.config(tmp_path / place, **job))
         (row,) = ResultStore(tmp_path / place).read(outcome["key"]).rows.values()
         assert row["status"] == "ok", row
         found.append(row)

@@ -13,6 +13,7 @@ from retrobench.core import traces
 from retrobench.core.traces import read_manifest
 from retrobench.engine.replay import TraceModel
 from retrobench.store.results import ResultStore
+from tests.e2e.runs import config
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 TASK = {"name": "trace", "tasks": ["niah_multikey_2"], "length": 1300, "samples": 1, "steps": 6}
@@ -26,14 +27,7 @@ METHODS = {
 
 def rows(results, **changes):
     """The rows of one cell, by sample."""
-    raw = {
-        "model": {"name": "constructed", "source": "constructed"},
-        "method": {"name": "full"},
-        "results_dir": str(results),
-        "progress": False,
-        "data": {"root": "no-such-folder"},
-    }
-    outcome = cli.run_job({**raw, **changes})
+    outcome = cli.run_job(config(results, **{"method": {"name": "full"}, **changes}))
     return list(ResultStore(results).read(outcome["key"]).rows.values())
 
 

@@ -30,6 +30,26 @@ def tensors(kind, heads, length, *, batch=1, dim=8, seed=0, dtype="float32"):
     return tuple(x.to(getattr(torch, dtype)) for x in (q, k, v))
 
 
+def layer_tensors(kind, shape, seed=0):
+    """``(q, k, v)`` of every layer of a shape, prompt and new tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    found, tokens = {}, shape.max_tokens
+    for layer in shape.layers:
+        size = (shape.batch, shape.num_kv_heads, tokens, shape.head_dim)
+        k, v = torch.randn(2, *size, generator=generator).unbind(0)
+        if kind == "clustered":
+            k = k / 4 + 2 * k[:, :, ::9].repeat_interleave(9, 2)[:, :, :tokens]
+        elif kind == "constant":
+            k = torch.ones_like(k)
+        elif kind == "duplicates":
+            k = k[:, :, torch.arange(tokens) % 4]
+        elif kind == "outliers":
+            k = k * (1 + 10 * (torch.rand(*size[:3], 1, generator=generator) < 0.05))
+        q = torch.randn(shape.batch, shape.num_heads, *size[2:], generator=generator)
+        found[layer] = tuple(part.to(getattr(torch, shape.dtype)) for part in (q, k, v))
+    return found
+
+
 def shape_of(q, k, prompt, pads=None, layers=(0,)):
     """The shape of a session whose first ``prompt`` tokens are the prompt."""
     return kv_shape(

@@ -6,19 +6,16 @@ import torch
 from retrobench_methods.retroinfer import RetroInfer, RetroInferConfig
 
 from retrobench.core.method import AttentionArgs
-from retrobench.core.shapes import KVShape
 from retrobench.measure.probe import CountingProbe
-from tests.support import build
+from tests.support import build, kv_shape
 
 SMALL = {"update_tokens": 32, "tokens_per_cluster": 8, "retrieval_frac": 0.1}
 
 
 def make_shape(prompt, new, pads=(0,), layers=(0, 3), dim=16, dtype="float32"):
-    return KVShape(
+    return kv_shape(
         pad_tokens=pads,
         layers=layers,
-        num_heads=4,
-        num_kv_heads=2,
         head_dim=dim,
         prompt_tokens=prompt,
         max_tokens=prompt + new,

@@ -12,32 +12,13 @@ from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs
 from retrobench.core.spec import parse
 from retrobench.measure.probe import CountingProbe
+from tests.methods.inputs import layer_tensors
 from tests.support import build, kv_shape
 
 ARGS = AttentionArgs(scale=0.4)
 LENGTH, WINDOW, NEW = 90, 6, 5
 KINDS = ["random", "clustered", "constant", "duplicates", "outliers"]
 METHODS = [SnapKV, AdaKV, PyramidKV]
-
-
-def inputs(kind, shape, seed=0):
-    """``(q, k, v)`` of every layer, prompt and new tokens."""
-    generator = torch.Generator().manual_seed(seed)
-    dtype, found = getattr(torch, shape.dtype), {}
-    for layer in shape.layers:
-        size = (shape.batch, shape.num_kv_heads, LENGTH + NEW, shape.head_dim)
-        k, v = torch.randn(2, *size, generator=generator).unbind(0)
-        if kind == "clustered":
-            k = k / 4 + 2 * k[:, :, ::9].repeat_interleave(9, 2)[:, :, : LENGTH + NEW]
-        elif kind == "constant":
-            k = torch.ones_like(k)
-        elif kind == "duplicates":
-            k = k[:, :, torch.arange(LENGTH + NEW) % 4]
-        elif kind == "outliers":
-            k = k * (1 + 30 * (torch.rand(*size[:3], 1, generator=generator) < 0.05))
-        q = torch.randn(shape.batch, shape.num_heads, *size[2:], generator=generator)
-        found[layer] = tuple(part.to(dtype) for part in (q, k, v))
-    return found
 
 
 def made(method_class, shape, data, budget, **options):
@@ -94,7 +75,7 @@ def test_what_is_kept_equals_the_reference(method_class, heads, groups, kind):
             pad_tokens=(0, 11), layers=(0, 3, 4), num_heads=heads, num_kv_heads=groups,
             prompt_tokens=LENGTH, max_tokens=LENGTH + NEW, dtype=dtype,
         )  # fmt: skip
-        data = inputs(kind, shape)
+        data = layer_tensors(kind, shape)
         method, _ = made(method_class, shape, data, "30%", pool=pool, pool_tokens=5)
         total = {(row, layer): 0 for row in range(2) for layer in shape.layers}
         for layer, (q, k, _) in data.items():
@@ -123,7 +104,7 @@ def test_outputs_counts_and_bytes(method_class, budget):
     shape = kv_shape(
         pad_tokens=(0, 11), layers=(0, 3), prompt_tokens=LENGTH, max_tokens=LENGTH + NEW
     )
-    data = inputs("clustered", shape, seed=3)
+    data = layer_tensors("clustered", shape, seed=3)
     method, probe = made(method_class, shape, data, budget, capacity_tokens=20)
     planned = method_class.plan(method.config, shape, method.budget)
     assert method.allocated() == planned
@@ -151,8 +132,8 @@ def test_outputs_counts_and_bytes(method_class, budget):
 
 
 def test_heads_compete_for_all_of_the_budget_but_the_floor():
-    shape = kv_shape(pad_tokens=(0,), prompt_tokens=LENGTH, max_tokens=LENGTH + NEW)
-    data = inputs("random", shape)
+    shape = kv_shape(prompt_tokens=LENGTH, max_tokens=LENGTH + NEW)
+    data = layer_tensors("random", shape)
     q, k, v = data[0]
     k[:, 1] *= 0.05  # looks everywhere alike: the other head owns the best votes
     k[:, 0] *= 3
@@ -171,7 +152,7 @@ def test_heads_compete_for_all_of_the_budget_but_the_floor():
 def test_the_pyramid_follows_the_released_rule():
     """KVCache-Factory: from 2 b - b / beta down to b / beta, in equal steps."""
     layers = tuple(range(6))
-    shape = kv_shape(pad_tokens=(0,), layers=layers, prompt_tokens=1000, max_tokens=1010)
+    shape = kv_shape(layers=layers, prompt_tokens=1000, max_tokens=1010)
     options = {"window_tokens": 8}
     for budget, beta in ((108, 20), (108, 1), (58, 5), (508, 20), (908, 20)):
         config = parse(PyramidKV.Config, {**options, "beta": beta}, "method")
@@ -186,7 +167,7 @@ def test_the_pyramid_follows_the_released_rule():
         assert sum(kept) == 6 * budget
         assert kept == pytest.approx([high - i * step + 8 for i in layers], abs=1.01)
         assert kept == sorted(kept, reverse=True) and max(kept) <= 1000
-    one_layer = kv_shape(pad_tokens=(0,), prompt_tokens=1000, max_tokens=1010)
+    one_layer = kv_shape(prompt_tokens=1000, max_tokens=1010)
     config = parse(PyramidKV.Config, options, "method")
     assert PyramidKV.index_class.kept(config, one_layer, Budget.parse("5%")) == [(50,)]
 

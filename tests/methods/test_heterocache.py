@@ -15,6 +15,7 @@ from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs
 from retrobench.core.spec import parse
 from retrobench.measure.probe import CountingProbe
+from tests.methods.inputs import layer_tensors
 from tests.support import (
     build,
     kv_shape,
@@ -39,26 +40,6 @@ def roles_of(groups, stability=(0.9, 0.3, 0.6, 0.8, 0.2, 0.5)):
     values = iter(stability)
     stability_LG = [[next(values) for _ in row] for row in names]
     return Roles(role_LG=names, satellites_LG=satellites, stability_LG=stability_LG)
-
-
-def inputs(kind, shape, seed=0):
-    """``(q, k, v)`` of every layer, prompt and new tokens."""
-    generator = torch.Generator().manual_seed(seed)
-    found, tokens = {}, shape.max_tokens
-    for layer in shape.layers:
-        size = (shape.batch, shape.num_kv_heads, tokens, shape.head_dim)
-        k, v = torch.randn(2, *size, generator=generator).unbind(0)
-        if kind == "clustered":
-            k = k / 4 + 2 * k[:, :, ::9].repeat_interleave(9, 2)[:, :, :tokens]
-        elif kind == "constant":
-            k = torch.ones_like(k)
-        elif kind == "duplicates":
-            k = k[:, :, torch.arange(tokens) % 4]
-        elif kind == "outliers":
-            k = k * (1 + 10 * (torch.rand(*size[:3], 1, generator=generator) < 0.05))
-        q = torch.randn(shape.batch, shape.num_heads, *size[2:], generator=generator)
-        found[layer] = tuple(part.to(getattr(torch, shape.dtype)) for part in (q, k, v))
-    return found
 
 
 def made(shape, data, roles, budget, **options):
@@ -141,7 +122,7 @@ def test_steps_equal_the_reference(kind, heads, groups, full_heads):
             pad_tokens=(0, 11), layers=(0, 3), num_heads=heads, num_kv_heads=groups,
             prompt_tokens=LENGTH, max_tokens=LENGTH + NEW, dtype=dtype,
         )  # fmt: skip
-        data, roles = inputs(kind, shape), roles_of(groups)
+        data, roles = layer_tensors(kind, shape), roles_of(groups)
         budget = "60%" if full_heads == "keep" else "25%"
         method, probe = made(shape, data, roles, budget, full_heads=full_heads)
         counts, base = head_tokens(method.config, shape, method.budget, roles)
@@ -182,7 +163,7 @@ def test_plan_equals_what_is_held_and_how_it_is_fetched_changes_nothing(budget, 
         pad_tokens=(0, 11), layers=(0, 3), num_heads=9, num_kv_heads=3,
         prompt_tokens=LENGTH, max_tokens=LENGTH + NEW,
     )  # fmt: skip
-    data, outputs = inputs("random", shape), []
+    data, outputs = layer_tensors("random", shape), []
     for prefetch in (True, False):
         options = {"placement": placement, "prefetch": prefetch, "keep_frac": 0.7}
         method, probe = made(shape, data, roles_of(3), budget, **options)
@@ -232,7 +213,7 @@ def test_a_budget_below_the_floor_names_it():
         assert "use method.full_heads=top" in message and "\n" not in message
     head_tokens(config, shape, Budget.parse("501tok"), roles_of(3))
     only = Roles(role_LG=[["volatile"]], satellites_LG=[[[]]], stability_LG=[[0.1]])
-    one = kv_shape(layers=(0,), num_kv_heads=1, prompt_tokens=1000)
+    one = kv_shape(num_kv_heads=1, prompt_tokens=1000)
     with pytest.raises(ValueError, match=r"the least is 1000 tokens \(100.0%"):
         head_tokens(config, one, Budget.parse("999tok"), only)
     assert head_tokens(config, one, Budget.parse("100%"), only)[0] == [[[1000]]]

@@ -4,15 +4,12 @@ import torch
 from retrobench_methods.oracle_topk import OracleTopK
 
 from retrobench.core.method import AttentionArgs, PromptLayer
-from retrobench.core.shapes import KVShape
+from tests.support import kv_shape
 
 
 def test_a_soft_cap_changes_which_tokens_are_heaviest_for_a_group():
     torch.manual_seed(0)
-    shape = KVShape(
-        pad_tokens=(0,), layers=(0,), num_heads=4, num_kv_heads=1, head_dim=16,
-        prompt_tokens=300, max_tokens=301, dtype="float32",
-    )  # fmt: skip
+    shape = kv_shape(num_kv_heads=1, head_dim=16, prompt_tokens=300, max_tokens=301)
     k, q = 4 * torch.randn(1, 1, 300, 16), torch.randn(1, 4, 1, 16)
     chosen = {}
     for cap in (None, 2.0):

@@ -10,9 +10,8 @@ from retrobench_kernels.codes import decode
 from retrobench_methods.retroinfer import RetroInfer, RetroInferConfig
 
 from retrobench.core.budget import Budget
-from retrobench.core.shapes import KVShape
 from retrobench.engine.attention.exact import dense_decode
-from tests.support import greedy_logits, open_on, random_ids
+from tests.support import greedy_logits, kv_shape, open_on, random_ids
 
 from .retroinfer_run import Run, make_shape
 
@@ -175,8 +174,7 @@ def test_options_that_contradict_each_other_are_refused():
 
 def test_memory_of_a_long_session_is_the_cache_once_and_a_little():
     """Llama-3.1-8B at 128K on a CPU: index and steady zone within 15% of the KV cache."""
-    shape = KVShape(
-        pad_tokens=(0,),
+    shape = kv_shape(
         layers=tuple(range(32)),
         num_heads=32,
         num_kv_heads=8,

@@ -12,9 +12,8 @@ from retrobench_methods.retroinfer.config import num_clusters
 from retrobench_methods.retroinfer_faithful import RetroInferFaithful
 
 from retrobench.core.method import AttentionArgs
-from retrobench.core.shapes import KVShape
 from retrobench.engine.attention.index import StaticZone
-from tests.support import build
+from tests.support import build, kv_shape
 
 
 def released_count(length):
@@ -82,10 +81,7 @@ def test_a_step_equals_the_released_one():
     """Steady zone, best clusters exactly, next ones by centroid: a loop over one layer's heads."""
     torch.manual_seed(1)
     length, args = 1500, AttentionArgs(scale=0.2)
-    shape = KVShape(
-        pad_tokens=(0,), layers=(0,), num_heads=4, num_kv_heads=2, head_dim=64,
-        prompt_tokens=length, max_tokens=length + 1, dtype="float32",
-    )  # fmt: skip
+    shape = kv_shape(head_dim=64, prompt_tokens=length, max_tokens=length + 1)
     k, v = torch.randn(2, 1, 2, length + 1, 64)
     method = RetroInferFaithful(RetroInferFaithful.Config(), shape)
     build(method, {0: (None, k[:, :, :length], v[:, :, :length])}, args)

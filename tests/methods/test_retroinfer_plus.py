@@ -11,8 +11,8 @@ from retrobench_methods.retroinfer import query_space
 from retrobench_methods.retroinfer_plus import RetroInferPlus
 
 from retrobench.core.method import AttentionArgs, PromptLayer
-from retrobench.core.shapes import KVShape
 from retrobench.measure.probe import CountingProbe
+from tests.support import kv_shape
 
 ARGS = AttentionArgs(scale=0.2)
 
@@ -36,10 +36,16 @@ def prompt(kind, groups, length, dim, dtype):
 def built(kind, heads=4, groups=2, dim=16, dtype=torch.float32, pads=(0, 13), **options):
     """A method after its prompt, with keys, values and a decode query."""
     length, generator = 420, torch.Generator().manual_seed(7)
-    shape = KVShape(
-        pad_tokens=pads, layers=(3,), num_heads=heads, num_kv_heads=groups, head_dim=dim,
-        prompt_tokens=length, max_tokens=length + 1, dtype=str(dtype)[6:],
-    )  # fmt: skip
+    shape = kv_shape(
+        pad_tokens=pads,
+        layers=(3,),
+        num_heads=heads,
+        num_kv_heads=groups,
+        head_dim=dim,
+        prompt_tokens=length,
+        max_tokens=length + 1,
+        dtype=str(dtype)[6:],
+    )
     k, v = (x[: len(pads)] for x in prompt(kind, groups, length, dim, dtype))
     config = RetroInferPlus.Config(update_tokens=64, **options)
     method = RetroInferPlus(config, shape, CountingProbe())
@@ -160,10 +166,7 @@ def test_bytes_equal_the_formula():
 def test_distances_are_those_of_logits_and_values(dim):
     """With as many axes as numbers, nothing is lost."""
     torch.manual_seed(0)
-    shape = KVShape(
-        pad_tokens=(0,), layers=(0,), num_heads=4, num_kv_heads=2, head_dim=dim,
-        prompt_tokens=90, max_tokens=90, dtype="float32",
-    )  # fmt: skip
+    shape = kv_shape(head_dim=dim, prompt_tokens=90, max_tokens=90)
     space, (k, v) = query_space.QuerySpace(shape), torch.randn(2, 2, 90, dim)
     q = torch.randn(4, 300, dim)
     space.learn(0, 0, k, v, q)

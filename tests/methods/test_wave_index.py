@@ -12,22 +12,19 @@ from retrobench_methods.retroinfer import RetroInfer, RetroInferConfig
 from retrobench_methods.retroinfer.config import sizes
 
 from retrobench.core.method import AttentionArgs
-from retrobench.core.shapes import KVShape
 from tests.support import build, kv_shape
 
 ARGS = AttentionArgs(scale=0.25)
 
 
 def make_shape(length, new=0, pads=(0,), layers=(0,), heads=4, dim=16):
-    return KVShape(
+    return kv_shape(
         pad_tokens=pads,
         layers=layers,
         num_heads=heads,
-        num_kv_heads=2,
         head_dim=dim,
         prompt_tokens=length,
         max_tokens=length + new,
-        dtype="float32",
     )
 
 

@@ -9,6 +9,7 @@ from retrobench.engine.embedded import build_tokenizer
 from retrobench.store.results import ResultStore
 from retrobench.tasks.long_generation import LongGenerationConfig, LongGenerationTask
 from retrobench.tasks.prompt import PromptBuilder
+from tests.e2e.runs import config
 
 BUILDER = PromptBuilder(build_tokenizer())
 
@@ -72,9 +73,7 @@ def test_what_does_not_fit_says_so():
 def test_the_embedded_model_recites(tmp_path, method):
     items, length = (30, 640) if method == "full" else (180, 2048)
     task = {"name": "long_generation", "length": length, "items": items}
-    raw = {"model": {"name": "constructed", "source": "constructed"}, "method": {"name": method}}
-    raw |= {"task": task, "results_dir": str(tmp_path), "progress": False}
-    outcome = cli.run_job({**raw, "data": {"root": str(tmp_path)}})
+    outcome = cli.run_job(config(tmp_path, method={"name": method}, task=task))
     (row,) = ResultStore(tmp_path).read(outcome["key"]).rows.values()
     assert row["status"] == "ok" and row["generated_tokens"] >= 3 * items
     assert row["score"] == 1.0 if method == "full" else row["score"] > 0

@@ -9,12 +9,7 @@ from retrobench_kernels import native
 from retrobench_kernels.cpu_common import DTYPES, addresses, float32, int32
 from retrobench_kernels.graph_index.naive import BuildArgs, Found, SearchArgs
 
-
-def unsupported(tensor: Tensor) -> str | None:
-    """Why this form cannot run on these keys, or None."""
-    if tensor.dtype not in (torch.float32, torch.bfloat16):
-        return f"dtype {tensor.dtype}"
-    return None if native.library() is not None else "no library"
+unsupported = native.unsupported_keys
 
 
 def build_graph(args: BuildArgs, library: ctypes.CDLL | None = None) -> Tensor:
