@@ -19,7 +19,7 @@ TABLES := estimation_study prefill_overlap surface matched_pcie update_share
 PUBLISHED += $(TABLES)
 ALL := full,oracle_topk,retroinfer,quest,infinigen,random,streaming
 pareto_accuracy_bytes := method=$(ALL) budget=null,5%,10%,20% engine.batch=4 task.samples=20
-ruler_by_length := method=$(ALL) budget=10% engine.batch=4 'task.length=[2048,8192]' task.samples=8
+ruler_by_length := method=$(ALL),magicpig,pqcache budget=10% engine.batch=4 'task.length=[2048,8192]' task.samples=8
 ruler_by_length += 'task.tasks=[niah_single_2,niah_multikey_1]'
 max_throughput_by_task := model=smollm2,gemma3_270m 'task.tasks=[niah_single_2,niah_multikey_1]'
 sparse_prefill := task.samples=5 'task.tasks=[niah_single_2,niah_multikey_1]'

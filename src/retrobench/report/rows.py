@@ -85,7 +85,7 @@ def step_seconds(frame: pd.DataFrame) -> pd.Series:
 
 def token_count(count: float) -> str:
     """A token count in few characters: 512, 4K, 128K."""
-    return f"{count / 1024:g}K" if count >= 1024 else f"{count:g}"
+    return f"{count / 1024:g}K" if count >= 1024 and count % 128 == 0 else f"{count:g}"
 
 
 def uses_stand_in(frame: pd.DataFrame) -> bool:

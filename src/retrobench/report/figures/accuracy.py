@@ -57,16 +57,20 @@ def ruler_by_length(frame: pd.DataFrame) -> Any:
     rows = headroom.informative(whole)
     require(rows["length"].nunique() > 1, "needs two lengths with headroom", _BY_LENGTH)
     drawing, (axes,) = style.figure(2.7)
-    for method, line in style.by_method(rows).items():
-        _length_line(axes, line, method)
+    methods = style.by_method(rows)
+    for index, (method, line) in enumerate(methods.items()):
+        _length_line(axes, line, method, (index, len(methods)))
     parts.token_axis(axes, rows["length"])
     axes.set(ylabel="mean score of RULER tasks", ylim=(-3, 105))
     note = parts.INTERVALS + headroom.figure_note(rows, left_out=whole.drop(rows.index))
     return style.finish(drawing, rows, ["method", "length"], note, columns=3)
 
 
-def _length_line(axes: Any, rows: pd.DataFrame, method: str) -> None:
-    """A method's line with its interval; published averages where ours is over the same tasks."""
+def _length_line(axes: Any, rows: pd.DataFrame, method: str, slot: tuple[int, int]) -> None:
+    """A method's line with intervals; published averages where ours is over the same tasks.
+
+    ``slot``: its number and how many there are. Lines stand beside each other, not one on another.
+    """
     points, whole = [], []
     for length, group in rows.groupby("length"):
         tasks = group.groupby("task")["score"].mean()
@@ -74,10 +78,9 @@ def _length_line(axes: Any, rows: pd.DataFrame, method: str) -> None:
         shift = tasks.mean() - group["score"].mean()  # tasks weigh the same, samples need not
         points.append((length, *(100 * v for v in (tasks.mean(), low + shift, high + shift))))
         whole += [length] if len(tasks) == benchmark("ruler").num_tasks else []
-    x, mean, low, high = zip(*points, strict=True)
     look = style.look(method)
-    axes.plot(x, mean, linewidth=1.2, **look)
-    axes.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
+    beside = 2 ** (0.4 * parts.slot_place(0, slot))
+    parts.interval_line(axes, np.array(points, dtype=float) * (beside, 1, 1, 1), **look)
     known = SCORES[(SCORES["model"] == rows["model"].iloc[0]) & (SCORES["method"] == method)]
     known = known[(known["task"] == "avg") & known["length"].isin(whole)]
     if len(known):
