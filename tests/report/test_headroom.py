@@ -117,6 +117,7 @@ def test_figures_mark_what_has_no_headroom_or_leave_it_out(lab):
     panels = ruler_tasks(frame).axes
     assert [t.get_text() for t in panels[0].texts] == ["100", "100", "10*", "10*"]
     drawing = ruler_by_length(frame)
-    assert [list(line.get_ydata()) for line in drawing.axes[0].lines] == [[100, 100]] * 2
+    lines = [drawn.lines[0] for drawn in drawing.axes[0].containers]
+    assert [list(line.get_ydata()) for line in lines] == [[100, 100]] * 2
     note = " ".join(drawing.get_supxlabel().split())
     assert "left out, no headroom" in note and note.endswith(HARD)
