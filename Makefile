@@ -15,7 +15,7 @@ PUBLISHED += ann_recall
 PUBLISHED += fidelity_step_overlap fidelity_mass_cdf fidelity_cluster_mass zone_steady
 PUBLISHED += estimation_on_off cache_ratio sparse_prefill throughput_by_batch max_throughput_by_task
 PUBLISHED += prefill_breakdown buffer_ablation latency_vs_load
-TABLES := estimation_study prefill_overlap surface matched_pcie update_share
+TABLES := estimation_study prefill_overlap surface matched_pcie update_share long_answers
 PUBLISHED += $(TABLES)
 ALL := full,oracle_topk,retroinfer,quest,infinigen,random,streaming
 pareto_accuracy_bytes := method=$(ALL) budget=null,5%,10%,20% engine.batch=4 task.samples=20
