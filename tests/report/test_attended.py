@@ -48,7 +48,10 @@ def test_a_timed_run_says_how_long_its_context_was_when_it_counted(lab):
     row = {**lab.row(length=100), "prompt_tokens": 100}
     row["live"] = {**row["live"], "attended_tokens": 150.0, "context_tokens": 150.0}
     lab.cell("quest", budget="10%", rows=[row])
-    assert list(score_matrix(load(lab.store, COLUMNS, None))["attended"]) == ["100%"]
+    older = {**row, "live": {**row["live"]}, "speed": {"step_s": 1.0}, "decode_steps": 50}
+    del older["live"]["context_tokens"]
+    lab.cell("streaming", budget="10%", rows=[older])
+    assert list(score_matrix(load(lab.store, COLUMNS, None))["attended"]) == ["100%"] * 2
 
 
 def test_full_attention_has_nothing_to_say(lab):

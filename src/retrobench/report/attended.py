@@ -15,7 +15,7 @@ NOTE = (
     f"layers; shown where the budget is a default or is missed by more than {TOLERANCE_FRAC:.0%}"
 )
 COLUMNS = "method budget length status prompt_tokens decode_steps".split()
-COLUMNS += ["live.attended_tokens", "live.context_tokens"]
+COLUMNS += ["live.attended_tokens", "live.context_tokens", "speed.step_s"]
 _EVERYTHING = ("full", "full_offload")  # methods without a budget
 
 
@@ -28,11 +28,13 @@ def texts(frame: pd.DataFrame, by: list[str]) -> dict[tuple[object, ...], str]:
     rows = rows[(rows["status"] == OK) & rows["live.attended_tokens"].notna()]
     rows = rows[~rows["method"].isin(_EVERYTHING)]
     prompt = rows["prompt_tokens"].fillna(rows["length"])
+    # it grows by the answer: its mean. Timed runs count after their steps; older ones say not where
+    timed, steps = rows["speed.step_s"].notna(), rows["decode_steps"]
+    context = prompt + steps.where(timed, (steps + 1) / 2)
     rows = rows.assign(
         tokens=rows["live.attended_tokens"].astype(float),
         prompt=prompt.astype(float),
-        # it grows by the answer: its mean; timed runs count after their timed steps, and say where
-        context=rows["live.context_tokens"].fillna(prompt + (rows["decode_steps"] + 1) / 2),
+        context=rows["live.context_tokens"].fillna(context),
     )
     groups = list(dict.fromkeys([*by, "budget", "length"]))
     medians = rows.groupby(groups, sort=False, dropna=False)[["tokens", "prompt", "context"]]

@@ -20,6 +20,7 @@ from retrobench.report.rows import (
 )
 from retrobench.stats.intervals import mean_interval
 
+_MOST_BARS = 8  # methods that bars tell apart
 _BY_LENGTH = "python run.py -m experiment=ruler_by_length"
 
 
@@ -41,14 +42,33 @@ def longbench(frame: pd.DataFrame) -> Any:
 
 
 def _bars(rows: pd.DataFrame, title: str) -> Any:
+    """Bars by task and method; a heat map where these are too many."""
+    methods = style.by_method(rows)
+    if len(methods) > _MOST_BARS:
+        return _task_map(rows, title)
     drawing, (axes,) = style.figure(2.6, width=style.TWO_COLUMNS)
-    methods = style.by_method(rows).items()
-    series = {method: (own, {"color": style.color(method)}) for method, own in methods}
+    series = {method: (own, {"color": style.color(method)}) for method, own in methods.items()}
     parts.score_bars(axes, rows, series)
     axes.set_title(title)
     return style.finish(
         drawing, rows, ["method", "task"], parts.INTERVALS + headroom.figure_note(rows)
     )
+
+
+def _task_map(rows: pd.DataFrame, title: str) -> Any:
+    """Mean scores, a line per method and a column per task."""
+    tasks, methods = list(dict.fromkeys(rows["task"])), style.by_method(rows)
+    means = {name: 100 * own.groupby("task")["score"].mean() for name, own in methods.items()}
+    grid = pd.DataFrame(means).T[tasks]
+    drawing, (axes,) = style.figure(1.2 + 0.17 * len(grid), width=style.TWO_COLUMNS)
+    image = parts.heat_map(axes, grid, title, 100)
+    _write_values(axes, grid, grid * 0)
+    marked = rows.loc[headroom.lacks_headroom(rows), "task"].unique()
+    parts.task_axis(axes, rows, tasks, marked=marked)
+    axes.set_yticks(range(len(grid)), list(grid.index))
+    drawing.colorbar(image, ax=axes, label="score")
+    note = headroom.figure_note(rows)
+    return style.finish(drawing, rows, ["method", "task"], note, legend="none")
 
 
 def ruler_by_length(frame: pd.DataFrame) -> Any:
