@@ -1,16 +1,18 @@
 """What a newcomer types first: help, version, completion, a folder that is not there."""
 
+import dataclasses
 import os
 import re
 import subprocess
 import sys
 
 import pytest
+import yaml
 
 from retrobench import __version__
 from retrobench.cli import console
 from retrobench.cli.overrides import composed
-from retrobench.run.spec import parse_run
+from retrobench.run.spec import EngineConfig, parse_run
 from retrobench.store.results import ResultStore
 from retrobench.store.sweeps import sweep_keys
 from tests.e2e import forks
@@ -38,6 +40,13 @@ def test_help_is_there_and_fits(script):
     done = forks.run(script, "--help", COLUMNS="80")
     assert done.returncode == 0, done.stderr
     assert_fits(done.stdout)
+
+
+def test_help_names_every_option_of_the_engine_and_those_that_stand_alone():
+    words = set(re.findall(r"[\w.]+", forks.run("run.py", "--help").stdout))
+    assert {field.name for field in dataclasses.fields(EngineConfig)} <= words
+    alone = {*yaml.safe_load((CONF / "config.yaml").read_text("utf-8"))}
+    assert alone - {"defaults", "data", "hydra"} <= words
 
 
 def test_the_harness_script_has_help_without_its_extra_and_names_it():
