@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from retrobench.cli import app as cli
-from retrobench.engine import synthetic
+from retrobench.engine import loader, synthetic
 from retrobench.report.figures.draw import draw
 from retrobench.report.figures.speed import latency_vs_load
 from retrobench.report.tables.overview import COLUMNS, print_tables
@@ -49,6 +49,17 @@ def test_rows_resume_table_and_figure(tmp_path):
     assert "vs full" in text and "1.00x" in text and "scores" not in text
     ((_, path, reason),) = draw(store, tmp_path / "figures", ["throughput"])
     assert path is not None and path.exists(), reason
+
+
+def test_synthetic_shapes_need_no_weights(tmp_path, monkeypatch):
+    def load(config):
+        raise AssertionError("weights are read")
+
+    monkeypatch.setattr(loader, "_resident", {})
+    monkeypatch.setattr(loader, "load", load)
+    outcome = cli.run_job(raw("streaming", tmp_path))
+    assert outcome["ran"] == 2 and not outcome["failed"]
+    assert ResultStore(tmp_path).cell(outcome["key"])["weight_bytes"] == 0
 
 
 def test_a_model_end_to_end(tmp_path):

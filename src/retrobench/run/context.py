@@ -1,6 +1,7 @@
 """One running cell: its parts, and what became of it."""
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 from retrobench.core.code import code_fingerprint
@@ -19,7 +20,7 @@ from retrobench.track.base import Tracker
 
 
 class RunContext:
-    """A prepared run with its model loaded, and everything that its rows go to.
+    """A prepared run with its model, if its task needs one, and everything that its rows go to.
 
     ``stamp`` (code fingerprint, commit, warnings about the model) is in every row.
     """
@@ -36,10 +37,13 @@ class RunContext:
         self.prompt, self.task = prepared.prompt, prepared.task
         self.writer, self.tracker, self.progress = writer, tracker, progress
         self.result = result
-        if not loader.is_resident(self.spec.model):
-            progress.detail("loading the model")
-        self.loaded = loader.resident(self.spec.model)
-        use_device(str(self.loaded.model.device))
+        if self.task.model_identity() is None:
+            if not loader.is_resident(self.spec.model):
+                progress.detail("loading the model")
+            self.device = str(self.loaded.model.device)
+        else:  # it brings keys and values of its own
+            self.device = loader.describe(self.spec.model).device
+        use_device(self.device)
         self.stamp: dict[str, Any] = {
             "code": code_fingerprint(self.spec.method),
             "commit": provenance()["commit"],
@@ -48,6 +52,11 @@ class RunContext:
             self.stamp["ignored"] = prepared.summary.ignored
         if warnings := loader.describe(self.spec.model).warnings:
             self.stamp["model_warnings"] = list(warnings)
+
+    @cached_property
+    def loaded(self) -> loader.Loaded:
+        """The model with its weights."""
+        return loader.resident(self.spec.model)
 
     @property
     def clock(self) -> Callable[[], float]:

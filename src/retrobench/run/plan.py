@@ -87,7 +87,7 @@ def prepare(spec: RunSpec, calibration: str | None = None) -> PreparedRun:
         num_samples=None if spec.protocol.name == "multi_turn" else _num_samples(task),
         lengths=_lengths(spec),
         footprint=held,
-        weight_bytes=model.weight_bytes,
+        weight_bytes=model.weight_bytes if task.model_identity() is None else 0,
         device=model.device,
         mapped=bool(spec.model.device_map),
         waiting=waiting,

@@ -26,7 +26,7 @@ def session_fields(
         "batch": batch,
         "live": counts,
         "footprint": to_plain(result.footprint),
-        "peak_bytes": peak_bytes(str(run.loaded.model.device)),
+        "peak_bytes": peak_bytes(run.device),
         "method_stats": result.method_stats,
     }
 

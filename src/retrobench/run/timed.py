@@ -44,7 +44,7 @@ def run_sample(cells: Sequence[RunContext], sample: Sample) -> None:
 
 def _measured(run: RunContext, sample: Sample, shared: SharedPrefill) -> dict[str, Any]:
     """Fields of a sample in one cell."""
-    spec, device = run.spec, str(run.loaded.model.device)
+    spec, device = run.spec, run.device
     if isinstance(run.task, ServeTask):
         run.progress.detail(sample.id)
         found = replay.measure(replayed.replay_of(spec, run.task, run.cell), sample)
