@@ -88,8 +88,10 @@ published-%: $(STAMP)
 options: $(STAMP) ## regenerate docs/options.md from the option dataclasses
 	$(BIN)/python scripts/options.py
 
+# the Python with a torch for the GPU; that of .venv (for CPUs) where the first one has none
+GPU_PYTHON = $(shell $(PYTHON) -c "import torch" 2> /dev/null && echo $(PYTHON) || echo $(BIN)/python)
 gpu-test: ## kernel and method parity on a CUDA device, with the installed torch
-	$(PYTHON) -m pytest tests/gpu
+	$(GPU_PYTHON) -m pytest tests/gpu
 
 hardware: $(STAMP) ## make the tables and figures of docs/hardware.md from the models of machines
 	$(BIN)/python scripts/hardware.py
@@ -97,11 +99,11 @@ hardware: $(STAMP) ## make the tables and figures of docs/hardware.md from the m
 
 # the plus sign lets `make --dry-run` run it: it then says what it would do
 gpu-first: ## the first 15 minutes of a GPU; --dry-run: what it would do, and the memory it takes
-	+$(PYTHON) scripts/gpu_first.py $(if $(findstring n,$(filter-out ---%,$(firstword -$(MAKEFLAGS)))),--dry-run)
+	+$(GPU_PYTHON) scripts/gpu_first.py $(if $(findstring n,$(filter-out ---%,$(firstword -$(MAKEFLAGS)))),--dry-run)
 
 STAGES := ceilings kernels full_attention layers offload decode index_build
 STAGE ?= all
 gpu-bench: ## GPU experiments with the installed torch, e.g. STAGE=ceilings (docs/gpu.md)
 	failed=0; for name in $(if $(filter all,$(STAGE)),$(STAGES),$(STAGE)); do \
-	  $(PYTHON) run.py -m experiment=gpu_$$name || failed=1; \
+	  $(GPU_PYTHON) run.py -m experiment=gpu_$$name || failed=1; \
 	done; exit $$failed
