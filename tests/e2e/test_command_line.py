@@ -12,6 +12,7 @@ import yaml
 from retrobench import __version__
 from retrobench.cli import console
 from retrobench.cli.overrides import composed
+from retrobench.report.tables.effects import RESPONSES
 from retrobench.run.spec import EngineConfig, parse_run
 from retrobench.store.results import ResultStore
 from retrobench.store.sweeps import sweep_keys
@@ -68,6 +69,13 @@ def test_every_command_of_retrobench_has_help_that_fits(monkeypatch, capsys):
             console.main([*filter(None, [name]), "--help"])
         assert end.value.code == 0
         assert_fits(capsys.readouterr().out)
+
+
+def test_the_help_of_effects_lists_what_it_takes(capsys):
+    with pytest.raises(SystemExit):
+        console.main(["effects", "--help"])
+    assert console.RESPONSES in " ".join(capsys.readouterr().out.split())
+    assert ", ".join(RESPONSES) == console.RESPONSES
 
 
 def test_version(capsys):

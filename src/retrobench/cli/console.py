@@ -1,4 +1,4 @@
-"""The ``retrobench`` command: scores predictions and reads results on disk."""
+"""The ``retrobench`` command: everything around the runs of run.py."""
 
 import argparse
 import sys
@@ -16,6 +16,13 @@ from retrobench.report.tables.layout import print_line
 from retrobench.store.results import MAX_ATTEMPTS, ResultStore
 from retrobench.store.sweeps import sweep_entries, sweep_keys, sweep_names, sweep_problems
 
+RESPONSES = "score, seal_s, step_s, step_mib, hit_ratio, recall"
+DESCRIPTION = (
+    "Works with the results of run.py: lists cells and sweeps, makes tables, pages and exports, "
+    "checks them, and runs samples again. It also fetches models and data, records traces, scores "
+    "predictions, and makes one leaderboard of several results folders."
+)
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, 1 if something was reported as bad, 2 for a usage error."""
@@ -30,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="retrobench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="retrobench", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"retrobench {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -60,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         aliases = {"diff": ["why"], "sources": ["trace"]}.get(name, [])
         description = " ".join([text, *(f"(also: {alias})" for alias in aliases)])
         command = commands.add_parser(name, aliases=aliases, help=text, description=description)
-        command.add_argument("--results", default="results/runs", help="results folder")
+        command.add_argument("--results", default="results/runs", help="default %(default)s")
         command.set_defaults(run=function)
         _arguments(command, name)
     return parser
@@ -78,14 +85,15 @@ def _arguments(command: argparse.ArgumentParser, name: str) -> None:
         command.add_argument("--sweep", help="the cells of one sweep")
     if name == "serve":
         command.add_argument("--sweep", help="one sweep; none: all cells")
-        command.add_argument("--port", type=int, default=8337, help="of 127.0.0.1; 0: any free one")
+        text = "of 127.0.0.1; 0: any free one; default %(default)s"
+        command.add_argument("--port", type=int, default=8337, help=text)
     if name == "ls":
         command.add_argument("--failed", action="store_true", help="only cells that are not done")
     if name == "verify":
-        command.add_argument("--samples", type=int, default=3, help="how many to run again")
-        command.add_argument("--seed", type=int, default=0, help="of the draw of these samples")
+        command.add_argument("--samples", type=int, default=3, help="how many; default %(default)s")
+        command.add_argument("--seed", type=int, default=0, help="of the draw; default %(default)s")
     if name == "effects":
-        command.add_argument("--of", default="score", help="score, seal_s, step_s, step_mib ...")
+        command.add_argument("--of", default="score", help=f"{RESPONSES}; default %(default)s")
     if name in {"export", "report"}:
         what = "FILE.csv or FILE.parquet" if name == "export" else "FILE.html"
         command.add_argument("--out", type=Path, required=True, help=what)
