@@ -57,7 +57,9 @@ def test_commands_and_options_are_known(page, capsys):
             console.main([command, "--help"])
         assert end.value.code == 0, capsys.readouterr().err
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
-    assert set(re.findall(r"(?:^ +|`)make ([a-z-]+)", text, re.M)) <= targets
+    targets |= {f"published-{path.stem}" for path in (ROOT / "conf/experiment").glob("*.yaml")}
+    targets.add("published-NAME")
+    assert set(re.findall(r"(?:^ +|`)make ([\w-]+)", text, re.M)) <= targets
     groups = "model|engine|method|task|measure|protocol|prefill"
     found = set(re.findall(rf"(?<![\w.])(?:{groups})\.[a-z_]+(?==)", text))
     found -= EXAMPLE_OPTIONS if page.stem == "add_a_benchmark" else set()

@@ -36,7 +36,7 @@ class Budget:
     """
 
     value: float
-    unit: str  # "frac" | "tokens" | "bytes" (K and V of one KV head and layer) | "top_p"
+    unit: str  # "frac" | "tokens" | "bytes" (K and V, all layers and KV heads) | "top_p"
     cap: Self | None = None  # of top_p
 
     def __post_init__(self) -> None:
