@@ -67,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
         aliases = {"diff": ["why"], "sources": ["trace"]}.get(name, [])
         description = " ".join([text, *(f"(also: {alias})" for alias in aliases)])
         command = commands.add_parser(name, aliases=aliases, help=text, description=description)
-        command.add_argument("--results", default="results/runs", help="default %(default)s")
+        folder = "results folder; default %(default)s"
+        command.add_argument("--results", default="results/runs", help=folder)
         command.set_defaults(run=function)
         _arguments(command, name)
     return parser
