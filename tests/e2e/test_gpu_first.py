@@ -67,7 +67,7 @@ def test_a_stage_that_fails_or_takes_too_long_does_not_stop_the_others(monkeypat
 
 
 def test_make_has_a_dry_run():
-    command = ["make", "--dry-run", "gpu-first", "PYTHON=echo"]
+    command = ["make", "--dry-run", "gpu-first", "GPU_PYTHON=echo"]
     outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     done = subprocess.run(
         command, cwd=ROOT, env=outside, capture_output=True, text=True, check=True

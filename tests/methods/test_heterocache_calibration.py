@@ -10,7 +10,8 @@ from retrobench_methods.heterocache import HeteroCache, calibration
 from retrobench_methods.heterocache.roles import Roles, stars
 
 from retrobench.core.spec import parse
-from tests.methods.test_heterocache import ARGS, inputs
+from tests.methods.inputs import layer_tensors
+from tests.methods.test_heterocache import ARGS
 from tests.support import (
     greedy_logits,
     kv_shape,
@@ -41,7 +42,7 @@ def test_stars_are_greedy_and_ties_go_to_the_first_head():
 @pytest.mark.parametrize(("heads", "groups"), [(4, 2), (4, 1)])
 def test_what_is_measured_equals_a_naive_reference(heads, groups):
     shape = kv_shape(num_heads=heads, num_kv_heads=groups, max_tokens=300)
-    q, k, v = inputs("clustered", shape, 4)[0]
+    q, k, v = layer_tensors("clustered", shape, 4)[0]
     stability, at_prefill, in_median = calibration.measure(prompt_layer(q, k, v, ARGS))
     size, sets = round(0.2048 * 200), []
     for t in range(199, 300):
