@@ -40,7 +40,7 @@ from retrobench.run.plan import prepare
 from retrobench.run.spec import RunSpec, parse_run
 from retrobench.serving.costs import Memory
 from retrobench.serving.requests import Request
-from retrobench.serving.served import Outcome, Policy, Served
+from retrobench.serving.served import Policy, Served, SimulatedRun
 from retrobench.serving.simulate import Simulation
 from retrobench.serving.summary import PERCENTILES, Objectives, summarise
 from retrobench.serving.surface import Point, Surface
@@ -70,7 +70,7 @@ class ClosedLoop:
         self.clock: Callable[[], float] = make_clock(str(self.model.device))
         self.left, self.waiting = deque(requests), deque[Served]()
         self.running: list[tuple[Served, Session]] = []
-        self.outcome = Outcome()
+        self.outcome = SimulatedRun()
         self.begun = self.clock()
         for _ in range(clients):
             self.submit()
@@ -87,7 +87,7 @@ class ClosedLoop:
             self.waiting.append(served)
 
     @torch.inference_mode()
-    def run(self) -> Outcome:
+    def run(self) -> SimulatedRun:
         """Serve all."""
         while self.waiting or self.running:
             if self.waiting:
@@ -159,9 +159,9 @@ def surface(passes: Sequence[tuple[Point, ...]], clients: int) -> Surface:
     ])  # fmt: skip
 
 
-def together(outcomes: Sequence[Outcome]) -> Outcome:
+def together(outcomes: Sequence[SimulatedRun]) -> SimulatedRun:
     """All requests of several loops."""
-    return Outcome(
+    return SimulatedRun(
         served=[served for outcome in outcomes for served in outcome.served],
         gaps=[gap for outcome in outcomes for gap in outcome.gaps],
         duration_s=sum(outcome.duration_s for outcome in outcomes),

@@ -87,7 +87,7 @@ def test_a_nan_is_a_row_and_the_next_run_tries_again(tmp_path, monkeypatch):
 
 
 def test_what_is_planned_for_a_cpu_is_neither_pinned_nor_on_a_device(tmp_path):
-    """A skeleton of weights has no device: the plan is made for the one that will run."""
+    """A meta model has no device: the plan is made for the one that will run."""
     from retrobench.core.registry import method_class
     from retrobench.engine import loader
     from retrobench.evaluate.calibrate import calibrate

@@ -81,7 +81,7 @@ def reference(part, row, pad, roles, i, counts, base, top):
     prompt = [k[g, pad:LENGTH] for g in range(groups)]
     held = [best_tokens(query[g][:, LENGTH - 1], prompt[g], counts[g]) for g in range(groups)]
     compared = [best_tokens(query[g][:, LENGTH - 1], prompt[g], base) for g in range(groups)]
-    outputs, read, moved, verdicts, coming = [], 0, 0, [], {}
+    outputs, read, moved, drifts, coming = [], 0, 0, [], {}
     for t in range(LENGTH, LENGTH + NEW):
         for g, tokens in coming.items():
             held[g], moved = tokens, moved + len(tokens)
@@ -105,11 +105,11 @@ def reference(part, row, pad, roles, i, counts, base, top):
             if drifted:
                 compared[g] = sets[0]
             if leaves:
-                verdicts.append(drifted)
+                drifts.append(drifted)
             for h in ([g] if top else []) + (leaves if drifted else []):
                 if counts[h] < n:
                     coming[h] = best_tokens(query[g][:, t], prompt[g], counts[h])
-    return outputs, read, moved, verdicts
+    return outputs, read, moved, drifts
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -128,7 +128,7 @@ def test_steps_equal_the_reference(kind, heads, groups, full_heads):
         counts, base = head_tokens(method.config, shape, method.budget, roles)
         outputs = steps_of(method, data, shape)
         method.report_counts()
-        vector, verdicts, index_bytes, read_all = 2 * 8 * shape.value_bytes, [], 0, 0
+        vector, drifts, index_bytes, read_all = 2 * 8 * shape.value_bytes, [], 0, 0
         for i, layer in enumerate(shape.layers):
             totals = {"kv": 0, "h2d": 0}
             for row, pad in enumerate(shape.pad_tokens):
@@ -141,14 +141,14 @@ def test_steps_equal_the_reference(kind, heads, groups, full_heads):
                 totals["kv"] += read * vector
                 totals["h2d"] += moved * vector + (full_heads == "top") * looks * vector // 2
                 index_bytes, read_all = index_bytes + looks * vector // 2, read_all + read
-                verdicts += found
+                drifts += found
             assert {name: probe.by_layer(name)[layer] for name in totals} == totals
         assert sum(probe.by_layer("index").values()) == index_bytes
-        assert method.stats()["looks"] == len(verdicts)
-        if verdicts:
+        assert method.stats()["looks"] == len(drifts)
+        if drifts:
             rate = method.stats()["reload_rate"]
-            assert rate == pytest.approx(sum(verdicts) / len(verdicts))
-        reloaded += verdicts
+            assert rate == pytest.approx(sum(drifts) / len(drifts))
+        reloaded += drifts
         method.close()
     if kind == "random" and groups > 1:
         assert any(reloaded)  # the reference has seen reloads

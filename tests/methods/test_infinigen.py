@@ -51,7 +51,7 @@ def test_queries_are_those_of_the_layer_itself(model_factory, family):
     """Biases (Qwen2), query norms (Qwen3) and fused projections (Phi-3) are the model's own."""
     model = model_factory(family) if family else model_factory()
     hf.attach(model)
-    seen, guessed = {}, {}
+    seen, predicted = {}, {}
 
     class Watch(DenseMethod):
         name, needs = "watch", Needs(layer_inputs=True)
@@ -60,7 +60,7 @@ def test_queries_are_those_of_the_layer_itself(model_factory, family):
             self.view = view
 
         def layer_input(self, layer, hidden_BTM):
-            guessed[layer] = self.view.queries(layer, hidden_BTM)
+            predicted[layer] = self.view.queries(layer, hidden_BTM)
 
         def decode(self, layer, q_BHTD, *rest):
             seen[layer] = q_BHTD
@@ -71,7 +71,7 @@ def test_queries_are_those_of_the_layer_itself(model_factory, family):
     session.close()
     assert sorted(seen) == [0, 1, 2]
     for layer, q_BHTD in seen.items():
-        assert torch.equal(q_BHTD, guessed[layer])
+        assert torch.equal(q_BHTD, predicted[layer])
     assert session.method.view.projection_bytes(1) > 0
 
 

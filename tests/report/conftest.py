@@ -1,4 +1,4 @@
-"""A store of made-up rows: shapes as real runs write them, numbers chosen by the tests."""
+"""A store of synthetic rows: shapes as real runs write them, numbers chosen by the tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A task that full attention fails counts in no average and no verdict, whatever the model."""
+"""A task that full attention fails counts in no average and no comparison, whatever the model."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from retrobench.run.composed import check_composed
 from retrobench.run.summary import CellResult, PlannedRun, plan_run, settled
 from retrobench.store.results import ResultStore
 
-Outcome = dict[str, Any]  # of one job, as it is noted: a cell's result, or ``job`` and ``error``
+JobResult = dict[str, Any]  # of one job, as it is noted: a cell's result, or ``job`` and ``error``
 
 
 def launch(conf_dir: Path) -> None:
@@ -155,14 +155,14 @@ def main(config: DictConfig) -> None:
         fail(error)
 
 
-def _error(job: str, error: Exception) -> Outcome:
+def _error(job: str, error: Exception) -> JobResult:
     from retrobench.run.cell import Refused
 
     refused = {"key": error.key} if isinstance(error, Refused) else {}
     return {"job": job, "error": redact(f"{type(error).__name__}: {error}"), **refused}
 
 
-def run_jobs(raws: Sequence[Any]) -> list[Outcome | Exception]:
+def run_jobs(raws: Sequence[Any]) -> list[JobResult | Exception]:
     """Run composed configurations; the outcome of each as plain values, or its error.
 
     Cells that are known to be done are answered from disk alone.
@@ -186,7 +186,7 @@ def run_jobs(raws: Sequence[Any]) -> list[Outcome | Exception]:
     return [one if isinstance(one, Exception) else one.plain() for one in results]
 
 
-def run_job(raw: Any) -> Outcome:
+def run_job(raw: Any) -> JobResult:
     """Run one composed configuration; its error is raised."""
     (outcome,) = run_jobs([raw])
     if isinstance(outcome, Exception):
@@ -252,7 +252,7 @@ def fail(error: Exception) -> None:
     sys.exit(2)
 
 
-def show(outcomes: list[Outcome], results_dir: str) -> None:
+def show(outcomes: list[JobResult], results_dir: str) -> None:
     """What ran, what was cached, the table of all cells, and what failed."""
     from retrobench.report.headroom import load
     from retrobench.report.tables.overview import COLUMNS, print_tables
@@ -274,18 +274,18 @@ def show(outcomes: list[Outcome], results_dir: str) -> None:
             print_line(out, line)
 
 
-def without_duplicates(outcomes: list[Outcome]) -> list[Outcome]:
+def without_duplicates(outcomes: list[JobResult]) -> list[JobResult]:
     """Entries of one launch without those that found their cell being run by another of them."""
     ran = {o["key"] for o in outcomes if o.get("ran") and "busy" not in o["failed"]}
     return [o for o in outcomes if "busy" not in o.get("failed", {}) or o["key"] not in ran]
 
 
-def is_failure(outcome: Outcome) -> bool:
+def is_failure(outcome: JobResult) -> bool:
     """Whether something of a job failed; a cell that another process runs has not."""
     return "error" in outcome or bool(outcome.get("failed", {}).keys() - {"busy"})
 
 
-def problem_line(outcome: Outcome) -> str:
+def problem_line(outcome: JobResult) -> str:
     """What failed of a job, or who runs its cell, as one line; empty if all is well."""
     if "error" in outcome:
         return f"FAILED {outcome['job']}: {outcome['error']}"

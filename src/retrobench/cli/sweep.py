@@ -93,7 +93,7 @@ def _no_warning() -> Iterator[None]:
         sys.exit(1)
 
 
-def _draw(figure: str, outcomes: list[app.Outcome], results_dir: Path) -> None:
+def _draw(figure: str, outcomes: list[app.JobResult], results_dir: Path) -> None:
     """A figure from the sweep's own cells, or why there is none."""
     console = app.console()
     try:

@@ -40,7 +40,7 @@ class TraceRecorder(DenseMethod):
         super().setup()
         shape = self.shape
         self.queries: dict[int, list[Tensor]] = {layer: [] for layer in shape.layers}
-        self.guesses: dict[int, list[Tensor]] = {layer: [] for layer in shape.layers}
+        self.predicted: dict[int, list[Tensor]] = {layer: [] for layer in shape.layers}
         self.args: dict[int, AttentionArgs] = {}
         self.model: ModelView | None = None
 
@@ -50,11 +50,11 @@ class TraceRecorder(DenseMethod):
 
     def layer_input(self, layer: int, hidden_BTM: Tensor) -> None:
         """Keep the next layer's queries as this layer's input predicts them."""
-        if layer + 1 in self.guesses:
+        if layer + 1 in self.predicted:
             assert self.model is not None
-            guess = self.model.queries(layer + 1, hidden_BTM)
-            if guess is not None:
-                self.guesses[layer + 1].append(guess)
+            query = self.model.queries(layer + 1, hidden_BTM)
+            if query is not None:
+                self.predicted[layer + 1].append(query)
 
     def build(self, layer: int, prompt: PromptLayer) -> None:
         """Keep the prompt's queries too."""
@@ -81,8 +81,8 @@ class TraceRecorder(DenseMethod):
                 "k_GSD": self.store.keys(layer)[0],
                 "v_GSD": self.store.values(layer)[0],
             }
-            if self.guesses[layer]:
-                parts["guess_HSD"] = torch.cat(self.guesses[layer], 2)[0]
+            if self.predicted[layer]:
+                parts["guess_HSD"] = torch.cat(self.predicted[layer], 2)[0]
             file = shard(folder, index, layer)
             kept = {name: part.to("cpu", dtype).contiguous() for name, part in parts.items()}
             with replacing(file) as temporary:
@@ -104,7 +104,7 @@ class TraceRecorder(DenseMethod):
     def close(self) -> None:
         super().close()
         self.queries.clear()
-        self.guesses.clear()
+        self.predicted.clear()
 
 
 def shard(folder: Path, index: int, layer: int) -> Path:
@@ -113,7 +113,7 @@ def shard(folder: Path, index: int, layer: int) -> Path:
 
 
 class TraceView:
-    """The ``ModelView`` of a replay: recorded guesses instead of projections."""
+    """The ``ModelView`` of a replay: recorded predictions instead of projections."""
 
     def __init__(self, model: TraceModel) -> None:
         self._model = model
@@ -124,8 +124,8 @@ class TraceView:
         return self._model.recorded_weights_id
 
     def queries(self, layer: int, hidden_BTM: Tensor) -> Tensor | None:
-        """The recorded guess for the position at hand."""
-        return self._model.guess(layer)
+        """The recorded prediction for the position at hand."""
+        return self._model.predicted_query(layer)
 
     def projection_bytes(self, layer: int) -> int:
         """As recorded."""
@@ -207,7 +207,7 @@ class TraceModel(torch.nn.Module):
         """No weights."""
         return 0
 
-    def guess(self, layer: int) -> Tensor | None:
+    def predicted_query(self, layer: int) -> Tensor | None:
         """Recorded speculation of a layer's queries at the position at hand, ``q_BHTD``.
 
         None where the model had none either (the first layer with full attention).
@@ -216,9 +216,9 @@ class TraceModel(torch.nn.Module):
             if "guess_HSD" not in stream.keys():  # noqa: SIM118
                 return None
             offset = self._position - self._sample["first_decode"]
-            guess = stream.get_slice("guess_HSD")
-            if 0 <= offset < guess.get_shape()[1]:
-                return guess[:, offset : offset + 1][None]
+            recorded = stream.get_slice("guess_HSD")
+            if 0 <= offset < recorded.get_shape()[1]:
+                return recorded[:, offset : offset + 1][None]
         raise ValueError(
             f"{self._sample['id']}: no speculated queries were recorded for token "
             f"{self._position}; record the trace with the same protocol"

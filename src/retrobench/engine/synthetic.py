@@ -44,7 +44,7 @@ def queries(k_BGSD: Tensor, group: int, seed: int) -> Tensor:
 
 
 class SyntheticView:
-    """Stands where a model would (``ModelView``): a layer's guess is the query it will get."""
+    """Stands where a model would (``ModelView``): a layer's prediction is the query it will get."""
 
     def __init__(self, weights_id: str) -> None:
         self.weights_id = weights_id

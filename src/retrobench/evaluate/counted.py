@@ -26,7 +26,7 @@ from retrobench.serving.traffic import Traffic, TrafficCurve
 from retrobench.tasks.speed import SpeedConfig
 
 KV_HEADS = 2  # of the counted run
-SETTLE = 8  # steps before counting, in which block caches fill
+FILL_STEPS = 8  # before counting: block caches fill in them
 PAGE_BYTES = 4096  # of flash (arXiv 2409.04992, IV-C)
 SHORTEST = 1024  # tokens of the shortest counted context
 
@@ -101,7 +101,7 @@ def _counted(
 ) -> Traffic:
     layers = 2 if method_class.needs.layer_inputs else 1
     asked = SpeedConfig(
-        context=(context,), layers=layers, dtype="bfloat16", warmup=SETTLE, steps=3, cold=False,
+        context=(context,), layers=layers, dtype="bfloat16", warmup=FILL_STEPS, steps=3, cold=False,
         error_steps=0,
     )  # fmt: skip
     group = dims.heads // dims.kv_heads
@@ -115,7 +115,7 @@ def _counted(
     try:
         with torch.inference_mode():
             runner.prepare(lambda _: None)
-            for step in range(SETTLE):
+            for step in range(FILL_STEPS):
                 runner.step(step, compare=False)
             counts = count_steps(runner, probe, asked)
             stats = dict(runner.method.stats())

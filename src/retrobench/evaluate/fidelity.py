@@ -20,7 +20,7 @@ from retrobench.measure.probe import CountingProbe
 
 @dataclass(slots=True, kw_only=True)
 class Fidelity:
-    """Outcome: a mapping per row for JSON, all arrays, and the forced session's counts."""
+    """A mapping per row for JSON, all arrays, and the counts of the teacher-forced session."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)

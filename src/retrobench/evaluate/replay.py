@@ -18,7 +18,7 @@ from retrobench.evaluate.counted import traffic_curve
 from retrobench.serving.costs import Bytes, Memory, StepCost
 from retrobench.serving.dims import ModelDims
 from retrobench.serving.hardware import KINDS, MEASURED, Hardware
-from retrobench.serving.served import Outcome, Policy, Served
+from retrobench.serving.served import Policy, Served, SimulatedRun
 from retrobench.serving.simulate import Simulation
 from retrobench.serving.summary import Objectives, good_share, largest_rate, summarise, sustained
 from retrobench.serving.surface import Point, Surface
@@ -60,7 +60,7 @@ def measure(replay: Replay, sample: Sample) -> dict[str, Any]:
     machine = make_machine(replay)
     objectives = Objectives(ttft_s=config.slo_ttft_s, tpot_s=config.slo_tpot_s)
 
-    def run(rate: float, enough: Enough | None = None) -> Outcome:
+    def run(rate: float, enough: Enough | None = None) -> SimulatedRun:
         policy = policy_of(config, machine.cost)
         asked = replay.task.requests(rate)
         return Simulation(machine.cost, machine.memory, policy).run(asked, enough)
@@ -86,7 +86,7 @@ def measure(replay: Replay, sample: Sample) -> dict[str, Any]:
 
 
 def _largest(
-    run: Callable[[float, Enough], Outcome], total: int, objectives: Objectives, share: float
+    run: Callable[[float, Enough], SimulatedRun], total: int, objectives: Objectives, share: float
 ) -> tuple[float, str]:
     """The largest rate with that share of good requests of ``total``, and what bounds it.
 
@@ -94,7 +94,7 @@ def _largest(
     them would miss them.
     """
 
-    def good_at(rate: float) -> Outcome | None:
+    def good_at(rate: float) -> SimulatedRun | None:
         """What became of them; None, as soon as too many are not good."""
         missed = 0
 
@@ -226,7 +226,7 @@ def _clients(config: ServeConfig) -> int | None:
     return config.clients if config.arrivals == "closed" else None
 
 
-def _memory(memory: Memory, outcome: Outcome) -> dict[str, float]:
+def _memory(memory: Memory, outcome: SimulatedRun) -> dict[str, float]:
     """The fullest pool."""
     shares = [peak / room for peak, room in zip(outcome.peak, memory.capacity, strict=True) if room]
     return {"peak_memory_frac": max(shares, default=0.0)}

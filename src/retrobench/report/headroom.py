@@ -1,8 +1,8 @@
 """Which scores can tell methods apart: a task that full attention fails says nothing of a method.
 
 A *column* is a task at a length, under one model, benchmark and protocol. It is without headroom
-where full attention scores below 20 points, or below 10 points above chance for a task that can be
-guessed. Tables and figures mark such a column with ``*`` and leave it out of averages, comparisons
+where full attention scores below 20 points, or below 10 points above chance if there are choices.
+Tables and figures mark such a column with ``*`` and leave it out of averages, comparisons
 and alarms. Where the results hold no full attention of a column, its headroom is unknown: it counts
 and is named.
 """

@@ -20,16 +20,16 @@ from retrobench.run.spec import parse_run
 from retrobench.run.summary import CellResult, settled
 from retrobench.store.results import ResultStore
 
-Outcome = CellResult | Exception
+CellOutcome = CellResult | Exception
 
 
-def run_cells(raws: Sequence[Mapping[str, Any]]) -> list[Outcome]:
+def run_cells(raws: Sequence[Mapping[str, Any]]) -> list[CellOutcome]:
     """Run composed configurations, in groups that share a prefill; the outcome of each, in order.
 
     An error is a ValueError for what the user must change. Failures of single samples become rows
     and the cell goes on; a failure of the cell as a whole becomes its status.
     """
-    outcomes: dict[int, Outcome] = {}
+    outcomes: dict[int, CellOutcome] = {}
     groups: dict[tuple[str, str], list[tuple[int, PreparedRun]]] = defaultdict(list)
     for number, raw in enumerate(raws):
         try:
@@ -106,7 +106,7 @@ class Group:
                     cell.fail(error)
         return isinstance(error, Exception)
 
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[CellOutcome]:
         """What became of each cell."""
         return [cell.error or cell.result for cell in self.cells]
 

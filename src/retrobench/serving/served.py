@@ -50,7 +50,7 @@ class Served:
 
 
 @dataclass(slots=True)
-class Outcome:
+class SimulatedRun:
     """What became of all requests. ``gaps``: (seconds between two tokens, how many such)."""
 
     served: list[Served] = field(default_factory=list)

@@ -16,7 +16,7 @@ import simpy
 from retrobench.serving.costs import Memory, StepCost
 from retrobench.serving.pools import Pools
 from retrobench.serving.requests import Request
-from retrobench.serving.served import Outcome, Policy, Served
+from retrobench.serving.served import Policy, Served, SimulatedRun
 
 GROWTH = 10  # steps of one event lengthen the mean context by no more than 1/GROWTH
 EARLY = 8  # memory grows up to 1/EARLY of a block early, so that many requests share an event
@@ -40,12 +40,12 @@ class Simulation:
         self.arrived = self.env.event()
         self.next_s = float("inf")  # when the next request arrives, unless clients ask
         self.open = 0  # requests that are not finished
-        self.outcome = Outcome()
+        self.outcome = SimulatedRun()
         self.enough: Callable[[Served], bool] = lambda served: False
 
     def run(
         self, requests: Sequence[Request], enough: Callable[[Served], bool] | None = None
-    ) -> Outcome:
+    ) -> SimulatedRun:
         """Serve all requests; or until one is finished of which ``enough`` says so."""
         self.open, self.enough = len(requests), enough or self.enough
         if self.policy.clients:

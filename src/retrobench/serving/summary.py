@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from retrobench.serving.served import Outcome, Served
+from retrobench.serving.served import Served, SimulatedRun
 
 PERCENTILES = (50, 90, 99)
 
@@ -36,12 +36,12 @@ def tpot_s(served: Served) -> float | None:
     return (served.end_s - served.first_s) / after if after else None
 
 
-def good_share(outcome: Outcome, objectives: Objectives) -> float:
+def good_share(outcome: SimulatedRun, objectives: Objectives) -> float:
     """Share of all requests that are good."""
     return sum(map(objectives.good, outcome.served)) / len(outcome.served)
 
 
-def summarise(outcome: Outcome, objectives: Objectives) -> dict[str, Any]:
+def summarise(outcome: SimulatedRun, objectives: Objectives) -> dict[str, Any]:
     """Fields of a row. Names as in ``vllm bench serve``; those it has not come last."""
     done = [served for served in outcome.served if not served.rejected]
     into = sum(served.request.input_tokens for served in done)
@@ -92,7 +92,7 @@ def percentile(values: np.ndarray, weights: np.ndarray, percent: float) -> float
     return float(values[order][min(place, len(values) - 1)])
 
 
-def sustained(outcome: Outcome, rate_per_s: float) -> bool:
+def sustained(outcome: SimulatedRun, rate_per_s: float) -> bool:
     """Whether arrivals went on for longer than the slowest tenth of the requests took.
 
     So few requests at such a rate are one burst, and say nothing about the rate.
