@@ -7,6 +7,7 @@ import torch
 from retrobench_kernels import native
 from retrobench_kernels.cluster_select import SelectArgs
 from retrobench_kernels.cluster_step import StepArgs, prepare_step
+from retrobench_kernels.codes import Codes
 
 from .inputs import clustered
 from .test_cpu import close
@@ -14,7 +15,14 @@ from .test_cpu import close
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
 
 
-def step_args(data, estimated):
+def coded(x_BGCD):
+    """Vectors in 4 bits, one scale per block of 32 numbers."""
+    code = torch.randint(-128, 128, (*x_BGCD.shape[:3], 32), dtype=torch.int8)
+    scale = torch.rand(*x_BGCD.shape[:3], 2).half() / 16
+    return Codes(code, scale, torch.randn(*x_BGCD.shape[:2], 64))
+
+
+def step_args(data, estimated, finer=False):
     zone = [torch.full((2, data.pool.k_BGSD.shape[1], 12, 64), torch.nan) for _ in "kv"]
     zone = [x.to(data.q.dtype) for x in zone]
     for x, steady in zip(zone, data.steady[:2], strict=True):
@@ -23,16 +31,22 @@ def step_args(data, estimated):
     select = SelectArgs(
         data.q, data.centroid, data.pool.size_BGC, data.num_clusters, *counts, 0.2, 4, estimated
     )
-    values = data.value_sum if estimated else None
-    return StepArgs(*zone, data.steady.count_B.clone(), select, data.pool, values)
+    values, total = data.value_sum if estimated else None, None
+    if finer:  # as retroinfer_plus has it
+        torch.manual_seed(5)
+        limit, gain = torch.tensor([30, 25], dtype=torch.int32), torch.rand(select.size_BGC.shape)
+        centroid, values = coded(data.centroid), coded(data.centroid)
+        select = select._replace(centroid_BGCD=centroid, token_limit_B=limit, bias_BGC=gain.half())
+        total = torch.randn(*data.centroid.shape[:2], 64)
+    return StepArgs(*zone, data.steady.count_B.clone(), select, data.pool, values, total)
 
 
-@pytest.mark.parametrize("estimated", [0, 6])
+@pytest.mark.parametrize(("estimated", "finer"), [(0, False), (6, False), (0, True), (6, True)])
 @pytest.mark.parametrize("heads", [(4, 2), (7, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_steps(dtype, heads, estimated, poisoned_empty):
+def test_steps(dtype, heads, estimated, finer, poisoned_empty):
     data = clustered(*heads, 64, dtype=dtype)
-    ours, theirs = step_args(data, estimated), step_args(data, estimated)
+    ours, theirs = (step_args(data, estimated, finer) for _ in "12")
     native_step, plain = prepare_step.form("cpu")(*ours), prepare_step.reference(*theirs)
     for turn in range(3):
         q = torch.randn(2, heads[0], 1, 64).to(dtype)

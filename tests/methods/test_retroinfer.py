@@ -190,7 +190,10 @@ def test_memory_of_a_long_session_is_the_cache_once_and_a_little():
     assert cached.device < 0.14 * kv  # index, 5% cache, steady zone
 
 
-@pytest.mark.parametrize("options", [{}, {"tail": True}, {"index_codec": "int8"}])
+FINER = {"index_codec": "int4", "weigh_sizes": True, "tail": True}
+
+
+@pytest.mark.parametrize("options", [{}, {"tail": True}, {"index_codec": "int8"}, FINER])
 def test_a_prepared_step_is_the_step_in_parts(options):
     pads = (0, 250)  # the last row has no cluster at first
     runs = [Run(new=80, pads=pads, softcap=8.0, **options) for _ in "12"]

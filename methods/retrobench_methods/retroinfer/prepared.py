@@ -1,7 +1,7 @@
 """Decode steps of layers with everything that stays the same prepared once (``prepare_step``).
 
 For an index and a buffer that add nothing to the plain step: all keys and values in one place on
-the CPU, no block cache, and estimates by value sums alone.
+the CPU, no block cache, and estimates by value sums or mean values alone.
 """
 
 import torch
@@ -22,9 +22,8 @@ class PreparedSteps:
         self.index, self.store = index, store
         self.steps: dict[int, Step] = {}
         on_cpu = torch.device(index.shape.device).type == "cpu"
-        own = type(index).gain is not WaveIndex.gain
         parts = (index.spread, index.bound, index.top_p, index.means, store.cache)
-        self.possible = on_cpu and not own and all(part is None for part in parts)
+        self.possible = on_cpu and all(part is None for part in parts)
 
     def fits(self, i: int, probe: Probe) -> bool:
         """Whether a layer's step may run here; a probe that times parts needs them apart."""
