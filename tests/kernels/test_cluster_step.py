@@ -7,19 +7,12 @@ import torch
 from retrobench_kernels import native
 from retrobench_kernels.cluster_select import SelectArgs
 from retrobench_kernels.cluster_step import StepArgs, prepare_step
-from retrobench_kernels.codes import Codes
 
 from .inputs import clustered
+from .test_codes import coded
 from .test_cpu import close
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
-
-
-def coded(x_BGCD):
-    """Vectors in 4 bits, one scale per block of 32 numbers."""
-    code = torch.randint(-128, 128, (*x_BGCD.shape[:3], 32), dtype=torch.int8)
-    scale = torch.rand(*x_BGCD.shape[:3], 2).half() / 16
-    return Codes(code, scale, torch.randn(*x_BGCD.shape[:2], 64))
 
 
 def step_args(data, estimated, finer=False):
@@ -35,7 +28,7 @@ def step_args(data, estimated, finer=False):
     if finer:  # as retroinfer_plus has it
         torch.manual_seed(5)
         limit, gain = torch.tensor([30, 25], dtype=torch.int32), torch.rand(select.size_BGC.shape)
-        centroid, values = coded(data.centroid), coded(data.centroid)
+        centroid, values = coded(data.centroid, 4), coded(data.value_sum, 4)
         select = select._replace(centroid_BGCD=centroid, token_limit_B=limit, bias_BGC=gain.half())
         total = torch.randn(*data.centroid.shape[:2], 64)
     return StepArgs(*zone, data.steady.count_B.clone(), select, data.pool, values, total)

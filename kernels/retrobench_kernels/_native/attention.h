@@ -96,6 +96,31 @@ template <class T> struct Sums {
       }
     return rows + c * D;
   }
+  // Fetches the codes of a cluster that `at` is asked for soon.
+  FETCHES void prepare(long c, int D) const {
+    if (!codes || c < 0) return;
+    fetch(codes->code + c * codes->row_bytes(D), codes->row_bytes(D));
+    fetch(codes->scale + c * codes->blocks(D), codes->blocks(D) * sizeof(f16));
+  }
+  // Takes the sum of cluster c from `total`, which is in the lane order of T. Of codes, the mean of
+  // all clusters is left for `take_means`.
+  void take(long c, int D, float* total) const {
+    auto less = [&](int d, vf x) { store(total + d, load(total + d) - x); };
+    float n = size[c];
+    if (codes) return codes->walk(c, D, [&](int low, int high, vf a, vf b) {
+      less(low, a * n);
+      less(high, b * n);
+    });
+    for (int d = 0; d < D; d += 2 * W) {
+      vf low, high;
+      load_pair(rows + c * D + d, low, high);
+      less(d, low);
+      less(d + W, high);
+    }
+  }
+  void take_means(float tokens, int D, float* total) const {
+    for (int d = 0; codes && d < D; d++) total[d] -= tokens * codes->mean[d];
+  }
 };
 
 // Estimated clusters: logits are known, value sums are added, sizes weigh the denominator.
@@ -131,6 +156,7 @@ void estimate(const int32_t* cluster, long n, const float* logit, long C, const 
     filling = 1 - filling;
   };
   for (long i = 0; i < n; i++) {
+    if (i + BLOCK < n) sums.prepare(cluster[i + BLOCK], D);
     if (cluster[i] < 0 || sums.size[cluster[i]] <= 0) continue;
     add(cluster[i]);
     if (block[filling].n == BLOCK) turn();
@@ -160,23 +186,23 @@ void estimate_rest(const int32_t* const lists[3], const long lengths[3], const f
                    const Sums<T>& sums, const float* total, int group, int D, Partial* out) {
   std::vector<float> weight(C + W, 0.f), masked(C + W), mean(D);
   for (int i = 0; i < D; i++) mean[i] = total[place<T>(i)];
-  double tokens = 0;
-  for (long c = 0; c < C; c++) weight[c] = std::max(sums.size[c], 0);
+  long tokens = 0, taken = 0;
+  for (long c = 0; c < C; c++) {
+    int32_t size = std::max(sums.size[c], 0);
+    weight[c] = size;
+    tokens += size;
+  }
   for (int k = 0; k < 3; k++)
     for (long i = 0; i < lengths[k]; i++) {
       long c = lists[k][i];
       if (c < 0 || weight[c] == 0) continue;
-      const T* row = sums.at(c, 0, D);
-      for (int d = 0; d < D; d += 2 * W) {  // in the lane order of T
-        vf low, high;
-        load_pair(row + d, low, high);
-        store(&mean[d], load(&mean[d]) - low);
-        store(&mean[d + W], load(&mean[d + W]) - high);
-      }
+      sums.take(c, D, mean.data());
       weight[c] = 0;
+      taken += sums.size[c];
     }
-  for (long c = 0; c < C; c++) tokens += weight[c];
+  tokens -= taken;
   if (tokens == 0) return;
+  sums.take_means(taken, D, mean.data());
   std::vector<float> acc(D);
   for (int h = 0; h < group; h++) {
     const float* x = logit + h * C;

@@ -17,7 +17,10 @@ template <class T> struct Tokens {  // a block of tokens, by address
   int n = 0;
 };
 
-static inline void fetch(const void* p, int bytes) {
+// Always inline: GCC drops calls of a function that does nothing but prefetch.
+#define FETCHES __attribute__((always_inline)) inline
+
+static FETCHES void fetch(const void* p, int bytes) {
   for (int i = 0; i < bytes; i += 64) __builtin_prefetch((const char*)p + i, 0, 3);
 }
 
@@ -133,6 +136,9 @@ struct Quads {
       to[i / 8 * 32 + h * 8 + i % 8] = bits >> 16;
     }
   }
+  static float query(const std::vector<float>& q, int h, int d) {  // what `load` has put there
+    return ::widen(((const bf16*)q.data())[d / 8 * 32 + h * 8 + d % 8]);
+  }
   static vf most(vf x) {
     __m512 a = (__m512)x;
     a = _mm512_max_ps(a, _mm512_permute_ps(a, 0x4e));
@@ -170,6 +176,15 @@ struct Quads {
     }
   }
 
+  // the quarters of four vectors, each summed
+  static __m512 sums(const __m512* a) {
+    auto halves = [](__m512 x, __m512 y) {
+      return _mm512_add_ps(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));
+    };
+    __m512d x = (__m512d)halves(a[0], a[1]), y = (__m512d)halves(a[2], a[3]);
+    return _mm512_add_ps((__m512)_mm512_unpacklo_pd(x, y), (__m512)_mm512_unpackhi_pd(x, y));
+  }
+
   static void add(const bf16* const* v, int n, const float* weight, vf decay, int D,
                   const bf16* const* ahead, float* acc) {
     int d = 0;
@@ -182,15 +197,6 @@ struct Quads {
   static __m512bh quarters(const __m128i* p) {
     return (__m512bh)_mm512_broadcast_i32x4(_mm_loadu_si128(p));
   }
-  // the quarters of four vectors, each summed
-  static __m512 sums(const __m512* a) {
-    auto halves = [](__m512 x, __m512 y) {
-      return _mm512_add_ps(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));
-    };
-    __m512d x = (__m512d)halves(a[0], a[1]), y = (__m512d)halves(a[2], a[3]);
-    return _mm512_add_ps((__m512)_mm512_unpacklo_pd(x, y), (__m512)_mm512_unpackhi_pd(x, y));
-  }
-
   template <int UN>  // 32 * UN dims of each row; n may be odd: row n exists and weighs nothing
   static void add_part(const bf16* const* v, int n, const float* weight, vf decay, int D, int d,
                        const bf16* const* ahead, float* acc) {

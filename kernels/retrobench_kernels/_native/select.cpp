@@ -1,88 +1,11 @@
 // Scoring of centroids (RetroInfer) and of page bounds (Quest), and selection by exact cuts.
 #include "arguments.h"
-#include "attention.h"
-#include "codes.h"
+#include "scores.h"
 #include "select.h"
 
 namespace {
 
 constexpr long SCORE_ROWS = 1024;  // rows scored per task
-
-// logit[h][c] = finished scores of rows [from, to) for all heads of a group
-template <class L, class T>
-void score_rows(const Heads& s, const T* rows, long from, long to, long C, const Form& f,
-                float* logit) {
-  alignas(64) float score[SCORES];
-  Tokens<T> now, next;
-  auto fill = [&](Tokens<T>& block, long start) {
-    block.n = std::clamp(to - start, 0L, (long)BLOCK);
-    for (int i = 0; i < (block.n + 7) / 8 * 8; i++)
-      block.k[i] = rows + (start + std::min(i, block.n - 1)) * f.D;
-  };
-  fill(now, from);
-  for (long start = from; start < to; start += BLOCK) {
-    fill(next, start + BLOCK);
-    L::scores(s.q, now.k, (now.n + 7) / 8 * 8, f.D, &next, score);
-    finish_scores<L>(score, now.n, f.scale, f.softcap);
-    for (int h = 0; h < s.used; h++) L::copy(score, h, now.n, logit + h * C + start);
-    std::swap(now, next);
-  }
-}
-
-// The same of codes, which are never written out as numbers.
-template <int NH>
-void score_codes(const Heads& s, const Codes& c, long from, long to, long C, const Form& f,
-                 float* logit) {
-  constexpr int KEYS = 8 / NH;
-  alignas(64) float score[SCORES];
-  float base[NH];  // of the mean
-  for (int h = 0; h < NH; h++) {
-    vf sum = vf{};
-    for (int d = 0; d < f.D; d += W) sum += load(&s.q[h * f.D + d]) * load(c.mean + d);
-    base[h] = 0;
-    for (int j = 0; j < W; j++) base[h] += sum[j];
-  }
-  for (long start = from; start < to; start += BLOCK) {
-    int n = std::min<long>(BLOCK, to - start);
-    for (int i = 0; i < n; i += KEYS) {
-      vf a[8] = {};
-      for (int j = 0; j < KEYS; j++) {
-        Codes::Row row = c.row(start + std::min(i + j, n - 1), f.D);
-        for (int d = 0; d < f.D; d += 2 * W) {
-          vf low, high;
-          row.next(low, high);
-          for (int h = 0; h < NH; h++) {
-            const float* q = &s.q[h * f.D];
-            a[j * NH + h] += load(q + row.low) * low + load(q + row.high) * high;
-          }
-        }
-      }
-      sum8(a, score + i * NH);
-    }
-    for (int i = 0; i < n; i++)
-      for (int h = 0; h < NH; h++) score[i * NH + h] += base[h];
-    finish_scores<Interleaved<float, NH>>(score, n, f.scale, f.softcap);
-    for (int h = 0; h < s.used; h++)
-      for (int i = 0; i < n; i++) logit[h * C + start + i] = score[i * NH + h];
-  }
-}
-
-template <class T>
-void score_group(const float* q, int group, const T* rows, long from, long to, long C,
-                 const Form& f, float* logit, const Codes* codes = nullptr) {
-  for (int h = 0; h < group; h += MAX_HEADS) {
-    int used = std::min(MAX_HEADS, group - h);
-    with_lanes<T>(used, f.dot, [&](auto lanes) {
-      using L = decltype(lanes);
-      Heads s;
-      s.load<L>(q + h * f.D, used, f.D);
-      if constexpr (std::is_same_v<T, float>) {
-        if (codes) return score_codes<L::HEADS>(s, *codes, from, to, C, f, logit + h * C);
-      }
-      score_rows<L>(s, rows, from, to, C, f, logit + h * C);
-    });
-  }
-}
 
 struct Scratch {
   Selector selector;
@@ -163,7 +86,7 @@ void clusters(const Select& s, const float* q, const Form& f, const Codes& codes
       float* scores = s.logit + head * group * C;
       if (codes.code) {
         Codes coded = codes.head(head, C, f.D);
-        score_group<float>(own, group, nullptr, from, to, C, f, scores, &coded);
+        score_coded_group(own, group, coded, from, to, C, f, s.dot != 0, scores);
       } else {
         const T* rows = (const T*)s.centroid + b * s.stride[0] + g * s.stride[1];
         score_group(own, group, rows, from, to, C, f, scores);
