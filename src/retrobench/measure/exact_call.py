@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,9 +26,8 @@ class ExactCall:
         logit = self.logits(k_BGSD).masked_fill(~self.exists_BS[:, None], -torch.inf)
         self.lse_BH = torch.logsumexp(logit, -1)
         self.p_BHS = torch.exp(logit - self.lse_BH[..., None])
-        self.order_BHS = self.p_BHS.argsort(-1, descending=True)
-        ranked = self.p_BHS.gather(-1, self.order_BHS)
-        self.cumulative_BHS = ranked.cumsum(-1)
+        self.ranked_BHS = _descending(self.p_BHS)
+        self.cumulative_BHS = self.ranked_BHS.cumsum(-1)
 
     def logits(self, k_BGSD: Tensor) -> Tensor:
         """Attention logits ``BHS`` of any keys."""
@@ -45,10 +45,12 @@ class ExactCall:
         return hit[..., :-1].repeat_interleave(self.heads // token_BGR.shape[1], 1)
 
     def heaviest(self, count_BH: Tensor) -> Tensor:
-        """Mask of each head's ``count`` heaviest tokens."""
-        rank = torch.arange(self.p_BHS.shape[-1], device=self.p_BHS.device)
-        top = rank < count_BH[..., None]
-        return torch.zeros_like(top).scatter_(2, self.order_BHS, top)
+        """Mask of each head's ``count`` heaviest tokens; of equal ones the first."""
+        count_BH1 = count_BH[..., None].clamp(1, self.p_BHS.shape[-1])
+        least_BH1 = self.ranked_BHS.gather(-1, count_BH1 - 1)
+        above, equal = self.p_BHS > least_BH1, self.p_BHS == least_BH1
+        left_BH1 = count_BH1 - above.sum(-1, keepdim=True)
+        return above | (equal & (equal.cumsum(-1) <= left_BH1))
 
     def sets(self, chosen_BHS: Tensor, top_BHS: Tensor) -> dict[str, Tensor]:
         """Recall, oracle, regret, overlap, recall@100 and the share of tokens attended."""
@@ -64,10 +66,11 @@ class ExactCall:
             "attended_frac": count_BH / self.exists_BS.sum(-1)[:, None],
         }
 
-    def part(self, mask_BHS: Tensor) -> Tensor:
-        """The masked tokens' share of the exact output, ``BHD``."""
-        weight = (self.p_BHS * mask_BHS).unflatten(1, (self.groups, -1))
-        return (weight @ self.v_BGSD.float()).flatten(1, 2)
+    def parts(self, *masks_BHS: Tensor) -> tuple[Tensor, ...]:
+        """The share of the exact output of each mask's tokens, ``BHD``; values are read once."""
+        weights = [(self.p_BHS * mask).unflatten(1, (self.groups, -1)) for mask in masks_BHS]
+        part = torch.cat(weights, 2) @ self.v_BGSD.float()
+        return tuple(x.flatten(1, 2) for x in part.chunk(len(masks_BHS), 2))
 
     def estimated(self, estimate: Any) -> tuple[Tensor, Tensor]:
         """Mass ``BHC`` of each estimated cluster and their joint output ``BHD``, both over the
@@ -113,6 +116,13 @@ class ExactCall:
         rank_BF = (frac * count_B[:, None]).ceil().long().clamp_min(1) - 1
         index = rank_BF[:, None].expand(-1, self.heads, -1)
         return self.cumulative_BHS.gather(-1, index).mean(1).cpu()
+
+
+def _descending(x: Tensor) -> Tensor:
+    """Sorted along the last axis, the largest first."""
+    if x.device.type != "cpu":
+        return x.sort(-1, descending=True).values
+    return torch.from_numpy(np.sort(x.numpy(), -1)).flip(-1)  # thirty times faster than torch's
 
 
 def share(of_BHS: Tensor, among_BHS: Tensor) -> Tensor:

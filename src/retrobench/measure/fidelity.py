@@ -96,22 +96,23 @@ class FidelityProbe(Probe):
         """Errors by zone, and true against estimated mass where there are estimates."""
         estimate, member = self._selection[1:] if self._selection else (None, None)
         total = (view.p_BHS * chosen_BHS).sum(-1)  # both in units of the true softmax
-        rest_BHS = ~chosen_BHS
         zones: dict[str, Tensor] = {}
-        if estimate is not None and member is not None:
+        if estimate is None or member is None:
+            exact_BHD, ignored_BHD = view.parts(chosen_BHS, ~chosen_BHS)
+        else:
             mass_BHC, part_BHD = view.estimated(estimate)
             member_BHS = view.mask(member)
-            rest_BHS = rest_BHS & ~member_BHS
+            ignored_BHS = ~(chosen_BHS | member_BHS)
+            exact_BHD, true_BHD, ignored_BHD = view.parts(chosen_BHS, member_BHS, ignored_BHS)
             total = total + mass_BHC.sum(-1)
             true_BHC = view.cluster_mass(member, estimate.size_BGC)
             zones["mass_true"], zones["mass_estimated"] = true_BHC.sum(-1), mass_BHC.sum(-1)
             self._keep_pairs(true_BHC, mass_BHC)
-            gap = part_BHD / total[..., None] - view.part(member_BHS)
+            gap = part_BHD / total[..., None] - true_BHD
             zones["error_estimated"] = gap.norm(dim=-1) / norm_BH
-        exact_BHD = view.part(chosen_BHS)
         scale_BH = (1 / total.clamp_min(1e-12) - 1).abs()
         zones["error_exact"] = scale_BH * exact_BHD.norm(dim=-1) / norm_BH
-        zones["error_ignored"] = view.part(rest_BHS).norm(dim=-1) / norm_BH
+        zones["error_ignored"] = ignored_BHD.norm(dim=-1) / norm_BH
         return zones
 
     def _keep_pairs(self, true_BHC: Tensor, estimated_BHC: Tensor) -> None:
