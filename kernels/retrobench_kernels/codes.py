@@ -23,6 +23,11 @@ class Codes(NamedTuple):
         """Bits of a number."""
         return 8 * self.code_BGCM.shape[-1] // self.mean_BGD.shape[-1]
 
+    @property
+    def whole_blocks(self) -> bool:
+        """Whether the dims fill blocks of 32, as the kernels want them."""
+        return self.mean_BGD.shape[-1] % 32 == 0
+
 
 def unpack(code: Tensor, blocks: int, bits: int) -> Tensor:
     """Numbers of ``code`` (axes ``...M``) by block, int8, axes ``...`` blocks x numbers."""

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from retrobench_kernels.codes import Codes
+
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
 NEVER = tl.constexpr(-1e30)  # running maximum before anything was seen; finite: no inf - inf
 
@@ -53,6 +55,34 @@ def load_rows(base_ptr, row, keep, DIM: tl.constexpr, DIM_PAD: tl.constexpr):
     dim = tl.arange(0, DIM_PAD)
     mask = keep[:, None] & (dim < DIM)[None, :]
     return tl.load(base_ptr + row[:, None] * DIM + dim[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def load_coded_rows(
+    code_ptr, scale_ptr, mean_ptr, row, keep,
+    DIM: tl.constexpr, DIM_PAD: tl.constexpr, BITS: tl.constexpr,
+):  # fmt: skip
+    """``load_rows`` of ``Codes``, float32. A byte of two 4-bit numbers is asked for twice, and the
+    second time is in the cache: the dims of a block are 16 in the low bits, then 16 in the high."""
+    dim = tl.arange(0, DIM_PAD)
+    mask = keep[:, None] & (dim < DIM)[None, :]
+    if BITS == 4:
+        place = dim // 32 * 16 + dim % 16
+        byte = tl.load(code_ptr + row[:, None] * (DIM // 2) + place[None, :], mask=mask, other=0)
+        byte = byte.to(tl.int32)
+        number = tl.where((dim % 32 < 16)[None, :], (byte << 28) >> 28, byte >> 4)
+        block = tl.arange(0, DIM_PAD // 32)  # of dims that share a scale
+        there = keep[:, None] & (block < DIM // 32)[None, :]
+        at = row[:, None] * (DIM // 32) + block[None, :]
+        scale = tl.load(scale_ptr + at, mask=there, other=0.0)
+        scale = tl.broadcast_to(scale[:, :, None], [row.shape[0], DIM_PAD // 32, 32])
+        scale = tl.reshape(scale, [row.shape[0], DIM_PAD])
+    else:
+        number = tl.load(code_ptr + row[:, None] * DIM + dim[None, :], mask=mask, other=0)
+        scale = tl.load(scale_ptr + row, mask=keep, other=0.0)[:, None]
+    mean = tl.load(mean_ptr + dim, mask=dim < DIM, other=0.0)
+    value = number.to(tl.float32) * scale.to(tl.float32) + mean[None, :]
+    return tl.where(mask, value, 0.0)
 
 
 @triton.jit
@@ -224,6 +254,13 @@ def group_constants(q_BHD: Tensor, num_kv_heads: int, least: int = 16) -> dict[s
 def addressable(tensor: Tensor, device: torch.device) -> bool:
     """Whether kernels on ``device`` can address the tensor: it is there, or pinned host memory."""
     return tensor.device == device or tensor.is_pinned()
+
+
+def vector_arguments(vectors: Tensor | Codes) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Numbers, scales, means and bits of a kernel's vectors; bits 0: stored as they are."""
+    if isinstance(vectors, Tensor):
+        return vectors, vectors, vectors, 0
+    return *vectors, vectors.bits
 
 
 def head_stride(tensor: Tensor) -> int:

@@ -46,12 +46,19 @@ def test_dense_decode(dtype, dim, group, softcap):
     assert (got[0][2] == 0).all() and (got[1][2] == -torch.inf).all()
 
 
+def random_codes(batch, groups, clusters, dim, bits):
+    vectors, mean = random_tensor(batch, groups, clusters, dim), random_tensor(batch, groups, dim)
+    return Codes(*Quantised(dim, "float32", bits).encode(vectors), mean)
+
+
+@pytest.mark.parametrize("bits", [0, 4, 8])
 @pytest.mark.parametrize("limit", [None, [9, 30, 1]])
 @pytest.mark.parametrize(
     ("dtype", "dim", "group", "in_registers"),
     [(torch.float32, 64, 4, 8192), (torch.bfloat16, 96, 3, 8192), (torch.float16, 64, 1, 128)],
 )
-def test_cluster_select(dtype, dim, group, in_registers, limit):
+def test_cluster_select(dtype, dim, group, in_registers, limit, bits):
+    """``bits``: of codes of the centroids; 0: centroids as they are."""
     batch, groups, clusters = 3, 2, 200
     q = random_tensor(batch, groups * group, dim, dtype=dtype)
     centroid = random_tensor(batch, groups, clusters, dim, dtype=dtype)
@@ -65,6 +72,8 @@ def test_cluster_select(dtype, dim, group, in_registers, limit):
         limits["token_limit_B"] = torch.tensor(limit, dtype=torch.int32, device=DEVICE)
         limits["bias_BGC"] = torch.rand(size.shape, device=DEVICE).half()
     clean = centroid.nan_to_num(0)
+    if bits:
+        centroid = clean = random_codes(batch, groups, clusters, dim, bits)
     expected = cluster_select.reference(q, clean, size, used, first, more, 0.3, **limits)
     with poisoned():
         got = cluster_select.form("triton")(
@@ -99,11 +108,13 @@ def test_cluster_select_with_equal_masses():
         (torch.float32, 64, 4, torch.float32, 0.0),
         (torch.float16, 128, 1, torch.float32, 30.0),
         (torch.bfloat16, 96, 5, torch.bfloat16, 0.0),
-        (torch.bfloat16, 64, 3, "int4", 0.0),
+        (torch.bfloat16, 64, 3, 4, 0.0),
+        (torch.float16, 96, 2, 8, 0.0),
+        (torch.bfloat16, 24, 1, 4, 0.0),
     ],
 )
 def test_wave_attention(dtype, dim, group, sums, softcap, cached):
-    """``int4``: codes of mean values, and the clusters that no list names."""
+    """``sums`` 4 or 8: codes of mean values, and the clusters that no list names."""
     batch, groups, page_tokens = 2, 2, 4 if cached else 1
     index = random_index(batch, groups, dim, dtype, page_tokens=page_tokens)
     q = random_tensor(batch, groups * group, dim, dtype=dtype)
@@ -118,10 +129,8 @@ def test_wave_attention(dtype, dim, group, sums, softcap, cached):
     retrieved[0, 1, 3:] = -1
     estimated[1, 0, ::2] = -1
     total = None
-    if sums == "int4":
-        codec, mean = Quantised(dim, "float32", 4), random_tensor(batch, groups, dim)
-        vectors = random_tensor(batch, groups, index.clusters, dim)
-        value_sum = Codes(*codec.encode(vectors), mean)
+    if sums in (4, 8):
+        value_sum = random_codes(batch, groups, index.clusters, dim, sums)
         total = (decode(value_sum) * index.pool.size_BGC[..., None]).sum(2) + 1
     else:
         value_sum = random_tensor(batch, groups, index.clusters, dim, dtype=sums)

@@ -21,30 +21,71 @@ from retrobench_kernels.triton_common import head_stride
 IN_REGISTERS = 8192  # clusters whose masses one program holds: twice as many would spill
 
 
+@triton.jit
+def _coded_products(
+    q_ptr, code_ptr, code_scale_ptr, mean_ptr, cluster, keep,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, BITS: tl.constexpr,
+):  # fmt: skip
+    """Inner products of centroids in codes with the queries of one KV head, ``[clusters, rows]``.
+
+    The codes are whole numbers that every dtype of the queries holds, and sums are float32: nothing
+    is rounded. Blocks of 32 dims share a scale in 4 bits; each has 16 dims in the low bits first.
+    """
+    HALF: tl.constexpr = 16 if BITS == 4 else 32
+    row = tl.arange(0, ROWS)
+    lane = tl.arange(0, HALF)
+    total = tl.zeros([cluster.shape[0], ROWS], tl.float32)
+    of_mean = tl.zeros([ROWS], tl.float32)
+    for block in tl.static_range(DIM // 32):
+        at = cluster[:, None] * (DIM * BITS // 8) + block * HALF + lane[None, :]
+        byte = tl.load(code_ptr + at, mask=keep[:, None], other=0).to(tl.int32)
+        part = tl.zeros([cluster.shape[0], ROWS], tl.float32)
+        for half in tl.static_range(32 // HALF):
+            dim = block * 32 + half * HALF + lane
+            at = row[None, :] * DIM + dim[:, None]
+            q = tl.load(q_ptr + at, mask=(row < GROUP)[None, :], other=0.0)
+            number = byte if BITS == 8 else (byte << 28) >> 28 if half == 0 else byte >> 4
+            part += common.dot(number.to(tl.float32).to(q.dtype), q)
+            mean = tl.load(mean_ptr + dim)
+            of_mean += tl.sum(mean[:, None] * q.to(tl.float32), 0)
+        at = cluster * (DIM // 32) + block if BITS == 4 else cluster
+        scale = tl.load(code_scale_ptr + at, mask=keep, other=0.0)
+        total += part * scale.to(tl.float32)[:, None]
+    return total + of_mean[None, :]
+
+
 @common.kernel
 def score_kernel(
-    q_ptr, centroid_ptr, size_ptr, bias_ptr, used_ptr, logit_ptr,
-    clusters, centroid_stride, size_stride, scale, cap,
+    q_ptr, centroid_ptr, code_scale_ptr, mean_ptr, size_ptr, bias_ptr, used_ptr, logit_ptr,
+    clusters, centroid_stride, code_scale_stride, size_stride, scale, cap,
     HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
     DIM: tl.constexpr, DIM_PAD: tl.constexpr, TILE: tl.constexpr,
-    CAPPED: tl.constexpr, BIASED: tl.constexpr,
+    CAPPED: tl.constexpr, BIASED: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     """Logits of one tile of clusters for the query heads of one KV head; -inf where empty."""
     h = tl.program_id(1)
     used = tl.load(used_ptr + h // HEADS)
     cluster = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    dim = tl.arange(0, DIM_PAD)
     row = tl.arange(0, ROWS)
     size = tl.load(size_ptr + h.to(tl.int64) * size_stride + cluster, mask=cluster < used, other=0)
     exists = size > 0
     centroid_ptr += h.to(tl.int64) * centroid_stride
-    c = common.load_rows(centroid_ptr, cluster, cluster < used, DIM, DIM_PAD)
-    at = (h * GROUP + row)[None, :] * DIM + dim[:, None]
-    q = tl.load(q_ptr + at, mask=(row < GROUP)[None, :] & (dim < DIM)[:, None], other=0.0)
-    if c.dtype != q.dtype:
-        c = c.to(tl.float32)
-        q = q.to(tl.float32)
-    logit = common.soft_cap(common.dot(c, q) * scale, cap, CAPPED)
+    if BITS:
+        code_scale_ptr += h.to(tl.int64) * code_scale_stride
+        product = _coded_products(
+            q_ptr + h * GROUP * DIM, centroid_ptr, code_scale_ptr, mean_ptr + h * DIM, cluster,
+            cluster < used, GROUP, ROWS, DIM, BITS,
+        )  # fmt: skip
+    else:
+        dim = tl.arange(0, DIM_PAD)
+        c = common.load_rows(centroid_ptr, cluster, cluster < used, DIM, DIM_PAD)
+        at = (h * GROUP + row)[None, :] * DIM + dim[:, None]
+        q = tl.load(q_ptr + at, mask=(row < GROUP)[None, :] & (dim < DIM)[:, None], other=0.0)
+        if c.dtype != q.dtype:
+            c = c.to(tl.float32)
+            q = q.to(tl.float32)
+        product = common.dot(c, q)
+    logit = common.soft_cap(product * scale, cap, CAPPED)
     if BIASED:
         bias = tl.load(bias_ptr + h.to(tl.int64) * clusters + cluster, mask=exists, other=0.0)
         logit += bias.to(tl.float32)[:, None]
@@ -174,17 +215,21 @@ def select_launch(
 def _scores(args: SelectArgs) -> Tensor:
     """Logits of all clusters, float32 ``BHC``."""
     q_BHD, centroid, size, *_ = args
-    if isinstance(centroid, Codes):
+    if isinstance(centroid, Codes) and not centroid.whole_blocks:
         centroid = decode(centroid).to(q_BHD.dtype)
-    batch, groups, capacity, dim = centroid.shape
+    vectors, code_scale, mean, bits = common.vector_arguments(centroid)
+    batch, groups, capacity = size.shape
     assert size.stride(-1) == 1
     bias = None if args.bias_BGC is None else args.bias_BGC.contiguous()
     logit = torch.empty(*q_BHD.shape[:2], capacity, dtype=torch.float32, device=q_BHD.device)
-    tile = 32 if centroid.element_size() == 4 else 128 if dim <= 128 else 64
+    dim = q_BHD.shape[2]
+    tile = 32 if q_BHD.element_size() == 4 else 128 if dim <= 128 else 64
     score_kernel[(triton.cdiv(capacity, tile), batch * groups)](
-        q_BHD, centroid, size, logit if bias is None else bias, args.num_clusters_B, logit,
-        capacity, head_stride(centroid), head_stride(size), args.scale, args.softcap,
+        q_BHD, vectors, code_scale, mean, size, logit if bias is None else bias,
+        args.num_clusters_B, logit, capacity, head_stride(vectors), head_stride(code_scale),
+        head_stride(size), args.scale, args.softcap,
         HEADS=groups, TILE=tile, CAPPED=args.softcap > 0, BIASED=bias is not None,
+        BITS=bits,
         **common.group_constants(q_BHD, groups), num_warps=4,
     )  # fmt: skip
     return logit

@@ -1,5 +1,7 @@
 """RetroInfer's tripartite attention in one pass: steady, retrieved and estimated zone (4.2)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -106,10 +108,22 @@ def value_sums(estimation: Estimation, size_BGC: Tensor) -> Tensor:
     return vectors if isinstance(vectors, Tensor) else decode(vectors) * size_BGC[..., None]
 
 
+def named_sum(estimation: Estimation, size_BGC: Tensor, named_BGC: Tensor) -> Tensor:
+    """Sum of the values of the named clusters (which exist), float32 ``BGD``."""
+    sums = value_sums(estimation, size_BGC).float()
+    return sums.masked_fill(~named_BGC[..., None], 0).sum(2)
+
+
 def estimate_rest(
-    estimation: Estimation, retrieved_BGR: Tensor, size_BGC: Tensor
+    estimation: Estimation,
+    retrieved_BGR: Tensor,
+    size_BGC: Tensor,
+    summed: Callable[[Estimation, Tensor, Tensor], Tensor] = named_sum,
 ) -> tuple[Tensor, Tensor]:
-    """The clusters that no list names, through one mean value: ``(o_BGND, lse_BGN)``, float32."""
+    """The clusters that no list names, through one mean value: ``(o_BGND, lse_BGN)``, float32.
+
+    ``summed``: ``named_sum`` or a faster form of it.
+    """
     assert estimation.total_BGD is not None
     clusters = size_BGC.shape[-1]
     named = torch.zeros(*size_BGC.shape[:2], clusters + 1, device=size_BGC.device)
@@ -117,10 +131,10 @@ def estimate_rest(
     for cluster in (retrieved_BGR, estimation.cluster_BGE, *apart):
         named.scatter_(-1, torch.where(cluster < 0, clusters, cluster).long(), 1.0)
     named, exists = named[..., :clusters].bool(), size_BGC > 0
-    sums = value_sums(estimation, size_BGC).float().masked_fill(~(named & exists)[..., None], 0)
+    left_BGD = estimation.total_BGD - summed(estimation, size_BGC, named & exists)
     size_BGC = size_BGC.clamp_min(0) * ~named
     tokens = size_BGC.sum(-1, keepdim=True)
-    mean_BGD = (estimation.total_BGD - sums.sum(2)) / tokens.clamp_min(1)
+    mean_BGD = left_BGD / tokens.clamp_min(1)
     logit = estimation.logit_BHC.unflatten(1, (size_BGC.shape[1], -1))
     logit = logit.masked_fill((size_BGC == 0)[:, :, None], -torch.inf)
     lse = (logit + size_BGC[:, :, None].float().clamp_min(1).log()).logsumexp(-1)

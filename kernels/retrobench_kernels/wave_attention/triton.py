@@ -19,6 +19,7 @@ from retrobench_kernels import triton_common as common
 from retrobench_kernels.codes import Codes
 from retrobench_kernels.triton_common import head_stride
 from retrobench_kernels.wave_attention.naive import estimate_rest, merge, value_sums
+from retrobench_kernels.wave_attention.triton_rest import named_sum
 from retrobench_kernels.wave_attention.zones import Estimation, PageCache, WaveArgs
 
 
@@ -124,8 +125,10 @@ def _retrieved_zone(
 
 @triton.jit
 def _estimation_zone(
-    top, total, acc, cluster_ptr, logit_ptr, value_sum_ptr, size_ptr, width, clusters,
-    split, splits, GROUP: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr,
+    top, total, acc, cluster_ptr, logit_ptr, value_sum_ptr, value_scale_ptr, value_mean_ptr,
+    size_ptr, width, clusters, split, splits,
+    GROUP: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, BITS: tl.constexpr,
+    DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Every ``splits``-th tile of estimated clusters: logits are reused, value sums read."""
     lane = tl.arange(0, TILE)
@@ -139,9 +142,14 @@ def _estimation_zone(
         at = logit_ptr + row.to(tl.int64)[:, None] * clusters + cluster[None, :]
         logit = tl.load(at, mask=(row < GROUP)[:, None] & keep[None, :], other=0.0)
         logit = tl.where(keep[None, :], logit, float("-inf"))
-        at = tl.multiple_of(value_sum_ptr + cluster.to(tl.int64) * DIM, 16)
-        mask = keep[:, None] & (dim < DIM)[None, :]
-        value = tl.load(at[:, None] + dim[None, :], mask=mask, other=0.0)
+        if BITS:
+            codes = value_sum_ptr, value_scale_ptr, value_mean_ptr
+            value = common.load_coded_rows(*codes, cluster, keep, DIM, acc.shape[1], BITS)
+            value = (value * size[:, None]).to(DTYPE)
+        else:
+            at = tl.multiple_of(value_sum_ptr + cluster.to(tl.int64) * DIM, 16)
+            mask = keep[:, None] & (dim < DIM)[None, :]
+            value = tl.load(at[:, None] + dim[None, :], mask=mask, other=0.0)
         top, total, acc = common.absorb(top, total, acc, logit, size, value)
     return top, total, acc
 
@@ -151,13 +159,13 @@ def attend_kernel(
     q_ptr, k_steady_ptr, v_steady_ptr, steady_ptr,
     k_pool_ptr, v_pool_ptr, k_cache_ptr, v_cache_ptr,
     start_ptr, tokens_ptr, source_ptr, count_ptr,
-    estimated_ptr, logit_ptr, value_sum_ptr, size_ptr,
+    estimated_ptr, logit_ptr, value_sum_ptr, value_scale_ptr, value_mean_ptr, size_ptr,
     o_ptr, top_ptr, total_ptr,
     steady_stride, pool_stride, cache_stride, page_capacity,
-    width_e, clusters, value_sum_stride, size_stride, scale, cap, splits,
+    width_e, clusters, value_sum_stride, value_scale_stride, size_stride, scale, cap, splits,
     HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
     DIM: tl.constexpr, DIM_PAD: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr,
-    CACHED: tl.constexpr, ESTIMATE: tl.constexpr, CAPPED: tl.constexpr,
+    CACHED: tl.constexpr, ESTIMATE: tl.constexpr, CAPPED: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     """Partial attention of one KV head's query group over one split of its three zones.
 
@@ -189,8 +197,9 @@ def attend_kernel(
         first = (split + splits - tiles % splits) % splits
         top, total, acc = _estimation_zone(
             top, total, acc, estimated_ptr + head * width_e, logit_ptr + head * GROUP * clusters,
-            value_sum_ptr + head * value_sum_stride, size_ptr + head * size_stride,
-            width_e, clusters, first, splits, GROUP, DIM, TILE,
+            value_sum_ptr + head * value_sum_stride, value_scale_ptr + head * value_scale_stride,
+            value_mean_ptr + head * DIM, size_ptr + head * size_stride,
+            width_e, clusters, first, splits, GROUP, DIM, TILE, BITS, q.dtype,
         )  # fmt: skip
     common.store_split(o_ptr, top_ptr, total_ptr, top, total, acc, h * splits + split, GROUP, DIM)
 
@@ -228,10 +237,7 @@ def attend_pages(
     batch, groups, _, dim = pool.k_BGSD.shape
     rest = None
     if estimation is not None and estimation.total_BGD is not None:
-        rest = estimate_rest(estimation, retrieved_BGR, pool.size_BGC)
-    if estimation is not None and isinstance(estimation.value_sum_BGCD, Codes):
-        sums = value_sums(estimation, pool.size_BGC)
-        estimation = estimation._replace(value_sum_BGCD=sums)
+        rest = estimate_rest(estimation, retrieved_BGR, pool.size_BGC, named_sum)
     splits = splits or common.num_splits(batch * groups, q_BHD.device)
     tile, stages = common.tile_tokens(dim, pool.k_BGSD.dtype)
     fast = cache or PageCache(pages.start_BGN, pool.k_BGSD, pool.v_BGSD, 1)
@@ -241,20 +247,25 @@ def attend_pages(
     part = common.Splits(q_BHD, groups, splits)
     source = pages.start_BGN if pages.source_BGN is None else pages.source_BGN
     zone = estimation or Estimation(pages.start_BGN[..., :0], part.top, pool.v_BGSD)
+    sums = zone.value_sum_BGCD
+    if isinstance(sums, Codes) and not sums.whole_blocks:
+        sums = value_sums(zone, pool.size_BGC)
+    vectors, code_scale, mean, bits = common.vector_arguments(sums)
     if estimation is not None:
         assert zone.cluster_BGE.is_contiguous() and zone.logit_BHC.is_contiguous()
     attend_kernel[(batch * groups, splits)](
         q_BHD, steady.k_BGWD, steady.v_BGWD, steady.count_B,
         pool.k_BGSD, pool.v_BGSD, fast.k_BGQD, fast.v_BGQD,
         pages.start_BGN, pages.tokens_BGN, source, pages.count_BG,
-        zone.cluster_BGE, zone.logit_BHC, zone.value_sum_BGCD, pool.size_BGC,
+        zone.cluster_BGE, zone.logit_BHC, vectors, code_scale, mean, pool.size_BGC,
         part.o, part.top, part.total,
         head_stride(steady.k_BGWD), head_stride(pool.k_BGSD), head_stride(fast.k_BGQD),
         pages.start_BGN.shape[2],
-        zone.cluster_BGE.shape[2], zone.logit_BHC.shape[-1], head_stride(zone.value_sum_BGCD),
-        head_stride(pool.size_BGC), scale, softcap, splits,
+        zone.cluster_BGE.shape[2], zone.logit_BHC.shape[-1], head_stride(vectors),
+        head_stride(code_scale), head_stride(pool.size_BGC), scale, softcap, splits,
         HEADS=groups, PAGE=fast.page_tokens, TILE=tile, **common.group_constants(q_BHD, groups),
         CACHED=cache is not None, ESTIMATE=estimation is not None, CAPPED=softcap > 0,
+        BITS=bits,
         num_warps=4, num_stages=stages,
     )  # fmt: skip
     out, lse = part.merge(q_BHD)
