@@ -138,6 +138,13 @@ def test_method_options_in_every_form_reach_one_method_alone(written):
     assert quest.cache == "host" and retroinfer.cache == "auto"
 
 
+def test_options_of_a_sparse_prefill_are_taken_as_they_are_documented():
+    asked = ["model=constructed", "prefill=minference", "prefill.vertical_tokens=200"]
+    assert parse_run(composed(asked, CONF)).prefill.vertical_tokens == 200
+    with pytest.raises(ValueError, match="prefill.verticals: no such option, did you mean"):
+        parse_run(composed([*asked, "prefill.verticals=200"], CONF))
+
+
 @pytest.mark.slow
 def test_commands_write_to_results_and_data_alone(tmp_path):
     """In the folder where they are started; the checkout is that folder for a newcomer."""

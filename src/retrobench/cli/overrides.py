@@ -15,14 +15,11 @@ from retrobench.core.cell import digest
 from retrobench.core.registry import method_names
 from retrobench.core.secrets import refuse_secrets
 from retrobench.core.spec import unknown
+from retrobench.run.composed import GROUPS
 from retrobench.store.sweeps import check_name
 
-TYPED_GROUPS = ("method", "task", "model", "protocol", "measure", "engine", "tracker", "data")
-TYPED_GROUPS += ("hardware",)
 _UNNAMED = ("model", "engine", "data", "hardware")  # whose name is an option like others
-
-
-_NAMES = {f"{group}.name" for group in TYPED_GROUPS if group not in _UNNAMED}
+_NAMES = {f"{group}.name" for group in GROUPS if group not in _UNNAMED}
 
 
 def name_sweep(arguments: list[str]) -> list[str]:
@@ -52,7 +49,7 @@ def _is_sweep(argument: str) -> bool:
 def prepare(arguments: Sequence[str], conf_dir: Path) -> list[str]:
     """Command-line overrides as Hydra wants them.
 
-    Options of typed groups become ``++group.option`` because the yaml files hold only what differs
+    Options of groups become ``++group.option`` because the yaml files hold only what differs
     from the defaults (the dataclasses check names and ranges). Unknown choices of a group raise
     ValueError with the nearest name. Methods of other packages need no yaml.
     """
@@ -73,7 +70,7 @@ def prepare(arguments: Sequence[str], conf_dir: Path) -> list[str]:
         if name == "model" and value.startswith("trace:"):
             prepared += _replay(value.removeprefix("trace:"), arguments)
             continue
-        if equals and re.match(rf"({'|'.join(TYPED_GROUPS)})\.|method_options(\.|$)", name):
+        if equals and re.match(rf"({'|'.join(GROUPS)})\.|method_options(\.|$)", name):
             argument = "++" + argument
         elif equals and (conf_dir / name).is_dir():
             _check_choices(name, value, conf_dir)

@@ -7,16 +7,19 @@ from retrobench.core.secrets import refuse_secrets
 from retrobench.core.spec import unknown
 from retrobench.store.sweeps import check_name
 
-GROUPS = (
+GROUPS = (  # of options
     "model", "method", "task", "protocol", "measure", "engine", "prefill", "tracker", "data",
-    "method_options", "hardware",
+    "hardware",
 )  # fmt: skip
+FLAGS = ("results_dir", "dry_run", "retry", "progress")
+APART = {*FLAGS, "tracker", "sweep", "experiment", "hydra"}  # what no result depends on
+KNOWN = {*GROUPS, *FLAGS, "budget", "match", "reference", "method_options", "sweep", "experiment"}
 
 
 def check_composed(raw: Mapping[str, Any]) -> None:
     """ValueError naming the option whose value has the wrong form, or is not used."""
     refuse_secrets(raw)
-    for group in GROUPS:
+    for group in (*GROUPS, "method_options"):
         _check_options(group, raw.get(group, {}))
     for method, values in (raw.get("method_options") or {}).items():
         _check_options(f"method_options.{method}", {} if values is None else values)

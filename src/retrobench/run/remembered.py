@@ -19,9 +19,9 @@ from retrobench.core.paths import cache_root
 from retrobench.core.registry import method_source
 from retrobench.core.traces import library_folder
 from retrobench.measure.machine import version_of
+from retrobench.run.composed import APART
 from retrobench.run.summary import RunSummary
 
-_APART = {"tracker", "sweep", "experiment", "results_dir", "dry_run", "retry", "progress", "hydra"}
 _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "safetensors")
 _VARIABLES = ("CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_CACHE", "RETROBENCH_CACHE")
 _MAX_ENTRIES = 4096
@@ -44,7 +44,7 @@ def keep(raw: Mapping[str, Any], summary: RunSummary) -> None:
 
 
 def _file(raw: Mapping[str, Any]) -> Path:
-    asked = {name: value for name, value in raw.items() if name not in _APART}
+    asked = {name: value for name, value in raw.items() if name not in APART}
     method = str((raw.get("method") or {}).get("name"))
     key = {
         "asked": asked,

@@ -12,7 +12,7 @@ from retrobench.core.spec import choice, layer_list, option, parse, share, to_pl
 from retrobench.core.task import Task
 from retrobench.engine.loader import ModelConfig
 from retrobench.engine.sparse_prefill import PrefillConfig
-from retrobench.run.composed import check_composed
+from retrobench.run.composed import APART, FLAGS, KNOWN, check_composed
 from retrobench.serving.hardware import Hardware, parse_hardware
 from retrobench.tasks import task_class
 
@@ -162,9 +162,6 @@ class RunSpec:
         return task_class(self.task)(self.task_config, self.data_root)
 
 
-_KNOWN = {"model", "method", "task", "protocol", "measure", "engine", "prefill", "tracker", "data"}
-_KNOWN |= {"budget", "results_dir", "dry_run", "retry", "progress", "experiment", "sweep"}
-_KNOWN |= {"match", "reference", "method_options", "hardware"}
 AXES = ("tokens", "pcie", "hbm", "gpu_memory")
 
 
@@ -172,8 +169,8 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
     """The composed configuration as a RunSpec; ValueError names the option at fault."""
     check_composed(raw)
     for name in raw:
-        if name not in {*_KNOWN, "hydra"}:
-            raise unknown(name, "option", sorted(_KNOWN))
+        if name not in {*KNOWN, "hydra"}:
+            raise unknown(name, "option", sorted(KNOWN))
     method, method_values = _named(raw, "method")
     by_method = _method_options(raw)
     method_values = {**by_method.get(method, {}), **method_values}
@@ -203,8 +200,6 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
             f"task.repeats={repeats} with engine.temperature=0 gives {repeats} equal answers; "
             "sample, for example engine.temperature=0.6 engine.top_p=0.95"
         )
-    flags = ("results_dir", "dry_run", "retry", "progress")
-    apart = {*flags, "tracker", "sweep", "experiment", "hydra"}
     return RunSpec(
         model=parse(ModelConfig, raw.get("model", {}), "model"),
         method=method,
@@ -220,11 +215,11 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
         budget=budget if method_class(method).budgeted else None,
         ignored=_ignored(method, budget),
         tracker=dict(raw.get("tracker", {"name": "none"})),
-        options=parse(RunOptions, {k: raw[k] for k in flags if k in raw}, ""),
+        options=parse(RunOptions, {k: raw[k] for k in FLAGS if k in raw}, ""),
         sweep=None if raw.get("sweep") is None else str(raw["sweep"]),
         **_matching(raw),
         method_options=by_method,
-        requested_config={name: value for name, value in raw.items() if name not in apart},
+        requested_config={name: value for name, value in raw.items() if name not in APART},
     )
 
 
