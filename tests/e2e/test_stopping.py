@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from retrobench.cli import app as cli
-from retrobench.cli.sweep import SweepTable
+from retrobench.cli import sweep
 from retrobench.store.results import ResultStore
 from tests.e2e import forks
 from tests.e2e.runs import SMALL
@@ -56,15 +56,14 @@ def test_a_fault_of_ours_keeps_its_traceback():
     ],
 )
 @pytest.mark.parametrize("part", ["start", "end"])
-def test_an_error_around_a_sweep_is_no_warning(monkeypatch, capfd, error, code, part):
-    def broken(self, config):
+def test_an_error_around_a_sweep_is_no_warning(monkeypatch, capfd, tmp_path, error, code, part):
+    def broken(config):
         raise error
 
-    table, config = SweepTable(), OmegaConf.create({})
-    monkeypatch.setattr(SweepTable, "_plan", broken)
-    monkeypatch.setattr(SweepTable, "_report", broken)
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+    monkeypatch.setattr(sweep, "jobs", broken)
     with pytest.raises(SystemExit, match=str(code)):
-        getattr(table, f"on_multirun_{part}")(config)
+        getattr(sweep.SweepTable(), f"on_multirun_{part}")(config)
     assert ("Traceback" in capfd.readouterr().err) == (code == 1)
 
 

@@ -23,6 +23,7 @@ from omegaconf import open_dict
 
 from retrobench.cli import units
 from retrobench.core.cell import digest
+from retrobench.core.words import first_line
 
 
 @dataclass(slots=True, kw_only=True)
@@ -106,7 +107,7 @@ def schedule(
             group.deaths += 1
             again = group.deaths < tries
             what = "its group runs again" if again else "its group is given up"
-            _say(f"a worker died ({_first_line(error)}): {what}, job {group.number}")
+            _say(f"a worker died ({first_line(error)}): {what}, job {group.number}")
             waiting += [group] if again else []
             worker = Worker(actor=make_actor())
         idle.append(worker)
@@ -160,10 +161,6 @@ class _Actor:
             failed = JobReturn(status=JobStatus.FAILED)
             failed.return_value = RuntimeError(f"job {number} exited with code {stop.code}")
             return failed
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def _say(text: str) -> None:

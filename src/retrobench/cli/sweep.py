@@ -25,15 +25,23 @@ from retrobench.store.sweeps import CELLS_FILE, PLAN_FILE, read_entries
 TASK_FIGURES = {"speed": "throughput", "serve": "serving"}  # of sweeps that no experiment describes
 
 
+@contextlib.contextmanager
+def _no_warning() -> Iterator[None]:
+    """Hydra makes a warning of an error in a callback and goes on: end with exit code 1 instead."""
+    try:
+        with app.one_line_errors():
+            yield
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
 class SweepTable(Callback):
     """Plan before a sweep, one table after it; exit code 1 if any cell failed."""
 
+    @_no_warning()
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the preflight; ``dry_run`` stops here, before a launcher starts anything."""
-        with _no_warning(), app.one_line_errors():
-            self._plan(config)
-
-    def _plan(self, config: DictConfig) -> None:
         overrides = jobs(config)
         raws: list[Any] = [
             OmegaConf.to_container(compose("config", job), resolve=True) for job in overrides
@@ -61,12 +69,9 @@ class SweepTable(Callback):
         plan = {"started": utc_now(), "cells": cells}
         (folder / PLAN_FILE).write_text(json.dumps(plan), encoding="utf-8")
 
+    @_no_warning()
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Read what the jobs noted, wherever they ran."""
-        with _no_warning(), app.one_line_errors():
-            self._report(config)
-
-    def _report(self, config: DictConfig) -> None:
         path = Path(config.hydra.sweep.dir) / CELLS_FILE
         entries, problems = read_entries(path) if path.exists() else ([], [])
         outcomes = app.without_duplicates(entries)
@@ -81,16 +86,6 @@ class SweepTable(Callback):
             print_line(app.console(), text)
         if silent > 0 or any(app.is_failure(outcome) for outcome in outcomes):
             sys.exit(1)
-
-
-@contextlib.contextmanager
-def _no_warning() -> Iterator[None]:
-    """Hydra makes a warning of an error in a callback and goes on: end with exit code 1 instead."""
-    try:
-        yield
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
 
 
 def _draw(figure: str, outcomes: list[app.JobResult], results_dir: Path) -> None:

@@ -2,8 +2,10 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+from retrobench.core.spec import leaves
 
 _ENVIRONMENT = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 _ENVIRONMENT_NAME = re.compile(r"_(API_KEY|TOKEN|SECRET|SECRET_ACCESS_KEY|PASSWORD)$")
@@ -33,7 +35,7 @@ def redact(text: str) -> str:
 
 def refuse_secrets(options: Mapping[str, Any]) -> None:
     """ValueError naming the first of nested options that holds a secret; its value is not told."""
-    for name, value in _leaves(options, ""):
+    for name, value in leaves(options):
         text = value if isinstance(value, str) else ""
         named = _OPTION_NAME.search(name) is not None and text.strip() not in ("", "null")
         if named or redact(f"{name}={text}") != f"{name}={text}":
@@ -51,14 +53,3 @@ def _known() -> list[str]:
         if _ENVIRONMENT_NAME.search(name) and len(value) >= _SHORTEST:
             found.add(value)
     return sorted(found - {""}, key=len, reverse=True)
-
-
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _leaves(item, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _leaves(item, name)
-    else:
-        yield name, value

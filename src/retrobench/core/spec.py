@@ -9,7 +9,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -167,22 +167,36 @@ def to_plain(config: Any) -> dict[str, Any]:
 def identity(config: Any) -> dict[str, Any]:
     """A config as plain values for the cell key: renamed options under their older names, options
     added later only if they are set."""
-    plain = to_plain(config)
+    plain, differs = to_plain(config), changed(config)
     for f in dataclasses.fields(config):
-        if f.metadata.get("added") and getattr(config, f.name) == f.default:
+        if f.metadata.get("added") and f.name not in differs:
             del plain[f.name]
         elif f.metadata.get("was"):
             plain[f.metadata["was"]] = plain.pop(f.name)
     return plain
 
 
-def changed(config: Any) -> str:
-    """The options that differ from their defaults, e.g. ``num_clusters=256``; empty if none."""
-    return " ".join(
-        f"{f.name}={_show(getattr(config, f.name))}"
-        for f in dataclasses.fields(config)
-        if getattr(config, f.name) != f.default
-    )
+def changed(config: Any) -> dict[str, Any]:
+    """The options that differ from their defaults, by name."""
+    values = {f.name: (getattr(config, f.name), f.default) for f in dataclasses.fields(config)}
+    return {name: value for name, (value, default) in values.items() if value != default}
+
+
+def changed_text(config: Any, prefix: str = "") -> str:
+    """The same as text, e.g. ``num_clusters=256``; empty if nothing differs."""
+    return " ".join(f"{prefix}{name}={_show(value)}" for name, value in changed(config).items())
+
+
+def leaves(options: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of nested options; the items of a list have the list's name."""
+    if isinstance(options, Mapping):
+        for key, item in options.items():
+            yield from leaves(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(options, (list, tuple)):
+        for item in options:
+            yield from leaves(item, name)
+    else:
+        yield name, options
 
 
 def table(cls: type, where: str) -> list[tuple[str, str, str, str]]:
@@ -200,9 +214,9 @@ def _show(value: Any) -> str:
         return "[" + ",".join(map(str, value)) + "]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{name}: {_show(item)}" for name, item in value.items()) + "}"
-    return (
-        "null" if value is None else (str(value).lower() if isinstance(value, bool) else str(value))
-    )
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _check_list(value: tuple[Any, ...], meta: Mapping[str, Any], where: str) -> None:

@@ -4,3 +4,8 @@
 def counted(number: int, noun: str) -> str:
     """A number with its noun: ``1 cell``, ``2 cells``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its type where there is none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging
 
 from retrobench.core.paths import regular
+from retrobench.core.words import first_line
 from retrobench.engine.context import claimed_limit, set_rope
 from retrobench.engine.model_config import ModelConfig
 from retrobench.engine.weights import architecture, read_weights, readable
@@ -36,9 +37,7 @@ def describe(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, Any, str]:
     source, common = _source(config)
     for folder in filter(None, (source, config.tokenizer)):
         _check_files(Path(folder).expanduser())
-    pinned = None
-    if (made := _made(config)) is not None:
-        pinned = made[1]
+    _, pinned = _made(config) or (None, None)
     with _missing(config), readable(source or config.config_json):
         if config.config_json and config.weights == "random":
             model_config, source = architecture(config.config_json), ""
@@ -123,7 +122,7 @@ def _missing(config: ModelConfig) -> Iterator[None]:
             what = config.id
             advice = f"Fetch it with `retrobench fetch {what}` or use model=local model.path=FOLDER"
         raise ValueError(
-            f"model {what!r} could not be loaded: {str(error).splitlines()[0]} {advice}"
+            f"model {what!r} could not be loaded: {first_line(error)} {advice}"
         ) from error
 
 

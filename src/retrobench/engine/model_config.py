@@ -3,7 +3,7 @@
 import datetime
 from dataclasses import dataclass
 
-from retrobench.core.spec import choice, option
+from retrobench.core.spec import changed, choice, option
 
 _MADE = ("id", "revision", "weights", "config_json", "tokenizer", "device_map", "rope_scaling")
 _UNUSED = {  # options that say nothing about models of a source
@@ -55,9 +55,8 @@ class ModelConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in _UNUSED.get(self.source, ()):
-            value = getattr(self, name)
-            if value != type(self).__dataclass_fields__[name].default:
+        for name, value in changed(self).items():
+            if name in _UNUSED[self.source]:
                 raise ValueError(
                     f"{name}={value} is not used with model.source={self.source}; leave it out, or "
                     "use model=hf model.id=org/name or model=local model.path=FOLDER"

@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from retrobench.core.method import AttentionArgs
+from retrobench.core.words import first_line
 from retrobench.engine import hf
 from retrobench.engine.attention.rotary import unrotate
 from retrobench.engine.model_cache import make_cache
@@ -82,7 +83,7 @@ def not_turned_back(model: PreTrainedModel) -> str:
         reasons = (_differs(layer, modules[layer], watcher) for layer in layers)
         return next((reason for reason in reasons if reason), "")
     except Exception as error:  # an architecture that works otherwise is not refused for this
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
+        return first_line(error)
     finally:
         for hook in hooks:
             hook.remove()

@@ -10,6 +10,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from retrobench.core.words import first_line
+
 _SHOWN = 5  # tensors named in a message
 _LAYER = re.compile(r"\.\d+\.")
 
@@ -55,7 +57,7 @@ def architecture(text: str) -> Any:
         return AutoConfig.for_model(values.pop("model_type"), **values)
     except Exception as error:
         raise ValueError(
-            f"model.config_json={text}: not the configuration of a model ({_first_line(error)}); "
+            f"model.config_json={text}: not the configuration of a model ({first_line(error)}); "
             'write a JSON object like {"model_type": "llama", "hidden_size": 64}'
         ) from error
 
@@ -72,12 +74,8 @@ def readable(what: str) -> Iterator[None]:
             raise
         raise ValueError(
             f"model {what!r}: config.json or the tokenizer's files are not as transformers wants "
-            f"them: {_first_line(error)}; fetch the checkpoint again"
+            f"them: {first_line(error)}; fetch the checkpoint again"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _of_layers(names: Iterable[str], model: PreTrainedModel) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 
 from retrobench.core.budget import Budget
 from retrobench.core.registry import method_class
-from retrobench.core.spec import parse, to_plain
+from retrobench.core.spec import changed, parse, to_plain
 from retrobench.engine import loader
 from retrobench.engine.prefill import PrefilledPrompt, prefill
 from retrobench.engine.session import built_session
@@ -41,11 +41,8 @@ def reference_config(spec: RunSpec, raw: Mapping[str, Any]) -> dict[str, Any] | 
     if not at:
         return None
     known = {f.name for f in dataclasses.fields(method_class(name).Config)}
-    placed = {
-        f.name: getattr(spec.method_config, f.name)
-        for f in dataclasses.fields(spec.method_config)
-        if f.name in known & _PLACEMENT and getattr(spec.method_config, f.name) != f.default
-    }
+    given = changed(spec.method_config)
+    placed = {option: given[option] for option in given.keys() & known & _PLACEMENT}
     return {**_unmatched(raw), "method": {"name": name, **placed}, "budget": budget}
 
 

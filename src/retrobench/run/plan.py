@@ -10,7 +10,7 @@ from typing import Any
 from retrobench.core.cell import Cell, digest
 from retrobench.core.method import Needs
 from retrobench.core.shapes import Footprint, KVShape, split_layers
-from retrobench.core.spec import changed, identity, to_plain
+from retrobench.core.spec import changed_text, identity, to_plain
 from retrobench.core.task import Task
 from retrobench.engine import loader
 from retrobench.engine.beside import waiting_bytes
@@ -122,8 +122,8 @@ def _label(labels: dict[str, Any], batch: int) -> str:
 def _changed(spec: RunSpec) -> str:
     """Options that set the method, or its prefill, apart from their defaults."""
     dense = ",".join(map(str, spec.engine.dense_layers))
-    words = [changed(spec.method_config), f"engine.dense_layers=[{dense}]" if dense else ""]
-    return " ".join(filter(None, [*words, spec.prefill.changed]))
+    words = [changed_text(spec.method_config), f"engine.dense_layers=[{dense}]" if dense else ""]
+    return " ".join(filter(None, [*words, spec.prefill.label]))
 
 
 def make_cell(

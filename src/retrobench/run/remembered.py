@@ -8,7 +8,7 @@ the configuration names. What changed is simply not found and is planned anew.
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from retrobench.core import kept
 from retrobench.core.cell import digest
 from retrobench.core.paths import cache_root
 from retrobench.core.registry import method_source
+from retrobench.core.spec import leaves
 from retrobench.core.traces import library_folder
 from retrobench.measure.machine import version_of
 from retrobench.run.composed import APART
@@ -79,7 +80,7 @@ def _code_state(method: str) -> str:
 def _named_files(asked: Mapping[str, Any]) -> list[Any]:
     """State of every path that a value names, of the data folder, and of a model's files."""
     found: list[Any] = []
-    for text in dict.fromkeys(_texts(asked)):
+    for text in dict.fromkeys(value for _, value in leaves(asked) if isinstance(value, str)):
         path = os.path.expanduser(text)  # a whole architecture may stand in an option:
         if ("/" in text or "." in text or text == "data") and os.path.exists(path):
             found += _state(Path(path))  # pathlib would refuse a name of its length
@@ -94,17 +95,6 @@ def _named_files(asked: Mapping[str, Any]) -> list[Any]:
             hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
             found += _state(hub / f"models--{str(name).replace('/', '--')}")
     return found
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _texts(item)
 
 
 def _state(path: Path) -> list[tuple[str, int, int]]:

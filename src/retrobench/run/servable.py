@@ -1,6 +1,7 @@
 """Whether a method can serve a model: what the plan refuses, by cause."""
 
 from retrobench.core.shapes import KVShape
+from retrobench.core.spec import changed
 from retrobench.engine import loader
 from retrobench.engine.hf import attention_modules
 from retrobench.engine.traits import serve
@@ -34,10 +35,7 @@ def check_dense(spec: RunSpec, shape: KVShape) -> None:
 
     A default may name some that one model or another lacks.
     """
-    config = spec.method_config
-    own = getattr(config, "dense_layers", ())
-    if own == getattr(type(config)(), "dense_layers", ()):
-        return
+    own = changed(spec.method_config).get("dense_layers", ())
     if strange := [layer for layer in own if layer not in shape.layers]:
         here = ", ".join(map(str, shape.layers))
         raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any
 from retrobench.core.budget import Budget
 from retrobench.core.method import Method, Needs
 from retrobench.core.registry import method_class, method_names
-from retrobench.core.spec import choice, layer_list, option, parse, share, to_plain, unknown
+from retrobench.core.spec import choice, identity, layer_list, option, parse, share, unknown
 from retrobench.core.task import Task
 from retrobench.engine.loader import ModelConfig
 from retrobench.engine.sparse_prefill import PrefillConfig
@@ -56,10 +56,8 @@ class EngineConfig:
         """For the cell key. Dense layers and executor enter it only if they are set."""
         dropped = {"prefill_share", "prefill_cache_gib"}
         dropped |= set() if self.dense_layers else {"dense_layers"}
-        dropped |= set() if self.top_k else {"top_k"}
-        dropped |= set() if self.prefill_stream else {"prefill_stream"}
         dropped |= {"executor"} if self.executor in ("auto", "eager") else set()
-        return {name: v for name, v in to_plain(self).items() if name not in dropped}
+        return {name: v for name, v in identity(self).items() if name not in dropped}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +183,9 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
     budget, protocol = raw.get("budget"), parse(ProtocolConfig, raw.get("protocol", {}), "protocol")
     budget = None if budget is None else Budget.parse(budget)
     _check_adaptive(method, budget)
-    engine = parse(EngineConfig, _engine_values(raw), "engine")
+    engine_values = dict(raw.get("engine") or {})
+    engine_values.pop("reuse_prefill_gib", None)  # older: prefill_share=auto does it
+    engine = parse(EngineConfig, engine_values, "engine")
     if protocol.name == "multi_turn" and (only or task == "trace"):
         raise ValueError(f"protocol=multi_turn: task={task} has no questions to go on with")
     if protocol.name in ("query_agnostic", "multi_turn") and engine.batch > 1:
@@ -242,13 +242,6 @@ def _ignored(method: str, budget: Budget | None) -> str:
     return f"budget={budget} is not used: method={method} attends to all tokens"
 
 
-def _engine_values(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """``engine.*``, where the former ``reuse_prefill_gib`` asks for what ``auto`` does now."""
-    values = dict(raw.get("engine") or {})
-    values.pop("reuse_prefill_gib", None)
-    return values
-
-
 def _matching(raw: Mapping[str, Any]) -> dict[str, str | None]:
     match, reference = raw.get("match"), raw.get("reference")
     if match is None:
@@ -270,10 +263,8 @@ def _method_options(raw: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for name in given:
         if name not in method_names():
             raise unknown(f"method_options.{name}", "method", method_names())
-        known = [f.name for f in dataclasses.fields(method_class(name).Config)]
-        known += [
-            f.metadata.get("was") or "" for f in dataclasses.fields(method_class(name).Config)
-        ]
+        fields = dataclasses.fields(method_class(name).Config)
+        known = [f.name for f in fields] + [f.metadata.get("was", "") for f in fields]
         for option_name in given[name]:
             if option_name not in known:
                 raise unknown(f"method_options.{name}.{option_name}", "option", filter(None, known))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from retrobench.core.spec import choice, option, share
+from retrobench.core.spec import changed, changed_text, choice, option, share
 
 EXACT = "exact"
 _OWN = {  # options of a kind
@@ -35,8 +35,7 @@ class PrefillConfig:
 
     def __post_init__(self) -> None:
         for kind, names in _OWN.items():
-            fields = type(self).__dataclass_fields__
-            given = [name for name in names if getattr(self, name) != fields[name].default]
+            given = [name for name in changed(self) if name in names]
             if given and kind != self.name:
                 raise ValueError(f"prefill.{given[0]} is an option of prefill={kind}")
         if self.block_tokens % self.stride:
@@ -52,12 +51,6 @@ class PrefillConfig:
         return {"prefill": {"name": self.name, **own}} if names else {}
 
     @property
-    def changed(self) -> str:
+    def label(self) -> str:
         """What sets the prefill apart, as tables show it; empty for an exact one."""
-        fields = type(self).__dataclass_fields__
-        own = [
-            f"prefill.{name}={getattr(self, name)}"
-            for name in _OWN.get(self.name, ())
-            if getattr(self, name) != fields[name].default
-        ]
-        return "" if self.name == EXACT else " ".join([f"prefill={self.name}", *own])
+        return changed_text(self, "prefill.").replace("prefill.name=", "prefill=")
