@@ -16,8 +16,6 @@ from retrobench.evaluate.calibrate import calibrate, check
 from retrobench.run.spec import parse_run
 from retrobench.tasks.local_files import read_text
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
-
 
 def main() -> None:
     """Prints the path of the file; exit code 2 for a user error."""
@@ -29,7 +27,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="tokens of it (default: as the method's paper)")
     options = parser.parse_args()
     try:
-        spec = parse_run(composed(options.overrides, CONF))
+        spec = parse_run(composed(options.overrides))
         method = spec.method_class
         check(method, spec.method_config, options.tokens)
         text = read_text(options.text) if options.text else None

@@ -8,13 +8,10 @@ python scripts/gpu_first.py --dry-run    # minutes and memory of every case
 
 import argparse
 import sys
-from pathlib import Path
 
 from rich.console import Console
 
 from retrobench.cli import gpu_first
-
-CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 def main() -> int:
@@ -24,7 +21,7 @@ def main() -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="say what it would do")
     console = Console() if sys.stdout.isatty() else Console(width=240)
-    return gpu_first.run(parser.parse_args().dry_run, CONF, console)
+    return gpu_first.run(parser.parse_args().dry_run, console)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,6 @@ from retrobench.serving.summary import PERCENTILES, Objectives, summarise
 from retrobench.serving.surface import Point, Surface
 from retrobench.store.results import ResultStore
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
 ANY = Objectives(ttft_s=float("inf"), tpot_s=float("inf"))
 NAMES = ("ttft", "tpot", "itl", "e2el")
 CLAIMED = [f"p{percent}_{name}_ms" for name in NAMES for percent in (50, 90)]
@@ -208,7 +207,7 @@ def main() -> int:
         check_output("--out", options.out)
     load = os.getloadavg()
     asked = ["task=speed", "task.shape=model", f"task.context={CONTEXTS}", "task.batch=[1]"]
-    raw = composed([*asked, f"method={options.method}", "progress=false"], CONF)
+    raw = composed([*asked, f"method={options.method}", "progress=false"])
     spec, requests = parse_run(raw), requests_of(options.requests, options.seed)
     ClosedLoop(spec, requests[: options.clients], options.clients).run()  # warm-up
     print("warmed up; measuring steps", flush=True)

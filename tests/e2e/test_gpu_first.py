@@ -14,7 +14,6 @@ from retrobench.cli import gpu_first
 from retrobench.core.shapes import Footprint
 
 ROOT = Path(__file__).parents[2]
-CONF = ROOT / "conf"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would run")
@@ -22,9 +21,9 @@ CONF = ROOT / "conf"
 def test_without_a_gpu_it_says_what_it_would_do(dry_run, monkeypatch):
     monkeypatch.setattr(gpu_first.subprocess, "run", None)  # nothing may start
     seen = []
-    monkeypatch.setattr(gpu_first, "cases", lambda stage, conf: seen.append(stage.name) or [])
+    monkeypatch.setattr(gpu_first, "cases", lambda stage: seen.append(stage.name) or [])
     console = Console(width=200, record=True)
-    assert gpu_first.run(dry_run, CONF, console) == 0
+    assert gpu_first.run(dry_run, console) == 0
     text = console.export_text()
     assert seen == [stage.name for stage in gpu_first.STAGES]
     assert ("no CUDA device" in text) is not dry_run and "run.py -m measure=latency" in text
@@ -32,7 +31,7 @@ def test_without_a_gpu_it_says_what_it_would_do(dry_run, monkeypatch):
 
 def test_every_case_fits_and_stages_keep_their_minutes():
     assert sum(stage.minutes for stage in gpu_first.STAGES) <= 15
-    found = {stage.name: list(gpu_first.cases(stage, CONF)) for stage in gpu_first.STAGES}
+    found = {stage.name: list(gpu_first.cases(stage)) for stage in gpu_first.STAGES}
     for stage in gpu_first.STAGES:
         members = found[stage.name]
         assert all((ROOT / path).exists() for path in stage.tests)
@@ -60,7 +59,7 @@ def test_a_stage_that_fails_or_takes_too_long_does_not_stop_the_others(monkeypat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu_first.subprocess, "run", run)
     console = Console(width=200, record=True)
-    assert gpu_first.run(False, CONF, console) == 1
+    assert gpu_first.run(False, console) == 1
     text = console.export_text()
     assert "tests: stopped at its limit" in text and "ceilings: FAILED" in text
     assert "backends: done" in text and "not done: ['tests', 'ceilings']" in text

@@ -54,7 +54,7 @@ def test_full_attention_gives_the_exact_log_likelihoods(protocol, batch_size):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_contexts_have_the_ids_of_the_rendered_template(kind):
-    lm = RetrobenchLM(model="tiny", method="full")
+    lm = RetrobenchLM(model="constructed", method="full")
     lm.tokenizer = build(kind)
     lm._prompt = PromptBuilder(lm.tokenizer)
     before = KINDS[kind][0].partition("$0")[0].split()

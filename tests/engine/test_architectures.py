@@ -157,7 +157,7 @@ def test_traits_are_kept_on_disk(tmp_path, monkeypatch):
     model = make_model(num_hidden_layers=2, head_dim=20)
     found = traits.traits(model)
     assert found.layers == (0, 1) and found.head_dim == 20
-    traits._known().clear()
+    traits._known.clear()
     monkeypatch.setattr(traits, "examine", lambda model: pytest.fail("looked again"))
     assert traits.traits(model) == found
 

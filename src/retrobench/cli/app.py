@@ -240,6 +240,11 @@ def console() -> Console:
     return Console(width=None if known else 160)
 
 
+def say(text: str) -> None:
+    """A line that is seen at once, wherever the output goes."""
+    print(text, flush=True)  # noqa: T201
+
+
 def complain(problems: Sequence[str]) -> None:
     """What is wrong with files, on stderr; what is right with them is shown all the same."""
     for line in problems:

@@ -225,8 +225,6 @@ def _report(options: argparse.Namespace) -> int:
 def _serve(options: argparse.Namespace) -> int:
     from retrobench.report.page.serve import serve
 
-    if not Path(options.results).is_dir():
-        raise ValueError(f"--results {options.results}: no such folder; start a run first")
     serve(ResultStore(options.results), options.sweep, options.port, _print)
     return 0
 

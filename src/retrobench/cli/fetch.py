@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from retrobench.cli.app import console
-from retrobench.core.spec import nearest
+from retrobench.cli.app import console, say
+from retrobench.core.spec import unknown
 from retrobench.fetch import data, hub, models
 from retrobench.fetch.benchmarks import BENCHMARKS
 from retrobench.fetch.catalogue import MODELS
@@ -46,10 +46,7 @@ def _run(options: argparse.Namespace) -> int:
     ]
     for name in names:
         if name not in MODELS and name not in BENCHMARKS and "/" not in name:
-            known = [*MODELS, *BENCHMARKS, "data"]
-            raise ValueError(
-                f"{name}: no such name{nearest(name, known)} Known: {', '.join(known)}"
-            )
+            raise unknown(name, "name", [*MODELS, *BENCHMARKS, "data"])
     if options.given is not None and not options.given.is_dir():
         raise ValueError(f"--from {options.given}: no such folder")
     if options.verify:
@@ -66,13 +63,13 @@ def _fetch(name: str, options: argparse.Namespace) -> None:
     """Bring one thing; ValueError saying what went wrong."""
     try:
         if name in MODELS:
-            models.fetch_model(MODELS[name], options.given, _say, options.accept_license)
+            models.fetch_model(MODELS[name], options.given, say, options.accept_license)
         elif name in BENCHMARKS:
-            data.fetch_benchmark(options.root, name, hub.Hub(), options.given, _say)
+            data.fetch_benchmark(options.root, name, hub.Hub(), options.given, say)
         elif options.given is not None:
             raise ValueError(f"{name} is already a folder there: model=local model.path=FOLDER")
         else:
-            _say(f"{name}: {hub.fetch_model(name)}")
+            say(f"{name}: {hub.fetch_model(name)}")
     except ImportError as error:
         raise ValueError(f"{name} needs {error.name}: pip install 'retrobench[data]'") from error
     except ValueError:
@@ -91,9 +88,9 @@ def _verify(names: list[str], root: Path) -> int:
     for name in names:
         found = models.verify(name) if name in MODELS else data.verify(root, name)
         wrong += found
-        _say("\n".join(found) or f"{name}: whole")
+        say("\n".join(found) or f"{name}: whole")
     if not names:
-        _say("nothing is here")
+        say("nothing is here")
     return 1 if wrong else 0
 
 
@@ -134,7 +131,3 @@ def _data_rows(root: Path, files: Mapping[str, DataFile]) -> Iterator[tuple[str,
         what, size = f"{Path(name).name} from {source.repo}", sizes[name]
         here = "yes" if name in present else ""
         yield what, f"{size:.0f}" if size else "?", source.licence, here
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201

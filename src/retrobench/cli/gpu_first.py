@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -111,14 +110,14 @@ class Case:
         return "too large for the host" if host > HOST_BYTES else "fits"
 
 
-def run(dry_run: bool, conf_dir: Path, console: Console) -> int:
+def run(dry_run: bool, console: Console) -> int:
     """Run the stages, or say what they would do; 1 if one failed."""
     import torch
 
     if dry_run or not torch.cuda.is_available():
         if not dry_run:
             console.print("no CUDA device: nothing is run, this is what would be")
-        _show(conf_dir, console)
+        _show(console)
         return 0
     failed = []
     for stage in STAGES:
@@ -135,11 +134,11 @@ def run(dry_run: bool, conf_dir: Path, console: Console) -> int:
     return int(bool(failed))
 
 
-def _show(conf_dir: Path, console: Console) -> None:
+def _show(console: Console) -> None:
     """Commands, minutes, and what every case needs."""
     rows = []
     for stage in STAGES:
-        members = list(cases(stage, conf_dir))
+        members = list(cases(stage))
         assumed = f", {assumed_minutes(members):.1f} assumed" if members else ""
         console.print(f"{stage.name}: {stage.what} ({stage.minutes:g} min at most{assumed})")
         print_line(console, f"  {shlex.join(['python', *stage.command()[1:]])}")
@@ -155,13 +154,13 @@ def assumed_minutes(members: Sequence[Case]) -> float:
     return (START_S + sum(case.seconds for case in members)) / 60
 
 
-def cases(stage: Stage, conf_dir: Path) -> Iterator[Case]:
+def cases(stage: Stage) -> Iterator[Case]:
     """Every row of a stage's sweep; none for tests."""
     if not stage.overrides:
         return
-    asked = OverridesParser.create().parse_overrides(prepare(stage.overrides, conf_dir))
+    asked = OverridesParser.create().parse_overrides(prepare(stage.overrides))
     for job in BasicSweeper.split_arguments(asked, None)[0]:
-        spec = parse_run(composed(job, conf_dir))
+        spec = parse_run(composed(job))
         yield from _machine(spec) if spec.task == "machine" else _speed(spec)
 
 

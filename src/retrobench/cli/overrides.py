@@ -18,6 +18,7 @@ from retrobench.core.spec import unknown
 from retrobench.run.composed import GROUPS
 from retrobench.store.sweeps import check_name
 
+CONF = Path(__file__).resolve().parents[3] / "conf"
 _UNNAMED = ("model", "engine", "data", "hardware")  # whose name is an option like others
 _NAMES = {f"{group}.name" for group in GROUPS if group not in _UNNAMED}
 
@@ -46,7 +47,7 @@ def _is_sweep(argument: str) -> bool:
     return argument.lstrip("+").startswith("sweep=")
 
 
-def prepare(arguments: Sequence[str], conf_dir: Path) -> list[str]:
+def prepare(arguments: Sequence[str], conf_dir: Path = CONF) -> list[str]:
     """Command-line overrides as Hydra wants them.
 
     Options of groups become ``++group.option`` because the yaml files hold only what differs
@@ -80,7 +81,7 @@ def prepare(arguments: Sequence[str], conf_dir: Path) -> list[str]:
     return prepared
 
 
-def composed(arguments: Sequence[str], conf_dir: Path) -> dict[str, Any]:
+def composed(arguments: Sequence[str], conf_dir: Path = CONF) -> dict[str, Any]:
     """What run.py would compose of these overrides, outside of a Hydra job."""
     try:
         with initialize_config_dir(str(conf_dir), version_base="1.3"):

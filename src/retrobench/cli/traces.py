@@ -17,7 +17,6 @@ from retrobench.core.paths import check_folder
 from retrobench.core.spec import unknown
 from retrobench.core.words import counted
 
-CONF = Path(__file__).resolve().parents[3] / "conf"
 TAIL_TOKENS = STEPS = 32  # decode steps of a trace: the prompt's last tokens, then the answer's
 
 
@@ -50,13 +49,13 @@ def record(name: str) -> int:
     check_folder("RETROBENCH_CACHE", folder)
     with FileLock(folder.with_name(f".{name}.lock")):
         for task, length in traces.missing(name, deep=True):
-            _say(f"{name}: recording {task} of {length} tokens ...")
+            app.say(f"{name}: recording {task} of {length} tokens ...")
             with tempfile.TemporaryDirectory(prefix="retrobench-") as rows:
                 outcome = app.run_job(_configuration(trace, task, length, Path(rows)))
             if app.is_failure(outcome):
-                _say(f"{name}: {app.problem_line(outcome)}")
+                app.say(f"{name}: {app.problem_line(outcome)}")
                 return 1
-    _say(f"{name}: whole ({_size_mb(name):.0f} MB in {folder}); model=trace:{name} replays it")
+    app.say(f"{name}: whole ({_size_mb(name):.0f} MB in {folder}); model=trace:{name} replays it")
     return 0
 
 
@@ -82,8 +81,7 @@ def _configuration(
             "protocol=decode_tail",
             f"protocol.tail_tokens={TAIL_TOKENS}",
             f"results_dir={rows}",
-        ],
-        CONF,
+        ]
     )
 
 
@@ -92,7 +90,7 @@ def _verify(names: list[str]) -> int:
     for name in names:
         lacks = traces.missing(name, deep=True)
         text = ", ".join(f"{task} of {length} tokens" for task, length in lacks)
-        _say(f"{name}: " + (f"not as recorded: {text}" if lacks else "whole"))
+        app.say(f"{name}: " + (f"not as recorded: {text}" if lacks else "whole"))
         wrong += len(lacks)
     return 1 if wrong else 0
 
@@ -115,7 +113,3 @@ def listing() -> Table:
 def _size_mb(name: str) -> float:
     files = traces.library_folder(name).glob("*.safetensors")
     return sum(file.stat().st_size for file in files) / 1e6
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201

@@ -77,7 +77,7 @@ class KVShape:
     @property
     def layer_token_bytes(self) -> int:
         """K and V bytes of one token in one layer, all KV heads."""
-        return 2 * self.num_kv_heads * self.head_dim * DTYPE_BYTES[self.dtype]
+        return 2 * self.num_kv_heads * self.head_dim * self.value_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from retrobench.core.cell import digest
 from retrobench.core.paths import cache_root
-from retrobench.core.spec import nearest
+from retrobench.core.spec import unknown
 
 MANIFEST = "manifest.json"
 _AGAIN = "record the trace again with task=trace"
@@ -69,10 +69,9 @@ def trace_folder(path: str) -> Path:
     if folder.is_dir() or len(folder.parts) != 1:
         return folder
     if path not in LIBRARY:
-        known = list(LIBRARY)
         raise ValueError(
-            f"{path}: no folder, and no trace of the library{nearest(path, known)} "
-            f"Known: {', '.join(known)}; task=trace task.path=FOLDER records one of your own"
+            f"{unknown(path, 'folder, and no trace of the library', LIBRARY)}; "
+            "task=trace task.path=FOLDER records one of your own"
         )
     if missing(path, deep=False):
         raise ValueError(

@@ -28,6 +28,11 @@ class Loaded:
     identity: dict[str, Any]
     context_limit: int | None
 
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Every id that ends an answer."""
+        return hf.stop_ids(self.model, self.tokenizer)
+
 
 @dataclass(slots=True, kw_only=True)
 class ModelInfo:

@@ -53,14 +53,16 @@ class Traits:
     not_turned_back: str = ""
 
 
+_known: dict[str, Traits] = {}  # of this process, by ``_key``
+
+
 def traits(model: PreTrainedModel) -> Traits:
     """Of a model, its weights read or not."""
     own = getattr(model, "traits", None)  # a trace, or a small copy under trial
     if own is not None:
         return own
-    known = _known()
     key = _key(model)
-    if key not in known:
+    if key not in _known:
         file = cache_root() / "architectures" / f"{key}.json"
         values = kept.read(file)
         if values is None:
@@ -68,8 +70,8 @@ def traits(model: PreTrainedModel) -> Traits:
             kept.write(file, dataclasses.asdict(found))
         else:
             found = Traits(**{**values, "layers": tuple(values["layers"])})
-        known[key] = found
-    return known[key]
+        _known[key] = found
+    return _known[key]
 
 
 def serve(model: PreTrainedModel) -> Traits:
@@ -78,11 +80,6 @@ def serve(model: PreTrainedModel) -> Traits:
     if found.refusal:
         raise hf.Unserved(found.refusal)
     return found
-
-
-@cache
-def _known() -> dict[str, Traits]:
-    return {}
 
 
 def _key(model: PreTrainedModel) -> str:

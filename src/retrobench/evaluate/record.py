@@ -12,7 +12,6 @@ from retrobench.core.paths import replace_text
 from retrobench.core.task import Sample
 from retrobench.engine import loader, replay
 from retrobench.engine.generation import Decoding, Generation
-from retrobench.engine.hf import stop_ids
 from retrobench.engine.queries import weights_id
 from retrobench.engine.session import Session
 from retrobench.measure.clock import utc_now
@@ -38,7 +37,7 @@ def record(
     ``layers``: those that are written; none: all with full attention. ValueError for others.
     ``dtype`` of what is written; auto: the model's.
     """
-    probe, ends = CountingProbe(), stop_ids(loaded.model, loaded.tokenizer)
+    probe, ends = CountingProbe(), loaded.stop_ids
     with open_session(steps, method_class=replay.TraceRecorder, probe=probe) as session:
         if strange := sorted({*layers} - {*session.layers}):
             here = ", ".join(map(str, session.layers))

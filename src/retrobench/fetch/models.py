@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock
 
 from retrobench.core.paths import cache_root, regular
-from retrobench.core.spec import nearest
+from retrobench.core.spec import unknown
 from retrobench.fetch import convert, digests, wheels
 from retrobench.fetch.catalogue import MODELS, FetchedModel
 
@@ -26,8 +26,7 @@ def models_root() -> Path:
 def fetched(name: str) -> tuple[Path, str]:
     """Folder and revision of a fetched model; ValueError naming the command that brings it."""
     if name not in MODELS:
-        listed = ", ".join(MODELS)
-        raise ValueError(f"model.id={name}: no such model{nearest(name, MODELS)} Known: {listed}")
+        raise unknown(f"model.id={name}", "model", MODELS)
     folder = models_root() / name
     manifest = read_manifest(folder)
     if manifest is None or manifest["revision"] != revision(MODELS[name].sha256):

@@ -8,8 +8,6 @@ full attention, its last ``protocol.tail_tokens`` and everything after go throug
 import logging
 import statistics
 from collections.abc import Iterator, Sequence
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +22,7 @@ from retrobench.cli.overrides import composed
 from retrobench.core.spec import to_plain
 from retrobench.engine import loader
 from retrobench.engine.generation import Decoding
-from retrobench.engine.hf import MethodBypassed, stop_ids
+from retrobench.engine.hf import MethodBypassed
 from retrobench.engine.session import Session, open_session
 from retrobench.measure.clock import make_clock
 from retrobench.measure.machine import provenance
@@ -32,7 +30,6 @@ from retrobench.measure.probe import CountingProbe
 from retrobench.run.plan import prompt_builder
 from retrobench.run.spec import RunSpec, parse_run
 
-CONF = Path(__file__).resolve().parents[3] / "conf"
 _LOG = logging.getLogger(__name__)
 _MAX_NEW_TOKENS = 256  # where a task does not say; the harness's own default
 
@@ -44,7 +41,7 @@ def parse_options(options: dict[str, Any]) -> RunSpec:
     that is wholly prefilled would never reach the method.
     """
     asked = {"protocol": "decode_tail", **options}
-    spec = parse_run(composed([f"{name}={value}" for name, value in asked.items()], CONF))
+    spec = parse_run(composed([f"{name}={value}" for name, value in asked.items()]))
     if spec.protocol.name not in {"query_aware", "decode_tail"}:
         raise ValueError(
             f"protocol={spec.protocol.name}: the harness's prompts have no separate question; use "
@@ -75,7 +72,7 @@ class RetrobenchLM(TemplateLM):
         self.batch = int(batch_size)
         loaded = loader.resident(self.spec.model)
         self.model, self.tokenizer, self._identity = loaded.model, loaded.tokenizer, loaded.identity
-        self.context_limit = loaded.context_limit
+        self.context_limit, self._stop_ids = loaded.context_limit, loaded.stop_ids
         self._prompt = prompt_builder(self.spec.model)
         self._chats = False  # the harness renders all requests as chats, or none
         self._attended: list[float] = []
@@ -97,10 +94,6 @@ class RetrobenchLM(TemplateLM):
     @property
     def tokenizer_name(self) -> str:
         return self._prompt.tokenizer_id
-
-    @cached_property
-    def _stop_ids(self) -> frozenset[int]:
-        return stop_ids(self.model, self.tokenizer)
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any

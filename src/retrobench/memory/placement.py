@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
+from retrobench.core.shapes import Footprint, KVShape
 from retrobench.core.spec import option, share
 from retrobench.memory.page_table import POLICIES
 from retrobench.memory.pinned import page_locked
@@ -144,4 +144,4 @@ def kv_bytes(shape: KVShape, tokens: int) -> int:
 
 def vector_bytes(shape: KVShape) -> int:
     """K and V bytes of one token in one KV head."""
-    return 2 * shape.head_dim * DTYPE_BYTES[shape.dtype]
+    return 2 * shape.head_dim * shape.value_bytes

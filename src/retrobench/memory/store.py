@@ -142,8 +142,7 @@ class ResidentStore(KVStore):
         """Bytes after ``evict`` has kept ``kept`` tokens of each head's prompt (positions too)."""
         slots = kept + shape.max_tokens - shape.prompt_tokens
         heads = len(shape.layers) * shape.batch * shape.num_kv_heads
-        vector = 2 * shape.head_dim * shape.value_bytes
-        return Footprint(device=heads * slots * (vector + 4))
+        return Footprint(device=heads * slots * (vector_bytes(shape) + 4))
 
     def load(self, layer: int, prompt: PromptLayer) -> None:
         """Take a layer: its own memory if the prompt gives that away, else a copy."""

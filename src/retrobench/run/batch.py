@@ -1,6 +1,6 @@
 """Samples that go through the model together, for every cell of a group: from prompt to rows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial, reduce
 from pathlib import Path
@@ -12,7 +12,7 @@ from retrobench_kernels.dispatch import forms_used
 from retrobench.core.method import Needs
 from retrobench.core.task import Sample
 from retrobench.engine.generation import Decoding, Generation
-from retrobench.engine.hf import MethodBypassed, stop_ids
+from retrobench.engine.hf import MethodBypassed
 from retrobench.engine.prefill import PrefilledPrompt
 from retrobench.engine.prefill_cache import PrefillCache
 from retrobench.engine.replay import TraceRecorder
@@ -24,7 +24,7 @@ from retrobench.measure.fidelity import write_arrays
 from retrobench.measure.machine import reset_peak
 from retrobench.measure.probe import CountingProbe
 from retrobench.run import rows, studies, timed
-from retrobench.run.context import RunContext
+from retrobench.run.context import OpenSession, RunContext
 from retrobench.run.conversation import Conversation
 from retrobench.run.shared import SharedPrefill
 from retrobench.run.spec import RunSpec
@@ -32,7 +32,6 @@ from retrobench.store.results import OK
 from retrobench.tasks.prompt import TAIL_CHARACTERS, EncodedPrompt, PromptTooLong
 from retrobench.tasks.trace import TraceTask
 
-OpenSession = Callable[..., Session]
 _REPEAT_SEEDS = 1_000_003  # between the seeds of a question's repeats
 GRAPH_CHECK_STEPS = 8  # how often the host looks for the end of an answer on a GPU
 
@@ -189,7 +188,7 @@ def _answered(
         # tokens beyond an answer's end would stay in a conversation
         check_every=GRAPH_CHECK_STEPS if device.type == "cuda" and not talk else 1,
     )
-    ends = stop_ids(run.loaded.model, run.loaded.tokenizer)
+    ends = run.loaded.stop_ids
     stop = run.prompt.stopper(first.sample) if talk else None
     probe, counts = CountingProbe(counting=not timed), []
     executor = engine.executor if engine.temperature == 0 else "eager"
@@ -283,7 +282,7 @@ def _compare(
         open_session,
         run.clock,
         steps=spec.measure.steps,
-        stop_ids=stop_ids(run.loaded.model, run.loaded.tokenizer),
+        stop_ids=run.loaded.stop_ids,
         follow_ups=ready[0].follow_ups,
         logits=spec.model.source != "trace",
     )

@@ -18,6 +18,8 @@ from retrobench.run.summary import CellResult
 from retrobench.store.results import FINAL, FINE, RowWriter
 from retrobench.track.base import Tracker
 
+OpenSession = Callable[..., Session]  # ``RunContext.open_session`` on a prompt
+
 
 class RunContext:
     """A prepared run with its model, if its task needs one, and everything that its rows go to.

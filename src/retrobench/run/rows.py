@@ -5,7 +5,6 @@ from typing import Any
 from retrobench.core.spec import to_plain
 from retrobench.core.task import Sample
 from retrobench.engine.generation import Generation
-from retrobench.engine.hf import stop_ids
 from retrobench.measure.clock import utc_now
 from retrobench.measure.machine import peak_bytes
 from retrobench.run.context import RunContext
@@ -67,7 +66,7 @@ def _rules(run: RunContext, sample: Sample) -> dict[str, Any]:
     """What rendered the prompt and ended the answer, for the audit."""
     return {
         "template": run.prompt.template_hash,
-        "stop_ids": sorted(stop_ids(run.loaded.model, run.loaded.tokenizer)),
+        "stop_ids": sorted(run.loaded.stop_ids),
         "stop": list(sample.stop),
         "max_new_tokens": sample.max_new_tokens,
         "truncate": sample.meta.get("truncate"),

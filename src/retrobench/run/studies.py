@@ -1,19 +1,14 @@
 """Rows of prompts whose full attention is looked at and whose answers are not: traces, searches."""
 
-from collections.abc import Callable
 from typing import Any
 
-from retrobench.engine.hf import stop_ids
-from retrobench.engine.session import Session
 from retrobench.evaluate import key_search
 from retrobench.evaluate.record import record as write_trace
 from retrobench.run import rows
-from retrobench.run.context import RunContext
+from retrobench.run.context import OpenSession, RunContext
 from retrobench.run.conversation import Conversation
 from retrobench.store.results import OK
 from retrobench.tasks.trace import TraceTask
-
-OpenSession = Callable[..., Session]
 
 
 def record(
@@ -54,7 +49,7 @@ def search(
         run.clock,
         run.spec.method_config,
         steps=run.spec.measure.steps,
-        stop_ids=stop_ids(run.loaded.model, run.loaded.tokenizer),
+        stop_ids=run.loaded.stop_ids,
     )
     taken = {"prefill_s": result.prefill_s, "decode_steps": result.decode_steps}
     prompt = rows.prompt_fields(ready[0].prompt)

@@ -9,13 +9,12 @@ import torch
 
 from retrobench.core.cell import text_hash
 from retrobench.engine.embedded import constructed
-from retrobench.engine.embedded.constructed import MAX_TOKENS
 from retrobench.engine.embedded.tokenizer import build_tokenizer
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-__all__ = ["MAX_TOKENS", "build_tokenizer", "content_hash", "load_constructed"]
+__all__ = ["build_tokenizer", "content_hash", "load_constructed"]
 
 
 def load_constructed(dtype: torch.dtype) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
