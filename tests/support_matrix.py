@@ -27,7 +27,7 @@ from retrobench.core.budget import Budget
 from retrobench.core.method import Needs
 from retrobench.core.registry import method_class
 from retrobench.core.spec import parse
-from retrobench.engine import hf, trial, twin
+from retrobench.engine import hf, small_model, trial
 from retrobench.engine.prefill import prefill
 from retrobench.engine.session import Session
 from retrobench.engine.traits import Seen, Traits, examine
@@ -145,7 +145,7 @@ def _compared(name: str, found: Traits, seen: Seen) -> Outcome:
     if found.equal_rows:
         made.notes.append("one row at a time")
         made.differences.pop("batch", None)
-    prompts, answers = trial.texts((LONG,), trial.ANSWER, twin.VOCABULARY)
+    prompts, answers = trial.texts((LONG,), trial.ANSWER, small_model.VOCABULARY)
     try:
         limit = max(seen.allowed, trial.allowed(copied, prompts, answers, most=0.5))
     except (IndexError, RuntimeError):

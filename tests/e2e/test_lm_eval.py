@@ -92,6 +92,13 @@ def test_rolling_windows_predict_every_token_once():
     assert len(ids) > 2 * 64 and total < 0
 
 
+def test_answers_as_long_as_the_context_are_refused():
+    lm = RetrobenchLM(model="constructed", method="full", **{"model.max_context_tokens": 64})
+    asked = requests("generate_until", (TEXT, {"until": ["."], "max_gen_toks": 64}))
+    with pytest.raises(ValueError, match="64 new tokens leave no room"):
+        lm.generate_until(asked, disable_tqdm=True)
+
+
 def test_wrong_options_say_what_to_do():
     for options, words in (
         ({"method": "retroinfr"}, "did you mean retroinfer"),

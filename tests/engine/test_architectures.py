@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from retrobench.core.traces import MANIFEST
-from retrobench.engine import context, hf, traits, trial, twin
+from retrobench.engine import context, hf, small_model, traits, trial
 from retrobench.engine.model_cache import make_cache
 from retrobench.engine.replay import TraceModel
 from retrobench.engine.shape import kv_shape
@@ -65,8 +65,8 @@ def test_rows_that_padding_disturbs_are_served_alone():
 def test_jamba_gets_its_prompt_in_one_chunk():
     model = support._build("jamba")
     assert traits.examine(model).whole_prompt
-    copied = twin.small_copy(model, twin.small_config(model.config))
-    prompts, answers = trial.texts((61,), 4, twin.VOCABULARY)
+    copied = small_model.small_copy(model, small_model.small_config(model.config))
+    prompts, answers = trial.texts((61,), 4, small_model.VOCABULARY)
     expected = trial.own_logits(copied, prompts, answers)
     copied.whole_prompt = True  # as the loader marks such a model
     ours = trial.our_logits(copied, prompts, answers, chunk_tokens=20)
@@ -167,7 +167,7 @@ def test_rope_by_length_is_each_rows_own():
     """Rows below, across and beyond the trained window, in one batch and in any order."""
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     model = make_model(rope_parameters=rope, max_position_embeddings=48)
-    twin.enliven(model)
+    small_model.enliven(model)
     prompts, answers = trial.texts((61, 23, 45), 6, 101)
     expected = trial.own_logits(model, prompts, answers)
     for order in ([0, 1, 2], [2, 0, 1]):

@@ -43,7 +43,7 @@ def test_keys_of_a_prompt_are_turned_back_to_the_projections_output(lengths, tin
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "gemma2", "phi3, longrope"])
 def test_families_that_turn_all_channels(name):
-    assert traits.examine(support._build(name)).not_turned_back == ""
+    assert traits.examine(support._build(name)).no_pre_rope_keys == ""
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_families_that_turn_all_channels(name):
 )
 def test_families_that_do_not_say_why(name, cause):
     found = traits.examine(support._build(name))
-    assert not found.refusal and cause in found.not_turned_back
+    assert not found.refusal and cause in found.no_pre_rope_keys
 
 
 def test_the_plan_refuses_such_a_model():

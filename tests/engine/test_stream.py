@@ -17,7 +17,7 @@ from retrobench.core.registry import method_class
 from retrobench.core.shapes import Footprint
 from retrobench.core.spec import parse
 from retrobench.engine import hf
-from retrobench.engine.beside import waiting_bytes
+from retrobench.engine.overlap import waiting_bytes
 from retrobench.engine.prefill import prefill
 from retrobench.engine.session import Session, built_session
 from retrobench.engine.stream import streamed_prompt

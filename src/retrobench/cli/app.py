@@ -26,7 +26,7 @@ from retrobench.cli.overrides import name_sweep, one_line, prepare
 from retrobench.core.secrets import redact
 from retrobench.core.words import counted
 from retrobench.report.tables.layout import print_line
-from retrobench.run import remembered
+from retrobench.run import plan_cache
 from retrobench.run.composed import check_composed
 from retrobench.run.summary import CellResult, PlannedRun, plan_run, settled
 from retrobench.store.results import ResultStore
@@ -174,7 +174,7 @@ def run_jobs(raws: Sequence[Any]) -> list[JobResult | Exception]:
         except ValueError as error:
             found[number] = error
             continue
-        summary = remembered.find(raw)
+        summary = plan_cache.find(raw)
         store = ResultStore(raw.get("results_dir", "results/runs"))
         if summary is not None and (result := settled(summary, store, bool(raw.get("retry")))):
             found[number] = result
@@ -209,7 +209,7 @@ def plan_runs(raws: Sequence[Any]) -> list[PlannedRun]:
 
 def _plan_one(raw: Any) -> PlannedRun:
     check_composed(raw)
-    summary = remembered.find(raw)
+    summary = plan_cache.find(raw)
     if summary is None:
         from retrobench.run.plan import plan_summary
         from retrobench.run.spec import parse_run
@@ -220,7 +220,7 @@ def _plan_one(raw: Any) -> PlannedRun:
             names = [str(raw.get(group, {}).get("name")) for group in ("model", "method", "task")]
             return PlannedRun(label=" ".join(names), state="impossible", message=str(error))
         if final:
-            remembered.keep(raw, summary)
+            plan_cache.keep(raw, summary)
     store = ResultStore(raw.get("results_dir", "results/runs"))
     return plan_run(summary, store, bool(raw.get("retry")))
 

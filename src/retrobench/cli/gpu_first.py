@@ -18,7 +18,7 @@ from rich.console import Console
 from retrobench.cli.overrides import composed, prepare
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.engine.attention.dense import DenseMethod
-from retrobench.engine.beside import waiting_bytes
+from retrobench.engine.overlap import waiting_bytes
 from retrobench.engine.session import plan_session
 from retrobench.report.tables.layout import print_line, print_table
 from retrobench.run.spec import RunSpec, parse_run

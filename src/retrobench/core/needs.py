@@ -22,7 +22,7 @@ class Needs:
     - ``prompt_mass``: keep the attention mass that the last so many prompt tokens give each key.
     - ``prompt_inputs``: keep the inputs of each layer's attention of the last so many prompt tokens
       (``ALL_INPUTS``: all).
-    - ``prompt_rotary``: keep the factors that turn the keys (``engine.attention.rotary``).
+    - ``prompt_rotary``: keep RoPE's cosines and sines of the prompt, to undo it on the keys.
     """
 
     layer_inputs: bool = False

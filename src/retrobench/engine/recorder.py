@@ -9,7 +9,7 @@ from torch import Tensor
 from retrobench.core.method import ALL_INPUTS, ALL_QUERIES, AttentionArgs, Needs, PromptLayer
 from retrobench.engine.attention.causal import causal, causal_form
 from retrobench.engine.attention.exact import attention_mass
-from retrobench.engine.rotary import RotaryFactors
+from retrobench.engine.pre_rope import RotaryFactors
 from retrobench.engine.sparse_prefill import SparsePrefill
 
 LayerTaker = Callable[[int, PromptLayer], None]

@@ -172,7 +172,7 @@ class TraceModel(torch.nn.Module):
             num_heads=self.manifest["heads"],
             num_kv_heads=self.manifest["kv_heads"],
             head_dim=self.manifest["head_dim"],
-            not_turned_back="a trace holds no rotary factors",
+            no_pre_rope_keys="a trace holds no rotary factors",
         )
         self.view = TraceView(self)
         self._sample: dict[str, Any] = {}

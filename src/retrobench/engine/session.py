@@ -13,9 +13,9 @@ from retrobench.core.method import AttentionArgs, ComparedCall, Method, Probe, P
 from retrobench.core.shapes import Footprint, KVShape, split_layers
 from retrobench.engine import hf
 from retrobench.engine.attention.dense import DenseMethod
-from retrobench.engine.beside import build_beside
 from retrobench.engine.executor import make_executor
 from retrobench.engine.generation import Answers, Decoding, Generation, Stop
+from retrobench.engine.overlap import build_overlapped
 from retrobench.engine.prefill import NotFinite, PrefilledPrompt, prefill
 from retrobench.engine.queries import ModelQueries
 from retrobench.engine.routes import check_divisible, routed
@@ -89,7 +89,7 @@ class Session:
         """Hand the prompt to the methods, layer by layer; decode steps follow."""
         start = self.clock()
         if self.prompt.run is not None:
-            build_beside(self.prompt.run, self._build_layer, str(self.ids_BS.device))
+            build_overlapped(self.prompt.run, self._build_layer, str(self.ids_BS.device))
             self.logits = self.prompt.logits_BV
         else:
             for layer in self.layers:

@@ -2,7 +2,7 @@
 
 The whole prompt goes through one layer before the next one begins. So the keys and values of two
 layers at most wait for a method: those that are being computed, and those that it builds from
-(``beside``). One session alone must use the prompt.
+(``overlap``). One session alone must use the prompt.
 """
 
 from collections.abc import Sequence

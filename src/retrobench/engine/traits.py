@@ -1,8 +1,9 @@
 """What an architecture needs of the engine, found by trying it before any weights are read.
 
 Two looks, both at the configuration alone: a forward on the meta device tells which layers reach
-the attention function, and with which shapes; a small copy with random weights (``engine.twin``)
-is compared with transformers' own forward (``engine.trial``). The answer is kept on disk.
+the attention function, and with which shapes; a small copy with random weights
+(``engine.small_model``) is compared with transformers' own forward (``engine.trial``). The answer
+is kept on disk.
 """
 
 import copy
@@ -21,13 +22,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from retrobench.core import kept
+from retrobench.core import json_cache
 from retrobench.core.cell import digest
 from retrobench.core.paths import cache_root
-from retrobench.engine import hf, trial, twin
+from retrobench.engine import hf, small_model, trial
 from retrobench.engine.context import context_limit
 from retrobench.engine.model_cache import is_recurrent, make_cache
-from retrobench.engine.rotary import Watcher, not_turned_back
+from retrobench.engine.pre_rope import Watcher, why_no_pre_rope_keys
 
 Call = tuple[int, tuple[int, int, int]]  # layer, (query heads, KV heads, width)
 
@@ -38,8 +39,8 @@ class Traits:
 
     ``head_dim`` is that of keys or values, whichever is wider. ``whole_prompt``: the model's
     recurrent state is wrong after a second chunk. ``equal_rows``: rows of different length in one
-    batch are wrong. ``untried`` says why no small copy could be compared. ``not_turned_back``: why
-    keys cannot be had as they were before their rotation.
+    batch are wrong. ``untried`` says why no small copy could be compared. ``no_pre_rope_keys``: why
+    keys cannot be had as they were before RoPE.
     """
 
     layers: tuple[int, ...] = ()
@@ -50,7 +51,7 @@ class Traits:
     equal_rows: bool = False
     refusal: str = ""
     untried: str = ""
-    not_turned_back: str = ""
+    no_pre_rope_keys: str = ""
 
 
 _known: dict[str, Traits] = {}  # of this process, by ``_key``
@@ -64,10 +65,10 @@ def traits(model: PreTrainedModel) -> Traits:
     key = _key(model)
     if key not in _known:
         file = cache_root() / "architectures" / f"{key}.json"
-        values = kept.read(file)
+        values = json_cache.read(file)
         if values is None:
             found = examine(model)
-            kept.write(file, dataclasses.asdict(found))
+            json_cache.write(file, dataclasses.asdict(found))
         else:
             found = Traits(**{**values, "layers": tuple(values["layers"])})
         _known[key] = found
@@ -144,10 +145,10 @@ def _examined(model: PreTrainedModel, seen: Seen) -> Traits:
     found = _of_calls(model, layers, calls)
     if copied is None:
         unknown = "no small copy of this model could be tried"
-        return dataclasses.replace(found, untried=untried, not_turned_back=unknown)
+        return dataclasses.replace(found, untried=untried, no_pre_rope_keys=unknown)
     seen.copied = copied
     found = _tried(copied, found, seen)
-    return dataclasses.replace(found, not_turned_back=not_turned_back(copied))
+    return dataclasses.replace(found, no_pre_rope_keys=why_no_pre_rope_keys(copied))
 
 
 @torch.inference_mode()
@@ -215,10 +216,10 @@ def _of_calls(model: PreTrainedModel, layers: tuple[int, ...], calls: list[Call]
 def _copy(model: PreTrainedModel) -> tuple[PreTrainedModel | None, str]:
     """A small copy that runs in transformers, or why there is none."""
     reason = ""
-    for small in (twin.small_config, lambda config: config):
+    for small in (small_model.small_config, lambda config: config):
         try:
             config = small(model.config)
-            copied = twin.small_copy(model, config)
+            copied = small_model.small_copy(model, config)
             trial.own_logits(copied, *trial.texts((5,), 1, 8))
             return copied, ""
         except Exception as error:
@@ -232,7 +233,8 @@ def _tried(copied: PreTrainedModel, found: Traits, seen: Seen) -> Traits:
     """Compare; hf.Unserved or MethodBypassed for an architecture that is refused."""
     copied.traits = Traits()  # type: ignore[assignment]
     vocabulary = copied.config.get_text_config(decoder=True).vocab_size
-    prompts, answers = trial.texts(trial.PROMPTS, trial.ANSWER, min(vocabulary, twin.VOCABULARY))
+    vocabulary = min(vocabulary, small_model.VOCABULARY)
+    prompts, answers = trial.texts(trial.PROMPTS, trial.ANSWER, vocabulary)
     first = prompts[:1], answers[:1]
     family, wrong = type(copied).__name__, ""
     seen.allowed = trial.allowed(copied, prompts, answers)

@@ -253,6 +253,11 @@ class RetrobenchLM(TemplateLM):
     def _fit(self, ids: list[int], new_tokens: int) -> list[int]:
         """A context that is too long loses its beginning, as with the harness's own models."""
         room = len(ids) if self.context_limit is None else self.context_limit - new_tokens
+        if room < 1:
+            raise ValueError(
+                f"{new_tokens} new tokens leave no room for a prompt: the model takes "
+                f"{self.context_limit}; use a smaller max_gen_toks or shorter answers"
+            )
         if len(ids) > room:
             _LOG.warning("a context of %d tokens is cut from the left to %d", len(ids), room)
         return ids[-room:]

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import Any, Self
 
 from retrobench.core.task import Sample
-from retrobench.run import matching, plan, remembered
+from retrobench.run import matching, plan, plan_cache
 from retrobench.run.batch import run_batch
 from retrobench.run.cell import OpenCell
 from retrobench.run.context import RunContext
@@ -70,7 +70,7 @@ def _prepare(raw: Mapping[str, Any]) -> tuple[PreparedRun, CellResult | None]:
     store.prepare()
     prepared = plan.prepare(spec)
     prepared.matched = matched
-    remembered.keep(raw, prepared.summary)
+    plan_cache.keep(raw, prepared.summary)
     found = settled(prepared.summary, store, spec.options.retry)
     if found is not None:
         found.matched = matched

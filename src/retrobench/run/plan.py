@@ -13,8 +13,8 @@ from retrobench.core.shapes import Footprint, KVShape, split_layers
 from retrobench.core.spec import changed_text, identity, to_plain
 from retrobench.core.task import Task
 from retrobench.engine import loader
-from retrobench.engine.beside import waiting_bytes
 from retrobench.engine.executor import takes_graph
+from retrobench.engine.overlap import waiting_bytes
 from retrobench.engine.prefill import prompt_bytes
 from retrobench.engine.rope import varies
 from retrobench.engine.session import plan_session

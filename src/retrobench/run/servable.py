@@ -21,10 +21,10 @@ def check_served(spec: RunSpec, model: loader.ModelInfo) -> None:
             f"method={spec.method} reads the model's own modules, which a trace has not; use the "
             "model itself"
         )
-    if needs.prompt_rotary and found.not_turned_back:
+    if needs.prompt_rotary and found.no_pre_rope_keys:
         raise ValueError(
             f"method={spec.method} needs keys as they were before their rotation, but "
-            f"{found.not_turned_back}; use another model or method"
+            f"{found.no_pre_rope_keys}; use another model or method"
         )
     if (needs.layer_inputs or needs.prompt_inputs) and spec.model.source != "trace":
         attention_modules(model.meta_model)

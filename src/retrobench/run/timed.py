@@ -10,7 +10,7 @@ from retrobench_kernels.dispatch import forms_used
 from retrobench.core.method import Needs
 from retrobench.core.shapes import Footprint
 from retrobench.core.task import Sample
-from retrobench.engine.beside import waiting_bytes
+from retrobench.engine.overlap import waiting_bytes
 from retrobench.engine.prefill import PrefilledPrompt, prefill
 from retrobench.engine.session import plan_session
 from retrobench.engine.shape import kv_shape

@@ -5,13 +5,13 @@ from torch import Tensor
 
 
 def rotate(x_BGSD: Tensor, cos_BSD: Tensor, sin_BSD: Tensor) -> Tensor:
-    """Vectors turned by the factors of their positions, float32."""
+    """RoPE: vectors rotated by the factors of their positions, float32."""
     x_BGSD = x_BGSD.float()
     return x_BGSD * cos_BSD[:, None] + _quarter_turn(x_BGSD) * sin_BSD[:, None]
 
 
 def unrotate(x_BGSD: Tensor, cos_BSD: Tensor, sin_BSD: Tensor) -> Tensor:
-    """What ``rotate`` made these vectors of; factors may scale (YaRN, longrope)."""
+    """The inverse of ``rotate``; factors may scale (YaRN, longrope)."""
     cos, sin = (part[:, None].float() for part in (cos_BSD, sin_BSD))
     x_BGSD = x_BGSD.float()
     return (x_BGSD * cos - _quarter_turn(x_BGSD) * sin) / (cos.square() + sin.square())

@@ -1,4 +1,4 @@
-"""Building beside the model: in a thread, on a GPU on a stream of its own, too."""
+"""Building overlapped with the prefill: in a thread, on a GPU also on a stream of its own."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from retrobench.engine.recorder import LayerTaker
 from retrobench.memory.prefetch import Prefetcher
 
 
-def build_beside(
+def build_overlapped(
     run: Callable[[LayerTaker], None], build: Callable[[int, PromptLayer], None], device: str
 ) -> None:
     """Run a prefill; build from each layer while the next one computes."""

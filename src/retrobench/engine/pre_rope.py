@@ -1,4 +1,4 @@
-"""The rotary factors of a prompt, and whether a model's keys can be turned back with them."""
+"""The rotary factors of a prompt, and whether a model's pre-RoPE keys can be had with them."""
 
 from typing import Any
 
@@ -69,8 +69,8 @@ class Watcher:
 
 
 @torch.inference_mode()
-def not_turned_back(model: PreTrainedModel) -> str:
-    """Why the keys of a model cannot be turned back; empty if they can. It is run to find out."""
+def why_no_pre_rope_keys(model: PreTrainedModel) -> str:
+    """Why RoPE cannot be undone on a model's keys; empty if it can. It is run to find out."""
     hooks: list[Any] = []
     try:
         cache, layers = make_cache(model)
@@ -90,7 +90,7 @@ def not_turned_back(model: PreTrainedModel) -> str:
 
 
 def _differs(layer: int, attention: Any, watcher: Watcher) -> str:
-    """Whether a layer's keys, turned back, are those that it makes where nothing is turned."""
+    """Why a layer's keys without RoPE are not those that it makes without it; empty if they are."""
     given, key = watcher.given.get(layer, {}), watcher.keys[layer]
     factors = given.get("position_embeddings")
     if not isinstance(factors, tuple) or len(factors) != 2:

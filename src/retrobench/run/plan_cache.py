@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from retrobench.core import kept
+from retrobench.core import json_cache
 from retrobench.core.cell import digest
 from retrobench.core.paths import cache_root
 from retrobench.core.registry import method_source
@@ -33,14 +33,14 @@ def find(raw: Mapping[str, Any]) -> RunSummary | None:
 
     A damaged or edited entry is told and not believed.
     """
-    values = kept.read(_file(raw))
+    values = json_cache.read(_file(raw))
     return None if values is None else RunSummary.read(values)
 
 
 def keep(raw: Mapping[str, Any], summary: RunSummary) -> None:
     """Remember a summary; nothing depends on it, so a full disk is no error."""
     file = _file(raw)
-    kept.write(file, summary.plain())
+    json_cache.write(file, summary.plain())
     _forget_oldest(file.parent)
 
 

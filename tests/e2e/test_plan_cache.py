@@ -9,7 +9,7 @@ import warnings
 import pytest
 
 from retrobench.core.paths import cache_root
-from retrobench.run import remembered
+from retrobench.run import plan_cache
 from retrobench.run.plan import plan_summary
 from retrobench.run.spec import parse_run
 from tests.e2e.runs import config
@@ -32,7 +32,7 @@ def plan(tmp_path, monkeypatch):
     monkeypatch.setenv("RETROBENCH_CACHE", str(tmp_path))
     raw = config(tmp_path / "runs")
     summary, _ = plan_summary(parse_run(raw))
-    remembered.keep(raw, summary)
+    plan_cache.keep(raw, summary)
     (file,) = (cache_root() / "plans").iterdir()
     return raw, summary, file
 
@@ -54,33 +54,33 @@ def test_a_damaged_plan_is_told_and_made_anew(plan, damage):
     raw, summary, file = plan
     damage(file)
     with pytest.warns(UserWarning, match=f"{file.name}: damaged.*made anew"):
-        assert remembered.find(raw) is None
-    remembered.keep(raw, summary)
+        assert plan_cache.find(raw) is None
+    plan_cache.keep(raw, summary)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert remembered.find(raw) == summary
+        assert plan_cache.find(raw) == summary
 
 
 def test_a_plan_under_the_name_of_another_is_not_believed(plan):
     raw, summary, file = plan
     other = {**raw, "budget": "5%"}
-    remembered.keep(other, summary)
+    plan_cache.keep(other, summary)
     (copied,) = (path for path in file.parent.iterdir() if path != file)
     copied.write_bytes(file.read_bytes())
     with pytest.warns(UserWarning, match="made anew"):
-        assert remembered.find(other) is None
+        assert plan_cache.find(other) is None
 
 
 def test_a_plan_that_was_never_made_is_no_damage(plan):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert remembered.find({**plan[0], "budget": "7%"}) is None
+        assert plan_cache.find({**plan[0], "budget": "7%"}) is None
 
 
 def test_an_option_may_hold_a_whole_architecture(plan):
     _, summary, file = plan
     text = json.dumps({"model_type": "llama", "rms_norm_eps": 1.5, "about": "a" * 400})
     raw = config(file.parent, model={"source": "hf", "weights": "random", "config_json": text})
-    assert remembered.find(raw) is None  # no file has so long a name
-    remembered.keep(raw, summary)
-    assert remembered.find(raw) == summary
+    assert plan_cache.find(raw) is None  # no file has so long a name
+    plan_cache.keep(raw, summary)
+    assert plan_cache.find(raw) == summary
