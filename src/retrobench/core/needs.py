@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 ALL_QUERIES = ALL_INPUTS = -1  # of ``Needs.prompt_queries`` and ``Needs.prompt_inputs``
 
@@ -34,18 +35,7 @@ class Needs:
     prompt_rotary: bool = False
 
     def __or__(self, other: Needs) -> Needs:
-        """What both ask for."""
-        return Needs(
-            layer_inputs=self.layer_inputs or other.layer_inputs,
-            modules=self.modules or other.modules,
-            calibration=self.calibration or other.calibration,
-            prompt_queries=_more(self.prompt_queries, other.prompt_queries),
-            prompt_mass=max(self.prompt_mass, other.prompt_mass),
-            prompt_inputs=_more(self.prompt_inputs, other.prompt_inputs),
-            prompt_rotary=self.prompt_rotary or other.prompt_rotary,
-        )
-
-
-def _more(one: int, other: int) -> int:
-    """The larger number of tokens, where -1 means all."""
-    return -1 if -1 in (one, other) else max(one, other)
+        """What both ask for: of each field the larger value, where -1 tokens are all."""
+        pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        both: dict[str, Any] = {name: -1 if -1 in p else max(p) for name, p in pairs.items()}
+        return Needs(**both)

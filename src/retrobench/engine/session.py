@@ -240,7 +240,6 @@ def open_session(
     clock: Callable[[], float],
     chunk_tokens: int = 4096,
     tail_tokens: int = 0,
-    on_chunk: Callable[[int], None] | None = None,
     **options: Any,
 ) -> Session:
     """Prefill prompts and build a method on them: a session that is ready to decode.
@@ -255,7 +254,6 @@ def open_session(
         chunk_tokens=chunk_tokens,
         tail_tokens=tail_tokens,
         room=max_new_tokens,
-        on_chunk=on_chunk,
     )
     return built_session(
         model, method_class, config, prompt, max_new_tokens=max_new_tokens, clock=clock, **options

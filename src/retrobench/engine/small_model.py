@@ -85,16 +85,10 @@ _HEAD_DIMS = ("head_dim", "kv_channels", "attention_head_dim", "swa_head_dim")
 _WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")
 
 
-def small_config(config: Any, **overrides: Any) -> Any:
-    """A config of the same kind for a model of some hundred thousand parameters.
-
-    ``overrides`` are fields of the text config that are set last.
-    """
+def small_config(config: Any) -> Any:
+    """A config of the same kind for a model of some hundred thousand parameters."""
     made = copy.deepcopy(config)
     _shrink(made)
-    text = made.get_text_config()
-    for name, value in overrides.items():
-        setattr(text, name, value)
     return made
 
 

@@ -54,10 +54,9 @@ class PagedPool(KVStore):
         self.placement, self.sink_tokens = placement, sink_tokens
         self.pool_tokens, self.page_tokens = size.pool_tokens, size.page_tokens
         self.recent_tokens = size.recent_tokens
-        count, nothing = len(shape.layers), torch.empty(0)
-        self.k_pool, self.v_pool = [nothing] * count, [nothing] * count  # BGSD
-        self.k_recent, self.v_recent = [nothing] * count, [nothing] * count  # BGWD
-        self.count_LB = torch.zeros(count, shape.batch, dtype=torch.int32, device=shape.device)
+        self._forget()
+        layers = len(shape.layers)
+        self.count_LB = torch.zeros(layers, shape.batch, dtype=torch.int32, device=shape.device)
         self.row_B = torch.arange(shape.batch, device=shape.device)
         self.count = [[0] * shape.batch for _ in shape.layers]  # the same, known to the host
         self.cache: PageCache | None = None
@@ -66,6 +65,12 @@ class PagedPool(KVStore):
         elif placement.manager == "host":
             slots = size.cache(placement, shape)
             self.cache = HostCache(shape, slots, placement.eviction, placement.record)
+
+    def _forget(self) -> None:
+        count, nothing = len(self.shape.layers), torch.empty(0)
+        self.k_pool, self.v_pool = [nothing] * count, [nothing] * count  # BGSD
+        self.k_recent, self.v_recent = [nothing] * count, [nothing] * count  # BGWD
+        self.count_LB = nothing
 
     @staticmethod
     def plan_pool(shape: KVShape, placement: ResolvedPlacement, size: PoolSize) -> Footprint:
@@ -152,10 +157,7 @@ class PagedPool(KVStore):
 
     def close(self) -> None:
         super().close()
-        count, nothing = len(self.shape.layers), torch.empty(0)
-        self.k_pool, self.v_pool = [nothing] * count, [nothing] * count
-        self.k_recent, self.v_recent = [nothing] * count, [nothing] * count
-        self.count_LB = nothing
+        self._forget()
         if self.cache is not None:
             self.cache.close()
 

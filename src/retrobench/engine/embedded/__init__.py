@@ -1,18 +1,13 @@
 """The embedded language model: constructed weights and their tokenizer, no download."""
 
-from __future__ import annotations
-
 import inspect
-from typing import TYPE_CHECKING
 
 import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from retrobench.core.cell import text_hash
 from retrobench.engine.embedded import constructed
 from retrobench.engine.embedded.tokenizer import build_tokenizer
-
-if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 __all__ = ["build_tokenizer", "content_hash", "load_constructed"]
 
