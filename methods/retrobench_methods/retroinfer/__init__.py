@@ -242,6 +242,8 @@ class RetroInfer(SelectiveMethod):
         return found if self.store.cache is None else found | self.store.cache.stats()
 
     def close(self) -> None:
+        """Free everything; prepared steps point to the tensors of index and store."""
+        self.prepared.steps.clear()
         if self.filler is not None:
             self.filler.close()
         super().close()
