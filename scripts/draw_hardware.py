@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from retrobench.evaluate.papers import chime
 from retrobench.evaluate.papers.beside import hardware
 from retrobench.report.figures import parts, style
 from retrobench.serving.dims import DIMS
-from retrobench.serving.hardware.disaggregated import Plane
 from retrobench.serving.hardware.gpu import Gpu
-from retrobench.serving.requests import PRESETS
 from retrobench.serving.traffic import full_attention
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "figures"
@@ -20,14 +19,8 @@ TB = 1e12
 
 def plane() -> None:
     """Tokens per second over capacity and bandwidth of a machine for attention."""
-    dims, lengths = DIMS["gpt_175b"], PRESETS["openr1_math"]
     config = hardware("dimm_pim").config
-    model = Plane(
-        dims=dims, flop_per_s=config.gpus * config.flop_per_s,
-        hbm_bytes_per_s=config.gpus * config.hbm_bytes_per_s,
-        context_tokens=lengths.input_mean + lengths.output_mean / 2,
-        reserved_tokens=lengths.input_mean + lengths.output_mean,
-    )  # fmt: skip
+    model = chime.plane(config, reserved_tokens=chime.WHOLE)
     capacity, bandwidth = np.geomspace(0.125, 16, 85), np.geomspace(0.125, 512, 121)
     rate = np.array([[model.rate(c * TB, b * TB) for b in bandwidth] for c in capacity])
     drawing, (axes,) = style.figure(3.2, width=5.0)
@@ -35,7 +28,7 @@ def plane() -> None:
     drawing.colorbar(shades, ax=axes, label="tokens per second")
     ranks = config.ranks * config.rank_bytes_per_s / TB
     hbm = config.gpus * config.hbm_bytes_per_s / TB
-    room = (config.gpus * config.hbm_bytes - dims.weight_bytes) / TB
+    room = (config.gpus * config.hbm_bytes - model.dims.weight_bytes) / TB
     for name, x, y in (
         ("host", 0.406, 2), ("ranks", ranks, 2),
         ("banks (CHIME)", ranks * config.bank_factor, 2), ("HBM-PIM", 16 * hbm, room),

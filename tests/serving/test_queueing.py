@@ -11,7 +11,7 @@ from retrobench.serving.costs import Memory
 from retrobench.serving.requests import Request, arrivals
 from retrobench.serving.served import Policy
 from retrobench.serving.simulate import Simulation
-from retrobench.serving.summary import Objectives, percentile, summarise, tpot_s, ttft_s
+from retrobench.serving.summary import Objectives, percentiles, summarise, tpot_s, ttft_s
 
 
 class Affine:
@@ -217,8 +217,8 @@ def test_summary_has_the_names_of_the_serving_benchmark():
 
 def test_percentiles_weigh():
     values, weights = np.array([3.0, 1.0, 2.0]), np.array([1, 98, 1])
-    assert percentile(values, weights, 50) == percentile(values, weights, 98) == 1
-    assert percentile(values, weights, 99) == 2 and percentile(values, weights, 100) == 3
+    assert percentiles(values, weights) == {50: 1, 90: 1, 99: 2}
+    assert percentiles(values, np.array([2, 97, 1])) == {50: 1, 90: 1, 99: 3}
 
 
 def test_the_work_of_a_replay_grows_with_its_requests_and_not_with_their_tokens():

@@ -4,6 +4,7 @@ The machine is a cost model (``retrobench.serving.hardware``) fed with the bytes
 moves, or the step times that were measured here (``hardware=measured``).
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -156,17 +157,8 @@ def planned(replay: Replay, device: str, block: int, held: Any) -> Any:
 
     @cache
     def need(prompt: int, total: int) -> Bytes:
-        shape = KVShape(
-            pad_tokens=(0,),
-            layers=replay.shape.layers,
-            num_heads=replay.shape.num_heads,
-            num_kv_heads=replay.shape.num_kv_heads,
-            head_dim=replay.shape.head_dim,
-            prompt_tokens=prompt,
-            max_tokens=max(prompt, total),
-            dtype=replay.shape.dtype,
-            device=device,
-        )
+        tokens = {"prompt_tokens": prompt, "max_tokens": max(prompt, total)}
+        shape = dataclasses.replace(replay.shape, **tokens, device=device)
         plan = replay.method_class.plan(replay.method_config, shape, replay.budget)
         return tuple(float(part) for part in held(plan))
 

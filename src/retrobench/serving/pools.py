@@ -24,10 +24,8 @@ class Pools:
     def fits(self, need: Bytes, instead_of: Bytes = ()) -> bool:
         """Whether there is room, once what is held now is given back."""
         before = instead_of or (0.0,) * len(need)
-        for used, new, old, room in zip(self.used, need, before, self.memory.capacity, strict=True):
-            if used + new - old > room:
-                return False
-        return True
+        pools = zip(self.used, need, before, self.memory.capacity, strict=True)
+        return all(used + new - old <= room for used, new, old, room in pools)
 
     def ever_fits(self, need: Bytes) -> bool:
         """Whether there would be room if nobody else was there."""

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,20 +21,13 @@ class Request:
     output_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Lengths:
+class Lengths(NamedTuple):
     """Mean and standard deviation of tokens in and out."""
 
     input_mean: float
     input_sd: float
     output_mean: float
     output_sd: float
-
-    def scaled(self, factor: float) -> "Lengths":
-        """The same shape, shorter or longer."""
-        return Lengths(*(factor * value for value in (
-            self.input_mean, self.input_sd, self.output_mean, self.output_sd
-        )))  # fmt: skip
 
 
 # reasoning data sets as CHIME describes them (arXiv 2504.17584, VII-A)
@@ -42,7 +36,7 @@ PRESETS = {
     "openr1_math": Lengths(96.0, 75.1, 12684.1, 8464.6),
     "dolphin_r1": _DOLPHIN,
     "openthoughts_math": Lengths(89.4, 66.7, 6366.7, 4662.9),
-    "dolphin_short": _DOLPHIN.scaled(0.1),
+    "dolphin_short": Lengths(*(0.1 * tokens for tokens in _DOLPHIN)),
 }
 
 

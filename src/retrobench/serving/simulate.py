@@ -8,6 +8,7 @@ from the first to the last, which is exact where a step's cost is affine in its 
 
 import heapq
 import itertools
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 
@@ -257,11 +258,5 @@ def _elapsed(taken: int, steps: int, first: float, final: float) -> float:
 
 def _steps_within(seconds: float, steps: int, first: float, final: float) -> int:
     """The fewest steps that take at least ``seconds``; at least one."""
-    low, high = 1, steps
-    while low < high:
-        middle = (low + high) // 2
-        if _elapsed(middle, steps, first, final) >= seconds:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    fewer = range(1, steps)
+    return 1 + bisect_left(fewer, seconds, key=lambda n: _elapsed(n, steps, first, final))

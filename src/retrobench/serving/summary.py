@@ -79,17 +79,16 @@ def _of(name: str, seconds: Any, counts: Any = None) -> dict[str, float]:
     weights = np.ones(len(values)) if counts is None else np.asarray(list(counts), dtype=float)
     mean = float(np.average(values, weights=weights))
     spread = float(np.average((values - mean) ** 2, weights=weights)) ** 0.5
-    found = {f"mean_{name}_ms": mean, f"median_{name}_ms": percentile(values, weights, 50)}
-    found |= {f"std_{name}_ms": spread}
-    return found | {f"p{p}_{name}_ms": percentile(values, weights, p) for p in PERCENTILES}
+    reached = percentiles(values, weights)
+    found = {f"mean_{name}_ms": mean, f"median_{name}_ms": reached[50], f"std_{name}_ms": spread}
+    return found | {f"p{percent}_{name}_ms": value for percent, value in reached.items()}
 
 
-def percentile(values: np.ndarray, weights: np.ndarray, percent: float) -> float:
-    """The smallest value that at least so much of the weight does not exceed."""
-    order = np.argsort(values, kind="stable")
-    reached = np.cumsum(weights[order])
-    place = np.searchsorted(reached, percent / 100 * reached[-1] * (1 - 1e-12))
-    return float(values[order][min(place, len(values) - 1)])
+def percentiles(values: np.ndarray, weights: np.ndarray) -> dict[int, float]:
+    """By percent: the smallest value that at least so much of the weight does not exceed."""
+    shares = np.array(PERCENTILES) / 100
+    found = np.quantile(values, shares, weights=weights, method="inverted_cdf")
+    return dict(zip(PERCENTILES, found.tolist(), strict=True))
 
 
 def sustained(outcome: SimulatedRun, rate_per_s: float) -> bool:

@@ -93,7 +93,7 @@ class Surface:
         An inner point is predicted from its neighbours, twice as far apart as in use: for smooth
         costs an upper estimate. None where there is no inner point.
         """
-        lines = [curve for curve in self.decode.values()]
+        lines = list(self.decode.values())
         contexts = sorted({context for curve in lines for context, _ in curve})
         across = [
             [(batch, dict(curve)[c]) for batch, curve in self.decode.items() if c in dict(curve)]

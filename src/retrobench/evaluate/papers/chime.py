@@ -1,6 +1,5 @@
 """CHIME, formerly L3 (arXiv 2504.17584): GPT-175B on eight A100, OpenR1-Math, by formula."""
 
-from dataclasses import replace
 from typing import Any
 
 from retrobench.evaluate.papers.beside import Row, hardware
@@ -23,27 +22,32 @@ def rows() -> list[Row]:
     return _capacity_and_bandwidth() + _banks_of_hbm() + _bubbles() + _transfers()
 
 
-def _capacity_and_bandwidth() -> list[Row]:
-    config = hardware("dimm_pim").config
-    half = Plane(
+def plane(config: Any, reserved_tokens: float) -> Plane:
+    """The model on the GPUs of a machine; memory is reserved for so much context."""
+    return Plane(
         dims=DIMS_175B, flop_per_s=config.gpus * config.flop_per_s,
         hbm_bytes_per_s=config.gpus * config.hbm_bytes_per_s,
-        context_tokens=MEAN, reserved_tokens=MEAN,
+        context_tokens=MEAN, reserved_tokens=reserved_tokens,
     )  # fmt: skip
+
+
+def _capacity_and_bandwidth() -> list[Row]:
+    config = hardware("dimm_pim").config
+    half = plane(config, reserved_tokens=MEAN)
     bank = config.ranks * config.rank_bytes_per_s * config.bank_factor
     ratio = half.batch(2e12) / half.batch(310e9)
     found = [Row("requests that fit, over HBM-PIM, x", ratio, 6.6, "evaluation")]
     fitted = "reading chosen because it fits: whole requests reserved, bandwidth of 4 ranksets"
-    for name, plane, rate, note in (
-        ("", replace(half, reserved_tokens=WHOLE), bank, fitted),
+    for name, asked, rate, note in (
+        ("", plane(config, reserved_tokens=WHOLE), bank, fitted),
         (" (1 rankset)", half, bank / config.ranksets,
          "literal reading: 1 rankset, half of the answer held"),
     ):  # fmt: skip
-        base = plane.rate(512e9, rate)
+        base = asked.rate(512e9, rate)
         for what, capacity, bandwidth, paper in (
             ("capacity x8", 8, 1, 2.28), ("bandwidth x8", 1, 8, 1.01), ("both x8", 8, 8, 8.23)
         ):  # fmt: skip
-            gain = plane.rate(512e9 * capacity, rate * bandwidth) / base
+            gain = asked.rate(512e9 * capacity, rate * bandwidth) / base
             found.append(Row(f"{what}{name}, throughput x", gain, paper, f"III; {note}"))
     return found
 
@@ -52,8 +56,9 @@ def _banks_of_hbm() -> list[Row]:
     """What more bandwidth in the GPUs' memory brings, whose capacity stays."""
     found = []
     for sub_batches, note in ((2, "two sub-batches"), (1, "in turns, as AttAcc")):
-        slow, fast = (_hbm(bank_factor=b, sub_batches=sub_batches) for b in (1.0, 16.0))
-        gain = _rate(fast) / _rate(slow)
+        models = (_hbm(bank_factor=b, sub_batches=sub_batches) for b in (1.0, 16.0))
+        slow, fast = (batch / seconds for batch, seconds in map(_full, models))
+        gain = fast / slow
         found.append(Row("HBM-PIM, bandwidth x16, throughput x", gain, 1.01, f"III, below; {note}"))
     return found
 
@@ -66,10 +71,10 @@ def _dimms(**changes: Any) -> DimmPim:
     return DimmPim(hardware("dimm_pim", **changes).config, DIMS_175B, CURVE)
 
 
-def _rate(model: Any) -> float:
-    """Tokens per second with full memory."""
+def _full(model: Any) -> tuple[int, float]:
+    """Requests that fill the memory, and the seconds of a step of theirs."""
     batch = int(model.capacity[0] / (DIMS_175B.kv_token_bytes * MEAN))
-    return batch / model.step_s(batch, batch * MEAN)
+    return batch, model.step_s(batch, batch * MEAN)
 
 
 def _bubbles() -> list[Row]:
@@ -91,9 +96,7 @@ def _bubbles() -> list[Row]:
 
 def _transfers() -> list[Row]:
     model = _dimms()
-    batch = int(model.capacity[0] / (DIMS_175B.kv_token_bytes * MEAN))
-    tokens = batch * MEAN
-    change = model.step_s(batch, tokens) / _dimms(relayout="host").step_s(batch, tokens) - 1
+    change = _full(model)[1] / _full(_dimms(relayout="host"))[1] - 1
     hidden = 1 - 1 / model.config.ranksets
     return [
         Row("transfers hidden by ranksets", hidden, 0.7508, "PCIe overhead"),

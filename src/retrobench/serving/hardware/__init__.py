@@ -1,11 +1,10 @@
 """Machines as step costs. Each kind is a class; conf/hardware gives its constants and sources."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-from retrobench.core.spec import option, to_plain, unknown
-from retrobench.serving.hardware.constants import parse_constants
+from retrobench.core.spec import option, parse, to_plain, unknown
 from retrobench.serving.hardware.csd import Csd
 from retrobench.serving.hardware.dimm_pim import DimmPim
 from retrobench.serving.hardware.gpu import Gpu
@@ -49,10 +48,14 @@ def parse_hardware(values: Mapping[str, Any]) -> Hardware:
     given = dict(values)
     name, kind = str(given.pop("name", "")), str(given.pop("kind", ""))
     sources = given.pop("sources", None) or {}
-    if kind == MEASURED:
-        config = parse_constants(MeasuredConfig, given, "hardware")
-    elif kind in KINDS:
-        config = parse_constants(KINDS[kind].Config, given, "hardware")
-    else:
-        raise unknown(f"hardware.kind={kind}", "kind", (*KINDS, MEASURED))
+    configs = {**{name: cls.Config for name, cls in KINDS.items()}, MEASURED: MeasuredConfig}
+    if kind not in configs:
+        raise unknown(f"hardware.kind={kind}", "kind", configs)
+    needed = {f.name for f in fields(configs[kind]) if f.default is MISSING}
+    if missing := sorted(needed - given.keys()):
+        raise ValueError(
+            f"hardware: no value for {', '.join(missing)}; write hardware.{missing[0]}=VALUE, or "
+            "start from a file of conf/hardware"
+        )
+    config = parse(configs[kind], given, "hardware")
     return Hardware(name=name, kind=kind, config=config, sources=sources)

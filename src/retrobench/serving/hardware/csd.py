@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from retrobench.core.shapes import Footprint
 from retrobench.serving.costs import Bytes
 from retrobench.serving.dims import VALUE_BYTES
-from retrobench.serving.hardware.constants import constant
-from retrobench.serving.hardware.gpu import Gpu, GpuConfig
+from retrobench.serving.hardware.gpu import Gpu, GpuConfig, constant
 from retrobench.serving.traffic import Traffic
 
 

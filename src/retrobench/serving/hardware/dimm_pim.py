@@ -11,8 +11,7 @@ from functools import cached_property
 
 from retrobench.core.shapes import Footprint
 from retrobench.serving.costs import Bytes
-from retrobench.serving.hardware.constants import constant
-from retrobench.serving.hardware.gpu import MIN_CHUNK, Gpu, GpuConfig
+from retrobench.serving.hardware.gpu import MIN_CHUNK, Gpu, GpuConfig, constant
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,15 +5,22 @@ to the host hide behind the step, so this is a lower bound. GPUs that share a mo
 sums twice per layer (tensor parallelism), which nothing hides.
 """
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from retrobench.core.shapes import Footprint
+from retrobench.core.spec import option
 from retrobench.serving.costs import Bytes
 from retrobench.serving.dims import VALUE_BYTES, ModelDims
-from retrobench.serving.hardware.constants import constant
 from retrobench.serving.traffic import TrafficCurve
 
 MIN_CHUNK = 16  # tokens; adaptive chunks are multiples of it
+
+
+def constant(help: str, **limits: Any) -> Any:
+    """A field without a default: a machine's yaml file must give it, and say where it is from."""
+    return option(dataclasses.MISSING, help, **limits)
 
 
 @dataclass(frozen=True, kw_only=True)

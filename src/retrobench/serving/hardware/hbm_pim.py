@@ -8,8 +8,7 @@ then weights are read twice in a step.
 from dataclasses import dataclass
 
 from retrobench.serving.dims import VALUE_BYTES
-from retrobench.serving.hardware.constants import constant
-from retrobench.serving.hardware.gpu import Gpu, GpuConfig
+from retrobench.serving.hardware.gpu import Gpu, GpuConfig, constant
 
 
 @dataclass(frozen=True, kw_only=True)
