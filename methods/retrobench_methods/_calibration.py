@@ -16,27 +16,6 @@ from retrobench.core.paths import check_folder, replacing
 from retrobench.core.shapes import KVShape
 
 
-def find_calibration(method: str, config: Any, weights_id: str) -> Path:
-    """The file, or ValueError with the command that makes it."""
-    file = _path(method, config, weights_id)
-    if not file.is_file():
-        raise ValueError(
-            f"method={method} needs a calibration of this model, {file}, which is not there; "
-            f"make it with `python scripts/calibrate.py method={method} model=...` "
-            "(the model's options as in the run)"
-        )
-    return file
-
-
-def _path(method: str, config: Any, weights_id: str) -> Path:
-    return Path(config.calibration_dir) / f"{method}-{weights_id}.safetensors"
-
-
-def content_hash(file: Path) -> str:
-    """Hash of a calibration file."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-
-
 def read_calibration(file: Path, shape: KVShape, device: str | None = None) -> dict[str, Tensor]:
     """The tensors, on a device (default: the shape's), for the layers of the shape."""
     with safe_open(file, "pt", device=device or shape.device) as stream:
@@ -60,6 +39,27 @@ class FileCalibrator(Calibrator):
         """Tensors by name, with the layers as their first axis."""
 
     @classmethod
+    def find(cls, config: Any, weights_id: str) -> Path:
+        """The file, or ValueError with the command that makes it."""
+        file = cls._path(config, weights_id)
+        if not file.is_file():
+            raise ValueError(
+                f"method={cls.method} needs a calibration of this model, {file}, which is not "
+                f"there; make it with `python scripts/calibrate.py method={cls.method} model=...` "
+                "(the model's options as in the run)"
+            )
+        return file
+
+    @classmethod
+    def _path(cls, config: Any, weights_id: str) -> Path:
+        return Path(config.calibration_dir) / f"{cls.method}-{weights_id}.safetensors"
+
+    @classmethod
+    def content_hash(cls, config: Any, weights_id: str) -> str:
+        """Hash of the file."""
+        return hashlib.sha256(cls.find(config, weights_id).read_bytes()).hexdigest()[:16]
+
+    @classmethod
     def check(cls, config: Any) -> None:
         """ValueError if nothing can be written to the calibration folder."""
         check_folder("method.calibration_dir", Path(config.calibration_dir))
@@ -69,7 +69,7 @@ class FileCalibrator(Calibrator):
         cls, config: Any, layers: Mapping[int, PromptLayer], weights_id: str, about: dict[str, str]
     ) -> Path:
         """Write the file; ``about`` (text, tokens, model ...) becomes its metadata."""
-        file, tensors = _path(cls.method, config, weights_id), cls.measure(layers.values())
+        file, tensors = cls._path(config, weights_id), cls.measure(layers.values())
         metadata = {"weights_id": weights_id, "layers": json.dumps(list(layers)), **about}
         try:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,5 @@
 """The presses of kvpress, imported without its global patch, and which of them can be asked."""
 
-import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import fields
@@ -57,25 +56,20 @@ def kvpress() -> ModuleType:
                 FUNCTIONS[name] = function
 
 
-def version() -> str:
-    """Of kvpress: another one may score otherwise."""
-    return importlib.metadata.version("kvpress")
-
-
 def make_press(name: str, options: Mapping[str, Any] | None) -> Any:
     """The press; ValueError for one that does not exist, cannot be asked, or options it has not."""
     package = kvpress()
     base = package.ScorerPress
-    known = [n for n in package.__all__ if n.endswith("Press") and n != "ScorerPress"]
-    works = sorted(n for n in known if _why_not(getattr(package, n), base) is None)
-    if name not in [*known, "ScorerPress"]:
+    presses = {n: getattr(package, n) for n in package.__all__ if n.endswith("Press")}
+    reasons = {n: _why_not(press, base) for n, press in presses.items()}
+    works = sorted(n for n, reason in reasons.items() if reason is None)
+    if name not in presses:
         raise unknown(f"method.press={name}", "press", works)
-    reason = _why_not(getattr(package, name), base)
-    if reason is not None:
+    if reasons[name] is not None:
         raise ValueError(
-            f"method.press={name} cannot be used: {reason}. Usable: {', '.join(works)}"
+            f"method.press={name} cannot be used: {reasons[name]}. Usable: {', '.join(works)}"
         )
-    press_class = getattr(package, name)
+    press_class = presses[name]
     allowed = [f.name for f in fields(press_class) if f.init and not f.name.startswith("_")]
     allowed.remove("compression_ratio")
     for option in options or {}:

@@ -1,6 +1,7 @@
 """Bridge to kvpress: any of its scorer presses evicts at our budget (github.com/NVIDIA/kvpress)."""
 
 import dataclasses
+import importlib.metadata
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from retrobench.engine.attention.evicting import (
     EvictingMethod,
     kept_tokens,
 )
-from retrobench_methods._presses import inputs_of, make_press, version
+from retrobench_methods._presses import inputs_of, make_press
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,5 +133,5 @@ class KVPress(EvictingMethod):
         cast(PressIndex, self.index).model = model
 
     def stats(self) -> Mapping[str, Any]:
-        """Which kvpress has scored."""
-        return {"kvpress": version()}
+        """Which kvpress has scored: another one may score otherwise."""
+        return {"kvpress": importlib.metadata.version("kvpress")}

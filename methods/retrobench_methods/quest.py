@@ -1,7 +1,6 @@
 """Quest: pages ranked by an upper bound of their logits (arXiv 2406.10774)."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from retrobench_kernels.page_bounds import page_extrema, upper_bound
@@ -10,12 +9,12 @@ from torch import Tensor
 
 from retrobench.core.budget import Budget, row_budgets
 from retrobench.core.method import AttentionArgs, PromptLayer
-from retrobench.core.shapes import Footprint, KVShape
+from retrobench.core.shapes import KVShape
 from retrobench.core.spec import choice, context_share, layer_list, option
 from retrobench.engine.attention.index import Index, enough
+from retrobench.engine.attention.parts import softcapped
 from retrobench.engine.attention.selective import SelectiveMethod
 from retrobench.memory.placement import PlacementConfig
-from retrobench.memory.pool import make_store, plan_store
 from retrobench.memory.selection import Selection, Spans
 from retrobench.memory.store import KVStore
 
@@ -44,6 +43,11 @@ class QuestConfig(PlacementConfig):
     dense_layers: tuple[int, ...] = layer_list(
         (0, 1), "layers that attend everything (paper: the first two)"
     )
+
+    @property
+    def pool_page_tokens(self) -> int:
+        """Pages of the pool are Quest's pages."""
+        return self.page_size
 
 
 def min_pages(config: QuestConfig) -> int:
@@ -121,9 +125,7 @@ class PageIndex(Index):
         page = torch.arange(used, device=q_BHTD.device)
         absent = (page >= num_pages_B[:, None])[:, None, :, None]
         bound = upper_bound(q_BHD, low.masked_fill(absent, 0), high.masked_fill(absent, 0))
-        heads = bound.shape[1]
-        if self.config.scope == "kv_head":
-            heads = self.shape.num_kv_heads
+        heads = self.shape.num_kv_heads if self.config.scope == "kv_head" else bound.shape[1]
         rank = bound.unflatten(1, (heads, -1)).sum(2)
         best = best_pages(rank, num_pages_B, self.selected_B, **limits)
         if self.top_p is None:
@@ -136,9 +138,7 @@ class PageIndex(Index):
         The mean over the query heads that choose together.
         """
         size_BC = self.spans(length)[1][:, 0, : bound_BHC.shape[-1]]
-        logit = bound_BHC.float() * args.scale
-        if args.softcap is not None:
-            logit = torch.tanh(logit / args.softcap) * args.softcap
+        logit = softcapped(bound_BHC.float() * args.scale, args)
         weight = (logit + size_BC[:, None].float().log()).softmax(-1)
         return weight.unflatten(1, (heads, -1)).mean(2)
 
@@ -194,13 +194,3 @@ class Quest(SelectiveMethod):
     memory_knob = "cache_frac"
     adaptive = True
     Config = QuestConfig
-
-    def make_store(self) -> KVStore:
-        """Cached pages are Quest's pages."""
-        return make_store(self.config, self.shape, self.config.page_size)
-
-    @classmethod
-    def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:
-        """Store plus page extrema, after checking the budget."""
-        index = PageIndex.plan(config, shape, budget)
-        return plan_store(config, shape, config.page_size) + index

@@ -57,7 +57,7 @@ def placement(**changes):
 
 
 def pooled():
-    PooledStore(SHAPE, placement(), 8).load(0, prompt())
+    PooledStore(SHAPE, placement()).load(0, prompt())
 
 
 def resident():

@@ -10,7 +10,6 @@ from retrobench.engine.attention.evicting import EvictingMethod
 from retrobench.memory.prefetch import Prefetcher
 from retrobench.memory.ragged import RaggedStore
 from retrobench.memory.selection import Selection
-from retrobench_methods._calibration import content_hash, find_calibration
 from retrobench_methods.heterocache import calibration
 from retrobench_methods.heterocache.config import HeteroCacheConfig, head_tokens, mean_tokens
 from retrobench_methods.heterocache.monitor import DriftIndex
@@ -41,21 +40,16 @@ class HeteroCache(EvictingMethod):
         return held + index + DriftIndex.plan_copies(config, shape)
 
     @classmethod
-    def calibration(cls, config: Any, weights_id: str) -> str:
-        """Hash of the file with stability and similarity."""
-        return content_hash(find_calibration(cls.name, config, weights_id))
-
-    @classmethod
     def check_calibrated(
         cls, config: Any, weights_id: str, shape: KVShape, budget: Budget | None
     ) -> None:
         """ValueError for a budget below the floor of these weights' roles."""
-        file = find_calibration(cls.name, config, weights_id)
+        file = calibration.RoleCalibration.find(config, weights_id)
         head_tokens(config, shape, budget, calibration.load(file, config, shape))
 
     def bind(self, model: ModelView) -> None:
         """Give the heads of this model their roles."""
-        file = find_calibration(self.name, self.config, model.weights_id)
+        file = calibration.RoleCalibration.find(self.config, model.weights_id)
         self.index.assign(calibration.load(file, self.config, self.shape))
 
     def count(self, layer: int, tokens: Any, heads: int, selection: Selection, **more: Any) -> None:

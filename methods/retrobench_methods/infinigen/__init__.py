@@ -19,7 +19,6 @@ from retrobench.engine.attention.backends import kernels
 from retrobench.engine.attention.selective import SelectiveMethod
 from retrobench.memory.prefetch import Prefetcher
 from retrobench.memory.selection import Everything, Selection, Tokens
-from retrobench_methods._calibration import content_hash, find_calibration
 from retrobench_methods.infinigen import calibration
 from retrobench_methods.infinigen.config import InfiniGenConfig, fetched_tokens
 from retrobench_methods.infinigen.pool import KVPool
@@ -65,15 +64,10 @@ class InfiniGen(SelectiveMethod):
         fetched_tokens(config, shape, budget)
         return KVPool.plan_pool(config, shape) + PartialKeys.plan(config, shape, budget)
 
-    @classmethod
-    def calibration(cls, config: Any, weights_id: str) -> str:
-        """Hash of the skewing file."""
-        return content_hash(find_calibration("infinigen", config, weights_id))
-
     def bind(self, model: ModelView) -> None:
         """Load the skewing of this model."""
         self.model = model
-        file = find_calibration("infinigen", self.config, model.weights_id)
+        file = calibration.SkewCalibration.find(self.config, model.weights_id)
         self.skew = calibration.load(file, self.shape)
 
     def build(self, layer: int, prompt: PromptLayer) -> None:

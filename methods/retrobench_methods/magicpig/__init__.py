@@ -11,11 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs
-from retrobench.core.shapes import Footprint, KVShape
+from retrobench.core.shapes import KVShape
 from retrobench.engine.attention.selective import SelectiveMethod
-from retrobench.memory.pool import plan_store
 from retrobench.memory.selection import Selection
 from retrobench_methods.magicpig.config import MagicPigConfig
 from retrobench_methods.magicpig.tables import HashTables, Sampled
@@ -29,11 +27,6 @@ class MagicPig(SelectiveMethod):
     memory_knob = "cache_frac"
     Config = MagicPigConfig
     index: HashTables
-
-    @classmethod
-    def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:
-        """Store and hash tables, after checking the budget."""
-        return plan_store(config, shape) + HashTables.plan(config, shape, budget)
 
     @classmethod
     def dense_layers(cls, config: Any, shape: KVShape) -> tuple[int, ...]:

@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 
-from retrobench.core.budget import Budget
 from retrobench.core.shapes import KVShape
 from retrobench.core.spec import layer_list, option
-from retrobench.engine.attention.index import retrieved_tokens
 from retrobench.memory.placement import PlacementConfig
 
 
@@ -42,10 +40,3 @@ class MagicPigConfig(PlacementConfig):
         if self.dense_layers is not None:
             return self.dense_layers
         return shape.layers[0], shape.layers[len(shape.layers) // 2]
-
-
-def sampled_tokens(
-    config: MagicPigConfig, shape: KVShape, budget: Budget | None
-) -> tuple[int, ...] | None:
-    """Tokens that each query head of a row samples; None without a budget: as chance has it."""
-    return None if budget is None else retrieved_tokens(config, shape, budget)

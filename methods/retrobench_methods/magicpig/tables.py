@@ -9,10 +9,10 @@ from torch import Tensor
 from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs, PromptLayer
 from retrobench.core.shapes import KVShape
-from retrobench.engine.attention.index import Index, StaticZone
+from retrobench.engine.attention.index import Index, StaticZone, retrieved_tokens
 from retrobench.memory.selection import Everything, Selection, Tokens
 from retrobench.memory.store import KVStore
-from retrobench_methods.magicpig.config import MagicPigConfig, sampled_tokens
+from retrobench_methods.magicpig.config import MagicPigConfig
 
 LAYERS_PER_HASH = 16  # layers that share hash functions (released)
 _CHUNK_TOKENS = 4096
@@ -37,7 +37,8 @@ class HashTables(Index):
 
     def __init__(self, config: MagicPigConfig, shape: KVShape, budget: Budget | None) -> None:
         super().__init__(config, shape, budget)
-        self.wanted = sampled_tokens(config, shape, budget)
+        # tokens that each query head of a row samples; without a budget: as chance has it
+        self.wanted = None if budget is None else retrieved_tokens(config, shape, budget)
         dense = config.dense(shape)
         sparse = [layer for layer in shape.layers if layer not in dense]
         self.slot = {layer: i for i, layer in enumerate(sparse)}

@@ -6,10 +6,8 @@ arXiv 2407.12820. Keys and values may live in host memory; codes and centroids a
 from collections.abc import Mapping
 from typing import Any
 
-from retrobench.core.budget import Budget
-from retrobench.core.shapes import Footprint, KVShape
 from retrobench.engine.attention.selective import SelectiveMethod
-from retrobench.memory.pool import make_store, plan_store
+from retrobench.memory.pool import make_store
 from retrobench.memory.store import KVStore
 from retrobench_methods.pqcache.config import PQCacheConfig
 from retrobench_methods.pqcache.quantised import QuantisedKeys
@@ -27,11 +25,6 @@ class PQCache(SelectiveMethod):
     def make_store(self) -> KVStore:
         """Missed tokens are fetched one by one; the blocks asked most enter the cache."""
         return make_store(self.config, self.shape, by_token=True)
-
-    @classmethod
-    def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:
-        """Store, codes and centroids, after checking budget and parts."""
-        return plan_store(config, shape) + QuantisedKeys.plan(config, shape, budget)
 
     def stats(self) -> Mapping[str, Any]:
         """Tokens of the first row's window, and retrieved ones."""

@@ -8,6 +8,7 @@ from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs, PromptLayer
 from retrobench.core.shapes import KVShape
 from retrobench.engine.attention.index import Index
+from retrobench.engine.attention.parts import softcapped
 from retrobench.memory.selection import Tokens
 from retrobench.memory.store import KVStore
 from retrobench_methods.pqcache.config import PQCacheConfig, zones
@@ -84,7 +85,7 @@ class QuantisedKeys(Index):
         weight_BGS = self.weights(i, q_BHTD, between_BS, args)
         weight_BGS = weight_BGS.masked_fill(~between_BS[:, None], torch.inf)
         weight_BGS = weight_BGS.masked_fill((position < self.pad_B1)[:, None], -torch.inf)
-        most = min(length, int(max(sum(zone) for zone in self.zones)) + config.sink_tokens)
+        most = min(length, max(sum(zone) for zone in self.zones) + config.sink_tokens)
         value, token_BGR = weight_BGS.topk(most, -1)
         rank = torch.arange(most, device=q_BHTD.device)
         missing = (rank >= self.total_B1)[:, None] | (value == -torch.inf)
@@ -100,9 +101,7 @@ class QuantisedKeys(Index):
         product_BGYNC = q_BGYND @ self.centroid_LBGYCD[i].float().mT
         code_BGYS = self.code_LBGYS[i, ..., : self.lengths[i]].long()
         code_BGYNS = code_BGYS[:, :, :, None].expand(-1, -1, -1, product_BGYNC.shape[3], -1)
-        logit_BGNS = product_BGYNC.gather(-1, code_BGYNS).sum(2) * args.scale
-        if args.softcap is not None:
-            logit_BGNS = torch.tanh(logit_BGNS / args.softcap) * args.softcap
+        logit_BGNS = softcapped(product_BGYNC.gather(-1, code_BGYNS).sum(2) * args.scale, args)
         logit_BGNS = logit_BGNS.masked_fill(~real_BS[:, None, None], -torch.inf)
         return logit_BGNS.softmax(-1).nan_to_num(0.0).sum(2)
 

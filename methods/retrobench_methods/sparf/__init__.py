@@ -13,7 +13,7 @@ from torch import Tensor
 
 from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs, PromptLayer
-from retrobench.core.shapes import Footprint, KVShape
+from retrobench.core.shapes import KVShape
 from retrobench.engine.attention.index import ScoringIndex
 from retrobench.engine.attention.parts import logits
 from retrobench.engine.attention.selective import SelectiveMethod
@@ -118,11 +118,6 @@ class Sparf(SelectiveMethod):
     adaptive = True
     Config = SparfConfig
     index: ChannelIndex
-
-    @classmethod
-    def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:
-        """Store, keys by channel and sums, after checking budget and channels."""
-        return super().plan(config, shape, budget) + ChannelIndex.plan(config, shape, budget)
 
     def decode(
         self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, args: AttentionArgs

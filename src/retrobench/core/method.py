@@ -197,7 +197,8 @@ class Method(ABC):
 
         ValueError naming the command that makes it where it is missing.
         """
-        raise NotImplementedError
+        assert cls.Calibrator is not None
+        return cls.Calibrator.content_hash(config, weights_id)
 
     @classmethod
     def check_calibrated(
@@ -247,6 +248,11 @@ class Calibrator(ABC):
     @abstractmethod
     def check(cls, config: Any) -> None:
         """ValueError if the file could not be written; asked before any work is done."""
+
+    @classmethod
+    @abstractmethod
+    def content_hash(cls, config: Any, weights_id: str) -> str:
+        """Hash of the file of these weights; ValueError where it is missing."""
 
     @classmethod
     @abstractmethod

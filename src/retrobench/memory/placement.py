@@ -42,6 +42,11 @@ class PlacementConfig:
         False, "also record the accesses and report the hit ratio of the best policy (Belady)"
     )
 
+    @property
+    def pool_page_tokens(self) -> int:
+        """Tokens per page of the pool, unless a method has pages of its own."""
+        return self.page_tokens
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedPlacement:
@@ -72,7 +77,7 @@ class ResolvedPlacement:
         return cls(
             place=place,
             manager=manager,
-            page_tokens=config.page_tokens,
+            page_tokens=config.pool_page_tokens,
             cache_frac=config.cache_frac,
             eviction=config.eviction,
             record=config.cache_bound,

@@ -26,17 +26,17 @@ class PooledStore(PagedPool):
     """
 
     def __init__(
-        self, shape: KVShape, placement: ResolvedPlacement, page_tokens: int, by_token: bool = False
+        self, shape: KVShape, placement: ResolvedPlacement, by_token: bool = False
     ) -> None:
-        super().__init__(shape, placement, _size(shape, page_tokens))
+        super().__init__(shape, placement, _size(shape, placement.page_tokens))
         self.by_token = by_token
         self.in_pool = [0] * len(shape.layers)  # slots before this one are in the pool
         self._read = [[0, 0] for _ in shape.layers]  # without a cache: pages, tokens
 
     @staticmethod
-    def plan(shape: KVShape, placement: ResolvedPlacement, page_tokens: int) -> Footprint:
+    def plan(shape: KVShape, placement: ResolvedPlacement) -> Footprint:
         """Bytes before allocation."""
-        return PagedPool.plan_pool(shape, placement, _size(shape, page_tokens))
+        return PagedPool.plan_pool(shape, placement, _size(shape, placement.page_tokens))
 
     def load(self, layer: int, prompt: PromptLayer) -> None:
         """Old pages to the pool, the rest to the recent zone."""
@@ -158,28 +158,20 @@ def _size(shape: KVShape, page_tokens: int) -> PoolSize:
     )
 
 
-def make_store(
-    config: PlacementConfig,
-    shape: KVShape,
-    page_tokens: int | None = None,
-    *,
-    by_token: bool = False,
-) -> KVStore:
-    """The store that the options ask for (a method's own page size wins)."""
+def make_store(config: PlacementConfig, shape: KVShape, *, by_token: bool = False) -> KVStore:
+    """The store that the options ask for."""
     placement = ResolvedPlacement.of(config, shape.device)
     if _one_tier(placement, shape):
         return ResidentStore(shape, placement.place)
-    return PooledStore(shape, placement, page_tokens or placement.page_tokens, by_token)
+    return PooledStore(shape, placement, by_token)
 
 
-def plan_store(
-    config: PlacementConfig, shape: KVShape, page_tokens: int | None = None
-) -> Footprint:
+def plan_store(config: PlacementConfig, shape: KVShape) -> Footprint:
     """Bytes of ``make_store`` before allocation."""
     placement = ResolvedPlacement.of(config, shape.device)
     if _one_tier(placement, shape):
         return ResidentStore.plan(shape, placement.place)
-    return PooledStore.plan(shape, placement, page_tokens or placement.page_tokens)
+    return PooledStore.plan(shape, placement)
 
 
 def _one_tier(placement: ResolvedPlacement, shape: KVShape) -> bool:

@@ -14,7 +14,7 @@ from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs, Method, PromptLayer
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.engine.attention.exact import dense_decode
-from retrobench.engine.attention.index import Index, StaticConfig, retrieved_tokens
+from retrobench.engine.attention.index import Index, StaticConfig
 from retrobench.engine.attention.parts import attend, merge_all
 from retrobench.memory.placement import PlacementConfig
 from retrobench.memory.pool import make_store, plan_store
@@ -50,11 +50,11 @@ class SelectiveMethod(Method):
 
     @classmethod
     def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:
-        """The store's bytes (indexes that hold memory add theirs), after checking the budget."""
-        retrieved_tokens(config, shape, budget)
+        """Bytes of store and index, which check options and budget."""
+        index = cls.index_class.plan(config, shape, budget)
         if isinstance(config, PlacementConfig):
-            return plan_store(config, shape)
-        return ResidentStore.plan(shape)
+            return plan_store(config, shape) + index
+        return ResidentStore.plan(shape) + index
 
     def build(self, layer: int, prompt: PromptLayer) -> None:
         """Fill the store, then the index."""
