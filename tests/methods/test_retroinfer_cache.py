@@ -123,7 +123,7 @@ def test_prefetch_takes_the_clusters_ranked_next():
     query, index = torch.randn(1, 4, 1, 16), run.method.index
     zones, size_BGC = run.select(0, query), index.size_LBGC[0]
     wider = replace(run.method.config, retrieval_frac=0.3)
-    more = sizes(wider, 300, None, 1).retrieved - index.retrieved[0][0]
+    more = sizes(wider, 300, None, 1)[0].retrieved - index.retrieved[0][0]
     found = next_ranked(zones, size_BGC, more)
     index.retrieved_LB += more
     index.retrieved[0][0] += more
@@ -156,4 +156,4 @@ def test_moved_bytes_are_those_of_the_missed_tokens():
     steady = 2 * 2 * 69 * 2 * 16 * 4
     assert row["bytes_per_step"]["h2d"] == attended - steady  # the first step misses everything
     assert row["attended_tokens"] == pytest.approx(attended / (2 * 2 * 2 * 16 * 4))
-    assert index.retrieved[0] == [index.sizes[0].retrieved]
+    assert index.retrieved[0] == [index.sizes[0][0].retrieved]

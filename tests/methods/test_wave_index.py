@@ -59,15 +59,14 @@ def rows_of(tensor):
     ],
 )
 def test_sizes_of_the_released_configuration(context, clusters, retrieved, estimated):
-    got = sizes(RetroInferConfig(), context, None, 1)
-    assert (got.clusters, got.retrieved, got.estimated) == (clusters, retrieved, estimated)
-    update = (got.update_clusters, got.retrieved_per_update, got.estimated_per_update)
-    assert update == (64, 1, 15)
+    found = sizes(RetroInferConfig(), context, None, 1)
+    prompt, update = ((x.clusters, x.retrieved, x.estimated) for x in found)
+    assert prompt == (clusters, retrieved, estimated) and update == (64, 1, 15)
 
 
 def test_short_contexts_stay_dense():
-    assert sizes(RetroInferConfig(), 68 + 1023, None, 1).clusters == 0
-    assert sizes(RetroInferConfig(), 68 + 1024, None, 1).clusters > 0
+    assert sizes(RetroInferConfig(), 68 + 1023, None, 1)[0].clusters == 0
+    assert sizes(RetroInferConfig(), 68 + 1024, None, 1)[0].clusters > 0
 
 
 @settings(max_examples=15, deadline=None)

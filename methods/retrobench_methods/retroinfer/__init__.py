@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
+from retrobench_kernels.cluster_layout import Layout
 from retrobench_kernels.wave_attention import Pool, Steady, wave_attention
 from retrobench_kernels.wave_step import cluster_pages, wave_step
 from torch import Tensor
@@ -77,15 +78,12 @@ class RetroInfer(SelectiveMethod):
         self.store.static = self.index.static = self.static
         for row, pad in enumerate(self.shape.pad_tokens):
             covered = 0
-            if self.index.sizes[row].clusters:
+            if self.index.sizes[row][0].clusters:
                 covered = num_indexed(self.config, self.store.lengths[i] - pad)
             k_GSD, v_GSD = self.store.split_steady(i, row, covered, prompt)
             if covered:
                 layout = self.index.add_prompt(i, row, k_GSD, v_GSD)
-                self.store.place(i, row, k_GSD, v_GSD, layout)
-                if self.positions is not None:
-                    start = pad + self.config.sink_tokens
-                    self.positions.place(i, row, start, layout.target_GS)
+                self._place(i, row, pad + self.config.sink_tokens, k_GSD, v_GSD, layout)
 
     def begin_step(self) -> None:
         """Form the segments that are due; a graph's token counts are the host's part too."""
@@ -104,14 +102,17 @@ class RetroInfer(SelectiveMethod):
         if self.store.num_staged(i, row) < self.config.update_tokens + late:
             return
         with self.probe.span("update"):
-            self._form_segment(i, row)
+            self.prepared.forget(i)
+            start = self.store.oldest_position(i, row)
+            k_GSD, v_GSD = self.store.pop_oldest(i, row, self.config.update_tokens)
+            layout = self.index.add_segment(i, row, k_GSD, v_GSD)
+            self._place(i, row, start, k_GSD, v_GSD, layout)
         self.updates += 1
 
-    def _form_segment(self, i: int, row: int) -> None:
-        self.prepared.forget(i)
-        start = self.store.oldest_position(i, row)
-        k_GSD, v_GSD = self.store.pop_oldest(i, row, self.config.update_tokens)
-        layout = self.index.add_segment(i, row, k_GSD, v_GSD)
+    def _place(
+        self, i: int, row: int, start: int, k_GSD: Tensor, v_GSD: Tensor, layout: Layout
+    ) -> None:
+        """Write clustered tokens, the first of which has position ``start``, to the pool."""
         self.store.place(i, row, k_GSD, v_GSD, layout)
         if self.positions is not None:
             self.positions.place(i, row, start, layout.target_GS)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from retrobench.core.shapes import KVShape
 from retrobench.memory.placement import Holder
+from retrobench_methods.retroinfer.weights import log_weights
 
 _MAX_VARIANCE = 80.0  # exp(40) is certainly too much, and far from overflow
 
@@ -56,11 +57,8 @@ class ErrorBound(Holder):
         """
         groups = size_BGC.shape[1]
         index_BGR = cluster_BGR.clamp_min(0).long()
-        heads = (-1, -1, logit_BHC.shape[1] // groups, -1)
-        spread_BGNR = index_BGR[:, :, None].expand(*heads)
-        weight_BGNC = logit_BHC.unflatten(1, (groups, -1))
-        weight_BGNC = weight_BGNC + size_BGC[:, :, None].clamp_min(1).log()
-        weight_BGNC = weight_BGNC.masked_fill((size_BGC == 0)[:, :, None], -torch.inf)
+        weight_BGNC = log_weights(logit_BHC, size_BGC)
+        spread_BGNR = index_BGR[:, :, None].expand(-1, -1, weight_BGNC.shape[2], -1)
         steady_lse_BGN = steady_lse_BH.unflatten(1, (groups, -1))
         lse_BGN = torch.logaddexp(weight_BGNC.logsumexp(-1), steady_lse_BGN)
         share_BGNR = (weight_BGNC.gather(-1, spread_BGNR) - lse_BGN[..., None]).exp()
@@ -83,9 +81,8 @@ def keep_within(cluster_BGR: Tensor, error_BGNR: Tensor, tolerance: float) -> tu
     error_BGNR = error_BGNR.masked_fill((cluster_BGR < 0)[:, :, None], 0)
     order = error_BGNR.amax(2).argsort(dim=-1, descending=True, stable=True)
     falling_BGNR = error_BGNR.gather(-1, order[:, :, None].expand_as(error_BGNR))
-    left_BGNR = (
-        falling_BGNR.flip(-1).cumsum(-1).flip(-1)
-    )  # what leaving out this and later ones costs
+    # what leaving out this and later ones costs
+    left_BGNR = falling_BGNR.flip(-1).cumsum(-1).flip(-1)
     keep_BGR = (left_BGNR > tolerance).any(2)
     keep_BGR[..., :1] = True
     return cluster_BGR.gather(-1, order), keep_BGR

@@ -12,7 +12,9 @@ from torch import Tensor
 from retrobench.engine.attention.parts import merge
 from retrobench.memory.page_cache import PageCache
 from retrobench.memory.prefetch import Prefetcher
-from retrobench_methods.retroinfer.wave_index import ClusterSelection
+from retrobench.memory.selection import listed
+from retrobench_methods.retroinfer.selection import ClusterSelection
+from retrobench_methods.retroinfer.weights import rank_scores
 
 
 class CacheFiller:
@@ -108,16 +110,10 @@ def next_ranked(
 
     By ``cluster_select``'s rank; where ``second_order`` is on, by the corrected logits.
     """
-    batch, groups, clusters = size_BGC.shape
-    absent = (size_BGC == 0)[:, :, None]
-    logit = selection.logit_BHC.unflatten(1, (groups, -1)).masked_fill(absent, -torch.inf)
-    if weigh_sizes:
-        logit = logit + size_BGC.clamp_min(1).log()[:, :, None]
-    score_BGC = logit.softmax(-1).sum(2).masked_fill(absent[:, :, 0], -1)
-    beyond = score_BGC.new_full((batch, groups, 1), -1)  # where the padding of the list points
-    score_BGC = torch.cat([score_BGC, beyond], -1)
-    taken = torch.where(selection.chosen_BGN < 0, clusters, selection.chosen_BGN).long()
-    value, cluster = score_BGC.scatter(-1, taken, -1.0).topk(min(count, clusters), -1)
+    clusters = size_BGC.shape[-1]
+    score_BGC = rank_scores(selection.logit_BHC, size_BGC, weigh_sizes)
+    out_BGC = (size_BGC == 0) | listed(selection.chosen_BGN, clusters)
+    value, cluster = score_BGC.masked_fill(out_BGC, -1).topk(min(count, clusters), -1)
     return cluster.masked_fill(value < 0, -1).int()
 
 

@@ -116,7 +116,7 @@ class RetroInferConfig(PlacementConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """Cluster counts of one row: in the prompt's index, retrieved, estimated, and per update.
+    """Clusters that are formed at a time, and how many more a step retrieves and estimates.
 
     ``retrieved_tokens`` limits what is retrieved where clusters count for their tokens.
     """
@@ -125,11 +125,7 @@ class Sizes:
     segments: int
     retrieved: int
     estimated: int
-    update_clusters: int
-    retrieved_per_update: int
-    estimated_per_update: int
     retrieved_tokens: int
-    retrieved_tokens_per_update: int
 
 
 def num_indexed(config: RetroInferConfig, context_tokens: int) -> int:
@@ -167,10 +163,12 @@ def num_clusters(config: RetroInferConfig, context_tokens: int) -> tuple[int, in
 
 def sizes(
     config: RetroInferConfig, context_tokens: int, budget: Budget | None, kv_bytes_per_token: int
-) -> Sizes:
-    """All counts of one row. A budget replaces ``retrieval_frac`` (static zone included)."""
-    clusters, segments = num_clusters(config, context_tokens)
-    frac = config.retrieval_frac
+) -> tuple[Sizes, Sizes]:
+    """Of a row's prompt, and of each segment of generated tokens.
+
+    A budget replaces ``retrieval_frac`` (static zone included).
+    """
+    indexed, frac = num_indexed(config, context_tokens), config.retrieval_frac
     if budget is not None:
         if budget.top_p is not None and config.error_tolerance:
             raise ValueError(
@@ -184,22 +182,20 @@ def sizes(
                 f"budget: {budget} is {total} tokens, but RetroInfer's steady zone alone takes "
                 f"{static} (method.sink_tokens + method.local_tokens)"
             )
-        covered = max(1, num_indexed(config, context_tokens))
-        frac = 1.0 if total >= context_tokens else (total - static) / covered
-    retrieved = min(clusters, max(1, round(frac * clusters))) if clusters else 0
-    update = update_clusters(config)
-    per_update = min(update, max(1, round(frac * update)))
-    return Sizes(
-        clusters=clusters,
-        segments=segments,
-        retrieved=retrieved,
-        estimated=min(clusters - retrieved, round(config.estimation_frac * clusters)),
-        update_clusters=update,
-        retrieved_per_update=per_update,
-        estimated_per_update=min(update - per_update, round(config.estimation_frac * update)),
-        retrieved_tokens=math.ceil(frac * num_indexed(config, context_tokens)),
-        retrieved_tokens_per_update=math.ceil(frac * config.update_tokens),
-    )
+        frac = 1.0 if total >= context_tokens else (total - static) / max(1, indexed)
+
+    def of(tokens: int, clusters: int, segments: int) -> Sizes:
+        retrieved = min(clusters, max(1, round(frac * clusters)))
+        return Sizes(
+            clusters=clusters,
+            segments=segments,
+            retrieved=retrieved,
+            estimated=min(clusters - retrieved, round(config.estimation_frac * clusters)),
+            retrieved_tokens=math.ceil(frac * tokens),
+        )
+
+    prompt = of(indexed, *num_clusters(config, context_tokens))
+    return prompt, of(config.update_tokens, update_clusters(config), segments=1)
 
 
 def update_clusters(config: RetroInferConfig) -> int:

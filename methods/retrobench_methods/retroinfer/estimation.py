@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from retrobench.core.shapes import KVShape
+from retrobench.engine.attention.parts import partial
 from retrobench.memory.codec import Quantised
 from retrobench.memory.placement import Holder
+from retrobench.memory.selection import Partial
 from retrobench_methods.retroinfer.vectors import vector_sums
+from retrobench_methods.retroinfer.weights import log_weights
 
 _RIDGE = 1e-3  # of the mean variance: keeps the pooled covariance invertible
 
@@ -86,24 +89,7 @@ class Int4Values(Holder):
         return self.codec.decode((self.code[layer], self.scale[layer]))
 
 
-def membership(cluster_BGR: Tensor, clusters: int) -> Tensor:
-    """Which clusters a -1 padded list names, ``BGC``."""
-    named = torch.zeros(*cluster_BGR.shape[:2], clusters + 1, device=cluster_BGR.device)
-    index = torch.where(cluster_BGR < 0, clusters, cluster_BGR).long()
-    return named.scatter_(-1, index, 1.0)[..., :clusters].bool()
-
-
-def estimate_all(
-    logit_BHC: Tensor, size_BGC: Tensor, keep_BGC: Tensor, mean_BGCD: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Every kept cluster through its mean value: ``(o_BHD, lse_BH)``, float32."""
-    logit_BGNC = _weighted(logit_BHC, size_BGC, keep_BGC)
-    lse = logit_BGNC.logsumexp(-1)
-    weight = torch.exp(logit_BGNC - lse.clamp_min(torch.finfo(torch.float32).min)[..., None])
-    return (weight @ mean_BGCD).flatten(1, 2), lse.flatten(1, 2)
-
-
-def _weighted(logit_BHC: Tensor, size_BGC: Tensor, keep_BGC: Tensor) -> Tensor:
-    groups = size_BGC.shape[1]
-    logit_BGNC = logit_BHC.unflatten(1, (groups, -1)) + size_BGC[:, :, None].clamp_min(1).log()
-    return logit_BGNC.masked_fill(~(keep_BGC & (size_BGC > 0))[:, :, None], -torch.inf)
+def estimate_all(logit_BHC: Tensor, size_BGC: Tensor, mean_BGCD: Tensor) -> Partial:
+    """Every cluster (size 0: none) through its mean value."""
+    out_BGND, lse_BGN = partial(log_weights(logit_BHC, size_BGC), mean_BGCD)
+    return out_BGND.flatten(1, 2), lse_BGN.flatten(1, 2)

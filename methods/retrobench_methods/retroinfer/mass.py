@@ -11,6 +11,7 @@ from torch import Tensor
 from retrobench.core.method import AttentionArgs
 from retrobench.engine.attention.index import enough
 from retrobench_methods.retroinfer.wave_buffer import WaveBuffer
+from retrobench_methods.retroinfer.weights import log_weights, rank_scores
 
 
 def steady_lse(i: int, q_BHD: Tensor, buffer: WaveBuffer, args: AttentionArgs) -> Tensor:
@@ -40,19 +41,16 @@ def until_enough(
     those of ``cluster_select``. Clusters of size 0 do not exist.
     """
     groups = size_BGC.shape[1]
-    exists_BG1C = (size_BGC > 0)[:, :, None]
-    logit_BGNC = logit_BHC.unflatten(1, (groups, -1)).masked_fill(~exists_BG1C, -torch.inf)
-    weight_BGNC = logit_BGNC + size_BGC[:, :, None].clamp_min(1).log()
+    weight_BGNC = log_weights(logit_BHC, size_BGC)
     own_lse_BGN = weight_BGNC.logsumexp(-1)
     all_lse_BGN = torch.logaddexp(own_lse_BGN, steady_lse_BH.unflatten(1, (groups, -1)))
     mass_BGC = (weight_BGNC - all_lse_BGN[..., None]).exp().mean(2)
-    score_BGC = (weight_BGNC if weigh_sizes else logit_BGNC).softmax(-1).sum(2)
+    score_BGC = rank_scores(logit_BHC, size_BGC, weigh_sizes)
 
     def by_rank(cluster_BGK: Tensor) -> Tensor:
         score_BGK = score_BGC.gather(-1, cluster_BGK.clamp_min(0).long())
-        order = score_BGK.masked_fill(cluster_BGK < 0, -1).argsort(
-            dim=-1, descending=True, stable=True
-        )
+        score_BGK = score_BGK.masked_fill(cluster_BGK < 0, -1)
+        order = score_BGK.argsort(dim=-1, descending=True, stable=True)
         return cluster_BGK.gather(-1, order)
 
     retrieved_BGR = by_rank(retrieved_BGR)

@@ -17,10 +17,10 @@ from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.engine.attention.index import Index
-from retrobench_methods.retroinfer import estimation as estimate
+from retrobench.memory.selection import listed
 from retrobench_methods.retroinfer.adaptive import ErrorBound
-from retrobench_methods.retroinfer.config import RetroInferConfig, capacity, sizes
-from retrobench_methods.retroinfer.estimation import Int4Values, KeyCovariance
+from retrobench_methods.retroinfer.config import RetroInferConfig, Sizes, capacity, sizes
+from retrobench_methods.retroinfer.estimation import Int4Values, KeyCovariance, estimate_all
 from retrobench_methods.retroinfer.mass import steady_lse, until_enough
 from retrobench_methods.retroinfer.selection import ClusterSelection
 from retrobench_methods.retroinfer.vectors import ClusterVectors, vector_sums
@@ -35,7 +35,7 @@ class WaveIndex(Index):
     ) -> None:
         super().__init__(config, shape, budget)
         self.page_tokens, self.static = page_tokens, False
-        self.sizes = [
+        self.sizes = [  # of each row: its prompt, and a segment of generated tokens
             sizes(config, context, budget, shape.kv_bytes_per_token) for context in shape.contexts
         ]
         self.capacity = capacity(config, shape)
@@ -100,9 +100,8 @@ class WaveIndex(Index):
                 total = self.total_LBGD[i] if self.config.tail else None
                 estimation = Estimation(estimated, logit, self.values.read(i), total)
             if self.means is not None:
-                left = ~estimate.membership(retrieved, self.capacity)
-                mean = self.means.read(i)
-                partials = (estimate.estimate_all(logit, self.size_LBGC[i], left, mean),)
+                left_BGC = self.size_LBGC[i] * ~listed(retrieved, self.capacity)
+                partials = (estimate_all(logit, left_BGC, self.means.read(i)),)
         return ClusterSelection(
             first_BGC=self.first_LBGC[i],
             page_BGC=self.page_LBGC[i] if self.page_tokens > 1 else None,
@@ -156,9 +155,9 @@ class WaveIndex(Index):
         """The widest row's list after every update that may still come."""
         widest = 0
         for used, counts in zip(self.clusters, getattr(self, kind), strict=True):
-            for clusters, count, expected in zip(used, counts, self.sizes, strict=True):
-                updates = (self.capacity - clusters) // expected.update_clusters
-                widest = max(widest, count + updates * getattr(expected, f"{kind}_per_update"))
+            for clusters, count, (_, segment) in zip(used, counts, self.sizes, strict=True):
+                updates = (self.capacity - clusters) // segment.clusters
+                widest = max(widest, count + updates * getattr(segment, kind))
         return widest
 
     @property
@@ -219,29 +218,21 @@ class WaveIndex(Index):
 
     def add_prompt(self, i: int, row: int, k_GSD: Tensor, v_GSD: Tensor) -> Layout:
         """Index the prompt of layer number ``i``; where each of its tokens goes in the pool."""
-        expected = self.sizes[row]
+        expected = self.sizes[row][0]
         clusters = min(expected.clusters, k_GSD.shape[1])  # fewer tokens if prefill ended early
-        layout = self._add(i, row, k_GSD, v_GSD, clusters, min(expected.segments, clusters))
-        added = expected.retrieved, expected.estimated, expected.retrieved_tokens
-        self._count(i, row, clusters, *added)
-        return layout
+        segments = min(expected.segments, clusters)
+        added = replace(expected, clusters=clusters, segments=segments)
+        return self._add(i, row, k_GSD, v_GSD, added)
 
     def add_segment(self, i: int, row: int, k_GSD: Tensor, v_GSD: Tensor) -> Layout:
         """Index a segment of generated tokens."""
-        expected = self.sizes[row]
-        layout = self._add(i, row, k_GSD, v_GSD, expected.update_clusters, 1)
-        added = expected.retrieved_per_update, expected.estimated_per_update
-        added = (*added, expected.retrieved_tokens_per_update)
-        self._count(i, row, expected.update_clusters, *added)
-        return layout
+        return self._add(i, row, k_GSD, v_GSD, self.sizes[row][1])
 
-    def _add(
-        self, i: int, row: int, k_GSD: Tensor, v_GSD: Tensor, clusters: int, segments: int
-    ) -> Layout:
-        begin = self.clusters[i][row]
+    def _add(self, i: int, row: int, k_GSD: Tensor, v_GSD: Tensor, added: Sizes) -> Layout:
+        begin, clusters = self.clusters[i][row], added.clusters
         at = (i, row, slice(None), slice(begin, begin + clusters))
         assert begin + clusters <= self.capacity, "more clusters than planned"
-        centroid, cluster = self.cluster(i, row, k_GSD, v_GSD, clusters, segments)
+        centroid, cluster = self.cluster(i, row, k_GSD, v_GSD, clusters, added.segments)
         self.note(at, k_GSD, v_GSD, centroid, cluster)
         layout = cluster_layout(cluster, clusters, self.page_tokens, self.placed[i][row])
         exists_GC = layout.size_GC > 0
@@ -264,6 +255,7 @@ class WaveIndex(Index):
             self.spread.store(at, k_GSD, centroid, cluster.long(), layout.size_GC)
         if self.bound is not None:
             self.bound.store(i, row, v_GSD)
+        self._count(i, row, added)
         return layout
 
     def note(
@@ -285,13 +277,11 @@ class WaveIndex(Index):
             config.kmeans_init, config.segment_edges,
         )  # fmt: skip
 
-    def _count(
-        self, i: int, row: int, clusters: int, retrieved: int, estimated: int, tokens: int
-    ) -> None:
-        self.clusters[i][row] += clusters
-        self.retrieved[i][row] += retrieved
-        self.estimated[i][row] += estimated
-        self.num_clusters_LB[i, row] += clusters
-        self.retrieved_LB[i, row] += retrieved
-        self.estimated_LB[i, row] += estimated
-        self.token_limit_LB[i, row] += tokens
+    def _count(self, i: int, row: int, added: Sizes) -> None:
+        self.clusters[i][row] += added.clusters
+        self.retrieved[i][row] += added.retrieved
+        self.estimated[i][row] += added.estimated
+        self.num_clusters_LB[i, row] += added.clusters
+        self.retrieved_LB[i, row] += added.retrieved
+        self.estimated_LB[i, row] += added.estimated
+        self.token_limit_LB[i, row] += added.retrieved_tokens

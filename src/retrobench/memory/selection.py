@@ -122,6 +122,13 @@ class Spans(Selection):
         return (size * (self.chosen_BGN >= 0)).sum()
 
 
+def listed(index_BGR: Tensor, count: int) -> Tensor:
+    """Which of ``count`` things a -1 padded list names, bool ``BGC``."""
+    found = index_BGR.new_zeros(*index_BGR.shape[:2], count + 1, dtype=torch.bool)
+    place = index_BGR.masked_fill(index_BGR < 0, count).long()  # padding: beyond the last one
+    return found.scatter_(-1, place, True)[..., :count]
+
+
 @dataclass(frozen=True, slots=True)
 class SpanView:
     """Where attention finds spans: a pool, tokens that are always attended, and a block cache."""
