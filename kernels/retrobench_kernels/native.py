@@ -3,8 +3,7 @@
 The library is cached under a hash of sources, compiler, flags and CPU features, in
 ``RETROBENCH_CACHE``, else ``XDG_CACHE_HOME/retrobench``, else ``~/.cache/retrobench``. A fresh
 build must agree with the plain torch ops before it is kept; a file that is no longer what was kept
-is built again. Without a compiler the plain torch
-ops run, which is said once.
+is built again. Without a compiler the plain torch ops run, which is said once.
 """
 
 import ctypes
@@ -90,8 +89,7 @@ def loaded(given: ctypes.CDLL | None) -> ctypes.CDLL:
 
 def load() -> ctypes.CDLL:
     """Build if needed, and load. BuildError or OSError if that fails."""
-    compiler = _compiler()
-    command = [*compiler, *FLAGS, *_native_flags()]
+    command = _command()
     path = cache_dir() / f"{_key(command)}.so"
     if not _is_whole(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,17 +152,13 @@ def _build(command: list[str], path: Path) -> None:
         made.replace(path)
 
 
-def _compiler() -> list[str]:
-    """``CXX`` or g++; BuildError if there is none."""
-    command = shlex.split(os.environ.get("CXX", "g++"))
-    if not command or shutil.which(command[0]) is None:
-        raise BuildError(f"no C++ compiler {command[0] if command else ''!r} (install g++)")
-    return command
-
-
-def _native_flags() -> list[str]:
-    """Use every instruction of this CPU."""
-    return ["-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"]
+def _command() -> list[str]:
+    """``CXX`` or g++ with the flags for every instruction of this CPU; BuildError without it."""
+    compiler = shlex.split(os.environ.get("CXX", "g++"))
+    if not compiler or shutil.which(compiler[0]) is None:
+        raise BuildError(f"no C++ compiler {compiler[0] if compiler else ''!r} (install g++)")
+    arm = platform.machine() in ("aarch64", "arm64")
+    return [*compiler, *FLAGS, "-mcpu=native" if arm else "-march=native"]
 
 
 def _key(command: list[str]) -> str:

@@ -35,7 +35,7 @@ class StreamedStore(ResidentStore):
         self.prefetcher, self.probe = Prefetcher(shape.device, prefetch), probe
 
     @staticmethod
-    def plan(shape: KVShape, place: str = "gpu", codec: str = "none") -> Footprint:
+    def plan(shape: KVShape) -> Footprint:
         """All KV on the host, two layers on the device."""
         buffers = 2 * kv_bytes(shape, shape.max_tokens) // len(shape.layers)
         return ResidentStore.plan(shape, host_place(shape.device)) + Footprint(device=buffers)

@@ -56,7 +56,7 @@ def test_a_damaged_library_is_built_again(fresh, monkeypatch, damage):
 
     with monkeypatch.context() as patch:
         patch.setenv("RETROBENCH_CACHE", str(_ORIGINAL))
-        command = [*native._compiler(), *native.FLAGS, *native._native_flags()]
+        command = native._command()
         path = native.cache_dir() / f"{native._key(command)}.so"  # not one of older sources
         whole = path.read_bytes()
     monkeypatch.setattr(native, "_build", build)

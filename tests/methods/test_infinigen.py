@@ -168,7 +168,7 @@ def test_eviction_follows_its_policy(policy):
         assert pool.positions(0)[0, 0, : len(model)].tolist() == expected
         got, _ = pool.fetch(0, torch.arange(len(model)).expand(1, 2, -1))
         assert got[0, 1, :, 0].tolist() == expected
-    assert pool.footprint() == KVPool.plan_pool(config, shape)
+    assert pool.footprint() == KVPool.plan(config, shape)
 
 
 def _rank(entry):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from retrobench_kernels import native
-from retrobench_kernels.cpu_common import DTYPES, addresses, float32, int32
+from retrobench_kernels.cpu_common import DTYPES, addresses, float32, int32, rows
 from retrobench_kernels.graph_index.naive import BuildArgs, Found, SearchArgs
 
 unsupported = native.unsupported_keys
@@ -26,7 +26,7 @@ def build_graph(args: BuildArgs, library: ctypes.CDLL | None = None) -> Tensor:
 
 def search_graph(args: SearchArgs, library: ctypes.CDLL | None = None) -> Found:
     """As the reference."""
-    keys, link, (heads, dim) = _rows(args.k_GSD), args.link_HSN, args.q_HD.shape
+    keys, link, (heads, dim) = rows(args.k_GSD), args.link_HSN, args.q_HD.shape
     q, entry = float32(args.q_HD), int32(args.entry_HE)
     found = Found(
         torch.empty(heads, args.count, dtype=torch.int32), torch.empty(heads, args.count),
@@ -48,18 +48,12 @@ def insert_key(
     library: ctypes.CDLL | None = None,
 ) -> None:
     """As the reference."""
-    keys, entry, graphs = _rows(k_GSD), int32(entry_H), len(link_HSN)
+    keys, entry, graphs = rows(k_GSD), int32(entry_H), len(link_HSN)
     native.loaded(library).retrobench_graph_insert(
         *addresses(keys, link_HSN, entry), graphs, graphs // len(keys), keys.shape[1] - 1,
         link_HSN.shape[-1], beam, keys.shape[-1], _strides(keys, link_HSN), DTYPES[keys.dtype],
         torch.get_num_threads(),
     )  # fmt: skip
-
-
-def _rows(k_GSD: Tensor) -> Tensor:
-    """The keys, each head's packed (a copy only if they are not)."""
-    packed = k_GSD.stride()[1:] == (k_GSD.shape[-1], 1)
-    return k_GSD if packed else k_GSD.contiguous()
 
 
 def _strides(k_GSD: Tensor, link_HSN: Tensor) -> ctypes.Array[ctypes.c_int64]:

@@ -162,8 +162,8 @@ def best_first(
     """(the best nodes found, all nodes that were expanded, keys whose product was taken).
 
     Expands the best node of the ``beam`` best that is not expanded yet, until there is none.
-    ``wanted`` nodes are remembered, if
-    they are more than the beam. Key ``left_out`` is no neighbour of others.
+    ``wanted`` nodes are remembered, if they are more than the beam. Key ``left_out`` is no
+    neighbour of others.
     """
     if not links:
         return [], [], 0

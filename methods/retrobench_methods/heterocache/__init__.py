@@ -7,6 +7,7 @@ from retrobench.core.budget import Budget
 from retrobench.core.method import ModelView, Needs
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.engine.attention.evicting import EvictingMethod
+from retrobench.memory.placement import kv_bytes, placed, resolve_place
 from retrobench.memory.prefetch import Prefetcher
 from retrobench.memory.ragged import RaggedStore
 from retrobench.memory.selection import Selection
@@ -36,8 +37,9 @@ class HeteroCache(EvictingMethod):
         """What the heads hold (their sum does not depend on roles), the copy, and references."""
         tokens = sum(mean_tokens(config, shape, budget)) * shape.num_kv_heads
         held = RaggedStore.plan(shape, [tokens] * len(shape.layers))
-        index = DriftIndex.plan(config, shape, budget)
-        return held + index + DriftIndex.plan_copies(config, shape)
+        place = resolve_place(config.placement, shape.device)
+        copy = placed(kv_bytes(shape, shape.prompt_tokens), place)
+        return held + copy + DriftIndex.plan(config, shape, budget)
 
     @classmethod
     def check_calibrated(

@@ -14,13 +14,7 @@ from retrobench.engine.attention.evicting import best
 from retrobench.engine.attention.exact import attention_mass
 from retrobench.engine.attention.index import Index
 from retrobench.engine.attention.parts import logits
-from retrobench.memory.placement import (
-    allocate,
-    host_place,
-    kv_bytes,
-    placed,
-    vector_bytes,
-)
+from retrobench.memory.placement import allocate, placed, resolve_place, vector_bytes
 from retrobench.memory.prefetch import Prefetcher
 from retrobench.memory.ragged import RaggedStore
 from retrobench.memory.selection import Everything
@@ -45,7 +39,7 @@ class DriftIndex(Index):
         self.filled = [0] * layers  # queries since the last look
         sets = (layers, rows, shape.num_kv_heads, shape.prompt_tokens)
         self.reference_LBGS = torch.zeros(*sets, dtype=torch.bool, device=shape.device)
-        self.place = copy_place(config, shape)
+        self.place = resolve_place(config.placement, shape.device)
         self.copies: dict[int, tuple[Tensor, Tensor]] = {}  # K and V of the prompt
         self.context_B: list[int] = []  # tokens of the prompt
         self.watched_LB: list[list[list[int]]] = [[]] * layers
@@ -193,11 +187,6 @@ class DriftIndex(Index):
         store.overwrite(layer, *moved)
         return len(moved[0]) * vector_bytes(self.shape) if self.place != "gpu" else 0
 
-    @classmethod
-    def plan_copies(cls, config: Any, shape: KVShape) -> Footprint:
-        """Bytes of the prompt's copy."""
-        return placed(kv_bytes(shape, shape.prompt_tokens), copy_place(config, shape))
-
     def footprint(self) -> Footprint:
         """Queries and references on the device, and the copy."""
         copied = sum(part.nbytes for parts in self.copies.values() for part in parts)
@@ -207,11 +196,6 @@ class DriftIndex(Index):
         """Free everything."""
         super().close()
         self.copies.clear()
-
-
-def copy_place(config: Any, shape: KVShape) -> str:
-    """Where the prompt's copy is."""
-    return host_place(shape.device) if config.placement == "auto" else config.placement
 
 
 def ranked(score_WS: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
 from retrobench.engine.attention.backends import kernels
 from retrobench.engine.attention.selective import SelectiveMethod
 from retrobench.memory.prefetch import Prefetcher
-from retrobench.memory.selection import Everything, Selection, Tokens
+from retrobench.memory.selection import Everything, Selection, Tokens, listed
 from retrobench_methods.infinigen import calibration
 from retrobench_methods.infinigen.config import InfiniGenConfig, fetched_tokens
 from retrobench_methods.infinigen.pool import KVPool
@@ -62,7 +62,7 @@ class InfiniGen(SelectiveMethod):
     def plan(cls, config: Any, shape: KVShape, budget: Budget | None = None) -> Footprint:
         """Pool and partial keys, after checking the budget."""
         fetched_tokens(config, shape, budget)
-        return KVPool.plan_pool(config, shape) + PartialKeys.plan(config, shape, budget)
+        return KVPool.plan(config, shape) + PartialKeys.plan(config, shape, budget)
 
     def bind(self, model: ModelView) -> None:
         """Load the skewing of this model."""
@@ -98,6 +98,7 @@ class InfiniGen(SelectiveMethod):
         queries = queries[:, :, -WARM_QUERIES:]
         position = torch.arange(keys.shape[2], device=keys.device)
         pad_B11 = torch.tensor(self.shape.pad_tokens, device=keys.device)[:, None, None]
+        recent = self.config.pool_policy == "lru"
         use = torch.zeros(keys.shape[:3], dtype=torch.int32, device=keys.device)
         first = keys.shape[2] - queries.shape[2]
         for t in range(queries.shape[2]):
@@ -106,10 +107,7 @@ class InfiniGen(SelectiveMethod):
             seen = ((position >= pad_B11) & (position <= first + t)).expand(use.shape)
             score = head_margins(logit, seen, per_head=self.config.scope == "query_head")
             slot = choose_tokens(score, self.config, self.max_fetched, self.budget is not None)
-            slot = slot.unflatten(1, (keys.shape[1], -1)).flatten(2)
-            hit = torch.zeros(*use.shape[:2], use.shape[2] + 1, dtype=torch.bool, device=use.device)
-            hit = hit.scatter_(2, slot.masked_fill(slot < 0, use.shape[2]), True)[..., :-1]
-            recent = self.config.pool_policy == "lru"
+            hit = listed(slot.unflatten(1, (keys.shape[1], -1)).flatten(2), use.shape[2])
             use = torch.where(hit, first + t, use) if recent else use + hit
         return use
 
@@ -135,8 +133,8 @@ class InfiniGen(SelectiveMethod):
                 score, mass = self.index.scores_and_mass(*asked)
                 slot = choose_mass(score, mass, top_p, self.max_fetched)
             else:
-                score, fixed = self.index.scores(*asked), self.budget is not None
-                slot = choose_tokens(score, self.config, self.max_fetched, fixed)
+                score = self.index.scores(*asked, per_head=self.config.scope == "query_head")
+                slot = choose_tokens(score, self.config, self.max_fetched, self.budget is not None)
             return slot, *self.store.fetch(layer, slot)
 
     def decode(

@@ -8,6 +8,7 @@ from torch import Tensor
 from retrobench.core.method import PromptLayer
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.memory.placement import host_place, placed
+from retrobench.memory.selection import listed
 from retrobench.memory.store import ResidentStore, take
 from retrobench_methods.infinigen.config import InfiniGenConfig, pool_tokens
 
@@ -30,12 +31,7 @@ class KVPool(ResidentStore):
         self.use: list[Tensor] = [torch.empty(0)] * len(shape.layers)  # BGP
 
     @staticmethod
-    def plan(shape: KVShape, place: str = "gpu", codec: str = "none") -> Footprint:
-        """See ``plan_pool``."""
-        raise NotImplementedError("the pool's capacity is an option: plan_pool")
-
-    @staticmethod
-    def plan_pool(config: InfiniGenConfig, shape: KVShape) -> Footprint:
+    def plan(config: InfiniGenConfig, shape: KVShape) -> Footprint:
         """Bytes once the prompt is in the pool."""
         tokens = pool_tokens(config, shape)
         held = placed(shape.kv_bytes_per_token * shape.batch * tokens, place(config, shape))
@@ -103,12 +99,9 @@ class KVPool(ResidentStore):
             return
         i = self.index[layer]
         slot = slot_BGR.unflatten(1, (self.shape.num_kv_heads, -1)).flatten(2)
-        hit = torch.zeros(*slot.shape[:2], self.capacity + 1, dtype=torch.int32, device=slot.device)
-        hit.scatter_(2, slot.masked_fill(slot < 0, self.capacity), 1)
-        hit = hit[..., :-1]
-        use = self.use[i]
+        hit, use = listed(slot, self.capacity), self.use[i]
         if self.config.pool_policy == "lru":
-            use.copy_(torch.where(hit > 0, self.lengths[i], use))
+            use.copy_(torch.where(hit, self.lengths[i], use))
             return
         use += hit
         full = use.amax(-1, keepdim=True) >= SATURATED

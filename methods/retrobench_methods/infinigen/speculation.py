@@ -65,8 +65,7 @@ class PartialKeys(Index):
             index_GC = picked.int().sort(dim=-1, descending=True, stable=True).indices
             index_GC = index_GC[:, : self.basis_LBGDC.shape[-1]]
             used = picked.gather(-1, index_GC)
-            basis = _columns(skew_GDD, index_GC) * used[:, None]
-            self.basis_LBGDC[i] = basis
+            self.basis_LBGDC[i] = _columns(skew_GDD, index_GC) * used[:, None]
             return
         ranking = self.q_abs_LBGD[i]
         if self.config.channels == "paper":
@@ -81,13 +80,10 @@ class PartialKeys(Index):
         partial = (k_BGTD.float() @ self.basis_LBGDC[i]).to(self.key_LBGPC.dtype)
         put(self.key_LBGPC[i], slot, partial)
 
-    def scores(self, layer: int, q_BHTD: Tensor, exists_BGS: Tensor, scale: float) -> Tensor:
-        """How far below each head's best a token's speculated logit is, ``BGS`` (or ``BHS``)."""
-        return self._margins(layer, q_BHTD, exists_BGS, scale, self.config.scope == "query_head")
-
-    def _margins(
+    def scores(
         self, layer: int, q_BHTD: Tensor, exists_BGS: Tensor, scale: float, per_head: bool
     ) -> Tensor:
+        """How far below each head's best a token's speculated logit is: ``BHS`` or ``BGS``."""
         i = self.slot[layer]
         q_BGND = q_BHTD[:, :, 0].float().unflatten(1, (self.shape.num_kv_heads, -1))
         keys = self.key_LBGPC[i, :, :, : exists_BGS.shape[-1]]
@@ -100,7 +96,7 @@ class PartialKeys(Index):
 
         For a KV head, the share is the mean over its query heads.
         """
-        margin_BHS = self._margins(layer, q_BHTD, exists_BGS, scale, per_head=True)
+        margin_BHS = self.scores(layer, q_BHTD, exists_BGS, scale, per_head=True)
         mass_BHS = margin_BHS.softmax(-1)
         if self.config.scope == "query_head":
             return margin_BHS, mass_BHS

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from retrobench.core.budget import Budget
 from retrobench.core.shapes import KVShape
 from retrobench.core.spec import context_share, option
-from retrobench.memory.placement import PLACEMENTS, host_place
+from retrobench.memory.placement import PLACEMENTS
 
 OUTLIERS_PER_CHUNK = 24 * 8 / 1024  # outlier chunks per selected chunk (released)
 
@@ -43,10 +43,6 @@ class ShadowKVConfig:
         "and their keys not rebuilt, again (paper and released code)",
     )
 
-    def place(self, device: str) -> str:
-        """Where the values are."""
-        return host_place(device) if self.placement == "auto" else self.placement
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Zones:
@@ -69,22 +65,19 @@ def zones(config: ShadowKVConfig, shape: KVShape, budget: Budget | None) -> list
 def _zones(config: ShadowKVConfig, shape: KVShape, budget: Budget | None, context: int) -> Zones:
     size = config.chunk_tokens
     chunks = max(0, context // size - config.local_chunks)
-    tail = context - chunks * size
+    tail, fixed = context - chunks * size, config.outlier_chunks
     if budget is None:
         wanted = max(1, round(config.retrieval_frac * context / size))
-        outliers = _outliers(config, wanted)
+        outliers = round(OUTLIERS_PER_CHUNK * wanted) if fixed is None else fixed
     else:
         total = budget.tokens(context, shape.kv_bytes_per_token)
         if total >= context:
             return Zones(chunks=0, outliers=0, selected=0, tail=context)
         free = (total - tail) // size
-        if config.outlier_chunks is None:
-            wanted = round(free / (1 + OUTLIERS_PER_CHUNK))
-            outliers = free - wanted
-        else:
-            outliers, wanted = config.outlier_chunks, free - config.outlier_chunks
+        wanted = round(free / (1 + OUTLIERS_PER_CHUNK)) if fixed is None else free - fixed
+        outliers = free - wanted
         if wanted < 1 and chunks:
-            floor = tail + size * (1 + (config.outlier_chunks or 0))
+            floor = tail + size * (1 + (fixed or 0))
             raise ValueError(
                 f"budget: {budget} is {total} tokens of a context of {context}, but the last "
                 f"chunks (method.local_chunks), the outliers (method.outlier_chunks) and one chunk "
@@ -94,9 +87,3 @@ def _zones(config: ShadowKVConfig, shape: KVShape, budget: Budget | None, contex
     return Zones(
         chunks=chunks, outliers=outliers, selected=min(wanted, chunks - outliers), tail=tail
     )
-
-
-def _outliers(config: ShadowKVConfig, selected: int) -> int:
-    if config.outlier_chunks is not None:
-        return config.outlier_chunks
-    return round(OUTLIERS_PER_CHUNK * selected)

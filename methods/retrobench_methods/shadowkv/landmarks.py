@@ -54,16 +54,11 @@ class Landmarks(Index):
         token = self.pad_B[:, None, None, None] + chunk_BGK[..., None] * size + within
         token_BGR = token.masked_fill(chunk_BGK[..., None] < 0, -1).flatten(2)
         first_B1 = (self.pad_B + self.chunks_B * size)[:, None]
-        tail_BR = first_B1 + torch.arange(length - int(min(self._first())), device=within.device)
+        longest = max(zone.tail for zone in self.zones) + length - self.shape.prompt_tokens
+        tail_BR = first_B1 + torch.arange(longest, device=within.device)
         tail_B1R = tail_BR.masked_fill(tail_BR >= length, -1)[:, None]
         token_BGR = torch.cat([token_BGR, tail_B1R.expand(-1, token_BGR.shape[1], -1)], -1)
         return Tokens(token_BGR=token_BGR, index_bytes=self.index_bytes())
-
-    def _first(self) -> list[int]:
-        """Position of each row's first token after the chunks."""
-        size = self.config.chunk_tokens
-        pads = self.shape.pad_tokens
-        return [pad + zone.chunks * size for pad, zone in zip(pads, self.zones, strict=True)]
 
     def heaviest(self, i: int, q_BHTD: Tensor, args: AttentionArgs) -> Tensor:
         """Chunks with the largest softmax weight of any query head, ``BGK``, -1 padded."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from retrobench.core.method import PromptLayer
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.engine.attention.rotary import rotate, unrotate
-from retrobench.memory.placement import Holder, allocate, placed
+from retrobench.memory.placement import Holder, allocate, placed, resolve_place
 from retrobench.memory.store import KVStore, take
 from retrobench_methods.shadowkv.config import ShadowKVConfig, Zones
 from retrobench_methods.shadowkv.held import HeldChunks
@@ -23,7 +23,8 @@ class LowRankStore(KVStore, Holder):
 
     def __init__(self, config: ShadowKVConfig, shape: KVShape, zones: list[Zones]) -> None:
         super().__init__(shape)
-        self.config, self.zones, self.place = config, zones, config.place(shape.device)
+        self.config, self.zones = config, zones
+        self.place = resolve_place(config.placement, shape.device)
         head = (len(shape.layers), shape.batch, shape.num_kv_heads)
         tokens = config.chunk_tokens * max(zone.chunks for zone in zones)
         self.rank = min(config.rank, shape.num_kv_heads * shape.head_dim)
@@ -58,7 +59,7 @@ class LowRankStore(KVStore, Holder):
         device = cls(config, replace(shape, device="meta"), zones)
         batch, groups, tokens, dim = device.pool_size
         values = len(shape.layers) * batch * groups * tokens * dim * shape.value_bytes
-        return device.footprint() + placed(values, config.place(shape.device))
+        return device.footprint() + placed(values, resolve_place(config.placement, shape.device))
 
     def load(self, layer: int, prompt: PromptLayer) -> None:
         """Factor the keys of the chunks, move their values, keep the tail."""

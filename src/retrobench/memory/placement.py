@@ -63,7 +63,7 @@ class ResolvedPlacement:
     def of(cls, config: PlacementConfig, device: str) -> Self:
         """ValueError for combinations that do not exist."""
         on_gpu = torch.device(device).type == "cuda"
-        place = host_place(device) if config.placement == "auto" else config.placement
+        place = resolve_place(config.placement, device)
         manager = config.cache
         if manager == "auto":
             manager = "none" if place == "gpu" or not on_gpu else "device"
@@ -134,6 +134,11 @@ class Holder:
 def host_place(device: str) -> str:
     """The place in host memory that suits a model on ``device``: page-locked beside a GPU."""
     return "pinned" if torch.device(device).type == "cuda" else "cpu"
+
+
+def resolve_place(placement: str, device: str) -> str:
+    """The place of the option ``placement``, in which auto is host memory."""
+    return host_place(device) if placement == "auto" else placement
 
 
 def placed(num_bytes: int, place: str) -> Footprint:
