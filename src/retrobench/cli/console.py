@@ -13,7 +13,8 @@ from retrobench.cli import board, fetch, traces
 from retrobench.core.paths import check_output
 from retrobench.core.words import counted
 from retrobench.report.tables.layout import print_line
-from retrobench.store.results import MAX_ATTEMPTS, ResultStore
+from retrobench.store.results import ResultStore
+from retrobench.store.row_file import MAX_ATTEMPTS
 from retrobench.store.sweeps import sweep_entries, sweep_keys, sweep_names, sweep_problems
 
 RESPONSES = "score, seal_s, step_s, step_mib, hit_ratio, recall"

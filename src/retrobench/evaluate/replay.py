@@ -24,7 +24,8 @@ from retrobench.serving.simulate import Simulation
 from retrobench.serving.summary import Objectives, good_share, largest_rate, summarise, sustained
 from retrobench.serving.surface import Point, Surface
 from retrobench.serving.traffic import TrafficCurve, full_attention
-from retrobench.store.results import OK, ResultStore
+from retrobench.store.results import ResultStore
+from retrobench.store.row_file import OK
 from retrobench.tasks.serve import ServeConfig, ServeTask
 
 LABEL = "replay"  # in every row and figure: nothing was served

@@ -14,7 +14,8 @@ import pandas as pd
 from retrobench.core.budget import Budget
 from retrobench.report.benchmarks import benchmark
 from retrobench.report.rows import ORDER
-from retrobench.store.results import OK, ResultStore
+from retrobench.store.results import ResultStore
+from retrobench.store.row_file import OK
 
 LEAST_SCORE, ABOVE_CHANCE = 0.20, 0.10
 MARK = "*"

@@ -28,7 +28,7 @@ from retrobench.run.context import OpenSession, RunContext
 from retrobench.run.conversation import Conversation
 from retrobench.run.shared import SharedPrefill
 from retrobench.run.spec import RunSpec
-from retrobench.store.results import OK
+from retrobench.store.row_file import OK
 from retrobench.tasks.prompt import TAIL_CHARACTERS, EncodedPrompt, PromptTooLong
 from retrobench.tasks.trace import TraceTask
 

@@ -18,7 +18,8 @@ from retrobench.run.plan import PreparedRun
 from retrobench.run.progress import Progress
 from retrobench.run.summary import CellResult, attempts, check_memory
 from retrobench.store.history import summarise
-from retrobench.store.results import FINAL, Locked, ResultStore
+from retrobench.store.results import Locked, ResultStore
+from retrobench.store.row_file import FINAL
 from retrobench.track.base import NullTracker, Tracker, make_tracker
 
 

@@ -15,7 +15,7 @@ from retrobench.run.plan import PreparedRun
 from retrobench.run.progress import Progress
 from retrobench.run.shared import SharedPrefill
 from retrobench.run.summary import CellResult
-from retrobench.store.results import FINAL, FINE, RowWriter
+from retrobench.store.row_file import FINAL, FINE, RowWriter
 from retrobench.track.base import Tracker
 
 OpenSession = Callable[..., Session]  # ``RunContext.open_session`` on a prompt

@@ -11,7 +11,7 @@ from retrobench.core.secrets import redact
 from retrobench.engine.hf import MethodBypassed
 from retrobench.engine.prefill import NotFinite
 from retrobench.measure.machine import Absent, NotEnoughMemory
-from retrobench.store.results import ABSENT
+from retrobench.store.row_file import ABSENT
 
 # allocators that raise no error type of their own: torch on the CPU, pinned memory, the driver, C++
 _NO_MEMORY = re.compile(

@@ -24,7 +24,8 @@ from retrobench.measure.clock import monotonic_s
 from retrobench.measure.probe import CountingProbe
 from retrobench.run.plan import prompt_builder
 from retrobench.run.spec import RunSpec
-from retrobench.store.results import OK, ResultStore
+from retrobench.store.results import ResultStore
+from retrobench.store.row_file import OK
 
 TOLERANCE = 0.02
 STEPS = 16  # decode steps of a measurement, at most

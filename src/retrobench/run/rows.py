@@ -9,7 +9,7 @@ from retrobench.measure.clock import utc_now
 from retrobench.measure.machine import peak_bytes
 from retrobench.run.context import RunContext
 from retrobench.run.failures import failure
-from retrobench.store.results import OK
+from retrobench.store.row_file import OK
 from retrobench.tasks.prompt import EncodedPrompt
 
 

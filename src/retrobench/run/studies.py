@@ -7,7 +7,7 @@ from retrobench.evaluate.record import record as write_trace
 from retrobench.run import rows
 from retrobench.run.context import OpenSession, RunContext
 from retrobench.run.conversation import Conversation
-from retrobench.store.results import OK
+from retrobench.store.row_file import OK
 from retrobench.tasks.trace import TraceTask
 
 

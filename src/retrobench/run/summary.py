@@ -8,7 +8,8 @@ from retrobench.core.shapes import Footprint
 from retrobench.measure.machine import NotEnoughMemory, require_room
 from retrobench.report.tables.plan import PlannedRun
 from retrobench.store.history import seconds_per_sample
-from retrobench.store.results import ABSENT, MAX_ATTEMPTS, ResultStore
+from retrobench.store.results import ResultStore
+from retrobench.store.row_file import ABSENT, MAX_ATTEMPTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

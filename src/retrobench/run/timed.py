@@ -21,7 +21,8 @@ from retrobench.measure.machine import require_room
 from retrobench.run import replayed, rows
 from retrobench.run.context import RunContext
 from retrobench.run.shared import SharedPrefill
-from retrobench.store.results import OK, ResultStore
+from retrobench.store.results import ResultStore
+from retrobench.store.row_file import OK
 from retrobench.tasks.serve import ServeTask
 
 

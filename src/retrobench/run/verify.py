@@ -14,7 +14,8 @@ from retrobench.run.context import RunContext
 from retrobench.run.progress import Progress
 from retrobench.run.spec import parse_run
 from retrobench.run.summary import CellResult
-from retrobench.store.results import OK, ResultStore, RowWriter
+from retrobench.store.results import ResultStore
+from retrobench.store.row_file import OK, RowWriter
 from retrobench.track.base import NullTracker
 
 FILE = "verify.json"

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from retrobench.store.results import OK, ResultStore
+from retrobench.store.results import ResultStore
+from retrobench.store.row_file import OK
 
 _TIMES = ["prefill_s", "seal_s", "decode_s"]
 

@@ -18,32 +18,10 @@ from typing import TYPE_CHECKING, Any
 from retrobench.core.cell import Cell
 from retrobench.core.paths import check_folder, regular, replace_text
 from retrobench.store import cell_files
-from retrobench.store.row_file import (
-    ABSENT,
-    FINAL,
-    FINE,
-    MAX_ATTEMPTS,
-    OK,
-    CellRows,
-    RowWriter,
-    is_torn,
-    read_rows,
-)
+from retrobench.store.row_file import CellRows, RowWriter, is_torn, read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = [
-    "ABSENT",
-    "FINAL",
-    "FINE",
-    "MAX_ATTEMPTS",
-    "OK",
-    "CellRows",
-    "Locked",
-    "ResultStore",
-    "RowWriter",
-]
 
 
 class Locked(RuntimeError):

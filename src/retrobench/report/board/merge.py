@@ -13,7 +13,8 @@ from typing import Any
 from retrobench.core.code import code_fingerprint
 from retrobench.core.registry import method_names
 from retrobench.core.words import counted
-from retrobench.store.results import OK, ResultStore
+from retrobench.store.results import ResultStore
+from retrobench.store.row_file import OK
 
 _FILES = ("cell.json", "rows.jsonl", "status.json", "verify.json")
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from retrobench.core.spec import parse
 from retrobench.core.task import Sample, Task
-from retrobench.store.results import OK, ResultStore
+from retrobench.store.results import ResultStore
+from retrobench.store.row_file import OK
 from retrobench.tasks import task_class
 
 

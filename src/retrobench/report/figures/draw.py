@@ -25,7 +25,8 @@ from retrobench.report.figures import (
 )
 from retrobench.report.rows import NotEnoughRows
 from retrobench.store.columns import cell_columns
-from retrobench.store.results import OK, ResultStore
+from retrobench.store.results import ResultStore
+from retrobench.store.row_file import OK
 
 FIGURES: dict[str, Callable[[pd.DataFrame], Any]] = {
     **accuracy.FIGURES,

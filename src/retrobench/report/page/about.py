@@ -12,7 +12,8 @@ import pandas as pd
 from retrobench.core.registry import method_source
 from retrobench.report.figures.style import ordered
 from retrobench.report.page.tables import Table, plain_table
-from retrobench.store.results import OK, ResultStore
+from retrobench.store.results import ResultStore
+from retrobench.store.row_file import OK
 
 
 def method_cards(frame: pd.DataFrame, cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

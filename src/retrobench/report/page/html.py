@@ -21,7 +21,8 @@ from retrobench.report.headroom import load
 from retrobench.report.page import about, samples, tables
 from retrobench.report.rows import ORDER, uses_stand_in
 from retrobench.report.tables.overview import COLUMNS, Titled, further_tables, unscored_tables
-from retrobench.store.results import OK, ResultStore
+from retrobench.store.results import ResultStore
+from retrobench.store.row_file import OK
 
 _HERE = Path(__file__).parent
 
