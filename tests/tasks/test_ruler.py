@@ -236,10 +236,10 @@ def test_fast_counting_equals_the_tokenizer():
 
 def test_the_long_word_list(tmp_path):
     count = len(all_words()) + 1
-    assert "substitute" in word_pool(count, str(tmp_path)).name
-    assert len(set(word_pool(count, None).words)) >= count
+    assert "substitute" in word_pool(count, str(tmp_path))[1]
+    assert len(set(word_pool(count, None)[0])) >= count
     (tmp_path / "english_words.json").write_text(json.dumps({i: f"w{i}" for i in range(20_000)}))
-    assert word_pool(count, str(tmp_path)).name == "english words"
+    assert word_pool(count, str(tmp_path))[1] == "english words"
 
 
 def test_local_essays_replace_the_substitute(tmp_path):

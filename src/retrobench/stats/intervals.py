@@ -7,27 +7,22 @@ from dataclasses import dataclass
 import numpy as np
 
 
-def bootstrap_means(
-    values: Sequence[float] | np.ndarray, draws: int = 2000, seed: int = 0
-) -> np.ndarray:
-    """Means of ``draws`` resamples with replacement.
+def bootstrap_means(values: Sequence[float] | np.ndarray, seed: int = 0) -> np.ndarray:
+    """Means of 2000 resamples with replacement.
 
     Resampling n values is one multinomial draw over the distinct ones, so the cost does not grow
     with n where scores are mostly 0 and 1.
     """
     distinct, counts = np.unique(np.asarray(values, dtype=float), return_counts=True)
-    picks = np.random.default_rng(seed).multinomial(len(values), counts / counts.sum(), size=draws)
+    picks = np.random.default_rng(seed).multinomial(len(values), counts / counts.sum(), size=2000)
     return picks @ distinct / len(values)
 
 
-def mean_interval(
-    values: Sequence[float] | np.ndarray, level: float = 0.95
-) -> tuple[float, float, float]:
-    """(mean, low, high): the bootstrap percentile interval of the mean. ValueError if empty."""
+def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
+    """(mean, low, high): the 95% bootstrap percentile interval of the mean. ValueError if empty."""
     if not len(values):
         raise ValueError("an interval needs at least one value")
-    tail = (1 - level) / 2
-    low, high = np.quantile(bootstrap_means(values), [tail, 1 - tail])
+    low, high = np.quantile(bootstrap_means(values), [0.025, 0.975])
     mean = float(np.mean(values))
     return mean, min(mean, float(low)), max(mean, float(high))  # rounding must not cross the mean
 
@@ -46,15 +41,13 @@ class PairedComparison:
     p_value: float
 
 
-def compare(
-    ours: Sequence[float], base: Sequence[float], *, draws: int = 2000, seed: int = 0
-) -> PairedComparison:
+def compare(ours: Sequence[float], base: Sequence[float]) -> PairedComparison:
     """Mean difference with a 95% bootstrap interval, and the exact two-sided sign test."""
     if len(ours) != len(base) or not len(ours):
         raise ValueError(f"paired scores needed, got {len(ours)} and {len(base)}")
     gap = np.asarray(ours, dtype=float) - np.asarray(base, dtype=float)
     wins, losses = int((gap > 0).sum()), int((gap < 0).sum())
-    low, high = np.quantile(bootstrap_means(gap, draws, seed), [0.025, 0.975])
+    low, high = np.quantile(bootstrap_means(gap), [0.025, 0.975])
     return PairedComparison(
         samples=len(gap),
         wins=wins,

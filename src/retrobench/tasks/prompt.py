@@ -1,6 +1,6 @@
 """From sample to token ids: the only place for chat template, truncation and stop strings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,6 @@ from retrobench.tasks.chat import (
     without_thinking,
 )
 from retrobench.tasks.spelling import Spelling
-from retrobench.tasks.truncation import cut_ids
 
 TAIL_CHARACTERS = 400  # of a prompt, kept for the reader of its row
 
@@ -66,11 +65,6 @@ class PromptBuilder:
             **({"thinking": self.thinking} if self.chat and self.thinking != "auto" else {}),
         }
 
-    @property
-    def tokenizer_id(self) -> str:
-        """Hash of the tokenizer's content and of the chat template in use."""
-        return self._identity
-
     @cached_property
     def template_hash(self) -> str:
         """Hash of the chat template in use; empty for base models."""
@@ -79,7 +73,8 @@ class PromptBuilder:
         return text_hash(str(self.tokenizer.chat_template))
 
     @cached_property
-    def _identity(self) -> str:
+    def tokenizer_id(self) -> str:
+        """Hash of the tokenizer's content and of the chat template in use."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is not None:
             content = backend.to_str()
@@ -146,7 +141,7 @@ class PromptBuilder:
         context = len(start) + before
         if place < 0:  # truncation decodes ids, which may change the spelling
             context = len(ids) - self.count(sample.question + answer_prefix)
-        if (shorter := cut_ids(ids, context, sample.meta.get("truncate"))) is not None:
+        if (shorter := _cut_ids(ids, context, sample.meta.get("truncate"))) is not None:
             (ids, context), truncated = shorter, True
         if max_prompt_tokens is not None and len(ids) > max_prompt_tokens:
             raise PromptTooLong(
@@ -276,3 +271,20 @@ class PromptBuilder:
             parts = [parts[0] + (ids[-half:] if rule.get("even") else ids[-limit // 2 :])]
         decode = self.tokenizer.decode
         return "".join(decode(part, skip_special_tokens=True) for part in parts), True
+
+
+def _cut_ids(
+    ids: list[int], context: int, rule: Mapping[str, Any] | None
+) -> tuple[list[int], int] | None:
+    """A prompt and its context in equal halves of what the rule keeps; None if it is short enough.
+
+    ``of``: the whole rendered ``prompt``, or its ``context`` alone (as SCBench's script does it).
+    """
+    if not rule or "of" not in rule:
+        return None
+    part, rest = (ids, []) if rule["of"] == "prompt" else (ids[:context], ids[context:])
+    if len(part) <= rule["tokens"]:
+        return None
+    half = rule["tokens"] // 2
+    kept = [*part[:half], *part[-half:], *rest]
+    return kept, len(kept) - (len(ids) - context)

@@ -60,17 +60,24 @@ def read(path: Path, benchmark: str) -> Iterator[tuple[int, Mapping[str, Any] | 
         return
     data = read_bytes(path)
     check_content(path, data, advice)
-    if not data.strip():
-        raise ValueError(f"{path} is empty: {advice}")
     if path.suffix == ".json":
         yield from _items(path, data, advice)
-        return
+    else:
+        yield from json_lines(data, str(path), advice)
+
+
+def json_lines(
+    data: bytes, where: str, advice: str
+) -> Iterator[tuple[int, Mapping[str, Any] | BadRecord]]:
+    """Numbered objects of JSON lines, blank lines left out. ``where`` names them in messages."""
+    if not data.strip():
+        raise ValueError(f"{where} is empty: {advice}")
     for number, line in enumerate(data.split(b"\n"), 1):
         if line.strip():
             try:
-                yield number, parse(line)
+                yield number, _parse(line)
             except ValueError as error:
-                yield number, BadRecord(number, f"{path} line {number}: {error}")
+                yield number, BadRecord(number, f"{where} line {number}: {error}")
 
 
 def place(path: Path, number: int) -> str:
@@ -79,7 +86,7 @@ def place(path: Path, number: int) -> str:
     return f"{path} {word} {number}"
 
 
-def parse(line: bytes) -> dict[str, Any]:
+def _parse(line: bytes) -> dict[str, Any]:
     """A line as a JSON object; ValueError if it is none."""
     try:
         raw = json.loads(line)
@@ -93,6 +100,8 @@ def parse(line: bytes) -> dict[str, Any]:
 def _items(
     path: Path, data: bytes, advice: str
 ) -> Iterator[tuple[int, Mapping[str, Any] | BadRecord]]:
+    if not data.strip():
+        raise ValueError(f"{path} is empty: {advice}")
     try:
         items = json.loads(data)
     except (ValueError, RecursionError) as error:

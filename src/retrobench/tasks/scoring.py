@@ -3,10 +3,11 @@
 import importlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from retrobench.core.paths import replacing
@@ -14,18 +15,8 @@ from retrobench.core.spec import nearest
 from retrobench.tasks.local_files import is_text_list, text_field
 from retrobench.tasks.ruler.spec import TASKS as RULER_TASKS
 
-Scorer = Callable[..., float]
-
-_SCORERS = {
-    "ruler": "retrobench.tasks.scorers.ruler",
-    "longbench": "retrobench.tasks.scorers.longbench",
-    "longbench_v2": "retrobench.tasks.scorers.longbench_v2",
-    "babilong": "retrobench.tasks.scorers.babilong",
-    "infinitebench": "retrobench.tasks.scorers.infinitebench",
-    "scbench": "retrobench.tasks.scorers.scbench",
-    "text2json": "retrobench.tasks.scorers.text2json",
-    "mrcr": "retrobench.tasks.scorers.mrcr",
-}
+# modules of retrobench.tasks.scorers
+_BENCHMARKS = "ruler longbench longbench_v2 babilong infinitebench scbench text2json mrcr".split()
 
 
 @dataclass(slots=True)
@@ -62,10 +53,11 @@ def score_case(raw: Any) -> float:
         raise ValueError("'references' must be a list with at least one string, and strings only")
     if classes is not None and not is_text_list(classes):
         raise ValueError("'all_classes' must be a list of strings or null")
-    scorer = _scorer(case["benchmark"], case["task"])
+    scorers = _scorers(case["benchmark"], case["task"])
     options = {"all_classes": classes} if case["benchmark"] == "longbench" else {}
-    options |= {name: text_field(case, name) for name in _fields(case["benchmark"])}
-    return scorer(case["task"], case["prediction"], references, **options)
+    fields = getattr(scorers, "FIELDS", ())  # further texts that the score takes from a case
+    options |= {name: text_field(case, name) for name in fields}
+    return scorers.score(case["task"], case["prediction"], references, **options)
 
 
 def score_file(cases: Path, out: Path | None = None) -> ScoreReport:
@@ -104,17 +96,13 @@ def score_file(cases: Path, out: Path | None = None) -> ScoreReport:
     return report
 
 
-def _fields(benchmark: str) -> tuple[str, ...]:
-    """Further texts that a benchmark's score takes from a case."""
-    return getattr(importlib.import_module(_SCORERS[benchmark]), "FIELDS", ())
-
-
-def _scorer(benchmark: str, task: str) -> Scorer:
-    if benchmark not in _SCORERS:
-        listed = ", ".join(_SCORERS)
-        raise ValueError(f"no benchmark {benchmark!r}{nearest(benchmark, _SCORERS)} ({listed})")
-    module = importlib.import_module(_SCORERS[benchmark])
+def _scorers(benchmark: str, task: str) -> ModuleType:
+    """The module that scores a benchmark; ValueError if it is unknown, or has no such task."""
+    if benchmark not in _BENCHMARKS:
+        listed = ", ".join(_BENCHMARKS)
+        raise ValueError(f"no benchmark {benchmark!r}{nearest(benchmark, _BENCHMARKS)} ({listed})")
+    module = importlib.import_module(f"retrobench.tasks.scorers.{benchmark}")
     known: Sequence[str] = getattr(module, "TASKS", RULER_TASKS)
     if task not in known:
         raise ValueError(f"{benchmark} has no task {task!r}{nearest(task, known)}")
-    return module.score
+    return module

@@ -11,7 +11,6 @@ from pathlib import Path
 
 NAME = "substitute prose"
 KEY_NAME = "stand-in prose"  # its older name, which cell keys have
-ESSAY_SEED = 0
 
 
 def _lines(name: str) -> list[str]:
@@ -40,7 +39,7 @@ def _plans() -> list[list[tuple[str, ...]]]:
     return [[_fillers(item, pools) for item in line.split()] for line in _lines("sentences")]
 
 
-def essay_sentences(seed: int = ESSAY_SEED) -> Iterator[list[str]]:
+def essay_sentences(seed: int = 0) -> Iterator[list[str]]:
     """Endless sentences as lists of words, punctuation attached to the word before it."""
     draw = random.Random(seed).random
     plans = _plans()
@@ -49,7 +48,7 @@ def essay_sentences(seed: int = ESSAY_SEED) -> Iterator[list[str]]:
         yield [pool[int(draw() * len(pool))] for pool in plan]
 
 
-def essay_words(num_words: int, seed: int = ESSAY_SEED) -> list[str]:
-    """The first ``num_words`` words of the seed's essay (a shorter request is a prefix)."""
-    stream = (word for sentence in essay_sentences(seed) for word in sentence)
+def essay_words(num_words: int) -> list[str]:
+    """The first ``num_words`` words of the essay (a shorter request is a prefix)."""
+    stream = (word for sentence in essay_sentences() for word in sentence)
     return list(islice(stream, num_words))

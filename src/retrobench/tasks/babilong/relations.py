@@ -2,17 +2,16 @@
 
 import random
 
-from retrobench.tasks.scorers.babilong import LABELS
+from retrobench.tasks.scorers.babilong import LABELS, PLACES
 
-World = tuple[list[str], str, str]
+World = tuple[list[str], str, str]  # facts, question, answer
 _SIDES = {"n": "north", "s": "south", "e": "east", "w": "west"}
 _OPPOSITE = {"north": "south", "south": "north", "east": "west", "west": "east"}
-_PLACES: tuple[str, ...] = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
 
 
 def directions(rng: random.Random) -> World:
     """What is north of a place (qa4)."""
-    first, middle, last = rng.sample(_PLACES, 3)
+    first, middle, last = rng.sample(PLACES, 3)
     side = rng.choice(list(_OPPOSITE))
     facts = [f"The {first} is {side} of the {middle}.", f"The {middle} is {side} of the {last}."]
     rng.shuffle(facts)
@@ -88,7 +87,7 @@ def sizes(rng: random.Random) -> World:
 def paths(rng: random.Random) -> World:
     """Two steps from a place to another (qa19)."""
     answer = rng.choice(LABELS["qa19"])
-    start, middle, end, other = rng.sample(_PLACES, 4)
+    start, middle, end, other = rng.sample(PLACES, 4)
     first, second = (_SIDES[letter] for letter in answer.split(","))
     facts = [
         f"The {middle} is {first} of the {start}.",

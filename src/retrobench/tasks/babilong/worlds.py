@@ -7,10 +7,10 @@ import random
 from collections.abc import Callable, Sequence
 
 from retrobench.tasks.babilong import relations
+from retrobench.tasks.babilong.relations import World
+from retrobench.tasks.scorers.babilong import PLACES
 
-World = tuple[list[str], str, str]
 PEOPLE: tuple[str, ...] = ("Mary", "John", "Daniel", "Sandra")
-PLACES: tuple[str, ...] = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
 _THINGS: tuple[str, ...] = ("apple", "football", "milk")
 _GOES = ("went", "moved", "travelled", "journeyed", "went back")
 
@@ -19,10 +19,10 @@ def _move(rng: random.Random, who: str, where: str) -> str:
     return f"{who} {rng.choice(_GOES)} to the {where}."
 
 
-def _walks(rng: random.Random, low: int = 3, high: int = 9) -> tuple[list[str], dict[str, str]]:
+def _walks(rng: random.Random) -> tuple[list[str], dict[str, str]]:
     """Facts of people who walk, and where each is in the end."""
     facts, at = [], {}
-    for _ in range(rng.randint(low, high)):
+    for _ in range(rng.randint(3, 9)):
         who = rng.choice(PEOPLE)
         at[who] = rng.choice([place for place in PLACES if place != at.get(who)])
         facts.append(_move(rng, who, at[who]))

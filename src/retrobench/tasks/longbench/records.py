@@ -3,7 +3,7 @@
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from retrobench.tasks.local_files import (
     text_field,
 )
 from retrobench.tasks.longbench.prompts import DATASETS, Dataset
-from retrobench.tasks.record_files import BadRecord, parse
+from retrobench.tasks.record_files import BadRecord
 from retrobench.tasks.scorers.longbench import PARAGRAPHS
 
 _HINT = f"fetch it with {fetch_command('longbench')} or put data.zip or its files there"
@@ -57,32 +57,26 @@ def content_hash(path: Path, member: str | None) -> str:
 
 
 def read(root: str | None, name: str) -> list[Record | BadRecord]:
-    """All records of a data set (``qasper``, or ``qasper_e`` of LongBench-E), in file order."""
+    """All records of a data set (``qasper``, or ``qasper_e`` of LongBench-E), in file order.
+
+    ValueError for a file that is missing, empty or damaged, or a pointer of git-lfs.
+    """
     path, member = source(root, name)
     where = f"{path}:{member}" if member else str(path)
     task = name.removesuffix("_e")
-    found: list[Record | BadRecord] = []
-    for number, line in lines(path, member):
-        try:
-            found.append(_record(line, task))
-        except ValueError as error:
-            found.append(BadRecord(number, f"{where} line {number}: {error}"))
-    return found
-
-
-def lines(path: Path, member: str | None = None) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines that are not blank; ValueError for pointers and damaged archives."""
     if member is None:
         data = read_bytes(path)
     else:
         with _open(path, member) as (archive, info):
             data = archive.read(info)
     check_content(path, data, _HINT)
-    if not data.strip():
-        raise ValueError(f"{path}{f':{member}' if member else ''} is empty: {_HINT}")
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if line.strip():
-            yield number, line
+    found: list[Record | BadRecord] = []
+    for number, raw in record_files.json_lines(data, where, _HINT):
+        try:
+            found.append(raw if isinstance(raw, BadRecord) else _record(raw, task))
+        except ValueError as error:
+            found.append(BadRecord(number, f"{where} line {number}: {error}"))
+    return found
 
 
 @contextmanager
@@ -97,8 +91,8 @@ def _open(path: Path, member: str) -> Iterator[tuple[zipfile.ZipFile, zipfile.Zi
         raise ValueError(f"{path} is no whole zip archive ({error}): {_HINT}") from error
 
 
-def _record(line: bytes, task: str) -> Record:
-    dataset, raw = DATASETS[task], parse(line)
+def _record(raw: Mapping[str, Any], task: str) -> Record:
+    dataset = DATASETS[task]
     context, question, name = (text_field(raw, field) for field in ("context", "input", "_id"))
     answers, classes = raw.get("answers"), raw.get("all_classes") or []
     if not is_text_list(answers) or not answers:
@@ -121,7 +115,7 @@ def _record(line: bytes, task: str) -> Record:
     )
 
 
-def _check_origin(raw: dict[str, Any], task: str, dataset: Dataset) -> None:
+def _check_origin(raw: Mapping[str, Any], task: str, dataset: Dataset) -> None:
     """ValueError for a record of another data set or language: its file was swapped."""
     named = str(raw.get("dataset") or task)
     if named.removesuffix("_e") != task:

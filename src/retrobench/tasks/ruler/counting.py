@@ -32,15 +32,15 @@ def cwe_factory(
 
     def make(units: int) -> PromptParts:
         count = max(units, _NUM_COMMON)
-        pool = word_pool(count, root)
-        text, top = _listing(random.Random(seed), count, common, rare, pool.words)
+        pool, source = word_pool(count, root)
+        text, top = _listing(random.Random(seed), count, common, rare, pool)
         return PromptParts(
             context=spec.CWE_HEAD + text,
             question=spec.CWE_QUESTION,
             answer_prefix=spec.CWE_PREFIX,
             references=tuple(top),
             preamble=preamble,
-            meta={"haystack": pool.name},
+            meta={"haystack": source},
         )
 
     return make

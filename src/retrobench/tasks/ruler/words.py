@@ -3,8 +3,6 @@
 import random
 import string
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -61,25 +59,17 @@ def english_words_fingerprint(root: str | None) -> str:
     return text_hash("\0".join(listed)) if listed else ""
 
 
-@dataclass(frozen=True, slots=True)
-class WordPool:
-    """Distinct words and where they come from."""
+def word_pool(count: int, root: str | None) -> tuple[tuple[str, ...], str]:
+    """(At least ``count`` distinct words, their source): wonderwords, or the official longer list.
 
-    words: Sequence[str]
-    name: str
-
-
-def word_pool(count: int, root: str | None) -> WordPool:
-    """At least ``count`` distinct words: wonderwords' lists, or the official longer list.
-
-    Without that list (``english_words.json``) substitute words are added, and the name says so.
+    Without that list (``english_words.json``) substitute words are added, and the source says so.
     """
     if count <= len(all_words()):
-        return WordPool(all_words(), "words")
+        return all_words(), "words"
     listed = english_words(root)
     if len(listed) >= count:
-        return WordPool(listed, "english words")
-    return WordPool(_with_substitutes(-(-count // 10_000) * 10_000), "words and substitute words")
+        return listed, "english words"
+    return _with_substitutes(-(-count // 10_000) * 10_000), "words and substitute words"
 
 
 @cache

@@ -1,15 +1,15 @@
-"""Rules that InfiniteBench and SCBench share for reading a choice, a number or words."""
+"""Rules that several benchmarks share for reading a choice, a number or words."""
 
 import re
 import string
 from collections import Counter
 from collections.abc import Sequence
 
-_CHINESE_PUNCTUATION = (
+CHINESE_PUNCTUATION = (
     "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣"
     "､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
 )
-_DROPPED = str.maketrans("", "", string.punctuation + _CHINESE_PUNCTUATION)
+_DROPPED = str.maketrans("", "", string.punctuation + CHINESE_PUNCTUATION)
 _CHOICE_PREFIXES = ("answer is:", "answer:", "answer is", "option is")
 
 
@@ -62,14 +62,16 @@ def multiple_choice(prediction: str, label: Sequence[str]) -> bool:
 
 def f1_zh(prediction: str, references: Sequence[str]) -> float:
     """F1 over characters, without punctuation and blanks; the best over the references."""
-    return max((_f1(_characters(prediction), _characters(gold)) for gold in references), default=0)
+    given = _characters(prediction)
+    return max((f1(given, _characters(gold)) for gold in references), default=0)
 
 
 def _characters(text: str) -> str:
     return "".join(text.lower().translate(_DROPPED).split())
 
 
-def _f1(prediction: str, gold: str) -> float:
+def f1(prediction: Sequence[str], gold: Sequence[str]) -> float:
+    """F1 over words or characters, each counted as often as it comes."""
     common = (Counter(prediction) & Counter(gold)).total()
     if not common:
         return 0.0

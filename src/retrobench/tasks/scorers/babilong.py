@@ -6,11 +6,11 @@ the question names do not count.
 
 from collections.abc import Sequence
 
-_PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
+PLACES: tuple[str, ...] = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
 _YES_NO = ("no", "yes")
 _PATHS = "e,e e,n e,s n,e n,n n,w s,e s,s s,w w,n w,s w,w"
 LABELS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("qa1", "qa2", "qa3", "qa4", "qa11", "qa12", "qa13"), _PLACES),
+    **dict.fromkeys(("qa1", "qa2", "qa3", "qa4", "qa11", "qa12", "qa13"), PLACES),
     **dict.fromkeys(("qa6", "qa9", "qa17", "qa18"), _YES_NO),
     "qa5": ("bill", "fred", "jeff", "mary", "apple", "football", "milk"),
     "qa7": ("none", "one", "three", "two"),

@@ -33,11 +33,6 @@ def key_value(prediction: str, references: Sequence[str]) -> bool:
     return references[0] in blanked(prediction, "\n:\"'.,?!{}").split()
 
 
-def summary(prediction: str, references: Sequence[str]) -> float:
-    """ROUGE-Lsum."""
-    return rouge_lsum(prediction, references)
-
-
 def answer_f1(prediction: str, references: Sequence[str]) -> float:
     """Token F1, the best over the references."""
     return max(qa_f1(prediction, gold) for gold in references)
@@ -96,7 +91,7 @@ _FUNCTIONS: dict[str, Callable[[str, Sequence[str]], float]] = {
     "passkey": digits,
     "number_string": digits,
     "kv_retrieval": key_value,
-    "longbook_sum_eng": summary,
+    "longbook_sum_eng": rouge_lsum,
     "longbook_choice_eng": multiple_choice,
     "longbook_qa_eng": answer_f1,
     "longbook_qa_chn": f1_zh,

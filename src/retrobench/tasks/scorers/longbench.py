@@ -7,16 +7,13 @@ import difflib
 import logging
 import re
 import string
-from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from retrobench.tasks.longbench.prompts import DATASETS
+from retrobench.tasks.scorers.answers import CHINESE_PUNCTUATION, f1
 from retrobench.tasks.scorers.rouge_l import MAX_STEPS, rouge_l
 
-_CHINESE_PUNCTUATION = (
-    "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣"
-    "､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
-)
 TASKS = tuple(DATASETS)
 PARAGRAPHS = {"retrieval": r"Paragraph (\d+)", "retrieval_zh": r"段落(\d+)"}
 """Metric -> how a reference names the gold paragraph."""
@@ -29,21 +26,19 @@ def score(
     dataset = DATASETS[task]
     if dataset.first_line:
         prediction = prediction.lstrip("\n").split("\n")[0]
+    options = [list(all_classes or ())] if dataset.metric == "classification" else []
     metric = _FUNCTIONS[dataset.metric]
-    if metric is classification:
-        classes = list(all_classes or ())
-        return max(0.0, *(classification(prediction, gold, classes) for gold in references))
-    return max(0.0, *(metric(prediction, gold) for gold in references))
+    return max(0.0, *(metric(prediction, gold, *options) for gold in references))
 
 
 def qa_f1(prediction: str, gold: str) -> float:
     """Token F1 after lower-casing and dropping ASCII punctuation and articles."""
-    return _f1(_normal(prediction).split(), _normal(gold).split())
+    return f1(_normal(prediction).split(), _normal(gold).split())
 
 
 def qa_f1_zh(prediction: str, gold: str) -> float:
     """F1 over jieba tokens of the raw text."""
-    return _f1(_chinese(prediction), _chinese(gold))
+    return f1(_chinese(prediction), _chinese(gold))
 
 
 def rouge_zh(prediction: str, gold: str) -> float:
@@ -64,14 +59,12 @@ def classification(prediction: str, gold: str, all_classes: list[str]) -> float:
     return 1.0 / len(matched) if gold in matched else 0.0
 
 
-def retrieval(prediction: str, gold: str) -> float:
-    """Share of the answer's numbers that name the gold paragraph."""
-    return _share(prediction, _paragraph(gold, "retrieval"))
-
-
-def retrieval_zh(prediction: str, gold: str) -> float:
-    """As ``retrieval``, for Chinese paragraphs."""
-    return _share(prediction, _paragraph(gold, "retrieval_zh"))
+def retrieval(prediction: str, gold: str, form: str) -> float:
+    """Share of the answer's numbers that name the gold paragraph; ``form``: how gold names it."""
+    match = re.search(form, gold)
+    if match is None:
+        raise ValueError(f"reference {gold!r} names no paragraph")
+    return _share(prediction, match.group(1))
 
 
 def count(prediction: str, gold: str) -> float:
@@ -99,19 +92,10 @@ _FUNCTIONS: dict[str, Callable[..., float]] = {
     "rouge": rouge_l,
     "rouge_zh": rouge_zh,
     "classification": classification,
-    "retrieval": retrieval,
-    "retrieval_zh": retrieval_zh,
+    **{metric: partial(retrieval, form=form) for metric, form in PARAGRAPHS.items()},
     "count": count,
     "code_sim": code_sim,
 }
-
-
-def _f1(prediction: list[str], gold: list[str]) -> float:
-    common = sum((Counter(prediction) & Counter(gold)).values())
-    if common == 0:
-        return 0.0
-    precision, recall = common / len(prediction), common / len(gold)
-    return 2 * precision * recall / (precision + recall)
 
 
 def _normal(text: str) -> str:
@@ -120,7 +104,7 @@ def _normal(text: str) -> str:
 
 
 def _chinese(text: str) -> list[str]:
-    dropped = set(string.punctuation + _CHINESE_PUNCTUATION)
+    dropped = set(string.punctuation + CHINESE_PUNCTUATION)
     tokens = []
     for token in _cut(text):
         kept = "".join(letter for letter in token.lower() if letter not in dropped)
@@ -135,13 +119,6 @@ def _cut(text: str) -> list[str]:
         raise ValueError("LongBench needs jieba: pip install 'retrobench[longbench]'") from error
     jieba.setLogLevel(logging.WARNING)
     return list(jieba.cut(text, cut_all=False))
-
-
-def _paragraph(gold: str, metric: str) -> str:
-    match = re.search(PARAGRAPHS[metric], gold)
-    if match is None:
-        raise ValueError(f"reference {gold!r} names no paragraph")
-    return match.group(1)
 
 
 def _share(prediction: str, gold: str) -> float:
