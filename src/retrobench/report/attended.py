@@ -7,6 +7,7 @@ make a method attend more (or less) than its budget.
 import pandas as pd
 
 from retrobench.core.budget import Budget
+from retrobench.report.rows import FULL_ATTENTION
 from retrobench.store.row_file import OK
 
 TOLERANCE_FRAC, TOLERANCE_TOKENS = 0.05, 1
@@ -16,7 +17,6 @@ NOTE = (
 )
 COLUMNS = "method budget length status prompt_tokens decode_steps".split()
 COLUMNS += ["live.attended_tokens", "live.context_tokens", "speed.step_s"]
-_EVERYTHING = ("full", "full_offload")  # methods without a budget
 
 
 def texts(frame: pd.DataFrame, by: list[str]) -> dict[tuple[object, ...], str]:
@@ -26,7 +26,7 @@ def texts(frame: pd.DataFrame, by: list[str]) -> dict[tuple[object, ...], str]:
     """
     rows = frame.reindex(columns=list(dict.fromkeys([*by, *COLUMNS])))
     rows = rows[(rows["status"] == OK) & rows["live.attended_tokens"].notna()]
-    rows = rows[~rows["method"].isin(_EVERYTHING)]
+    rows = rows[~rows["method"].isin(FULL_ATTENTION)]
     prompt = rows["prompt_tokens"].fillna(rows["length"])
     # it grows by the answer: its mean. Timed runs count after their steps; older ones say not where
     timed, steps = rows["speed.step_s"].notna(), rows["decode_steps"]

@@ -13,7 +13,7 @@ import pandas as pd
 
 from retrobench.core.budget import Budget
 from retrobench.report.benchmarks import benchmark
-from retrobench.report.rows import ORDER
+from retrobench.report.rows import FULL_ATTENTION, ORDER
 from retrobench.store.results import ResultStore
 from retrobench.store.row_file import OK
 
@@ -24,7 +24,6 @@ NOTE = (
     f"{100 * ABOVE_CHANCE:g} above chance"
 )
 _COLUMN = ["model", "benchmark", "protocol", "task", "length"]
-_FULL_ATTENTION = ("full", "full_offload")
 _SHOWN = 6  # names in a note
 
 
@@ -58,7 +57,7 @@ def _place(column: pd.Series) -> pd.Series:
 
 def _full_scores(frame: pd.DataFrame, among: pd.DataFrame) -> pd.Series:
     """Mean score of full attention (of the rows ``among``) in the column of every row, or NaN."""
-    full = among[among["method"].isin(_FULL_ATTENTION) & (among["status"] == OK)]
+    full = among[among["method"].isin(FULL_ATTENTION) & (among["status"] == OK)]
     means = pd.to_numeric(full["score"]).groupby([full[name] for name in _COLUMN]).mean()
     return frame[_COLUMN].join(means.rename("full_score"), on=_COLUMN)["full_score"]
 

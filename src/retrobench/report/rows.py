@@ -12,6 +12,7 @@ ORDER = (
     *("retroinfer_plus", "retroinfer_faithful", "retrieval_attention", "sparf", "shadowkv"),
     *("magicpig", "pqcache", "heterocache", "snapkv", "adakv", "pyramidkv", "full_offload"),
 )
+FULL_ATTENTION = ("full", "full_offload")  # without a budget
 HELD_BYTES = ["footprint.device", "footprint.pinned", "footprint.host"]
 
 

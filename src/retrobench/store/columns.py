@@ -65,7 +65,7 @@ def _number_if_null(column: pa.Field) -> pa.Field:
 
 def _fresh(root: Path) -> pa.Table:
     """The cached table, after reading again what changed since it was written."""
-    now = {path.parent.name: _stamp(path.parent) for path in sorted(root.glob("*/cell.json"))}
+    now = {path.parent.name: stamp(path.parent) for path in sorted(root.glob("*/cell.json"))}
     parts, problems, same = [pa.table({"key": pa.array([], pa.string())})], {}, set()
     try:
         cached = _load(root / _FILE)
@@ -89,7 +89,7 @@ def _fresh(root: Path) -> pa.Table:
     return table
 
 
-def _stamp(folder: Path) -> list[int]:
+def stamp(folder: Path) -> list[int]:
     """Size and times of a cell's files. The time of the last change cannot be set back."""
     stamp = []
     for name in ("cell.json", cell_files.ROWS, "status.json"):

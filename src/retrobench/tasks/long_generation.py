@@ -30,8 +30,6 @@ _WALK_QUESTION = (
     "\nStart at {start} with a total of 0 and travel {count} stations. At each station add its "
     "toll to the total. Write one line for each station, `station: total`, and nothing else."
 )
-
-
 _WEAVE_RULE = (
     " Write one line for each number of the list, in its order: the number, a colon, and the "
     "number that you wrote {lag} lines above (0 in the first {lag} lines). Write nothing else."
@@ -116,9 +114,8 @@ class LongGenerationTask(GeneratedTask):
         return items
 
     def _draw(self, task: str, seed: str, items: int) -> HiddenTexts:
-        if task == "weave":
-            return _draw_weave(random.Random(seed), items, self.config.lag)
-        return _KINDS[task].draw(random.Random(seed), items)
+        hidden = _KINDS[task].draw(random.Random(seed), items)
+        return _woven(hidden, self.config.lag) if task == "weave" else hidden
 
     def _factory(self, task: str, items: int, seed: str, index: int) -> PromptFactory:
         kind = _KINDS[task]
@@ -146,9 +143,8 @@ def _draw_list(rng: random.Random, count: int) -> HiddenTexts:
     )
 
 
-def _draw_weave(rng: random.Random, count: int, lag: int) -> HiddenTexts:
-    """A list in the text; each line of the answer also needs one of its own lines far above."""
-    hidden = _draw_list(rng, count)
+def _woven(hidden: HiddenTexts, lag: int) -> HiddenTexts:
+    """The same list; each line of the answer also needs one of its own lines far above."""
     above = ["0"] * lag + list(hidden.answers)
     lines = zip(hidden.answers, above, strict=False)
     return replace(

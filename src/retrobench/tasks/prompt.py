@@ -65,6 +65,11 @@ class PromptBuilder:
             **({"thinking": self.thinking} if self.chat and self.thinking != "auto" else {}),
         }
 
+    @property
+    def tokenizer_id(self) -> str:
+        """Hash of the tokenizer's content and of the chat template in use."""
+        return self._tokenizer_id
+
     @cached_property
     def template_hash(self) -> str:
         """Hash of the chat template in use; empty for base models."""
@@ -73,8 +78,7 @@ class PromptBuilder:
         return text_hash(str(self.tokenizer.chat_template))
 
     @cached_property
-    def tokenizer_id(self) -> str:
-        """Hash of the tokenizer's content and of the chat template in use."""
+    def _tokenizer_id(self) -> str:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is not None:
             content = backend.to_str()

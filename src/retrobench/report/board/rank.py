@@ -49,7 +49,7 @@ def ranked(rows: pd.DataFrame) -> pd.DataFrame:
     """
     rows = informative(rows)
     answered = rows[(rows["status"] == OK) & rows["score"].notna()]
-    failed = rows[~rows["status"].isin([OK])].groupby("key")["status"].count()
+    failed = rows[rows["status"] != OK].groupby("key")["status"].count()
     lines = []
     for key, own in answered.groupby("key", sort=False):
         mean, low, high = mean_interval(100 * own["score"].to_numpy(dtype=float))

@@ -11,6 +11,7 @@ from retrobench.report.board.rank import AXES, COLUMNS, GROUP, ranked
 from retrobench.report.rows import token_count, uses_stand_in
 from retrobench.report.tables.labels import each_label
 from retrobench.report.tables.layout import number
+from retrobench.store.row_file import OK
 
 NOTE = (
     "rank on an axis: 1 + the cells that cost no more there and answer significantly better on the "
@@ -26,7 +27,7 @@ def board(merged: Merged, axis: str, split: bool = False) -> Iterator[tuple[str,
     ``split``: a table for every sub-task and length. ValueError if no row has a score.
     """
     frame = headroom.load(merged.store, COLUMNS, None)
-    frame = frame[frame["score"].notna() | ~frame["status"].isin(["ok"])]
+    frame = frame[frame["score"].notna() | (frame["status"] != OK)]
     if frame.empty:
         raise ValueError("no scored rows in these folders: a board needs measure=score")
     by = [*GROUP, *(["task", "length"] if split else [])]

@@ -24,7 +24,8 @@ def serving(frame: pd.DataFrame) -> Any:
     rows = rows[rows["sample"].str.startswith("rate-")]
     require(rows["replay.request_rate"].nunique() > 1, "needs two request rates", COMMAND)
     machines = sorted(rows["hardware"].unique())
-    drawing, panels = style.figure(4.2, 2 * len(machines), rows=2, width=_width(len(machines)))
+    width = style.ONE_COLUMN if len(machines) == 1 else style.TWO_COLUMNS
+    drawing, panels = style.figure(4.2, 2 * len(machines), rows=2, width=width)
     for column, machine in enumerate(machines):
         for row, (name, (label, scale)) in enumerate(LATENCIES.items()):
             panel = panels[row * len(machines) + column]
@@ -82,11 +83,10 @@ def _bars(axes: Any, rows: pd.DataFrame, column: str, text: Any) -> None:
         for x, machine in enumerate(machines):
             for _, row in own[own["hardware"] == machine].iterrows():
                 place, value = parts.slot_place(x, slot), row[column]
-                shown = row if column == "replay.request_rate" else value
                 if value > 0:
                     axes.bar(place, value, parts.slot_width(slot), color=style.color(method))
                 look = {"ha": "center", "va": "bottom", "fontsize": style.SMALL}
-                axes.text(place, value or axes.get_ylim()[0], text(shown), **look)
+                axes.text(place, value or axes.get_ylim()[0], text(row), **look)
     parts.group_axis(axes, machines)
     axes.set_yscale("log")
     axes.margins(y=0.15)
@@ -97,7 +97,8 @@ def _rate_text(row: pd.Series) -> str:
     return f"{bound}{row['replay.request_rate']:.2g}" if row["replay.request_rate"] else "none"
 
 
-def _price_text(usd: float) -> str:
+def _price_text(row: pd.Series) -> str:
+    usd = row["replay.usd_per_million_tokens"]
     return f"{usd:.0f}" if usd >= 100 else f"{usd:.2g}"
 
 
@@ -151,10 +152,6 @@ def _objectives(rows: pd.DataFrame) -> str:
 def _note(rows: pd.DataFrame, more: str) -> str:
     shape, requests = rows["model"].iloc[0], rows["replay.requests"].iloc[0]
     return f"{REPLAYED.format(shape=shape, requests=requests)}; {more}"
-
-
-def _width(machines: int) -> float:
-    return style.ONE_COLUMN if machines == 1 else style.TWO_COLUMNS
 
 
 FIGURES = {draw.__name__: draw for draw in (serving, goodput, serving_cost, flash_bytes)}

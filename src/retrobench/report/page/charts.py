@@ -45,11 +45,6 @@ def charts(frame: pd.DataFrame) -> list[tuple[str, dict[str, Any]]]:
     return [(title, chart.to_dict()) for title, chart in made if chart is not None]
 
 
-def colors(methods: list[str]) -> dict[str, str]:
-    """The colour of each method, the same in every chart and card of a page."""
-    return {name: _PALETTE[i % len(_PALETTE)] for i, name in enumerate(ordered(methods))}
-
-
 def _names(frame: pd.DataFrame) -> dict[str, str]:
     """A cell's name in legends, as short as tells them apart."""
     found = {}
@@ -60,8 +55,9 @@ def _names(frame: pd.DataFrame) -> dict[str, str]:
     return {key: f"{name} {key[:6]}" if name in twice else name for key, name in found.items()}
 
 
-def _color(methods: list[str]) -> alt.Color:
-    known = colors(methods)
+def _color(points: pd.DataFrame) -> alt.Color:
+    methods = ordered(points["method"])
+    known = {name: _PALETTE[i % len(_PALETTE)] for i, name in enumerate(methods)}
     scale = alt.Scale(domain=list(known), range=list(known.values()))
     return alt.Color("method:N", scale=scale, legend=alt.Legend(symbolOpacity=1), title=None)
 
@@ -88,18 +84,14 @@ def _pareto(frame: pd.DataFrame) -> alt.LayerChart | None:
     front = base.transform_filter("datum.front === 'yes'")
     front = front.mark_line(interpolate="step-after", strokeDash=[4, 4], color="#8a8f98")
     y = alt.Y("score:Q", scale=_SCORE, axis=_SCORE_AXIS, title="mean score")
-    bars = base.mark_rule(opacity=0.6).encode(alt.Y("low:Q"), alt.Y2("high:Q"), _color(_of(points)))
-    shape = alt.Shape("method:N", title=None, scale=alt.Scale(domain=ordered(_of(points))))
+    bars = base.mark_rule(opacity=0.6).encode(alt.Y("low:Q"), alt.Y2("high:Q"), _color(points))
+    shape = alt.Shape("method:N", title=None, scale=alt.Scale(domain=ordered(points["method"])))
     dots = base.mark_point(filled=True, size=110, opacity=0.85).encode(
-        y, _color(_of(points)), shape, tooltip=tips
+        y, _color(points), shape, tooltip=tips
     )
     layers = alt.layer(front.encode(y=y), bars, dots).add_params(picked)
     name = alt.Title(text=alt.ExprRef("cost"), orient="bottom", fontSize=11)
     return layers.properties(width="container", height=300, title=name)
-
-
-def _of(frame: pd.DataFrame) -> list[str]:
-    return list(frame["method"].unique())
 
 
 def pareto_points(frame: pd.DataFrame) -> pd.DataFrame:
@@ -144,7 +136,7 @@ def _by_length(good: pd.DataFrame) -> alt.LayerChart | None:
     scale = alt.Scale(type="log", nice=False, padding=12)
     x = alt.X("length:Q", scale=scale, axis=ticks, title="context (tokens)")
     y = alt.Y("score:Q", scale=_SCORE, axis=_SCORE_AXIS, title="mean score")
-    base = alt.Chart(points).encode(x=x, detail="label:N", color=_color(_of(points)))
+    base = alt.Chart(points).encode(x=x, detail="label:N", color=_color(points))
     band = base.mark_area(opacity=0.12).encode(alt.Y("low:Q"), alt.Y2("high:Q"))
     line = base.mark_line(point=alt.OverlayMarkDef(size=60)).encode(y, tooltip=_tips("length:Q"))
     return alt.layer(band, line).properties(width="container", height=280)

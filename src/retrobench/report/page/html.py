@@ -25,6 +25,7 @@ from retrobench.store.results import ResultStore
 from retrobench.store.row_file import OK
 
 _HERE = Path(__file__).parent
+_SETTING = ("method", "changed", "budget", "batch", "protocol")  # rows of the average scores
 
 
 def write_report(
@@ -62,10 +63,8 @@ def render(
     cells = [store.cell(key) for key in keys]
     lines = [] if frame.empty else significance(frame[~is_unscored(frame)])
     scripts = [_library(), (_HERE / "page.js").read_text(encoding="utf-8")]
-    groups = [
-        _group(model, benchmark, own, store, lines)
-        for (model, benchmark), own in ([] if frame.empty else _by_group(frame))
-    ]
+    pairs = [] if frame.empty else frame.groupby(["model", "benchmark"])
+    groups = [_group(str(model), str(name), own, store, lines) for (model, name), own in pairs]
     page = _template().render(
         title=title,
         live=live,
@@ -84,12 +83,6 @@ def render(
         style=(_HERE / "page.css").read_text(encoding="utf-8"),
     )
     return page.encode("utf-8", "replace")
-
-
-def _by_group(frame: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
-    names = frame[["model", "benchmark"]].drop_duplicates().sort_values(["model", "benchmark"])
-    pairs = names.itertuples(index=False, name=None)
-    return [(p, frame[(frame["model"] == p[0]) & (frame["benchmark"] == p[1])]) for p in pairs]
 
 
 def _group(
@@ -120,42 +113,33 @@ def _plain(titled: Titled) -> tables.Table:
 
 def _overview(groups: Sequence[dict[str, Any]]) -> tables.Table | None:
     """Averages of every setting of a method: a row each, a column per model and benchmark."""
-    names, rows = [], {}
+    names, averages = [], {}
     for group in groups:
         for table in group["tables"]:
             if table.hue != "score":
                 continue
             names.append(f"{group['model']} · {group['benchmark']}")
-            place = {name: i for i, name in enumerate(table.columns)}
-            labels = [n for n in ("method", "changed", "budget", "batch", "protocol") if n in place]
             for row in table.rows:
-                setting = tuple((n, row[place[n]].text) for n in labels if row[place[n]].text)
-                rows.setdefault(setting, {})[names[-1]] = row[place["avg"]]
+                entries = dict(zip(table.columns, row, strict=True))
+                setting = tuple(entries[n].text if n in entries else "" for n in _SETTING)
+                averages.setdefault(setting, {})[names[-1]] = entries["avg"]
     if not names:
         return None
-    heads = [n for n in ("method", "changed", "budget", "batch", "protocol") if _any_has(rows, n)]
-    blank = tables.Entry(text="")
-    found = [
-        [
-            *(tables.Entry(text=dict(setting).get(head, "")) for head in heads),
-            *(averages.get(name, blank) for name in names),
-        ]
-        for setting, averages in sorted(rows.items(), key=_place)
-    ]
-    title, columns = "Average scores", [*heads, *names]
-    return tables.Table(title=title, columns=columns, rows=found, hue="score", words=len(heads))
+    rows, blank = [], tables.Entry(text="")
+    for setting in sorted(averages, key=_place):
+        labels = [tables.Entry(text=text) for text in setting]
+        rows.append([*labels, *(averages[setting].get(name, blank) for name in names)])
+    columns, words = [*_SETTING, *names], len(_SETTING)
+    return tables.without_silent(
+        tables.Table(title="Average scores", columns=columns, rows=rows, hue="score", words=words)
+    )
 
 
-def _place(row: tuple[tuple[tuple[str, str], ...], Any]) -> tuple[int, float]:
+def _place(setting: tuple[str, ...]) -> tuple[int, float]:
     """Methods as in every legend, then budgets by their amount."""
-    setting = dict(row[0])
-    method, budget = setting.get("method"), setting.get("budget", "default")
+    method, _, budget, *_ = setting
     place = ORDER.index(method) if method in ORDER else len(ORDER)
     return place, 0.0 if budget == "default" else Budget.parse(budget).value
-
-
-def _any_has(settings: Any, name: str) -> bool:
-    return any(name in dict(setting) for setting in settings)
 
 
 def _facts(frame: pd.DataFrame, keys: Sequence[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from retrobench.core.words import counted
 from retrobench.report.rows import token_count
 from retrobench.report.tables.cost import COLUMNS as COSTS
 from retrobench.report.tables.cost import NOTE as COST_NOTE
@@ -59,7 +60,7 @@ def score_table(frame: pd.DataFrame) -> Table:
     shown = [name.partition("@")[0] for name in columns] if at else columns
     heads, rows = [*names, "avg", *shown], [line for _, line in lines]
     title, note = f"Scores (x100){at}", caption(frame)
-    return _without_silent(
+    return without_silent(
         Table(title=title, columns=heads, rows=rows, note=note, hue="score", words=len(names))
     )
 
@@ -81,7 +82,7 @@ def _average(own: pd.DataFrame, mean: float) -> Entry:
 
 
 def _score(entry: dict) -> Entry:
-    count = f"{entry['rows']} sample{'s' * (entry['rows'] != 1)}"
+    count = counted(entry["rows"], "sample")
     if entry["failed"] or not entry["points"]:
         return Entry(text=entry["text"], tip=count)
     mean, low, high = mean_interval(entry["points"])
@@ -111,7 +112,7 @@ def cost_table(frame: pd.DataFrame) -> Table:
     heads = [*names, *COSTS]
     title = "Cost (medians and quartiles)"
     table = Table(title=title, columns=heads, rows=rows, note=COST_NOTE, words=len(names))
-    return _without_silent(table)
+    return without_silent(table)
 
 
 def plain_table(title: str, matrix: pd.DataFrame, note: str = "") -> Table:
@@ -128,7 +129,7 @@ def plain_table(title: str, matrix: pd.DataFrame, note: str = "") -> Table:
             row[place] = Entry(text=row[place].text, heat=None if np.isnan(heat) else float(heat))
     columns = [str(name) for name in texts.columns]
     words = next((i for i, name in enumerate(columns) if name not in _WORDS), len(columns))
-    return _without_silent(Table(title=title, columns=columns, rows=rows, note=note, words=words))
+    return without_silent(Table(title=title, columns=columns, rows=rows, note=note, words=words))
 
 
 def _labels(frame: pd.DataFrame, by: tuple[str, ...] = ("key",)):
@@ -136,7 +137,7 @@ def _labels(frame: pd.DataFrame, by: tuple[str, ...] = ("key",)):
         yield place, {name: value for name, value in labels.items() if name != "model"}
 
 
-def _without_silent(table: Table) -> Table:
+def without_silent(table: Table) -> Table:
     """Without columns that say nothing in any row."""
     kept = [i for i in range(len(table.columns)) if any(row[i].text for row in table.rows)]
     columns = [table.columns[i] for i in kept]

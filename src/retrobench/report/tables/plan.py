@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from retrobench.core.shapes import Footprint
-from retrobench.core.words import counted
+from retrobench.core.words import counted, duration
 from retrobench.report.tables.layout import print_line, print_table
 
 
@@ -52,7 +52,7 @@ def _row(cell: PlannedRun) -> tuple[str, ...]:
     place = cell.footprint
     sizes = (cell.weight_bytes, place.device, place.pinned, place.host, cell.waiting)
     todo = "?" if cell.todo is None else str(cell.todo)
-    time = "" if cell.seconds is None else _duration(cell.seconds)
+    time = "" if cell.seconds is None else duration(cell.seconds)
     return (cell.label, cell.key[:6], cell.state, todo, *map(_size, sizes), time)
 
 
@@ -68,7 +68,7 @@ def _total(cells: Sequence[PlannedRun]) -> str:
     samples = sum(cell.todo or 0 for cell in running)
     text = counted(samples, "sample")
     if known:
-        text += f", about {_duration(sum(known))} by earlier rows"
+        text += f", about {duration(sum(known))} by earlier rows"
     if len(known) < len(running):
         text += f", time unknown for {counted(len(running) - len(known), 'cell')} (no earlier rows)"
     return text
@@ -76,12 +76,6 @@ def _total(cells: Sequence[PlannedRun]) -> str:
 
 def _bytes(cell: PlannedRun) -> int:
     return cell.weight_bytes + cell.footprint.total + cell.waiting
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _size(num_bytes: int) -> str:

@@ -24,13 +24,9 @@ def longbench(frame: pd.DataFrame) -> pd.DataFrame:
             groups = categories(language)
             if not any(name in scores for names in groups.values() for name in names):
                 continue
-            values = {
-                category: _mean([scores.get(name) for name in names])
-                for category, names in groups.items()
-            }
-            overall = _mean(list(values.values()))
-            texts = {name: _text(value, 2) for name, value in values.items()}
-            rows.append({**key, "language": language, **texts, "overall": _text(overall, 2)})
+            means = pd.Series({c: _mean(scores.reindex(names)) for c, names in groups.items()})
+            texts = {category: _text(mean, 2) for category, mean in means.items()}
+            rows.append({**key, "language": language, **texts, "overall": _text(_mean(means), 2)})
     return pd.DataFrame(rows)
 
 
@@ -76,22 +72,19 @@ def _cells(
         yield {"method": first["method"], "key": first["key"][:6]}, cell
 
 
-def _means(cell: pd.DataFrame, groups: pd.Series) -> dict[str, float | None]:
-    """Means in percent by group; None where a sample has no score (failed, beyond the model)."""
-    means: dict[str, float | None] = {}
-    for name, group in cell.groupby(groups, sort=False):
-        whole = (group["status"] == OK).all()
-        means[str(name)] = 100 * group["score"].mean() if whole else None
-    return means
+def _means(cell: pd.DataFrame, groups: pd.Series) -> pd.Series:
+    """Means in percent by group; NaN where a sample has no score (failed, beyond the model)."""
+    scores = cell["score"].where(cell["status"] == OK).astype(float)
+    return 100 * scores.groupby(groups, sort=False).agg(_mean)
 
 
-def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
+def _mean(values: pd.Series) -> float:
+    """NaN where any value is missing."""
+    return values.mean(skipna=False)
 
 
 def _text(value: float | None, decimals: int) -> str:
-    return "-" if value is None else f"{value:.{decimals}f}"
+    return "-" if pd.isna(value) else f"{value:.{decimals}f}"
 
 
 def _bin(words: int) -> str:
