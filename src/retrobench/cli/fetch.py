@@ -12,9 +12,8 @@ from rich.table import Table
 from retrobench.cli.app import console, say
 from retrobench.core.spec import unknown
 from retrobench.fetch import data, hub, models
-from retrobench.fetch.benchmarks import BENCHMARKS
+from retrobench.fetch.benchmarks import BENCHMARKS, DataFile
 from retrobench.fetch.catalogue import MODELS
-from retrobench.fetch.data_file import DataFile
 
 MANY_FILES = 4  # more of one benchmark are one row of the list
 EPILOG = """NAME is one of the list, `data` for the data of all benchmarks, or ORG/NAME[@REVISION]

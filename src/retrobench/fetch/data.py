@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from retrobench.core.paths import replace_text, replacing
-from retrobench.fetch.benchmarks import BENCHMARKS
-from retrobench.fetch.data_file import DataFile
+from retrobench.fetch.benchmarks import BENCHMARKS, DataFile
 from retrobench.fetch.digests import sha256
 from retrobench.fetch.models import Say
 

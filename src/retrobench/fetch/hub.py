@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from retrobench.fetch.data_file import DataFile
+from retrobench.fetch.benchmarks import DataFile
 
 
 class Hub:

@@ -54,10 +54,7 @@ def fetch_model(
     folder = models_root() / model.name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{model.name}.lock")):
-        manifest = read_manifest(folder)
-        if manifest is not None and not (
-            manifest["revision"] != revision(model.sha256) or damage(folder, manifest, deep=True)
-        ):
+        if _is_current(folder, model.sha256, deep=True):
             say(f"{model.name}: already there ({folder})")
             return folder
         if model.terms and not accepted:
@@ -89,9 +86,7 @@ def from_gguf(file: Path, say: Say) -> tuple[Path, str]:
     folder = models_root() / f"gguf-{sha256[:16]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
-        manifest = read_manifest(folder)
-        current = manifest is not None and manifest["revision"] == revision(sha256)
-        if manifest is None or not current or damage(folder, manifest, deep=False):
+        if not _is_current(folder, sha256, deep=False):
             convert.check_packages()
             say(f"{file.name}: converting once to safetensors in {folder} (up to minutes) ...")
             try:
@@ -103,6 +98,14 @@ def from_gguf(file: Path, say: Say) -> tuple[Path, str]:
                 why = f"{type(error).__name__}: {error}"
                 raise ValueError(f"{file} could not be converted: {why}") from error
     return folder, revision(sha256)
+
+
+def _is_current(folder: Path, sha256: str, deep: bool) -> bool:
+    """Whether a folder holds, whole, what this version makes of the file with that digest."""
+    manifest = read_manifest(folder)
+    if manifest is None or manifest["revision"] != revision(sha256):
+        return False
+    return not damage(folder, manifest, deep)
 
 
 def own_files() -> list[tuple[str, Path, int]]:

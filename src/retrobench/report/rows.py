@@ -89,7 +89,7 @@ def token_count(count: float) -> str:
     return f"{count / 1024:g}K" if count >= 1024 and count % 128 == 0 else f"{count:g}"
 
 
-def uses_stand_in(frame: pd.DataFrame) -> bool:
+def uses_substitutes(frame: pd.DataFrame) -> bool:
     """Whether any row used substitute data."""
     return "meta.stand_in" in frame and bool(frame["meta.stand_in"].eq(True).any())
 
@@ -105,7 +105,7 @@ def describe(frame: pd.DataFrame, by: list[str]) -> str:
     """Model, length, protocol, samples per point and kind of data, for the line below a figure."""
     number = count_range(frame, by)
     models = ", ".join(sorted(frame["model"].unique()))
-    kind = "substitute data" if uses_stand_in(frame) else "no substitute data"
+    kind = "substitute data" if uses_substitutes(frame) else "no substitute data"
     lengths = sorted(frame["length"].unique())
     length = "-".join(map(token_count, dict.fromkeys([lengths[0], lengths[-1]])))
     length = f"{length} tokens, " if lengths[-1] else ""

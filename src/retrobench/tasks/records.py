@@ -73,7 +73,7 @@ class Prose:
         return pieces + [make() for _ in range(max(0, int(tokens / each) - len(pieces)))]
 
     def text(self, tokens: float, rng: random.Random) -> str:
-        """The same as one line."""
+        """Sentences of about so many tokens as one line."""
         return " ".join(self.sentences(tokens, rng))
 
 

@@ -8,7 +8,7 @@ from retrobench.core.words import counted
 from retrobench.report import headroom
 from retrobench.report.board.merge import Merged
 from retrobench.report.board.rank import AXES, COLUMNS, GROUP, ranked
-from retrobench.report.rows import token_count, uses_stand_in
+from retrobench.report.rows import token_count, uses_substitutes
 from retrobench.report.tables.labels import each_label
 from retrobench.report.tables.layout import number
 from retrobench.store.row_file import OK
@@ -37,7 +37,7 @@ def board(merged: Merged, axis: str, split: bool = False) -> Iterator[tuple[str,
         model, benchmark, protocol, *part = names
         words = [model, benchmark, *([] if protocol == "query_aware" else [protocol])]
         words += [f"{part[0]} at {token_count(part[1])}"] if part else []
-        words += ["(substitute data)"] if uses_stand_in(rows) else []
+        words += ["(substitute data)"] if uses_substitutes(rows) else []
         yield " ".join(words), _table(merged, rows, axis)
 
 

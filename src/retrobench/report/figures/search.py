@@ -21,9 +21,9 @@ def ann_recall(frame: pd.DataFrame) -> Any:
     rows = rows[rows["length"] == rows["length"].max()]
     drawing, panels = style.figure(2.9, 3)
     for panel, (kind, title) in zip(panels, ASKED.items(), strict=False):
-        for i, (name, curves, control) in _structures(rows):
+        for i, name, curves, is_library in _structures(rows):
             look = style.option_look(i)
-            look |= {"linestyle": ":", "fillstyle": "none"} if control else {}
+            look |= {"linestyle": ":", "fillstyle": "none"} if is_library else {}
             percent = [100 * share for share in curves[kind]["scanned"]]
             panel.plot(percent, curves[kind]["recall"], label=name, lw=1, **look)
         panel.axhline(0.95, color="black", lw=0.6, ls="--")
@@ -41,8 +41,8 @@ def ann_recall(frame: pd.DataFrame) -> Any:
     return style.finish(drawing, rows, ["key"], note, columns=4)
 
 
-def _structures(rows: pd.DataFrame) -> list[tuple[int, tuple[str, dict[str, Any], bool]]]:
-    """Number, and name, curves and whether it is a library's, of all that look at some keys.
+def _structures(rows: pd.DataFrame) -> list[tuple[int, str, dict[str, Any], bool]]:
+    """(Number, name, curves, whether it is a library's) of all that look at some keys.
 
     A library's structure has the number of ours.
     """
@@ -53,10 +53,10 @@ def _structures(rows: pd.DataFrame) -> list[tuple[int, tuple[str, dict[str, Any]
             continue
         words = changed.split() if "index=" in changed else ["index=roar", *changed.split()]
         kind, tuned = words[0].removeprefix("index="), " ".join(words[1:])
-        number = len({i for i, _ in found})
-        found.append((number, (f"{kind} {tuned}".strip(), about["of"], False)))
+        number = len({i for i, *_ in found})
+        found.append((number, f"{kind} {tuned}".strip(), about["of"], False))
         for control, curves in about["controls"].items():
-            found.append((number, (f"{control} {tuned}".strip(), curves, True)))
+            found.append((number, f"{control} {tuned}".strip(), curves, True))
     return found
 
 

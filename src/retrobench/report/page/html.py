@@ -19,7 +19,7 @@ from retrobench.report.benchmarks import is_unscored
 from retrobench.report.checks.significance import significance
 from retrobench.report.headroom import load
 from retrobench.report.page import about, samples, tables
-from retrobench.report.rows import ORDER, uses_stand_in
+from retrobench.report.rows import ORDER, uses_substitutes
 from retrobench.report.tables.overview import COLUMNS, Titled, further_tables, unscored_tables
 from retrobench.store.results import ResultStore
 from retrobench.store.row_file import OK
@@ -98,7 +98,7 @@ def _group(
     found += map(_plain, further_tables(frame))
     return {
         **group,
-        "substitute": uses_stand_in(frame),
+        "substitute": uses_substitutes(frame),
         "tables": [table for table in found if table.rows],
         "charts": charts(frame),
         "lines": [line for line in lines if f" {model} {benchmark} " in f" {line}"],
@@ -127,11 +127,11 @@ def _overview(groups: Sequence[dict[str, Any]]) -> tables.Table | None:
         return None
     rows, blank = [], tables.Entry(text="")
     for setting in sorted(averages, key=_place):
-        labels = [tables.Entry(text=text) for text in setting]
-        rows.append([*labels, *(averages[setting].get(name, blank) for name in names)])
-    columns, words = [*_SETTING, *names], len(_SETTING)
+        heads = [tables.Entry(text=text) for text in setting]
+        rows.append([*heads, *(averages[setting].get(name, blank) for name in names)])
+    columns, labels = [*_SETTING, *names], len(_SETTING)
     return tables.without_silent(
-        tables.Table(title="Average scores", columns=columns, rows=rows, hue="score", words=words)
+        tables.Table(title="Average scores", columns=columns, rows=rows, hue="score", labels=labels)
     )
 
 

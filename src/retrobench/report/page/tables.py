@@ -17,7 +17,7 @@ from retrobench.report.tables.scores import caption, column_names, score_entries
 from retrobench.stats.intervals import bootstrap_means, mean_interval
 from retrobench.store.row_file import OK
 
-_WORDS = {*LABELS, "context", "batch", "task", "length", "source", "status", "sparse layers"}
+_LABELS = {*LABELS, "context", "batch", "task", "length", "source", "status", "sparse layers"}
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?")
 
 
@@ -40,7 +40,7 @@ class Table:
     rows: Sequence[Sequence[Entry]]
     note: str = ""
     hue: str = "amount"
-    words: int = 0  # leading columns of labels
+    labels: int = 0  # so many leading columns name the row
 
 
 def score_table(frame: pd.DataFrame) -> Table:
@@ -61,7 +61,7 @@ def score_table(frame: pd.DataFrame) -> Table:
     heads, rows = [*names, "avg", *shown], [line for _, line in lines]
     title, note = f"Scores (x100){at}", caption(frame)
     return without_silent(
-        Table(title=title, columns=heads, rows=rows, note=note, hue="score", words=len(names))
+        Table(title=title, columns=heads, rows=rows, note=note, hue="score", labels=len(names))
     )
 
 
@@ -111,7 +111,7 @@ def cost_table(frame: pd.DataFrame) -> Table:
         rows.append(line)
     heads = [*names, *COSTS]
     title = "Cost (medians and quartiles)"
-    table = Table(title=title, columns=heads, rows=rows, note=COST_NOTE, words=len(names))
+    table = Table(title=title, columns=heads, rows=rows, note=COST_NOTE, labels=len(names))
     return without_silent(table)
 
 
@@ -122,14 +122,14 @@ def plain_table(title: str, matrix: pd.DataFrame, note: str = "") -> Table:
     rows = [[Entry(text=text) for text in line] for line in texts.to_numpy().tolist()]
     for place, name in enumerate(texts.columns):
         found = [_NUMBER.match(text) for text in texts[name]]
-        if name in _WORDS or not all(found) or len(rows) < 2:
+        if name in _LABELS or not all(found) or len(rows) < 2:
             continue
         heats = _heats(pd.Series([float(match.group()) for match in found if match]))
         for row, heat in zip(rows, heats, strict=True):
             row[place] = Entry(text=row[place].text, heat=None if np.isnan(heat) else float(heat))
     columns = [str(name) for name in texts.columns]
-    words = next((i for i, name in enumerate(columns) if name not in _WORDS), len(columns))
-    return without_silent(Table(title=title, columns=columns, rows=rows, note=note, words=words))
+    labels = next((i for i, name in enumerate(columns) if name not in _LABELS), len(columns))
+    return without_silent(Table(title=title, columns=columns, rows=rows, note=note, labels=labels))
 
 
 def _labels(frame: pd.DataFrame, by: tuple[str, ...] = ("key",)):
@@ -142,7 +142,7 @@ def without_silent(table: Table) -> Table:
     kept = [i for i in range(len(table.columns)) if any(row[i].text for row in table.rows)]
     columns = [table.columns[i] for i in kept]
     rows = [[row[i] for i in kept] for row in table.rows]
-    return replace(table, columns=columns, rows=rows, words=sum(i < table.words for i in kept))
+    return replace(table, columns=columns, rows=rows, labels=sum(i < table.labels for i in kept))
 
 
 def _heats(values: pd.Series) -> pd.Series:

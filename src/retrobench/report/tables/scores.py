@@ -4,7 +4,7 @@ import pandas as pd
 
 from retrobench.report import attended, headroom
 from retrobench.report.benchmarks import short_names
-from retrobench.report.rows import count_range, token_count, uses_stand_in
+from retrobench.report.rows import count_range, token_count, uses_substitutes
 from retrobench.report.tables.labels import each_label
 from retrobench.report.tables.layout import number
 from retrobench.store.row_file import OK
@@ -62,7 +62,7 @@ def caption(frame: pd.DataFrame) -> str:
     number, protocols = count_range(frame, ["key", "task", "length"]), set(frame["protocol"])
     samples = "1 sample" if number == "1" else f"{number} samples"
     lines = [f"{samples} per entry; protocol: {', '.join(sorted(protocols))}"]
-    if uses_stand_in(frame):
+    if uses_substitutes(frame):
         lines.append("substitute data: not comparable with published scores")
     if attended.texts(frame, ["key"]):
         lines.append(attended.NOTE)
