@@ -26,7 +26,7 @@ def test_recall_joins_cells_of_one_method_only_where_the_budget_alone_differs(la
     for budget, share in (("2%", 0.02), ("5%", 0.05)):
         lab.cell("quest", budget=budget, rows=[lab.row(fidelity=measured(share))])
     lab.cell("quest", page_size=8, rows=[lab.row(fidelity=measured(0.03))])
-    (axes,) = fidelity_plots.recall_budget(load(lab.store)).axes
+    (axes,) = fidelity_plots.fidelity_recall(load(lab.store)).axes
     assert [len(line.get_xdata()) for line in axes.lines] == [2, 2, 1, 1, 0]
 
 

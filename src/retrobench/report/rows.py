@@ -4,6 +4,7 @@ from typing import Any
 
 import pandas as pd
 
+from retrobench.core.words import counted
 from retrobench.store.row_file import OK
 
 # methods in tables and legends; others follow
@@ -94,25 +95,22 @@ def uses_substitutes(frame: pd.DataFrame) -> bool:
     return "meta.stand_in" in frame and bool(frame["meta.stand_in"].eq(True).any())
 
 
-def count_range(frame: pd.DataFrame, by: list[str]) -> str:
-    """Rows per group as text: ``3``, or ``3-5`` where groups differ."""
+def sample_count(frame: pd.DataFrame, by: list[str]) -> str:
+    """Rows per group as text: ``1 sample``, ``3 samples``, or ``3-5 samples`` where they differ."""
     counts = frame.groupby(by).size()
     low, high = counts.min(), counts.max()
-    return f"{low}" if low == high else f"{low}-{high}"
+    return counted(low, "sample") if low == high else f"{low}-{high} samples"
 
 
 def describe(frame: pd.DataFrame, by: list[str]) -> str:
     """Model, length, protocol, samples per point and kind of data, for the line below a figure."""
-    number = count_range(frame, by)
     models = ", ".join(sorted(frame["model"].unique()))
     kind = "substitute data" if uses_substitutes(frame) else "no substitute data"
     lengths = sorted(frame["length"].unique())
     length = "-".join(map(token_count, dict.fromkeys([lengths[0], lengths[-1]])))
     length = f"{length} tokens, " if lengths[-1] else ""
     protocols = ", ".join(sorted(frame["protocol"].unique()))
-    noun = "sample" if number == "1" else "samples"
     budgets = frame["budget"].dropna().unique()
     budget = f"budget {budgets[0]}, " if len(budgets) == 1 else ""
-    return (
-        f"model {models}, {length}{budget}protocol {protocols}, {number} {noun} per point, {kind}"
-    )
+    samples = sample_count(frame, by)
+    return f"model {models}, {length}{budget}protocol {protocols}, {samples} per point, {kind}"

@@ -31,7 +31,6 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, f
 class PairedComparison:
     """``ours`` against ``base`` on samples that both answered. Scores are in [0, 1]."""
 
-    samples: int
     wins: int
     losses: int
     ties: int
@@ -49,7 +48,6 @@ def compare(ours: Sequence[float], base: Sequence[float]) -> PairedComparison:
     wins, losses = int((gap > 0).sum()), int((gap < 0).sum())
     low, high = np.quantile(bootstrap_means(gap), [0.025, 0.975])
     return PairedComparison(
-        samples=len(gap),
         wins=wins,
         losses=losses,
         ties=len(gap) - wins - losses,

@@ -28,15 +28,9 @@ from retrobench.store.columns import cell_columns
 from retrobench.store.results import ResultStore
 from retrobench.store.row_file import OK
 
+_MODULES = (accuracy, cost, ablation, fidelity, search, speed, throughput, serving)
 FIGURES: dict[str, Callable[[pd.DataFrame], Any]] = {
-    **accuracy.FIGURES,
-    **cost.FIGURES,
-    **ablation.FIGURES,
-    **fidelity.FIGURES,
-    **search.FIGURES,
-    **speed.FIGURES,
-    **throughput.FIGURES,
-    **serving.FIGURES,
+    name: figure for module in _MODULES for name, figure in module.FIGURES.items()
 }
 _SHOW_OOM = ("prefill_breakdown", *speed.FIGURES, *throughput.FIGURES)
 

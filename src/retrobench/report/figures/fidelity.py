@@ -1,6 +1,5 @@
 """Figures of fidelity rows (`measure=fidelity`): where attention lies and how far methods are."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ TRACES = "retrobench traces; python run.py -m experiment=trace_methods"
 COMMAND = "python run.py -m method=full,oracle_topk,retroinfer,quest,random measure=score,fidelity"
 
 
-def mass_cdf(frame: pd.DataFrame) -> Any:
+def fidelity_mass_cdf(frame: pd.DataFrame) -> Any:
     """Attention mass in the heaviest share of the context, by benchmark task."""
     rows = _measured(frame)
     drawing, (axes,) = style.figure(2.6)
@@ -57,7 +56,7 @@ def attention_tokens(frame: pd.DataFrame) -> Any:
     return style.finish(drawing, rows, ["key"], note, legend="none")
 
 
-def step_overlap(frame: pd.DataFrame) -> Any:
+def fidelity_step_overlap(frame: pd.DataFrame) -> Any:
     """Overlap with the step before: the 100 heaviest tokens, and what each method attends."""
     rows = _measured(frame)
     means = _over_layers(rows, ("top_step", "own_step")).groupby(rows["method"]).mean()
@@ -72,7 +71,7 @@ def step_overlap(frame: pd.DataFrame) -> Any:
     return style.finish(drawing, rows, ["key"])
 
 
-def cluster_mass(frame: pd.DataFrame) -> Any:
+def fidelity_cluster_mass(frame: pd.DataFrame) -> Any:
     """Mass that a centroid stands for against the true mass of its cluster's tokens."""
     rows = _measured(frame)
     pairs = {
@@ -92,7 +91,7 @@ def cluster_mass(frame: pd.DataFrame) -> Any:
     return style.finish(drawing, rows, ["key"], legend="inside")
 
 
-def error_heatmap(frame: pd.DataFrame) -> Any:
+def fidelity_error(frame: pd.DataFrame) -> Any:
     """Relative output error by layer and head, a panel per method (its last cell)."""
     rows = _measured(frame)
     methods = style.by_method(rows[rows["method"] != "full"])
@@ -113,7 +112,7 @@ def error_heatmap(frame: pd.DataFrame) -> Any:
     return style.finish(drawing, rows, ["key"], legend="none")
 
 
-def recall_budget(frame: pd.DataFrame) -> Any:
+def fidelity_recall(frame: pd.DataFrame) -> Any:
     """Recall of attention mass by the share of tokens attended; dashed: best with as many.
 
     A line joins cells that differ in the budget alone.
@@ -169,17 +168,6 @@ def trace_methods(frame: pd.DataFrame) -> Any:
     return style.finish(drawing, rows, ["key"], note, columns=5)
 
 
-FIGURES: dict[str, Callable[[pd.DataFrame], Any]] = {
-    "fidelity_mass_cdf": mass_cdf,
-    "attention_tokens": attention_tokens,
-    "fidelity_step_overlap": step_overlap,
-    "fidelity_cluster_mass": cluster_mass,
-    "fidelity_error": error_heatmap,
-    "fidelity_recall": recall_budget,
-    "trace_methods": trace_methods,
-}
-
-
 def _measured(frame: pd.DataFrame) -> pd.DataFrame:
     """Answered rows with measured steps; ``fidelity`` holds what was measured."""
     require("fidelity" in frame, "no rows of measure=fidelity", COMMAND)
@@ -192,3 +180,10 @@ def _over_layers(rows: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
     """Means of measures over the layers that all methods leave sparse, a row per sample."""
     common = common_layers(rows)
     return pd.DataFrame({name: layer_means(rows, f"layer_mean.{name}", common) for name in names})
+
+
+_DRAWN = (
+    *(fidelity_mass_cdf, attention_tokens, fidelity_step_overlap, fidelity_cluster_mass),
+    *(fidelity_error, fidelity_recall, trace_methods),
+)
+FIGURES = {draw.__name__: draw for draw in _DRAWN}

@@ -1,6 +1,5 @@
 """Figures of `measure=search`: recall of the true best keys by the share of keys looked at."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -60,4 +59,4 @@ def _structures(rows: pd.DataFrame) -> list[tuple[int, str, dict[str, Any], bool
     return found
 
 
-FIGURES: dict[str, Callable[[pd.DataFrame], Any]] = {"ann_recall": ann_recall}
+FIGURES = {"ann_recall": ann_recall}

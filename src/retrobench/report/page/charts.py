@@ -13,7 +13,7 @@ from retrobench.report import headroom
 from retrobench.report.figures.style import COLORS, ordered
 from retrobench.report.page.tables import interval_of_average
 from retrobench.report.rows import moved_bytes, step_seconds, token_count
-from retrobench.report.tables.labels import each_label
+from retrobench.report.tables.labels import each_label, short_label
 from retrobench.report.tables.scores import score_entries
 from retrobench.stats.intervals import mean_interval
 from retrobench.store.row_file import OK
@@ -47,10 +47,7 @@ def charts(frame: pd.DataFrame) -> list[tuple[str, dict[str, Any]]]:
 
 def _names(frame: pd.DataFrame) -> dict[str, str]:
     """A cell's name in legends, as short as tells them apart."""
-    found = {}
-    for (key,), labels in each_label(frame):
-        budget = "" if labels["budget"] == "default" else labels["budget"]
-        found[key] = " ".join(filter(None, [labels["method"], labels["changed"], budget]))
+    found = {key: short_label(labels) for (key,), labels in each_label(frame)}
     twice = {name for name in found.values() if list(found.values()).count(name) > 1}
     return {key: f"{name} {key[:6]}" if name in twice else name for key, name in found.items()}
 
@@ -106,9 +103,7 @@ def pareto_points(frame: pd.DataFrame) -> pd.DataFrame:
     for (key,), labels in each_label(good):
         if np.isnan(mean := average.get(key, np.nan)):
             continue
-        own = entries.loc[key]
-        points = own[own["counts"] & own["mean"].notna()]["points"].tolist()
-        low, high = interval_of_average(points)
+        low, high = interval_of_average(entries.loc[key])
         rows = good[good["key"] == key]
         about = {"key": key[:6], "method": labels["method"], "options": labels["changed"]}
         about |= {"budget": labels["budget"], "score": mean, "low": low, "high": high}

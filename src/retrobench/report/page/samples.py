@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from retrobench.report.tables.labels import each_label
+from retrobench.report.tables.labels import each_label, short_label
 from retrobench.store.results import ResultStore
 
 COLUMNS = ["prediction", "references", "message", "prompt_tail", "prompt_tokens"]
@@ -38,7 +38,7 @@ def samples(frame: pd.DataFrame, store: ResultStore) -> dict[str, Any]:
     frame = frame.assign(prompt=groups.ngroup())
     first = frame.drop_duplicates("prompt")
     turn = first.groupby(["task", "length"], sort=False).cumcount().sort_values(kind="stable")
-    cells = {key: _name(labels) for (key,), labels in each_label(frame)}
+    cells = {key: f"{short_label(own)} {own['key']}" for (key,), own in each_label(frame)}
     numbers = {key: number for number, key in enumerate(cells)}
     kept = set(first.loc[turn.index[: max(1, ANSWERS // len(cells))], "prompt"])
     places, found = _Places(store, frame), []
@@ -50,11 +50,6 @@ def samples(frame: pd.DataFrame, store: ResultStore) -> dict[str, Any]:
         answers = [_answer(line, numbers[line["key"]], places) for line in lines]
         found.append({**_asked(about), "answers": answers})
     return {"cells": list(cells.values()), "total": len(first), "prompts": found}
-
-
-def _name(labels: dict[str, Any]) -> str:
-    budget = "" if labels["budget"] == "default" else labels["budget"]
-    return " ".join(filter(None, [labels["method"], labels["changed"], budget, labels["key"]]))
 
 
 def _asked(row: dict[str, Any]) -> dict[str, Any]:

@@ -65,8 +65,9 @@ def score_table(frame: pd.DataFrame) -> Table:
     )
 
 
-def interval_of_average(points: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """95% interval of a mean over columns that weigh the same; each lists its scores."""
+def interval_of_average(entries: pd.DataFrame) -> tuple[float, float]:
+    """95% interval of a cell's average over its columns with headroom, which weigh the same."""
+    points = entries.loc[entries["counts"] & entries["mean"].notna(), "points"]
     draws = [bootstrap_means(own, seed=number) for number, own in enumerate(points)]
     low, high = np.quantile(np.mean(draws, axis=0), [0.025, 0.975])
     return float(low), float(high)
@@ -75,9 +76,8 @@ def interval_of_average(points: Sequence[Sequence[float]]) -> tuple[float, float
 def _average(own: pd.DataFrame, mean: float) -> Entry:
     if np.isnan(mean):
         return Entry(text="-")
-    counted = own[own["counts"] & own["mean"].notna()]
-    low, high = interval_of_average(counted["points"].tolist())
-    tip = f"mean of {len(counted)} columns with headroom"
+    low, high = interval_of_average(own)
+    tip = f"mean of {(own['counts'] & own['mean'].notna()).sum()} columns with headroom"
     return Entry(text=f"{mean:.1f}", interval=_span(low, high, ".0f"), tip=tip, heat=mean / 100)
 
 

@@ -37,3 +37,9 @@ def _label(row: Mapping[str, Any], attended_text: str) -> dict[str, Any]:
     if batch > 1:
         labels["batch"] = f"{batch:.0f}"
     return labels
+
+
+def short_label(labels: Mapping[str, Any]) -> str:
+    """Method, changed options and budget of a line, as far as they are not the defaults."""
+    budget = "" if labels["budget"] == "default" else labels["budget"]
+    return " ".join(filter(None, [labels["method"], labels["changed"], budget]))

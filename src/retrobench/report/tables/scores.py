@@ -4,7 +4,7 @@ import pandas as pd
 
 from retrobench.report import attended, headroom
 from retrobench.report.benchmarks import short_names
-from retrobench.report.rows import count_range, token_count, uses_substitutes
+from retrobench.report.rows import sample_count, token_count, uses_substitutes
 from retrobench.report.tables.labels import each_label
 from retrobench.report.tables.layout import number
 from retrobench.store.row_file import OK
@@ -59,8 +59,8 @@ def column_names(frame: pd.DataFrame) -> pd.Series:
 
 def caption(frame: pd.DataFrame) -> str:
     """Lines below the tables: samples per entry, protocol, kind of data, headroom."""
-    number, protocols = count_range(frame, ["key", "task", "length"]), set(frame["protocol"])
-    samples = "1 sample" if number == "1" else f"{number} samples"
+    samples = sample_count(frame, ["key", "task", "length"])
+    protocols = set(frame["protocol"])
     lines = [f"{samples} per entry; protocol: {', '.join(sorted(protocols))}"]
     if uses_substitutes(frame):
         lines.append("substitute data: not comparable with published scores")
