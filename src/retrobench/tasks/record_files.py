@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from retrobench.core.task import Sample
+from retrobench.core.words import first_line
 from retrobench.tasks.local_files import check_content, fetch_command, read_bytes, regular
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -125,7 +126,7 @@ def _parquet(path: Path, advice: str) -> Iterator[tuple[int, Mapping[str, Any]]]
                     number += 1
                     yield number, row
     except (pyarrow.ArrowException, OSError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is no whole parquet file ({first}): {advice}") from error
+        why = f"{path} is no whole parquet file ({first_line(error)})"
+        raise ValueError(f"{why}: {advice}") from error
     if not number:
         raise ValueError(f"{path} is empty: {advice}")
