@@ -105,3 +105,14 @@ def test_bad_questions_are_answered(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "nowhere: no such folder" in error and "no cells there" in error
     assert "did you mean" in error
+
+
+def test_a_cell_that_was_compared_shows_recall_and_error(labs, tmp_path):
+    one, _ = labs
+    compared = {"fidelity": {"mean": {"recall": 0.9, "error": 0.05}}}
+    one.cell("quest", rows=rows(one, [1.0, 1.0], **compared) + [one.row(index=2)])
+    one.cell("full", rows=rows(one, [1.0] * 3))
+    ((_, shown),) = board(merge([str(one.store.root)], tmp_path / "merged"), "hbm")
+    shown = shown.set_index("method")
+    assert list(shown.loc["quest", ["recall", "output error"]]) == ["0.900", "0.050"]
+    assert list(shown.loc["full", ["recall", "output error"]]) == ["", ""]

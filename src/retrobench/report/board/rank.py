@@ -36,10 +36,12 @@ AXES: dict[str, tuple[Callable[[pd.DataFrame], pd.Series], str, str]] = {
     "memory": (lambda rows: rows["footprint.device"] / 2**20, "MiB on device", ".1f"),
     "time": (lambda rows: 1000 * step_seconds(rows), "ms/step", ".1f"),
 }
+# what a cell that was compared with exact attention says more: name -> column
+FIDELITY = {"recall": "fidelity.mean.recall", "output error": "fidelity.mean.error"}
 COLUMNS = ["key", "method", "changed", "budget", "engine.batch", "sample", "task", "length"]
 COLUMNS += ["status", "score", "prompt_hash", "decode_s", "decode_steps", "footprint.device"]
 COLUMNS += ["live.attended_tokens", "live.bytes_per_step.*", "meta.stand_in"]
-COLUMNS += ["machine.cpu", "machine.gpu", *GROUP]
+COLUMNS += ["machine.cpu", "machine.gpu", *FIDELITY.values(), *GROUP]
 
 
 def ranked(rows: pd.DataFrame) -> pd.DataFrame:
@@ -55,6 +57,7 @@ def ranked(rows: pd.DataFrame) -> pd.DataFrame:
         mean, low, high = mean_interval(100 * own["score"].to_numpy(dtype=float))
         costs = {f"{axis}.cost": float(of(own).median()) for axis, (of, *_) in AXES.items()}
         machine = str(own[["machine.cpu", "machine.gpu"]].iloc[0].tolist())
+        costs |= {name: own.get(column, pd.Series()).mean() for name, column in FIDELITY.items()}
         known = {"score": mean, "low": low, "high": high, "samples": len(own), "machine": machine}
         lines.append({"key": key, **known, "failed": int(failed.get(key, 0)), **costs})
     table = pd.DataFrame(lines).set_index("key")

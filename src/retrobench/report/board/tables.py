@@ -7,7 +7,7 @@ import pandas as pd
 from retrobench.core.words import counted
 from retrobench.report import headroom
 from retrobench.report.board.merge import Merged
-from retrobench.report.board.rank import AXES, COLUMNS, GROUP, ranked
+from retrobench.report.board.rank import AXES, COLUMNS, FIDELITY, GROUP, ranked
 from retrobench.report.rows import token_count, uses_substitutes
 from retrobench.report.tables.labels import each_label
 from retrobench.report.tables.layout import number
@@ -61,6 +61,7 @@ def _table(merged: Merged, rows: pd.DataFrame, axis: str) -> pd.DataFrame:
                 **own,
                 "score": f"{line['score']:.1f} [{line['low']:.1f}, {line['high']:.1f}]",
                 "samples": f"{line['samples']:.0f}",
+                **{name: number(line[name], ".3f") for name in FIDELITY},
                 **{unit: _cost(line, name) for name, (_, unit, _) in AXES.items()},
                 "source": ", ".join(map(str, merged.sources[str(key)])),
                 "verified": merged.verified[str(key)],
@@ -68,7 +69,7 @@ def _table(merged: Merged, rows: pd.DataFrame, axis: str) -> pd.DataFrame:
             }
         )
     table = pd.DataFrame(lines)
-    optional = ["changed", "protocol", "batch", "verified", "flags"]
+    optional = ["changed", "protocol", "batch", *FIDELITY, "verified", "flags"]
     return table.drop(columns=[n for n in optional if n in table and not table[n].any()])
 
 
