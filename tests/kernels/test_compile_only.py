@@ -178,7 +178,8 @@ def test_compiles_without_spills_and_with_wide_loads(case, capability, tmp_path)
     assert not any(re.search(r"global\.[bu]16$", store) for store in stores), f"stores: {stores}"
     if case.startswith(("wave", "dense", "score", "assign")):
         wide = {n: c for n, c in copies.items() if int(n, 0) == 16}
-        assert sum(wide.values()) > 0 or any("v4" in load for load in loads)
+        least = "v2" if made(case).constants.get("BITS") else "v4"  # codes are small
+        assert sum(wide.values()) > 0 or any(least in load or "v4" in load for load in loads)
 
 
 def launched_kernels():

@@ -145,7 +145,7 @@ def test_the_best_clusters_are_retrieved():
         logit = query[0, 2 * head : 2 * head + 2] @ index.centroids.read(0)[0, head].T * 0.25
         logit = logit.masked_fill(index.size_LBGC[0, 0, head] == 0, -torch.inf)
         order = logit.softmax(-1).sum(0).argsort(descending=True).tolist()
-        count = index.sizes[0].retrieved
+        count = index.sizes[0][0].retrieved
         assert set(chosen.chosen_BGN[0, head].tolist()) == set(order[:count])
         rest = order[count : count + index.sizes[0].estimated]
         assert set(chosen.estimated_BGE[0, head].tolist()) - {-1} == set(rest)
@@ -156,7 +156,7 @@ def test_pages_of_clusters_are_distinct_and_cover_their_tokens():
     index = method.index
     selection = index.select(0, torch.randn(2, 4, 1, 16), method.store, ARGS)
     pool = method.store.spans(0, selection).pool
-    chosen = torch.rand(2, 2, index.sizes[0].clusters).argsort(-1)[..., :20].int()
+    chosen = torch.rand(2, 2, index.sizes[0][0].clusters).argsort(-1)[..., :20].int()
     chosen[0, 1, 3:] = -1
     page_BGN, tokens_BGN, start_BGN = cluster_pages(pool, chosen, 4)
     for row in range(2):

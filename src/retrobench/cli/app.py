@@ -9,6 +9,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from retrobench.run.composed import check_composed
 from retrobench.run.summary import CellResult, PlannedRun, plan_run, settled
 from retrobench.store.results import ResultStore
 
+say = partial(print, flush=True)  # seen at once, wherever the output goes
 JobResult = dict[str, Any]  # of one job, as it is noted: a cell's result, or ``job`` and ``error``
 
 
@@ -238,11 +240,6 @@ def console() -> Console:
     """The terminal, as wide as it is or as ``COLUMNS`` says; 160 columns where there is neither."""
     known = Console().is_terminal or os.environ.get("COLUMNS", "").isdigit()
     return Console(width=None if known else 160)
-
-
-def say(text: str) -> None:
-    """A line that is seen at once, wherever the output goes."""
-    print(text, flush=True)  # noqa: T201
 
 
 def complain(problems: Sequence[str]) -> None:
