@@ -147,7 +147,7 @@ def test_the_best_clusters_are_retrieved():
         order = logit.softmax(-1).sum(0).argsort(descending=True).tolist()
         count = index.sizes[0][0].retrieved
         assert set(chosen.chosen_BGN[0, head].tolist()) == set(order[:count])
-        rest = order[count : count + index.sizes[0].estimated]
+        rest = order[count : count + index.sizes[0][0].estimated]
         assert set(chosen.estimated_BGE[0, head].tolist()) - {-1} == set(rest)
 
 
