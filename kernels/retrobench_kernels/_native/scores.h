@@ -60,7 +60,7 @@ void score_codes(const Heads& s, const Codes& c, long from, long to, long C, con
 
 #if defined(__AVX512BF16__)
 // The same for queries that are exact in bf16, as the codes are: four keys at a time, in the order
-// of `Quads`. Only whole blocks of dims are scaled.
+// of `Quads`. Sums of whole numbers are scaled, block by block.
 template <int BITS>
 void score_codes_bf16(const Heads& s, const Codes& c, long from, long to, long C, const Form& f,
                       float* logit) {
@@ -104,8 +104,9 @@ void score_codes_bf16(const Heads& s, const Codes& c, long from, long to, long C
 #endif
 
 // `exact`: the queries are exact in bf16.
-static void score_coded_group(const float* q, int group, const Codes& c, long from, long to, long C,
-                       const Form& f, [[maybe_unused]] bool exact, float* logit) {
+static void score_coded_group(const float* q, int group, const Codes& c, long from, long to,
+                              long C, const Form& f, [[maybe_unused]] bool exact,
+                              float* logit) {
   for (int h = 0; h < group; h += MAX_HEADS) {
     int used = std::min(MAX_HEADS, group - h);
     Heads s;

@@ -84,4 +84,7 @@ def copy_pages(args: CopyArgs) -> None:
 
 def page_windows(pool_BGSD: Tensor, page_tokens: int) -> Tensor:
     """Every run of ``page_tokens`` tokens by its first token, a view."""
-    return pool_BGSD.unfold(2, page_tokens, 1).mT
+    batch, groups, tokens, dim = pool_BGSD.shape
+    size = (batch, groups, max(0, tokens - page_tokens + 1), page_tokens, dim)
+    row, head, token, value = pool_BGSD.stride()
+    return pool_BGSD.as_strided(size, (row, head, token, token, value))
