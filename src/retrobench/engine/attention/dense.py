@@ -22,7 +22,7 @@ class DenseMethod(Method):
     def setup(self) -> None:
         shape = self.shape
         self.store = ResidentStore(shape)
-        self.backend = BackendChooser(getattr(self.config, "backend", "sdpa"))
+        self.backend = BackendChooser(getattr(self.config, "backend", "auto"))
         # what a captured graph needs on the device: where each row begins, and every layer's length
         self.start_B = torch.tensor(shape.pad_tokens, dtype=torch.int32, device=shape.device)
         self.length_LB = self.start_B.new_zeros(len(shape.layers), shape.batch)
