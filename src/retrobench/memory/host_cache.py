@@ -22,7 +22,7 @@ class HostCache(PageCache):
         heads = shape.batch * shape.num_kv_heads
         self.tables = [PageTable(heads, size.pages, size.slots, policy) for _ in shape.layers]
         self.counts = np.zeros((len(shape.layers), 5), np.int64)
-        self.start_NR: dict[int, np.ndarray] = {}  # where the pages of the last lookup begin
+        self.pages_3NR: dict[int, np.ndarray] = {}  # of the last lookup: number, tokens, start
         by_layer = [
             torch.from_numpy(table.slot_NP).unflatten(0, (shape.batch, -1)) for table in self.tables
         ]
@@ -38,22 +38,22 @@ class HostCache(PageCache):
         return tables + Footprint(device=kv_bytes(shape, size.slots * size.page_tokens))
 
     def _lookup(self, i: int, pages: Pages) -> None:
-        page, tokens = (x.flatten(0, 1).cpu().numpy() for x in pages[:2])
         hit = self._find(i, pages) >= 0
+        page, tokens, _ = self.pages_3NR[i]
         missed = (page >= 0) & ~hit
         self.counts[i] += (hit.sum(), missed.sum(), 0, 0, tokens[missed].sum())
 
     def _find(self, i: int, pages: Pages) -> np.ndarray:
-        page, self.start_NR[i] = (
-            x.flatten(0, 1).cpu().numpy() for x in (pages.page_BGN, pages.start_BGN)
-        )
-        return self.tables[i].lookup(page)
+        # in one copy: each would wait for the GPU
+        parts = torch.stack((pages.page_BGN, pages.tokens_BGN, pages.start_BGN))
+        self.pages_3NR[i] = parts.flatten(1, 2).cpu().numpy()
+        return self.tables[i].lookup(self.pages_3NR[i][0])
 
     def _copy(self, i: int, k_pool_BGSD: Tensor, v_pool_BGSD: Tensor) -> int:
         groups, moved = self.shape.num_kv_heads, self.tables[i].admit()
         self.counts[i, EVICTIONS] += moved.num_evicted
         row, head = np.divmod(moved.head_M, groups)
-        start_M = self.start_NR[i][moved.head_M, moved.column_M]
+        start_M = self.pages_3NR[i][2][moved.head_M, moved.column_M]
         for pool, slots in ((k_pool_BGSD, self.k_LBGQD[i]), (v_pool_BGSD, self.v_LBGQD[i])):
             source = page_windows(pool, self.size.page_tokens)
             target = slots.unflatten(2, (-1, self.size.page_tokens))
