@@ -114,13 +114,13 @@ def test_a_budget_takes_what_collides_most(kind, budget):
 
 def test_the_chance_to_be_found_is_that_of_the_paper():
     p = torch.tensor([0.0, 1e-6, 1e-3, 0.02, 0.3, 0.97, 1.0])
-    for tables, least in ((150, 2), (150, 0), (12, 12), (12, 5), (150, 40)):
+    for tables, least in ((150, 2), (150, 0), (12, 12), (12, 5), (150, 40), (150, 149)):
         expected = torch.tensor([tail(x, tables, least) for x in p.double().tolist()])
-        found = at_least(p[None, None], tables, torch.tensor([[[least]]]))[0, 0]
+        found = at_least(p[None, None], tables, torch.tensor([[[least]]]))[0, 0].float()
         torch.testing.assert_close(found, expected.float(), atol=1e-6, rtol=1e-4)
     w = p.double()
     paper = 1 - (1 - w) ** 150 - 150 * w * (1 - w) ** 149
-    found = at_least(p[None, None], 150, torch.tensor([[[2]]]))[0, 0]
+    found = at_least(p[None, None], 150, torch.tensor([[[2]]]))[0, 0].float()
     torch.testing.assert_close(found, paper.float(), atol=1e-6, rtol=1e-4)
 
 

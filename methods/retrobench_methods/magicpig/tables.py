@@ -1,8 +1,8 @@
 """Hash tables of keys (SimHash), and how likely a token is to be found in them."""
 
-import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +15,7 @@ from retrobench.memory.store import KVStore
 from retrobench_methods.magicpig.config import MagicPigConfig
 
 LAYERS_PER_HASH = 16  # layers that share hash functions (released)
-_CHUNK_TOKENS = 4096
+_CHUNK_TOKENS = 512  # products of as many tokens fit the cache of a core
 _LEAST = 1e-4  # smallest sampling probability (released: added to it)
 
 
@@ -66,30 +66,34 @@ class HashTables(Index):
         if layer not in self.slot:
             return
         i, buckets = self.slot[layer], 2**self.config.bits
-        code_C = torch.arange(buckets + 1, device=prompt.k_BGSD.device, dtype=torch.int32)
+        code_C = torch.arange(buckets + 1, device=prompt.k_BGSD.device)
         for row, tokens in enumerate(self.free):
             if not tokens:
                 continue
             first = self.shape.pad_tokens[row] + self.config.sink_tokens
+            place_S1 = torch.arange(tokens, device=code_C.device)[:, None]
             k_GSD = prompt.k_BGSD[row, :, first : first + tokens].float()
             if self.config.centre:
                 self.mean_LBGD[i, row] = k_GSD.mean(1)
             for head in range(len(k_GSD)):
-                code_YS = self.codes(layer, head, k_GSD[head] - self.mean_LBGD[i, row, head]).mT
-                ordered, order = code_YS.contiguous().sort(dim=-1, stable=True)
-                self.order_LBGYS[i, row, head, :, :tokens] = order.int()
-                ends = code_C.expand(len(ordered), -1).contiguous()
-                self.start_LBGYC[i, row, head] = torch.searchsorted(ordered, ends).int()
+                code_SY = self.codes(layer, head, k_GSD[head] - self.mean_LBGD[i, row, head])
+                # by code, then by place
+                ordered_YS = _sorted((code_SY.long() * tokens + place_S1).mT.contiguous())
+                self.order_LBGYS[i, row, head, :, :tokens] = ordered_YS % tokens
+                ends_YC = (code_C * tokens).expand(len(ordered_YS), -1).contiguous()
+                self.start_LBGYC[i, row, head] = torch.searchsorted(ordered_YS, ends_YC)
 
     def codes(self, layer: int, head: int, x_SD: Tensor) -> Tensor:
         """Code of each vector in every table, int32 ``SY``."""
         bits = self.config.bits
         plane_DC = self.plane_LGDC[layer // LAYERS_PER_HASH, head]
-        power = 2 ** torch.arange(bits, device=x_SD.device, dtype=torch.int32)
-        side = [
-            (part @ plane_DC > 0).unflatten(-1, (-1, bits)) for part in x_SD.split(_CHUNK_TOKENS)
-        ]
-        return torch.cat([(part * power).sum(-1, dtype=torch.int32) for part in side])
+        plane_DC = plane_DC.unflatten(-1, (-1, bits)).mT.flatten(1)  # bit after bit
+        code_SY = x_SD.new_zeros(len(x_SD), self.config.tables, dtype=torch.int32)
+        for part, code in zip(x_SD.split(_CHUNK_TOKENS), code_SY.split(_CHUNK_TOKENS), strict=True):
+            side = (part @ plane_DC > 0).unflatten(-1, (bits, -1))
+            for bit in range(bits):
+                code |= side[:, bit].int() << bit
+        return code_SY
 
     def collisions(self, layer: int, q_BHTD: Tensor) -> tuple[Tensor, Tensor]:
         """In how many tables each free token meets the query, ``BHS``; entries that were read."""
@@ -98,16 +102,18 @@ class HashTables(Index):
         q_GND = q_BHTD[:, :, 0].float().unflatten(1, (groups, group)).transpose(0, 1).flatten(1, 2)
         code = torch.stack([self.codes(layer, head, q_GND[head]) for head in range(groups)])
         code_BGYN = code.unflatten(1, (-1, group)).permute(1, 0, 3, 2).long()
-        start_BGYN = self.start_LBGYC[i].long().gather(-1, code_BGYN)
-        count = self.start_LBGYC[i].long().gather(-1, code_BGYN + 1) - start_BGYN
-        count, start = count.flatten(), start_BGYN.flatten()
+        start_BGYN = self.start_LBGYC[i].gather(-1, code_BGYN).long()
+        end_BGYN = self.start_LBGYC[i].gather(-1, code_BGYN + 1)
+        count, start = (end_BGYN - start_BGYN).flatten(), start_BGYN.flatten()
         # entries of all buckets, one after the other
-        bucket = torch.arange(len(count), device=count.device).repeat_interleave(count)
-        entry = torch.arange(len(bucket), device=count.device)
-        entry = entry - (count.cumsum(0) - count)[bucket] + start[bucket]
-        token = self.order_LBGYS[i].flatten()[bucket // group * width + entry].long()
-        row_head = bucket // (group * self.config.tables) * group + bucket % group
-        found = torch.bincount(row_head * width + token, minlength=len(q_BHTD) * heads * width)
+        bucket = torch.arange(len(count), device=count.device)
+        first = bucket // group * width + start - (count.cumsum(0) - count)
+        entry = first.repeat_interleave(count)
+        entry += torch.arange(len(entry), device=count.device)
+        head = bucket // (group * self.config.tables) * group + bucket % group
+        place = (head * width).repeat_interleave(count)
+        place += self.order_LBGYS[i].flatten()[entry]
+        found = place.bincount(minlength=len(q_BHTD) * heads * width)
         return found.view(len(q_BHTD), heads, width), count.sum()
 
     def select(self, layer: int, q_BHTD: Tensor, store: KVStore, args: AttentionArgs) -> Selection:
@@ -162,28 +168,53 @@ class HashTables(Index):
         """Minus the log of each token's sampling probability, ``BHR``; 0 in the static zone."""
         group = self.shape.num_heads // self.shape.num_kv_heads
         mean_BHD = self.mean_LBGD[self.slot[layer]].repeat_interleave(group, 1)
-        k_BHRD = k_BHRD[:, :, k_BHRD.shape[2] - chosen.sampled :].float() - mean_BHD[:, :, None]
-        cosine = torch.cosine_similarity(q_BHTD.float(), k_BHRD, -1).clamp(-1, 1)
+        k_BHRD = k_BHRD[:, :, k_BHRD.shape[2] - chosen.sampled :] - mean_BHD[:, :, None]
+        product_BHR = (k_BHRD @ q_BHTD.float().mT)[..., 0]
+        lengths = k_BHRD.norm(dim=-1) * q_BHTD.float().norm(dim=-1)
+        cosine = (product_BHR / lengths.clamp_min(1e-30)).clamp(-1, 1)
         agree = (1 - cosine.acos() / torch.pi) ** self.config.bits  # chance to meet in a table
-        least = chosen.threshold_BH[..., None]
-        more = at_least(agree, self.config.tables, least + 1)
-        tied = at_least(agree, self.config.tables, least)
-        chance = more.lerp(tied, chosen.share_BH[..., None])
+        least, tables = chosen.threshold_BH[..., None], self.config.tables
+        tied = at_least(agree, tables, least)
+        more = tied - exactly(agree, tables, least)
+        chance = more.lerp(tied, chosen.share_BH[..., None].double()).clamp(_LEAST, 1)
         fixed = k_BHRD.new_zeros(*k_BHRD.shape[:2], chosen.token_BGR.shape[-1] - chosen.sampled)
-        return torch.cat([fixed, -chance.clamp(_LEAST, 1).log()], -1)
+        return torch.cat([fixed, -chance.log().float()], -1)
 
 
 def at_least(chance_BHR: Tensor, tables: int, least_BH1: Tensor) -> Tensor:
     """Probability of ``least`` or more successes in ``tables`` trials of the given chance."""
-    chance = chance_BHR.double().clamp(1e-300, 1 - 1e-15)
-    log_hit, log_miss = chance.log(), (-chance).log1p()
-    below = torch.zeros_like(chance)
-    log_ways = 0.0
-    for hits in range(int(least_BH1.max()) if least_BH1.numel() else 0):
-        term = (log_ways + hits * log_hit + (tables - hits) * log_miss).exp()
-        below = below + term * (hits < least_BH1)
-        log_ways += math.log((tables - hits) / (hits + 1)) if hits < tables else 0.0
-    return (1 - below).clamp(0, 1).float()
+    chance, least = chance_BHR.double(), least_BH1.expand_as(chance_BHR)
+    fewer, likely = _fewer(chance.clamp_max(0.9), tables, least), chance > 0.9
+    if likely.any():  # here the sum from the other end does not underflow
+        fewer[likely] = 1 - _fewer(1 - chance[likely], tables, tables - least[likely] + 1)
+    return (1 - fewer).clamp(0, 1)
+
+
+def _fewer(chance: Tensor, tables: int, limit: Tensor) -> Tensor:
+    """Probability of fewer than ``limit`` successes, for chances up to 0.9."""
+    term, odds = (tables * (-chance).log1p()).exp(), chance / (1 - chance)
+    total = torch.zeros_like(chance)
+    for hits in range(min(int(limit.max()), tables + 1) if limit.numel() else 0):
+        total += torch.where(hits < limit, term, 0.0)
+        term *= odds
+        term *= (tables - hits) / (hits + 1)
+    return total
+
+
+def exactly(chance_BHR: Tensor, tables: int, hits_BH1: Tensor) -> Tensor:
+    """Probability of as many successes in ``tables`` trials of the given chance."""
+    hits, all_ = hits_BH1.double(), torch.tensor(float(tables), device=hits_BH1.device)
+    log_ways = (all_ + 1).lgamma() - (hits + 1).lgamma() - (all_ - hits + 1).lgamma()
+    chance = chance_BHR.double()
+    log_chance = torch.xlogy(hits, chance) + torch.special.xlog1py(all_ - hits, -chance)
+    return (log_ways + log_chance).exp()
+
+
+def _sorted(x_YS: Tensor) -> Tensor:
+    """Sorted along the last axis."""
+    if x_YS.device.type != "cpu":
+        return x_YS.sort(-1).values
+    return torch.from_numpy(np.sort(x_YS.numpy(), -1))  # many times faster than torch's
 
 
 def _at(count_BHR: Tensor, rank_BH: Tensor) -> Tensor:
