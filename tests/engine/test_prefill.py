@@ -131,7 +131,8 @@ def test_the_plan_knows_a_prompts_bytes(tiny_llama):
 class TestOnDisk:
     def prefilled(self, model, folder, ids, gib=1.0, **settings):
         cache = PrefillCache(gib, folder)
-        values = {"needs": Needs(prompt_queries=2), "chunk_tokens": 64, "tail_tokens": 0}
+        needs = Needs(prompt_queries=2, prompt_rotary=True)
+        values = {"needs": needs, "chunk_tokens": 64, "tail_tokens": 0}
         return cache.prefill(model, {"name": "m"}, [ids], clock=ticks(), **{**values, **settings})
 
     def test_a_second_time_nothing_is_computed(self, tiny_llama, tmp_path):
@@ -141,7 +142,7 @@ class TestOnDisk:
         assert (first.origin, again.origin) == ("computed", "disk")
         assert again.seconds == first.seconds and again.attention == first.attention == {"split"}
         for layer, part in first.layers.items():
-            for name in ("k_BGSD", "v_BGSD", "q_BHWD"):
+            for name in ("k_BGSD", "v_BGSD", "q_BHWD", "cos_BSD", "sin_BSD"):
                 assert torch.equal(getattr(part, name), getattr(again.layers[layer], name))
         logits = [
             greedy_logits(session_on(tiny_llama, "full", made, True), 6) for made in (first, again)

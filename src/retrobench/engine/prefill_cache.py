@@ -30,7 +30,7 @@ from retrobench.engine.prefill import PrefilledPrompt, pad_left, prefill
 from retrobench.engine.rope import varies
 from retrobench.engine.sparse_prefill import PrefillConfig, SparsePrefill
 
-VERSION = 4  # of the file's layout
+VERSION = 5  # of the file's layout
 _PARTS = ("k_BGSD", "v_BGSD", "q_BHWD", "mass_BHS", "input_BWM", "cos_BSD", "sin_BSD")
 
 
@@ -97,6 +97,7 @@ class PrefillCache:
         os.utime(file)
         ids_BS, pads = pad_left(prompts, model.device)
         cache, managed = make_cache(model)
+        tensors = {name: tensors[of] for name, of in json.loads(about["same"]).items()}
         layers = {}
         for layer in managed:
             parts = {name: tensors.get(f"{layer}.{name}") for name in _PARTS}
@@ -131,7 +132,12 @@ class PrefillCache:
             softcap = -1.0 if layer.args.softcap is None else layer.args.softcap
             values = [layer.args.scale, softcap]
             tensors[f"{number}.args"] = torch.tensor(values, dtype=torch.float64)
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        held: dict[Any, str] = {}  # a tensor that layers share is written once
+        same = {
+            name: held.setdefault((x.data_ptr(), x.shape, x.stride(), x.dtype), name)
+            for name, x in tensors.items()
+        }
+        tensors = {name: tensors[name].cpu().contiguous() for name in held.values()}
         num_bytes = sum(tensor.nbytes for tensor in tensors.values())
         if num_bytes > self.capacity_bytes:
             return
@@ -140,13 +146,14 @@ class PrefillCache:
         about["computed_frac"] = json.dumps(prompt.computed_frac)
         about["rope_tokens"] = ",".join(map(str, prompt.rope_tokens))
         about["num_heads"] = str(prompt.num_heads)
+        about["same"] = json.dumps(same)
         about["checksum"] = _checksum(tensors, about)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._make_room(num_bytes)
             with replacing(file) as temporary:
                 save_file(tensors, temporary, metadata=about)
-        except (OSError, SafetensorError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             print(f"prefill cache: {self.folder} cannot be written: {error}", file=sys.stderr)  # noqa: T201
 
     def _make_room(self, num_bytes: int) -> None:
