@@ -174,6 +174,9 @@ class BackendChooser:
         return self._chosen[key]
 
 
+fastest = BackendChooser("auto")
+
+
 def _time_ms(backend: Backend, call: Call) -> float | None:
     """Fastest of a few calls after a warm-up; None where the backend refuses this shape."""
     clock, times = make_clock(str(call[0].device)), []

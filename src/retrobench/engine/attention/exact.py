@@ -3,6 +3,8 @@
 Every function takes post-RoPE queries and keys. Softmax statistics are float32.
 """
 
+from itertools import product
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,16 +31,16 @@ def attention_mass(
 ) -> Tensor:
     """Softmax weight that the last W tokens of the context give each key, summed: ``mass_BHS``."""
     (batch, groups, tokens, _), window = k_BGSD.shape, q_BHWD.shape[2]
-    pad_B1 = torch.tensor(pad_tokens, device=k_BGSD.device)[:, None]
+    q_BGNWD = q_BHWD.unflatten(1, (groups, -1))
     position = torch.arange(tokens, device=k_BGSD.device)
-    mass = torch.zeros(batch, q_BHWD.shape[1], tokens, device=k_BGSD.device)
-    for w in range(window):
-        q_BGND = q_BHWD[:, :, w].unflatten(1, (groups, -1))
-        seen_BS = (position <= tokens - window + w) & (position >= pad_B1)
-        logit = logits(q_BGND, k_BGSD, args)
-        logit = logit.masked_fill(~seen_BS[:, None, None], -torch.inf)
-        mass += logit.softmax(-1).nan_to_num(0.0).flatten(1, 2)
-    return mass
+    seen_WS = position <= position[tokens - window :, None]
+    mass = torch.zeros(*q_BGNWD.shape[:3], tokens, device=k_BGSD.device)
+    for row, head in product(range(batch), range(groups)):  # all at once would need much memory
+        q_1GND = q_BGNWD[None, None, row, head].flatten(2, 3)
+        logit_NWS = logits(q_1GND, k_BGSD[None, row, head, None], args).view(-1, window, tokens)
+        logit_NWS.masked_fill_(~(seen_WS & (position >= pad_tokens[row])), -torch.inf)
+        mass[row, head] = logit_NWS.softmax(-1).nan_to_num_(0.0).sum(1)
+    return mass.flatten(1, 2)
 
 
 def masked(

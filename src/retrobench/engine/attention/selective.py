@@ -13,7 +13,7 @@ from torch import Tensor
 from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs, Method, PromptLayer
 from retrobench.core.shapes import Footprint, KVShape
-from retrobench.engine.attention.exact import dense_decode
+from retrobench.engine.attention.backends import fastest
 from retrobench.engine.attention.index import Index, StaticConfig
 from retrobench.engine.attention.parts import attend, merge_all
 from retrobench.memory.placement import PlacementConfig
@@ -179,7 +179,7 @@ class SelectiveMethod(Method):
 
     def dense(self, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, args: AttentionArgs) -> Tensor:
         """Exact attention over all tokens of a store that nothing was dropped from."""
-        return dense_decode(q_BHTD, k_BGSD, v_BGSD, args, self.shape.pad_tokens)
+        return fastest.run(q_BHTD, k_BGSD, v_BGSD, args, self.shape.pad_tokens)
 
     def count(
         self, layer: int, tokens: int | Tensor, heads: int, selection: Selection, **more: Any
