@@ -142,7 +142,7 @@ def test_a_sweep_raises_the_alarms_from_the_command_line(tmp_path, monkeypatch, 
 
 @pytest.mark.slow
 def test_a_sweep_can_be_followed_to_its_end(tmp_path):
-    from retrobench.report.page.progress import progress
+    from retrobench.report.page.serve import progress
 
     sweep = start(tmp_path, "method=full,quest", "sweep=two")
     out, err = sweep.communicate(timeout=600)

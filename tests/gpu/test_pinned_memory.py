@@ -9,7 +9,7 @@ import torch
 from retrobench_kernels.cluster_layout import cluster_layout, place_tokens
 from retrobench_kernels.page_lru import copy_pages
 
-from retrobench.memory.pinned import page_locked
+from retrobench.memory.placement import page_locked
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from retrobench.memory import pinned
+from retrobench.memory import placement
 from retrobench.memory.placement import ResolvedPlacement, allocate
 from retrobench.memory.pool import PooledStore
 from tests.support import kv_shape
@@ -51,7 +51,7 @@ def mapped(address):
 def driver(monkeypatch):
     def use(**options):
         made = Driver(**options)
-        monkeypatch.setattr(pinned, "cuda_runtime", lambda: made)
+        monkeypatch.setattr(placement, "cuda_runtime", lambda: made)
         return made
 
     return use
@@ -59,7 +59,7 @@ def driver(monkeypatch):
 
 def test_it_lives_as_long_as_its_last_view(driver):
     books = driver()
-    memory = pinned.page_locked(5000).view(torch.int16).view(2, -1)
+    memory = placement.page_locked(5000).view(torch.int16).view(2, -1)
     view = memory[1, 3:]
     del memory
     view.fill_(7)
@@ -71,7 +71,7 @@ def test_it_lives_as_long_as_its_last_view(driver):
 
 def test_small_pieces_share_no_page(driver):
     books = driver()
-    pieces = [pinned.page_locked(100) for _ in range(20)]
+    pieces = [placement.page_locked(100) for _ in range(20)]
     assert len(books.held) == 20 and books.calls == 20
     pieces.clear()
     gc.collect()

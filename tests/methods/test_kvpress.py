@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from retrobench_methods import _presses
+from retrobench_methods import kvpress
 from retrobench_methods.kvpress import KVPress
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -103,12 +103,12 @@ def test_every_usable_press_works_at_our_budget(installed, press, tiny_llama):
 def test_the_import_leaves_attention_functions_as_they_are(installed):
     names = sorted(ALL_ATTENTION_FUNCTIONS.valid_keys())
     before = {name: ALL_ATTENTION_FUNCTIONS[name] for name in names}
-    package = _presses.kvpress()
+    package = kvpress.kvpress()
     assert {name: ALL_ATTENTION_FUNCTIONS[name] for name in names} == before
     try:  # were it patched, the functions would be wrappers: undone once more
         package.patch_attention_functions()
         assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not before["sdpa"]
-        _presses.kvpress.__wrapped__()  # an import that finds the module has nothing to undo
+        kvpress.kvpress.__wrapped__()  # an import that finds the module has nothing to undo
     finally:
         for name in names:
             ALL_ATTENTION_FUNCTIONS[name] = before[name]
@@ -153,9 +153,9 @@ def test_a_press_that_fails_is_one_line(installed, tiny_llama):
 
 
 def test_without_the_package_the_error_names_the_command(monkeypatch):
-    monkeypatch.setattr(_presses.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(kvpress.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="not installed: pip install --no-deps kvpress"):
-        _presses.kvpress.__wrapped__()
+        kvpress.kvpress.__wrapped__()
 
 
 def test_a_trace_has_no_modules():

@@ -6,9 +6,8 @@ import itertools
 
 import pytest
 import torch
-from retrobench_methods.pqcache import PQCache
+from retrobench_methods.pqcache import PQCache, kmeans, nearest
 from retrobench_methods.pqcache.config import PQCacheConfig
-from retrobench_methods.pqcache.quantised import kmeans, nearest
 
 from retrobench.core.budget import Budget
 from retrobench.core.method import AttentionArgs

@@ -8,8 +8,7 @@ import pytest
 
 from retrobench.cli import console
 from retrobench.report.board.merge import merge
-from retrobench.report.board.rank import ranked
-from retrobench.report.board.tables import board
+from retrobench.report.board.tables import board, ranked
 from retrobench.report.headroom import load
 from tests.report.conftest import Lab
 

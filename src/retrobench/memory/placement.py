@@ -1,17 +1,49 @@
 """Places for keys and values: the options, what they mean on a device, and memory there."""
 
 import math
+import mmap
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.core.spec import option, share
 from retrobench.memory.page_table import POLICIES
-from retrobench.memory.pinned import page_locked
+
+
+def page_locked(num_bytes: int) -> Tensor:
+    """Bytes that a GPU reads and writes by itself; RuntimeError if the driver refuses.
+
+    torch's pinned allocator rounds up to powers of two, which at this scale is tens of gigabytes.
+    The memory is mapped by itself, so that no two registrations share a page, and in huge pages
+    where the system has them: the GPU translates host addresses, too. The registration ends with
+    the memory's last user, before the pages are given back.
+    """
+    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    array = np.frombuffer(pages, np.uint8)
+    address = array.ctypes.data
+    code = int(cuda_runtime().cudaHostRegister(address, num_bytes, 0))
+    if code:
+        raise RuntimeError(
+            f"cudaHostRegister refused {num_bytes / 2**30:.2f} GiB (error {code}): raise the "
+            "locked-memory limit (ulimit -l) or use method.placement=cpu"
+        )
+    # an array forgets its weak references first and its buffer, the mapping, afterwards
+    weakref.finalize(array, cuda_runtime().cudaHostUnregister, address)
+    return torch.from_numpy(array)
+
+
+def cuda_runtime() -> Any:
+    """The CUDA runtime that torch has loaded."""
+    return torch.cuda.cudart()
+
 
 PLACEMENTS = ("auto", "gpu", "pinned", "cpu")
 MANAGERS = ("auto", "none", "host", "device")
@@ -94,7 +126,7 @@ def allocate(
 ) -> Tensor:
     """Uninitialised memory of the shape's dtype (or another one) at a place.
 
-    Pinned memory is that of ``memory.pinned``. RuntimeError if the driver refuses.
+    Pinned memory is that of ``page_locked``. RuntimeError if the driver refuses.
     """
     if dtype is None:
         dtype = getattr(torch, shape.dtype)
