@@ -9,7 +9,7 @@ pytest.importorskip("matplotlib")
 from retrobench.report.figures import serving
 from retrobench.report.figures.draw import draw, load
 from retrobench.report.rows import NotEnoughRows
-from retrobench.report.tables.replay import replay_matrix
+from retrobench.report.tables.timed import replay_matrix
 
 
 def replayed(sample, rate, scale=1.0, **more):

@@ -9,7 +9,7 @@ from retrobench.report.benchmarks import averages, is_replayed, is_timed, is_uns
 from retrobench.report.checks.published import compare_published
 from retrobench.report.checks.significance import significance
 from retrobench.report.rows import HELD_BYTES
-from retrobench.report.tables import fidelity, machine, replay, search, speed
+from retrobench.report.tables import fidelity, search, timed
 from retrobench.report.tables.cost import NOTE as COST_NOTE
 from retrobench.report.tables.cost import UPDATE_SPAN, cost_matrix
 from retrobench.report.tables.labels import LABELS
@@ -29,9 +29,7 @@ COLUMNS += [
     UPDATE_SPAN,
     *fidelity.COLUMNS,
     *search.COLUMNS,
-    *speed.COLUMNS,
-    *machine.COLUMNS,
-    *replay.COLUMNS,
+    *timed.COLUMNS,
 ]
 
 
@@ -40,11 +38,12 @@ Titled = tuple[str, pd.DataFrame, str]  # title, table as text, the note below
 
 def unscored_tables(frame: pd.DataFrame) -> Iterator[Titled]:
     """Tables of rows that are timed or simulated, and not answered."""
-    of_machine, timed = frame["benchmark"] == "machine", is_timed(frame)
+    of_machine, of_clock = frame["benchmark"] == "machine", is_timed(frame)
+    replayed = is_replayed(frame)
     for rows, title, matrix, note in (
-        (of_machine, "what this machine reaches (medians)", machine.machine_matrix, ""),
-        (is_replayed(frame), "serving, replayed: median (p99)", replay.replay_matrix, replay.NOTE),
-        (timed & ~of_machine, "decode speed (medians over steps)", speed.speed_matrix, ""),
+        (of_machine, "what this machine reaches (medians)", timed.machine_matrix, ""),
+        (replayed, "serving, replayed: median (p99)", timed.replay_matrix, timed.REPLAY_NOTE),
+        (of_clock & ~of_machine, "decode speed (medians over steps)", timed.speed_matrix, ""),
     ):
         if rows.any():
             yield title, matrix(frame[rows]), note
