@@ -10,9 +10,9 @@ _FOUR = ctypes.c_int64 * 4
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as the C++ code numbers them
 
 
-def addresses(*tensors: Tensor) -> Iterator[int]:
-    """Addresses of the tensors' data; the caller holds the tensors until C++ has returned."""
-    return map(Tensor.data_ptr, tensors)
+def addresses(*tensors: Tensor | None) -> Iterator[int]:
+    """Addresses of the tensors' data (0 for None); the caller holds them until C++ returns."""
+    return (0 if x is None else x.data_ptr() for x in tensors)
 
 
 def strides(first: Tensor, second: Tensor) -> ctypes.Array[ctypes.c_int64]:

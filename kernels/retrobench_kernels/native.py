@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
+from contextvars import ContextVar, copy_context
 from functools import cache
 from pathlib import Path
 
@@ -46,6 +48,7 @@ SIGNATURES = {
     "sums": "pppppqqqipii",
     "wave": "p",
 }
+_checked: ContextVar[ctypes.CDLL | None] = ContextVar("library under check", default=None)
 
 
 class BuildError(RuntimeError):
@@ -80,11 +83,11 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-def loaded(given: ctypes.CDLL | None) -> ctypes.CDLL:
-    """The given library, else the one of this machine, which must exist."""
-    found = given or library()
+def function(name: str) -> Callable[..., None]:
+    """A C++ function: of the library under check, else of the one of this machine."""
+    found = _checked.get() or library()
     assert found is not None
-    return found
+    return getattr(found, f"retrobench_{name}")
 
 
 def load() -> ctypes.CDLL:
@@ -144,7 +147,9 @@ def _build(command: list[str], path: Path) -> None:
         )
         if done.returncode:
             raise BuildError(f"{command[0]} failed: {done.stderr.strip()[-600:]}")
-        wrong = selfcheck.disagreements(_open(made))
+        context = copy_context()
+        context.run(_checked.set, _open(made))
+        wrong = context.run(selfcheck.disagreements)
         if wrong:
             raise BuildError(f"the built kernels disagree with plain torch: {', '.join(wrong)}")
         path.unlink(missing_ok=True)

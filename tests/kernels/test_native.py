@@ -35,7 +35,7 @@ def test_without_a_working_compiler_plain_torch_runs_and_says_so_once(fresh, mon
 
 @pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
 def test_a_build_that_disagrees_is_not_kept(fresh, monkeypatch):
-    monkeypatch.setattr(selfcheck, "disagreements", lambda library: ["dense float32 group 1"])
+    monkeypatch.setattr(selfcheck, "disagreements", lambda: ["dense float32 group 1"])
     monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-O0"))
     with pytest.raises(native.BuildError, match="disagree with plain torch: dense float32"):
         native.load()

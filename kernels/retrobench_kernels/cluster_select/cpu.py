@@ -1,6 +1,5 @@
 """Scoring and selection in C++: exact cuts instead of a sort."""
 
-import ctypes
 import struct
 
 import torch
@@ -9,29 +8,20 @@ from torch import Tensor
 from retrobench_kernels import native
 from retrobench_kernels.cluster_select.naive import SelectArgs
 from retrobench_kernels.codes import Codes
-from retrobench_kernels.cpu_common import (
-    DTYPES,
-    int32,
-    query_as_is,
-    rows,
-    strides,
-    table,
-)
+from retrobench_kernels.cpu_common import DTYPES, int32, query_as_is, rows, strides, table
 
 # The struct ``Select`` of arguments.h: pointers, counts, strides, floats, ints.
 _SELECT = struct.Struct("@13P7q4q2f4i")
 
 
-def cluster_select(
-    args: SelectArgs, library: ctypes.CDLL | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def cluster_select(args: SelectArgs) -> tuple[Tensor, Tensor, Tensor]:
     """As ``cluster_select``; the sets come in ascending order."""
     batch, groups, capacity = args.size_BGC.shape
     best = torch.empty(batch, groups, args.max_retrieved, dtype=torch.int32)
     rest = torch.empty(batch, groups, args.max_estimated, dtype=torch.int32)
     logit = torch.empty(batch, args.q_BHD.shape[1], capacity)
     arguments, _kept = pack(args, (best, rest, logit))
-    native.loaded(library).retrobench_cluster_select(arguments)
+    native.function("cluster_select")(arguments)
     return best, rest, logit
 
 

@@ -1,7 +1,5 @@
 """RetroInfer's step of one layer in one call of C++, with its arguments packed once."""
 
-import ctypes
-
 import torch
 from torch import Tensor
 
@@ -17,7 +15,7 @@ from retrobench_kernels.wave_attention.zones import WaveArgs
 class NativeStep(Step):
     """See ``Step``."""
 
-    def __init__(self, args: StepArgs, library: ctypes.CDLL | None = None) -> None:
+    def __init__(self, args: StepArgs) -> None:
         super().__init__(args)
         select, zones = args.select, (args.k_BGWD, args.v_BGWD)
         self.dtype, batch = zones[0].dtype, len(zones[0])
@@ -38,7 +36,7 @@ class NativeStep(Step):
         # what the packed addresses point to lives as long as this
         self.select, self._kept = pack_select(select, (none, none, none))
         self.wave, self._kept_too = pack_wave(wave, none, none)
-        self.call = native.loaded(library).retrobench_cluster_step
+        self.call = native.function("cluster_step")
 
     def __call__(
         self, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, tell: bool = False
@@ -60,7 +58,7 @@ class NativeStep(Step):
         return (out if out.dtype == q_BHTD.dtype else out.to(q_BHTD.dtype)), chosen
 
 
-def prepare_step(args: StepArgs, library: ctypes.CDLL | None = None) -> Step:
+def prepare_step(args: StepArgs) -> Step:
     """As ``prepare_step``."""
     assert args.k_BGWD.dtype in DTYPES
-    return NativeStep(args, library)
+    return NativeStep(args)

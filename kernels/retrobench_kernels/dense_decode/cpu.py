@@ -1,7 +1,5 @@
 """Full attention of one token in C++, split over the context."""
 
-import ctypes
-
 import torch
 from torch import Tensor
 
@@ -10,7 +8,7 @@ from retrobench_kernels.cpu_common import DTYPES, addresses, int32, query, rows,
 from retrobench_kernels.dense_decode.naive import DenseArgs
 
 
-def dense_decode(args: DenseArgs, library: ctypes.CDLL | None = None) -> tuple[Tensor, Tensor]:
+def dense_decode(args: DenseArgs) -> tuple[Tensor, Tensor]:
     """As ``dense_decode``; K and V are read once, in the dtype they have."""
     assert args.k_BGSD.dtype == args.v_BGSD.dtype
     batch, heads, dim = args.q_BHD.shape
@@ -19,9 +17,8 @@ def dense_decode(args: DenseArgs, library: ctypes.CDLL | None = None) -> tuple[T
     q, exact_bf16 = query(args.q_BHD)
     bounds = [None if x is None else int32(x) for x in (args.start_B, args.end_B)]
     out, lse = torch.empty(batch, heads, dim), torch.empty(batch, heads)
-    native.loaded(library).retrobench_dense(
-        *addresses(q, k, v), *[None if x is None else x.data_ptr() for x in bounds],
-        *addresses(out, lse),
+    native.function("dense")(
+        *addresses(q, k, v, *bounds, out, lse),
         batch, groups, heads // groups, tokens, dim, args.scale, args.softcap, strides(k, v),
         DTYPES[k.dtype], exact_bf16, splits(batch * groups, tokens), torch.get_num_threads(),
     )  # fmt: skip

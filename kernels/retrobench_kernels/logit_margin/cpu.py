@@ -16,7 +16,7 @@ from retrobench_kernels.logit_margin.naive import MarginArgs
 unsupported = native.unsupported_keys
 
 
-def logit_margin(args: MarginArgs, library: ctypes.CDLL | None = None) -> Tensor:
+def logit_margin(args: MarginArgs) -> Tensor:
     """As the reference."""
     q_BGNC, key, exists, scale, per_head = args
     batch, groups, group, channels = q_BGNC.shape
@@ -26,7 +26,7 @@ def logit_margin(args: MarginArgs, library: ctypes.CDLL | None = None) -> Tensor
     q = float32(q_BGNC.to(key.dtype).float() * scale)
     score = torch.empty(batch, groups * group if per_head else groups, tokens)
     stride = (ctypes.c_int64 * 5)(key.stride(0), key.stride(1), key.stride(3), *exists.stride()[:2])
-    native.loaded(library).retrobench_logit_margin(
+    native.function("logit_margin")(
         *addresses(q, key, exists, score), batch, groups, group, tokens, channels,
         stride, per_head, DTYPES[key.dtype], torch.get_num_threads(),
     )  # fmt: skip

@@ -4,8 +4,6 @@ Summed over the GQA group, the bound is linear in the positive and in the negati
 queries, so that one vector of each serves all query heads.
 """
 
-import ctypes
-
 import torch
 from torch import Tensor
 
@@ -14,7 +12,7 @@ from retrobench_kernels.cpu_common import DTYPES, addresses, int32, rows, stride
 from retrobench_kernels.page_select.naive import PageSelectArgs
 
 
-def page_select(args: PageSelectArgs, library: ctypes.CDLL | None = None) -> Tensor:
+def page_select(args: PageSelectArgs) -> Tensor:
     """As ``page_select``; the sets come in ascending order."""
     assert args.low_BGCD.dtype == args.high_BGCD.dtype
     batch, groups, pages, dim = args.low_BGCD.shape
@@ -23,7 +21,7 @@ def page_select(args: PageSelectArgs, library: ctypes.CDLL | None = None) -> Ten
     low, high = rows(args.low_BGCD), rows(args.high_BGCD)
     num_pages, selected = int32(args.num_pages_B), int32(args.selected_B)
     best = torch.empty(batch, groups, args.max_selected, dtype=torch.int32)
-    native.loaded(library).retrobench_page_select(
+    native.function("page_select")(
         *addresses(both, low, high, num_pages, selected, best),
         batch, groups, pages, args.max_selected, dim, args.newest, strides(low, high),
         DTYPES[low.dtype], torch.get_num_threads(),

@@ -5,7 +5,6 @@ that no float32 copy of them exists.
 """
 
 import ctypes
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,22 +14,16 @@ from retrobench_kernels.cpu_common import DTYPES, addresses, float32, int32, row
 from retrobench_kernels.segmented_kmeans.lloyd import KMeansArgs, Segments, lloyd
 
 
-def segmented_kmeans(args: KMeansArgs, library: ctypes.CDLL | None = None) -> tuple[Tensor, Tensor]:
+def segmented_kmeans(args: KMeansArgs) -> tuple[Tensor, Tensor]:
     """As ``segmented_kmeans``."""
     groups, num_keys, dim = args.k_GSD.shape
     everything = torch.zeros(groups, num_keys, dtype=torch.int32)
-    sums = partial(cluster_sums, library=library)
-    total, _ = sums(args.k_GSD, torch.zeros(groups, dim), everything, 1)
-    return lloyd(args, total[:, 0] / num_keys, partial(assign, library=library), sums)
+    total, _ = cluster_sums(args.k_GSD, torch.zeros(groups, dim), everything, 1)
+    return lloyd(args, total[:, 0] / num_keys, assign, cluster_sums)
 
 
 def assign(
-    k_GSD: Tensor,
-    mean_GD: Tensor,
-    centroid_GCD: Tensor,
-    bias_GC: Tensor,
-    segments: Segments,
-    library: ctypes.CDLL | None = None,
+    k_GSD: Tensor, mean_GD: Tensor, centroid_GCD: Tensor, bias_GC: Tensor, segments: Segments
 ) -> Tensor:
     """See ``lloyd.Assign``; int32."""
     mean, labels = float32(mean_GD), []
@@ -38,24 +31,20 @@ def assign(
         k, centroid = rows(k_GSD[:, start:end]), float32(centroid_GCD[:, first:last])
         bias = float32(bias_GC[:, first:last])
         label = torch.empty(k.shape[:2], dtype=torch.int32)
-        call = native.loaded(library).retrobench_assign
+        call = native.function("assign")
         call(*addresses(k, mean, centroid, bias, label), *_sizes(k, last - first))
         labels.append(label + first if first else label)
     return torch.cat(labels, 1)
 
 
 def cluster_sums(
-    k_GSD: Tensor,
-    mean_GD: Tensor,
-    label_GS: Tensor,
-    num_clusters: int,
-    library: ctypes.CDLL | None = None,
+    k_GSD: Tensor, mean_GD: Tensor, label_GS: Tensor, num_clusters: int
 ) -> tuple[Tensor, Tensor]:
     """See ``lloyd.Sums``; int32 sizes."""
     k, mean, label = rows(k_GSD), float32(mean_GD), int32(label_GS)
     total = torch.empty(len(k), num_clusters, k.shape[-1])
     size = torch.empty(total.shape[:2], dtype=torch.int32)
-    call = native.loaded(library).retrobench_sums
+    call = native.function("sums")
     call(*addresses(k, mean, label, total, size), *_sizes(k, num_clusters))
     return total, size
 

@@ -1,6 +1,5 @@
 """RetroInfer's tripartite attention in C++, in one pass."""
 
-import ctypes
 import struct
 
 import torch
@@ -16,13 +15,13 @@ from retrobench_kernels.wave_attention.zones import WaveArgs
 _WAVE = struct.Struct("@22P9q22q2f6i")
 
 
-def wave_attention(args: WaveArgs, library: ctypes.CDLL | None = None) -> tuple[Tensor, Tensor]:
+def wave_attention(args: WaveArgs) -> tuple[Tensor, Tensor]:
     """As ``wave_attention``; value sums may be float32 or in the dtype of the pool."""
     batch, heads, dim = args.q_BHD.shape
     dtype = torch.bfloat16 if args.q_BHD.dtype == torch.bfloat16 else torch.float32
     out, lse = torch.empty(batch, heads, dim, dtype=dtype), torch.empty(batch, heads)
     arguments, _kept = pack(args, out, lse)
-    native.loaded(library).retrobench_wave(arguments)
+    native.function("wave")(arguments)
     return (out if dtype == args.q_BHD.dtype else out.to(args.q_BHD.dtype)), lse
 
 
