@@ -39,10 +39,10 @@ class Sample:
 
     id: str
     task: str
-    context: str
-    question: str
-    references: tuple[str, ...]
     max_new_tokens: int
+    context: str = ""
+    question: str = ""
+    references: tuple[str, ...] = ()
     answer_prefix: str = ""
     stop: tuple[str, ...] = ()
     length: int = 0

@@ -83,14 +83,12 @@ class ReasoningTask(Task):
         return rows
 
     def _sample(self, task: str, index: int, raw: Any) -> Sample:
-        common: dict[str, Any] = {"id": f"{task}/{index}", "task": task, "context": ""}
-        common["max_new_tokens"] = self.config.max_new_tokens
+        sample = Sample(id=f"{task}/{index}", task=task, max_new_tokens=self.config.max_new_tokens)
         try:
             question, answer = _checked(raw)
         except ValueError as error:
-            message = f"{task}.json, item {index + 1}: {error}"
-            return Sample(**common, question="", references=(), error=message)
-        return Sample(**common, question=question, references=(answer,))
+            return replace(sample, error=f"{task}.json, item {index + 1}: {error}")
+        return replace(sample, question=question, references=(answer,))
 
 
 def _again(sample: Sample, repeat: int) -> Sample:

@@ -25,15 +25,8 @@ class BadRecord:
 
 def error_sample(task: str, record: BadRecord) -> Sample:
     """The sample of a bad record: it becomes a row of status ``error``."""
-    return Sample(
-        id=f"{task}/line-{record.line}",
-        task=task,
-        context="",
-        question="",
-        references=(),
-        max_new_tokens=1,
-        error=record.message,
-    )
+    name = f"{task}/line-{record.line}"
+    return Sample(id=name, task=task, max_new_tokens=1, error=record.message)
 
 
 def content_hash(path: Path) -> str:

@@ -65,10 +65,7 @@ class TimedTask(Task):
 
     def sample(self, name: str, length: int = 0, new_tokens: int = 1, **meta: Any) -> Sample:
         """A sample without a prompt."""
-        return Sample(
-            id=name, task=self.name, context="", question="", references=(),
-            max_new_tokens=new_tokens, length=length, meta=meta,
-        )  # fmt: skip
+        return Sample(id=name, task=self.name, max_new_tokens=new_tokens, length=length, meta=meta)
 
     def score(self, sample: Sample, text: str) -> float:
         """Raises NotImplementedError: there is no answer."""

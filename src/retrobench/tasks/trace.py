@@ -74,8 +74,6 @@ class TraceTask(Task):
                 id=recorded["id"],
                 task=recorded["task"],
                 context=recorded["id"],
-                question="",
-                references=(),
                 max_new_tokens=len(recorded["ids"]) - recorded["prompt_tokens"] + 1,
                 length=recorded["length"],
                 meta={"stand_in": recorded["stand_in"]},

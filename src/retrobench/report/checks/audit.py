@@ -51,8 +51,6 @@ def _difference(task: Task, row: dict[str, Any]) -> str:
     sample = Sample(
         id=row["sample"],
         task=row["task"],
-        context="",
-        question="",
         references=tuple(row["references"]),
         max_new_tokens=1,
         length=row.get("length") or 0,

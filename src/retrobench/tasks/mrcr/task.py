@@ -58,7 +58,6 @@ class MrcrTask(RecordsTask):
         return Sample(
             id=f"{part}/{index}",
             task=part,
-            context="",
             question=question,
             references=(answer,),
             max_new_tokens=self.config.max_new_tokens,
