@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 from retrobench_kernels.segmented_kmeans import segmented_kmeans
-from retrobench_methods.retroinfer import query_space
-from retrobench_methods.retroinfer_plus import RetroInferPlus
+from retrobench_methods.retroinfer_plus import VALUE_WEIGHT, QuerySpace, RetroInferPlus
 
 from retrobench.core.method import AttentionArgs, PromptLayer
 from retrobench.measure.probe import CountingProbe
@@ -167,7 +166,7 @@ def test_distances_are_those_of_logits_and_values(dim):
     """With as many axes as numbers, nothing is lost."""
     torch.manual_seed(0)
     shape = kv_shape(head_dim=dim, prompt_tokens=90, max_tokens=90)
-    space, (k, v) = query_space.QuerySpace(shape), torch.randn(2, 2, 90, dim)
+    space, (k, v) = QuerySpace(shape), torch.randn(2, 2, 90, dim)
     q = torch.randn(4, 300, dim)
     space.learn(0, 0, k, v, q)
     joint = space.project(0, 0, k, v)
@@ -177,7 +176,7 @@ def test_distances_are_those_of_logits_and_values(dim):
         logits = ((k[g, i] - k[g, j]) @ seen.T).square().mean(-1)
         norm = [
             ((k[g] - k[g].mean(0)) @ space.metric_LBGDD[0, 0, g]).norm(dim=-1).mean(),
-            (v[g] - v[g].mean(0)).norm(dim=-1).mean() / query_space.VALUE_WEIGHT,
+            (v[g] - v[g].mean(0)).norm(dim=-1).mean() / VALUE_WEIGHT,
         ]
         expected = logits / norm[0] ** 2 + (v[g, i] - v[g, j]).square().sum(-1) / norm[1] ** 2
         got = (joint[g, i] - joint[g, j]).square().sum(-1)
