@@ -9,7 +9,7 @@ from retrobench.core.method import PromptLayer
 from retrobench.core.shapes import Footprint, KVShape
 from retrobench.engine.attention.rotary import rotate, unrotate
 from retrobench.memory.placement import Holder, allocate, placed, resolve_place
-from retrobench.memory.store import KVStore, take
+from retrobench.memory.store import KVStore, row_numbers, take
 from retrobench_methods.shadowkv.config import ShadowKVConfig, Zones
 
 
@@ -182,8 +182,9 @@ class LowRankStore(KVStore, Holder):
         if len(column):
             which, at = rebuilt[..., column], place[..., column]
             chunks = self._chunks(i, at.clamp_max(self.left_LBSZ.shape[2] - 1), which)
+            row, source = (x.flatten().nonzero()[:, 0] for x in (rebuilt, which))
             for part, found in zip((keys, values), chunks, strict=True):
-                part[:, :, column] = torch.where(which[..., None], found, part[:, :, column])
+                part.flatten(0, 2).index_copy_(0, row, found.flatten(0, 2).index_select(0, source))
         return keys, values
 
     def _chunks(self, i: int, place_BGR: Tensor, which_BGR: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,11 +198,10 @@ class LowRankStore(KVStore, Holder):
         keys, values = self.held.read(i, row_BGR)
         first = missed_BGR.int().argsort(dim=-1, descending=True, stable=True)
         first = first[..., : int(missed_BGR.sum(-1).max())]
-        spread = first[..., None].expand(*first.shape, keys.shape[-1])
         fetched = self._fetch(i, place_BGR.gather(-1, first))
-        keys, values = (
-            x.scatter(2, spread, y) for x, y in zip((keys, values), fetched, strict=True)
-        )
+        row = row_numbers(keys, first)
+        for x, y in zip((keys, values), fetched, strict=True):
+            x.flatten(0, 2).index_copy_(0, row, y.flatten(0, 2))
         self.held.keep(i, place_BGR, which_BGR, keys, values)
         return keys, values
 
@@ -212,10 +212,10 @@ class LowRankStore(KVStore, Holder):
 
     def _rebuild(self, i: int, place_BGR: Tensor) -> Tensor:
         """Rotated keys at places among the chunks."""
-        row = torch.arange(len(place_BGR), device=place_BGR.device)[:, None, None]
-        k_BGRD = self.left_LBSZ[i][row, place_BGR] @ self.right_LBGZD[i]
-        cos, sin = (part[row, place_BGR].flatten(0, 1) for part in (self.cos_BSD, self.sin_BSD))
-        turned = rotate(k_BGRD.flatten(0, 1)[:, None], cos, sin)[:, 0]
+        parts = (self.left_LBSZ[i], self.cos_BSD, self.sin_BSD)
+        left, cos, sin = (take(part[:, None], place_BGR) for part in parts)
+        k_BGRD = left @ self.right_LBGZD[i]
+        turned = rotate(k_BGRD.flatten(0, 1)[:, None], cos.flatten(0, 1), sin.flatten(0, 1))[:, 0]
         return turned.to(k_BGRD.dtype).unflatten(0, k_BGRD.shape[:2])
 
     def footprint(self) -> Footprint:

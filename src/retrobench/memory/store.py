@@ -265,11 +265,17 @@ def take(memory_BGSD: Tensor, slot_BGR: Tensor) -> Tensor:
     The second axis of the slots is KV heads or query heads. Whole rows are copied: on a CPU that is
     several times faster than an index per axis.
     """
-    batch, groups, tokens = memory_BGSD.shape[:3]
     slot = slot_BGR.to(memory_BGSD.device).clamp_min(0)
-    first = torch.arange(batch * groups, device=slot.device).mul_(tokens).view(batch, groups, 1)
-    rows = first.repeat_interleave(slot.shape[1] // groups, 1) + slot
-    return memory_BGSD.flatten(0, 2).index_select(0, rows.flatten()).unflatten(0, slot.shape)
+    rows = row_numbers(memory_BGSD, slot)
+    return memory_BGSD.flatten(0, 2).index_select(0, rows).unflatten(0, slot.shape)
+
+
+def row_numbers(memory_BGSD: Tensor, slot_BGR: Tensor) -> Tensor:
+    """Numbers of slots among all rows of the memory, flat."""
+    batch, groups, tokens = memory_BGSD.shape[:3]
+    first = torch.arange(batch * groups, device=slot_BGR.device).mul_(tokens)
+    first = first.view(batch, groups, 1).repeat_interleave(slot_BGR.shape[1] // groups, 1)
+    return (first + slot_BGR).flatten()
 
 
 def head_index(token_BGR: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
