@@ -35,7 +35,9 @@ class OracleIndex(ScoringIndex):
             score = score if self.top_p is None else score.softmax(-1)
         else:
             score = self.shared(logit.softmax(-1))
-        return Tokens(token_BGR=self.best(score), index_bytes=keys.nbytes)
+        tokens = sum(keys.shape[2] - pad for pad in self.shape.pad_tokens)
+        read = tokens * self.shape.layer_token_bytes // 2
+        return Tokens(token_BGR=self.best(score), index_bytes=read)
 
 
 class OracleTopK(SelectiveMethod):

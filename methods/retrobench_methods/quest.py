@@ -164,8 +164,8 @@ class PageIndex(Index):
         """Bytes of the extrema that a selection reads."""
         if layer in self.config.dense_layers:
             return 0
-        used = -(-length // self.config.page_size)
-        return 2 * self.low_LBGCD[self.slot[layer], :, :, :used].nbytes
+        pages = sum(-(-(length - pad) // self.config.page_size) for pad in self.shape.pad_tokens)
+        return pages * self.shape.layer_token_bytes
 
     def select(self, layer: int, q_BHTD: Tensor, store: KVStore, args: AttentionArgs) -> Selection:
         """The best-bounded pages; the newest page among them in the kernel variant."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 
@@ -101,12 +103,17 @@ def test_two_runs_are_equal(name, tiny_llama):
 @pytest.mark.parametrize("name", [n for n in METHODS if n != "random"])
 def test_rows_of_a_padded_batch_answer_as_if_alone(name, tiny_llama):
     prompts = [prompt(LENGTH), prompt(1150, seed=5)]
-    together, _ = run(tiny_llama, name, prompts)
+    together, session = run(tiny_llama, name, prompts)
+    read = Counter()
     for row, alone in enumerate(prompts):
-        expected, _ = run(tiny_llama, name, [alone])
+        expected, single = run(tiny_llama, name, [alone])
+        read.update(single.method.probe.row()["bytes_per_step"])
         torch.testing.assert_close(together[0, row], expected[0, 0], atol=3e-5, rtol=1e-4)
         tokens = together[:, row].argmax(-1), expected[:, 0].argmax(-1)
         assert torch.equal(*tokens)
+    found = session.method.probe.row()["bytes_per_step"]
+    for kind in ("kv", "index"):  # padding is not read
+        assert found.get(kind, 0) == pytest.approx(read[kind], rel=2e-3)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -182,6 +182,11 @@ def test_a_step_reads_codes_and_centroids():
     attended = sum(5 + sum(zone) for zone in method.index.zones)
     assert attended == 10 + round(0.2 * 315) + round(0.2 * 295)
     assert probe.by_layer("kv")[0] == 20 * 2 * attended * 2 * 32 * 4
+    probe.reset()
+    whole = PQCache(PQCacheConfig(subvectors=4, **SMALL), shape, probe, Budget.parse("100%"))
+    list(decoded(whole, qkv, ARGS))
+    assert whole.index.zones[0][0] >= 340  # all in the window: no code is read
+    assert probe.by_layer("index")[0] == 20 * centroids
 
 
 def test_bad_options_are_one_line():

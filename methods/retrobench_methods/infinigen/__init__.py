@@ -16,6 +16,7 @@ from retrobench.core.budget import Budget
 from retrobench.core.method import ALL_QUERIES, AttentionArgs, ModelView, Needs, PromptLayer
 from retrobench.core.shapes import DTYPE_BYTES, Footprint, KVShape
 from retrobench.engine.attention.backends import kernels
+from retrobench.engine.attention.parts import logits
 from retrobench.engine.attention.selective import SelectiveMethod
 from retrobench.memory.prefetch import Prefetcher
 from retrobench.memory.selection import Everything, Selection, Tokens, listed
@@ -93,7 +94,7 @@ class InfiniGen(SelectiveMethod):
 
     def _warm_use(self, prompt: PromptLayer) -> Tensor:
         """Use of each prompt token by the last prompt queries, ``BGS``, as the policy counts it."""
-        keys, queries = prompt.k_BGSD, prompt.q_BHWD
+        keys, queries = prompt.k_BGSD.float(), prompt.q_BHWD
         assert queries is not None
         queries = queries[:, :, -WARM_QUERIES:]
         position = torch.arange(keys.shape[2], device=keys.device)
@@ -102,8 +103,8 @@ class InfiniGen(SelectiveMethod):
         use = torch.zeros(keys.shape[:3], dtype=torch.int32, device=keys.device)
         first = keys.shape[2] - queries.shape[2]
         for t in range(queries.shape[2]):
-            q_BGND = queries[:, :, t].float().unflatten(1, (keys.shape[1], -1))
-            logit = q_BGND @ keys.float().mT * prompt.args.scale
+            q_BGND = queries[:, :, t].unflatten(1, (keys.shape[1], -1))
+            logit = logits(q_BGND, keys, prompt.args)
             seen = ((position >= pad_B11) & (position <= first + t)).expand(use.shape)
             score = head_margins(logit, seen, per_head=self.config.scope == "query_head")
             slot = choose_tokens(score, self.config, self.max_fetched, self.budget is not None)
@@ -127,7 +128,7 @@ class InfiniGen(SelectiveMethod):
     def _fetch(self, layer: int, q_BHTD: Tensor) -> tuple[Tensor, ...]:
         """(slots, keys, values) of the tokens that a query is expected to need."""
         with self.probe.span("fetch"):
-            asked = layer, q_BHTD, self.store.real_slots(layer), self.args[layer].scale
+            asked = layer, q_BHTD, self.store.real_slots(layer), self.args[layer]
             top_p = None if self.budget is None else self.budget.top_p
             if top_p is not None:
                 score, mass = self.index.scores_and_mass(*asked)
@@ -147,7 +148,7 @@ class InfiniGen(SelectiveMethod):
             self._append(layer, k_BGTD, v_BGTD)
             return self.attend(layer, q_BHTD, Everything(), args)
         slot_BGR, k_BGRD, v_BGRD = ready
-        index_bytes = self._index_bytes(layer)
+        index_bytes = self._index_bytes(layer) if self.probe.counting else 0
         token_BGR = self.store.positions_of(layer, slot_BGR) if self.probe.detail else slot_BGR
         self.store.touch(layer, slot_BGR)
         self._append(layer, k_BGTD, v_BGTD)
@@ -178,9 +179,7 @@ class InfiniGen(SelectiveMethod):
     def _index_bytes(self, layer: int) -> int:
         """Partial keys that the speculation read."""
         channels = self.index.key_LBGPC.shape[-1]
-        used = self.store.used[self.store.index[layer]]
-        rows = used * self.shape.batch * self.shape.num_kv_heads
-        return rows * channels * DTYPE_BYTES[self.shape.dtype]
+        return int(self.store.real_slots(layer).sum()) * channels * DTYPE_BYTES[self.shape.dtype]
 
     def count(
         self, layer: int, tokens: int | Tensor, heads: int, selection: Selection, **more: Any
@@ -193,7 +192,7 @@ class InfiniGen(SelectiveMethod):
             token_bytes = self.store.bytes_per_token()
             newest = self.shape.batch * self.shape.num_kv_heads
             more["h2d"] = (tokens - heads) * token_bytes
-            more["d2h"] = newest * token_bytes + (8 * tokens if speculated else 0)
+            more["d2h"] = newest * token_bytes + (8 * (tokens - heads) if speculated else 0)
         if speculated:
             self.fetched = self.fetched + (tokens - heads)
             self.calls += heads

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 
 import torch
-from retrobench_kernels.logit_margin import logit_margin
+from retrobench_kernels.logit_margin import head_margins, logit_margin
 from torch import Tensor
 
 from retrobench.core.budget import Budget
-from retrobench.core.method import PromptLayer
+from retrobench.core.method import AttentionArgs, PromptLayer
 from retrobench.core.shapes import KVShape
 from retrobench.engine.attention.index import Index, enough
+from retrobench.engine.attention.parts import logits
 from retrobench_methods.infinigen.config import InfiniGenConfig, num_channels, pool_tokens
 from retrobench_methods.infinigen.pool import put
 
@@ -81,22 +82,25 @@ class PartialKeys(Index):
         put(self.key_LBGPC[i], slot, partial)
 
     def scores(
-        self, layer: int, q_BHTD: Tensor, exists_BGS: Tensor, scale: float, per_head: bool
+        self, layer: int, q_BHTD: Tensor, exists_BGS: Tensor, args: AttentionArgs, per_head: bool
     ) -> Tensor:
         """How far below each head's best a token's speculated logit is: ``BHS`` or ``BGS``."""
         i = self.slot[layer]
         q_BGND = q_BHTD[:, :, 0].float().unflatten(1, (self.shape.num_kv_heads, -1))
         keys = self.key_LBGPC[i, :, :, : exists_BGS.shape[-1]]
-        return logit_margin(q_BGND @ self.basis_LBGDC[i], keys, exists_BGS, scale, per_head)
+        q_BGNC = q_BGND @ self.basis_LBGDC[i]
+        if args.softcap is None:
+            return logit_margin(q_BGNC, keys, exists_BGS, args.scale, per_head)
+        return head_margins(logits(q_BGNC, keys, args), exists_BGS, per_head=per_head)
 
     def scores_and_mass(
-        self, layer: int, q_BHTD: Tensor, exists_BGS: Tensor, scale: float
+        self, layer: int, q_BHTD: Tensor, exists_BGS: Tensor, args: AttentionArgs
     ) -> tuple[Tensor, Tensor]:
         """``scores``, and each token's share of the softmax by its speculated logits.
 
         For a KV head, the share is the mean over its query heads.
         """
-        margin_BHS = self.scores(layer, q_BHTD, exists_BGS, scale, per_head=True)
+        margin_BHS = self.scores(layer, q_BHTD, exists_BGS, args, per_head=True)
         mass_BHS = margin_BHS.softmax(-1)
         if self.config.scope == "query_head":
             return margin_BHS, mass_BHS

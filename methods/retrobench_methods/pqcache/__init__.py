@@ -115,9 +115,10 @@ class QuantisedKeys(Index):
 
     def index_bytes(self, length: int) -> int:
         """Codes of the tokens that compete, one byte each, and all centroids."""
-        new = length - self.shape.prompt_tokens
-        tokens = sum(tokens + new for tokens in self.trained)
-        codes = tokens * self.shape.num_kv_heads * self.config.subvectors
+        static = [self.config.sink_tokens + recent for recent, _ in self.zones]
+        pairs = zip(self.shape.pad_tokens, static, strict=True)
+        codes = sum(max(0, length - pad - fixed) for pad, fixed in pairs)
+        codes = codes * self.shape.num_kv_heads * self.config.subvectors
         return codes + self.centroid_LBGYCD[0].nbytes
 
 
