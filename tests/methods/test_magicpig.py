@@ -112,6 +112,17 @@ def test_a_budget_takes_what_collides_most(kind, budget):
             torch.testing.assert_close(out[row, head].double(), expected, atol=2e-4, rtol=2e-4)
 
 
+@pytest.mark.parametrize("bits", [1, 10])
+def test_nothing_is_weighed_where_nothing_is_left_out(bits):
+    qkv = tensors("constant", (4, 2), 123, batch=2)
+    shape = shape_of(*qkv[:2], 20, (0, 7))
+    config = MagicPigConfig(**SMALL | {"bits": bits, "tables": 150})
+    for t, out in decoded(MagicPig(config, shape, None, Budget.parse("100%")), qkv, ARGS):
+        q, k, v = (x[:, :, : t + 1] for x in qkv)
+        expected = dense_decode(q[:, :, -1:], k, v, ARGS, (0, 7))[:, :, 0]
+        torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
+
+
 def test_the_chance_to_be_found_is_that_of_the_paper():
     p = torch.tensor([0.0, 1e-6, 1e-3, 0.02, 0.3, 0.97, 1.0])
     for tables, least in ((150, 2), (150, 0), (12, 12), (12, 5), (150, 40), (150, 149)):

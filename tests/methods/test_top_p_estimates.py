@@ -82,6 +82,16 @@ def test_retroinfer_retrieves_as_few_clusters_as_hold_the_estimated_mass(p, weig
     )
 
 
+def test_what_is_retrieved_is_told_where_every_cluster_is_estimated(monkeypatch):
+    told = []
+    monkeypatch.setattr(CountingProbe, "detail", True)
+    monkeypatch.setattr(CountingProbe, "selected", lambda _, layer, token: told.append(token))
+    run = Run(prompt=PROMPT, new=1, budget=Budget.parse("top_p:0.8"), int4_values=True)
+    run.step(PROMPT)
+    tokens = [int((token >= 0).sum()) / 2 for token in told]  # of two KV heads
+    assert tokens == list(run.probe.by_layer("attended").values())
+
+
 def test_a_cap_and_a_zone_without_estimates():
     q = torch.randn(1, 4, 1, 16)
     fixed, capped, alone = (

@@ -159,10 +159,13 @@ class HashTables(Index):
         rank = torch.arange(slot.shape[-1], device=slot.device)
         missing = (rank >= wanted_B1[..., None]) | (count < 0)
         last_BH = (~missing).sum(-1).clamp_min(1) - 1
-        threshold = _at(count, last_BH)
+        # where nothing is left out, nothing was found by chance
+        whole_B1 = wanted_B1 >= self.free_B[:, None]
+        threshold = _at(count, last_BH).masked_fill(whole_B1, 0)
         tied = (count_BHS == threshold[..., None]).sum(-1)
         taken = ((count == threshold[..., None]) & ~missing).sum(-1)
-        return slot.masked_fill(missing, -1), threshold, taken / tied.clamp_min(1)
+        share = (taken / tied.clamp_min(1)).masked_fill(whole_B1, 1)
+        return slot.masked_fill(missing, -1), threshold, share
 
     def log_weight(self, layer: int, q_BHTD: Tensor, k_BHRD: Tensor, chosen: Sampled) -> Tensor:
         """Minus the log of each token's sampling probability, ``BHR``; 0 in the static zone."""

@@ -40,15 +40,15 @@ class Positions:
         if not selection.chosen_BGN.shape[-1]:
             return probe.selected(layer, steady)
         exact = torch.cat([steady, self._tokens(i, pool, selection.chosen_BGN)], -1)
-        if not selection.estimated_BGE.shape[-1] or index.config.second_order:
+        estimation = selection.estimation
+        if estimation is None or not selection.estimated_BGE.shape[-1] or index.config.second_order:
             return probe.selected(layer, exact)
         chosen = selection.estimated_BGE.clamp_min(0).long()
         vectors = chosen[..., None].expand(-1, -1, -1, index.shape.head_dim)
-        assert selection.estimation is not None
         gain = index.gain(i)
         estimate = Estimate(
             decode(index.centroids.read(i)).gather(2, vectors),
-            value_sums(selection.estimation, pool.size_BGC).gather(2, vectors),
+            value_sums(estimation, pool.size_BGC).gather(2, vectors),
             pool.size_BGC.gather(-1, chosen) * (selection.estimated_BGE >= 0),
             None if gain is None else gain.gather(-1, chosen).float(),
         )
