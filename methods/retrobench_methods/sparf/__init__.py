@@ -19,7 +19,7 @@ from retrobench.engine.attention.parts import logits
 from retrobench.engine.attention.selective import SelectiveMethod
 from retrobench.memory.placement import Holder
 from retrobench.memory.selection import Selection, Tokens
-from retrobench.memory.store import KVStore
+from retrobench.memory.store import KVStore, take
 from retrobench_methods.sparf.config import SparfConfig
 
 PAGE_BYTES = 4096
@@ -176,8 +176,7 @@ class ChannelIndex(ScoringIndex):
         channels hold, as if the other channels were like them (SparQ, eq. 7).
         """
         length, group = self.lengths[i], q_BGND.shape[2]
-        picked = channel_BGC[..., None].expand(-1, -1, -1, length)
-        k_BGCS = self.key_LBGDS[i, ..., :length].gather(2, picked)
+        k_BGCS = take(self.key_LBGDS[i], channel_BGC)[..., :length]
         q_BGNC = q_BGND.gather(-1, channel_BGC[:, :, None].expand(-1, -1, group, -1))
         norm_BGN1 = q_BGND.abs().sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         covered_BGN1 = q_BGNC.abs().sum(-1, keepdim=True) / norm_BGN1
