@@ -196,6 +196,19 @@ def test_lists_of_jobs_lose_their_bad_lines_only(store):
     assert "cells.jsonl: line 2, 3, 4, 5, 6" in sweep_problems(store)[0]
 
 
+def test_a_sweep_that_was_stopped_has_the_cells_that_began(store):
+    key = write(store)
+    folder = store.root / "sweeps" / "mine" / "now"
+    folder.mkdir(parents=True)
+    cells = [{"key": k, "label": "x", "todo": 3} for k in (key, "", "0" * 16)]
+    plan = folder / "plan.json"
+    plan.write_text(json.dumps({"started": "2026-12-01T12:00:00Z", "cells": cells}))
+    assert sweep_names(store) == ["mine"] and sweep_keys(store, "mine") == [key]
+    plan.write_text(json.dumps({"started": "2026-12-01T12:00:00Z", "cells": cells[1:]}))
+    with pytest.raises(ValueError, match="'mine'.*none of its cells has begun"):
+        sweep_keys(store, "mine")
+
+
 @pytest.mark.parametrize("name", ["*", "", "m*", "../mine", "[m]ine", "none", ".", "/etc"])
 def test_a_sweep_is_found_by_just_its_name(store, name):
     folder = store.root / "sweeps" / "mine" / "now"

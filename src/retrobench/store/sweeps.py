@@ -25,29 +25,37 @@ def check_name(name: Any) -> None:
 
 def sweep_names(store: ResultStore) -> list[str]:
     """Names of all sweeps, sorted."""
-    return sorted({path.parent.parent.name for path in _files(store, None)})
+    paths = [*_files(store, None, CELLS_FILE), *_files(store, None, PLAN_FILE)]
+    return sorted({path.parent.parent.name for path in paths})
 
 
 def sweep_entries(store: ResultStore, name: str) -> list[dict[str, Any]]:
-    """The newest entry of every job of a sweep; ValueError if there is no such sweep."""
+    """The newest entry of every job of a sweep that ended; ValueError if there is no such sweep."""
+    names = sweep_names(store)
+    if name not in names:
+        known = ", ".join(names) or "none"
+        raise ValueError(f"sweep {name!r}: no such sweep in {store.root}. Sweeps: {known}")
     newest: dict[str, dict[str, Any]] = {}
-    for path in _files(store, name):
+    for path in _files(store, name, CELLS_FILE):
         for entry in read_entries(path)[0]:
             newest[entry.get("key") or entry["job"]] = entry
-    if not newest:
-        known = ", ".join(sweep_names(store)) or "none"
-        raise ValueError(f"sweep {name!r}: no such sweep in {store.root}. Sweeps: {known}")
     return list(newest.values())
 
 
 def sweep_problems(store: ResultStore, name: str | None = None) -> list[str]:
     """Lines of the lists of a sweep, or of all, that cannot be read: a message for each file."""
-    return [line for path in _files(store, name) for line in read_entries(path)[1]]
+    return [line for path in _files(store, name, CELLS_FILE) for line in read_entries(path)[1]]
 
 
 def sweep_keys(store: ResultStore, name: str) -> list[str]:
-    """Keys of the cells of a sweep, in the order they were asked for."""
-    return [entry["key"] for entry in sweep_entries(store, name) if "key" in entry]
+    """Keys of the cells of a sweep: those that ended, then those that began; ValueError if none."""
+    ended = [entry["key"] for entry in sweep_entries(store, name) if "key" in entry]
+    plans = map(_read_plan, _files(store, name, PLAN_FILE))
+    planned = [cell["key"] for plan in plans if plan for cell in plan["cells"] if cell["key"]]
+    begun = [key for key in planned if (store.root / key).is_dir()]
+    if not (keys := list(dict.fromkeys([*ended, *begun]))):
+        raise ValueError(f"sweep {name!r} of {store.root}: none of its cells has begun")
+    return keys
 
 
 def newest_plan(store: ResultStore, name: str | None) -> dict[str, Any] | None:
@@ -56,16 +64,18 @@ def newest_plan(store: ResultStore, name: str | None) -> dict[str, Any] | None:
     ``started`` (UTC), ``folder``, and ``cells``: key (empty until it is known), label, and ``todo``
     samples.
     """
-    paths = (store.root / "sweeps").glob(f"*/*/{PLAN_FILE}")
-    paths = [path for path in paths if name is None or path.parent.parent.name == name]
+    paths = _files(store, name, PLAN_FILE)
     if not paths:
         return None
-    newest = max(paths, key=lambda path: (path.parent.name, path.stat().st_mtime_ns))
+    return _read_plan(max(paths, key=lambda path: (path.parent.name, path.stat().st_mtime_ns)))
+
+
+def _read_plan(path: Path) -> dict[str, Any] | None:
     try:
-        plan = json.loads(newest.read_bytes())
+        plan = json.loads(path.read_bytes())
         cells = [{k: cell[k] for k in ("key", "label", "todo")} for cell in plan["cells"]]
-        return {"started": str(plan["started"]), "folder": newest.parent, "cells": cells}
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return {"started": str(plan["started"]), "folder": path.parent, "cells": cells}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -96,7 +106,7 @@ def _is_entry(entry: dict[str, Any]) -> bool:
     return finished or {"job", "error"} <= entry.keys()
 
 
-def _files(store: ResultStore, name: str | None) -> list[Path]:
-    """Lists of jobs of the sweep of just this name, or of all sweeps."""
-    found = sorted((store.root / "sweeps").glob(f"*/*/{CELLS_FILE}"))
+def _files(store: ResultStore, name: str | None, file: str) -> list[Path]:
+    """Files of the launches of the sweep of just this name, or of all sweeps."""
+    found = sorted((store.root / "sweeps").glob(f"*/*/{file}"))
     return [path for path in found if name is None or path.parent.parent.name == name]

@@ -19,7 +19,7 @@ from retrobench.measure.clock import monotonic_s
 from retrobench.report.page.html import render
 from retrobench.store.columns import stamp as folder_stamp
 from retrobench.store.results import ResultStore
-from retrobench.store.sweeps import CELLS_FILE, newest_plan, read_entries, sweep_keys, sweep_names
+from retrobench.store.sweeps import CELLS_FILE, newest_plan, read_entries, sweep_keys
 
 _ENDED = ("done", "failed", "impossible")
 
@@ -130,11 +130,11 @@ class LivePage:
         """Cells of the sweep, planned or ended, or all cells; those that can be read."""
         if self.sweep is None:
             return self.store.sound_keys()
-        plan = newest_plan(self.store, self.sweep)
-        keys = [cell["key"] for cell in plan["cells"]] if plan else []
-        if self.sweep in sweep_names(self.store):
-            keys += sweep_keys(self.store, self.sweep)
-        return self.store.sound_keys(list(dict.fromkeys(filter(None, keys))))
+        try:
+            keys = sweep_keys(self.store, self.sweep)
+        except ValueError:  # nothing has begun
+            return []
+        return self.store.sound_keys(keys)
 
 
 def make_server(store: ResultStore, sweep: str | None, port: int) -> ThreadingHTTPServer:
