@@ -33,6 +33,12 @@ def test_bad_budgets_are_refused(text):
         Budget.parse(text)
 
 
+@pytest.mark.parametrize("text", ["0%", "0tok", "0MiB", "top_p:0"])
+def test_a_budget_of_nothing_is_named_as_it_was_written(text):
+    with pytest.raises(ValueError, match=f"budget: {text} must be finite and greater than 0"):
+        Budget.parse(text)
+
+
 _POSITIVE = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
 _FIXED = st.one_of(
     st.builds(Budget, st.floats(0, 1, exclude_min=True), st.just("frac")),

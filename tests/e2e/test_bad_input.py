@@ -31,6 +31,7 @@ def job(results, *overrides):
         (["method_options={quest: 5}"], r"method_options\.quest=5: write options"),
         (["method_options={quest: {foo: 1}}"], r"method_options\.quest\.foo: no such option"),
         (["engine.batch=4000000000000"], r"engine\.batch must be in \[1, 65536\]"),
+        (["task.length=128"], r"task\.length must be in \[256, 4194304\]"),
         (["results_dir=null"], "results_dir=null: write the path of a folder"),
         (["results_dir=/dev/null/x"], "results_dir=.*cannot be written.*choose another"),
         (["results_dir=/dev/null"], "results_dir=.*cannot be written.*choose another"),

@@ -29,6 +29,7 @@ class TerminatedWorkerError(Exception):
         (TerminatedWorkerError("exit codes {SIGKILL(-9)}"), "a worker process died"),
         (PermissionError(13, "Permission denied", "/x/y"), "/x/y: Permission denied"),
         (OSError("no space"), "no space"),
+        (OSError(28, "No space left on device"), "error: No space left on device; finished"),
         (ValueError("bad"), "error: bad"),
     ],
 )

@@ -27,6 +27,11 @@ def test_a_plan_counts_cells_and_reads_no_weights(tmp_path, capsys, monkeypatch)
     assert "2 samples, about" in text and "by earlier rows" in text
     assert "num_clusters=99999" in text and "did you mean method.num_clusters" in text
     assert len(ResultStore(tmp_path).cell_keys()) == 1
+    nowhere = [config(tmp_path, method={"name": name}) for name in ("full", "quest")]
+    nowhere = [{**one, "model": {"name": "", "source": "local"}} for one in nowhere]
+    assert cli.show_plan(cli.plan_runs(nowhere)) == 1
+    (reason,) = [line for line in capsys.readouterr().out.splitlines() if "impossible:" in line]
+    assert reason.startswith("impossible: local full ruler, local quest ruler: model=local needs")
     axes = [config(tmp_path, match=axis, reference="quest@5%") for axis in ("tokens", "hbm")]
     assert (
         cli.show_plan(cli.plan_runs(axes)) == 0

@@ -23,12 +23,12 @@ from rich.console import Console
 
 from retrobench.cli import units
 from retrobench.cli.environment import set_environment
-from retrobench.cli.overrides import name_sweep, one_line, prepare
+from retrobench.cli.overrides import KEPT, name_sweep, one_line, prepare
 from retrobench.core.secrets import redact
 from retrobench.core.words import counted
 from retrobench.report.tables.layout import print_line
 from retrobench.run import plan_cache
-from retrobench.run.composed import check_composed
+from retrobench.run.composed import check_composed, given_label
 from retrobench.run.summary import CellResult, PlannedRun, plan_run, settled
 from retrobench.store.results import ResultStore
 
@@ -83,15 +83,12 @@ def one_line_errors(traced: bool = False) -> Iterator[None]:
     except Exception as error:
         if traced:
             raise
-        if isinstance(error, (HydraException, OmegaConfBaseException)):
+        if isinstance(error, (HydraException, OmegaConfBaseException, OSError)):
             fail(ValueError(one_line(error)))
         if _is_of_hydra(error):
             fail(ValueError(f"{_NOT_COMPOSED}: {type(error).__name__}: {one_line(error)}"))
         if isinstance(error, ValueError):
             fail(error)
-        if isinstance(error, OSError):
-            advice = f"{error.filename}: {error.strerror}; check its rights and the free space"
-            fail(ValueError(advice if error.filename is not None else one_line(error)))
         if type(error).__name__ in _DEAD_WORKER:
             fail(ValueError(_WORKER_DIED))
         raise
@@ -122,8 +119,7 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def _say_stopped(by: str) -> None:
-    text = "finished samples are kept in the results folder; the same command goes on with the rest"
-    print(f"stopped by {by}: {text}", file=sys.stderr)  # noqa: T201
+    print(f"stopped by {by}: {KEPT}", file=sys.stderr)  # noqa: T201
 
 
 def main(config: DictConfig) -> None:
@@ -155,6 +151,8 @@ def main(config: DictConfig) -> None:
             units.note(folder, _error(name, outcome) if isinstance(outcome, Exception) else outcome)
     except ValueError as error:
         fail(error)
+    except OSError as error:  # Hydra would print all overrides first
+        fail(ValueError(one_line(error)))
 
 
 def _error(job: str, error: Exception) -> JobResult:
@@ -219,8 +217,7 @@ def _plan_one(raw: Any) -> PlannedRun:
         try:
             summary, final = plan_summary(parse_run(raw))
         except ValueError as error:
-            names = [str(raw.get(group, {}).get("name")) for group in ("model", "method", "task")]
-            return PlannedRun(label=" ".join(names), state="impossible", message=str(error))
+            return PlannedRun(label=given_label(raw), state="impossible", message=str(error))
         if final:
             plan_cache.keep(raw, summary)
     store = ResultStore(raw.get("results_dir", "results/runs"))

@@ -18,6 +18,7 @@ from retrobench.core.spec import unknown
 from retrobench.run.composed import GROUPS
 from retrobench.store.sweeps import check_name
 
+KEPT = "finished samples are kept in the results folder; the same command goes on with the rest"
 CONF = Path(__file__).resolve().parents[3] / "conf"
 _UNNAMED = ("model", "engine", "data", "hardware")  # whose name is an option like others
 _NAMES = {f"{group}.name" for group in GROUPS if group not in _UNNAMED}
@@ -92,7 +93,11 @@ def composed(arguments: Sequence[str], conf_dir: Path = CONF) -> dict[str, Any]:
 
 
 def one_line(error: Exception) -> str:
-    """An error of Hydra or OmegaConf, and what caused it, as one line."""
+    """An error of Hydra, OmegaConf or the system, and what caused it, as one line."""
+    if isinstance(error, OSError) and error.strerror:
+        if error.filename is None:  # the file was open already
+            return f"{error.strerror}; {KEPT}"
+        return f"{error.filename}: {error.strerror}; check its rights and the free space"
     texts = [str(error), *([str(error.__cause__)] if error.__cause__ else [])]
     return "; ".join(dict.fromkeys(line.strip() for line in "\n".join(texts).splitlines() if line))
 

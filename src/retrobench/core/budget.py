@@ -43,7 +43,7 @@ class Budget:
         if self.unit not in {*_UNITS.values(), "top_p"}:
             raise ValueError(f"budget: {self.unit!r} is no unit; use frac, tokens, bytes or top_p")
         if not 0 < self.value < math.inf:
-            raise ValueError(f"budget: {self.value} {self.unit} must be finite and greater than 0")
+            raise ValueError(f"budget: {self} must be finite and greater than 0")
         if self.unit == "frac" and self.value > 1:
             raise ValueError(f"budget: {self} is larger than the context (at most 100%)")
         if self.unit == "top_p" and self.value > 1:

@@ -257,12 +257,15 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 def _range(meta: Mapping[str, Any]) -> str:
     if meta["choices"] is not None:
         return " | ".join(map(str, meta["choices"]))
-    left = f"({meta['above']:g}" if meta["above"] is not None else None
-    left = left or (f"[{meta['low']:g}" if meta["low"] is not None else "")
-    right = f"{meta['high']:g}]" if meta["high"] is not None else ""
-    if not left and not right:
+    low, high, above = (_bound(meta[name]) for name in ("low", "high", "above"))
+    if not (low or high or above):
         return ""
-    return f"{left or '(-inf'}, {right or 'inf)'}"
+    left = f"({above}" if above else f"[{low}" if low else "(-inf"
+    return f"{left}, {high}]" if high else f"{left}, inf)"
+
+
+def _bound(value: float | None) -> str:
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _check(value: Any, meta: Mapping[str, Any], where: str) -> None:

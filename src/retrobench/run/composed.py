@@ -43,3 +43,11 @@ def _check_options(group: str, values: Any) -> None:
     if not isinstance(values, Mapping):
         shown = "null" if values is None else values
         raise ValueError(f"{group}={shown}: write options, {group}.OPTION=VALUE (docs/options.md)")
+
+
+def given_label(raw: Mapping[str, Any]) -> str:
+    """Model, method and task of a run whose options could not be read."""
+    model, method, task = (raw.get(group, {}) for group in ("model", "method", "task"))
+    known = map(model.get, ("name", "path", "id", "source"))  # model=local and model=hf: no name
+    name = next((str(value) for value in known if value), "?")
+    return f"{name} {method.get('name')} {task.get('name')}"

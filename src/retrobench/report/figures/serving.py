@@ -33,7 +33,8 @@ def serving(frame: pd.DataFrame) -> Any:
             panel.set_ylabel(label if column == 0 else "")
             panel.set_xlabel("requests/s" if row else "")
         panels[column].set_title(machine)
-    return style.finish(drawing, rows, None, _note(rows, "line: median, dashes: 90th percentile"))
+    lines = "line: median, dashes: 90th percentile, dotted: the limit of a good request"
+    return style.finish(drawing, rows, None, _note(rows, lines))
 
 
 def _latency_panel(panel: Any, rows: pd.DataFrame, name: str, scale: float) -> None:
@@ -58,7 +59,7 @@ def goodput(frame: pd.DataFrame) -> Any:
     _bars(axes, rows, "replay.request_rate", _rate_text)
     share = f"{rows['replay.good_share'].iloc[0]:.0%} of the requests good"
     axes.set(ylabel="requests per second", title=f"largest rate with {share}")
-    more = "≥: so few requests at more are one burst"
+    more = "≥: at higher rates all requests come at once"
     return style.finish(drawing, rows, None, _note(rows, f"{_objectives(rows)}; {more}"))
 
 

@@ -14,8 +14,10 @@ from retrobench.report.rows import ORDER, describe
 ONE_COLUMN, TWO_COLUMNS = 3.5, 7.2  # inches
 COLORS = ("#000000", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 MARKERS = "os^DvPX*"
+# of methods beyond the first seven
 _MORE_COLORS = "#332288 #882255 #117733 #88CCEE #CC6677 #999933 #AA4499 #44AA99 #DDCC77".split()
-_MORE_MARKERS = "<>phd8HsD^ov"  # of methods beyond the first seven
+_MORE_COLORS += "#661100 #777777 #6699CC".split()
+_MORE_MARKERS = "<>phd8HsD^ov"
 PUBLISHED = {"linestyle": "none", "fillstyle": "none", "markersize": 7}
 _FEW_LABELS = 8
 _PNG_DPI, _PNG_COLORS = 200, 128
@@ -42,8 +44,7 @@ def _look(method: str) -> tuple[str, str]:
     index, few = ORDER.index(method), len(COLORS) - 1
     if index < few:
         return COLORS[index], MARKERS[index]
-    more = index - few
-    return _MORE_COLORS[more % len(_MORE_COLORS)], _MORE_MARKERS[more]
+    return _MORE_COLORS[index - few], _MORE_MARKERS[index - few]
 
 
 def color(method: str) -> str:

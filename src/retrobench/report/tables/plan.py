@@ -29,7 +29,7 @@ class PlannedRun:
 
 
 def print_planned(cells: Sequence[PlannedRun], free_bytes: int, console: Console) -> None:
-    """One line per cell, then totals: cells, samples, time, memory, and each refusal's reason."""
+    """One line per cell, then totals and each reason of a refusal once."""
     columns = ("cell", "key", "state", "samples", "weights", *_PLACES, "time")
     print_table(console, "plan", columns, map(_row, cells), left=columns[:3])
     counts = {state: sum(cell.state == state for cell in cells) for state in _STATES}
@@ -41,11 +41,14 @@ def print_planned(cells: Sequence[PlannedRun], free_bytes: int, console: Console
     if largest and free_bytes:
         text = f"largest session with weights {_size(largest)}, {_size(free_bytes)} of memory free"
         console.print(text, highlight=False)
+    refused: dict[str, list[str]] = {}
     for cell in cells:
         for note in filter(None, (cell.attended, cell.ignored)):
             print_line(console, f"note: {cell.label}: {note}")
         if cell.state == "impossible":
-            print_line(console, f"impossible: {cell.label}: {cell.message}")
+            refused.setdefault(cell.message, []).append(cell.label)
+    for message, labels in refused.items():
+        print_line(console, f"impossible: {', '.join(dict.fromkeys(labels))}: {message}")
 
 
 def _row(cell: PlannedRun) -> tuple[str, ...]:
