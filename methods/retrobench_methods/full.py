@@ -25,7 +25,7 @@ class Full(DenseMethod):
         backend: str = choice(
             ("auto", *BACKENDS),
             "who computes a decode step; auto: the fastest of what is installed, timed once per "
-            "shape (sdpa below 1024 tokens); the row names it",
+            "shape (sdpa below 2048 tokens); the row names it",
         )
 
     def setup(self) -> None:

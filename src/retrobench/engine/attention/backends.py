@@ -21,7 +21,7 @@ from retrobench.measure.clock import make_clock
 
 # arguments of every form: q_BHTD, k_BGSD, v_BGSD, scalars, and the left padding of each row
 Call = tuple[Tensor, Tensor, Tensor, AttentionArgs, tuple[int, ...]]
-SHORT_TOKENS = 1024  # below this ``auto`` takes sdpa unmeasured
+SHORT_TOKENS = 2048  # below this ``auto`` takes sdpa unmeasured
 REPEATS = 3
 
 

@@ -40,10 +40,11 @@ def unscored_tables(frame: pd.DataFrame) -> Iterator[Titled]:
     """Tables of rows that are timed or simulated, and not answered."""
     of_machine, of_clock = frame["benchmark"] == "machine", is_timed(frame)
     replayed = is_replayed(frame)
+    timed_rows = of_clock & ~of_machine
     for rows, title, matrix, note in (
         (of_machine, "what this machine reaches (medians)", timed.machine_matrix, ""),
         (replayed, "serving, replayed: median (p99)", timed.replay_matrix, timed.REPLAY_NOTE),
-        (of_clock & ~of_machine, "decode speed (medians over steps)", timed.speed_matrix, ""),
+        (timed_rows, "decode speed (medians over steps)", timed.speed_matrix, timed.SPEED_NOTE),
     ):
         if rows.any():
             yield title, matrix(frame[rows]), note

@@ -18,6 +18,11 @@ COLUMNS = (
     "method_stats.backend prefill_tokens_per_s live.fetch_hidden_frac "
     "hardware replay.*"
 ).split()
+SPEED_NOTE = (
+    "vs full: against the fastest full attention of the same shape, context and batch; error: of "
+    "the output against exact attention in float64; GB/s: read by a step, of what the memory was "
+    "probed at; hidden: share of the fetch that nothing waited for"
+)
 REPLAY_NOTE = (
     "replay: queue, batches and memory are simulated with measured or modelled steps; nothing was "
     "served. good: requests within task.slo_ttft_s and task.slo_tpot_s."
