@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 
 import numpy as np
 import pytest
@@ -71,3 +72,9 @@ def test_failures_under_other_options_do_not_quarantine_a_cell(tmp_path, monkeyp
             assert outcome["failed"] == {"error": 1}
     assert job(tmp_path, engine={"prefill_cache_gib": 0.5})["failed"] == {"quarantined": 1}
     assert job(tmp_path)["ran"] == 1
+
+
+def test_the_last_lines_say_why_samples_failed(tmp_path):
+    outcome = job(tmp_path, protocol={"name": "decode_tail", "tail_tokens": 9999})
+    said = cli.problem_line(outcome)
+    assert re.search(r"error 1 \(.*protocol.tail_tokens=9999 leaves nothing .* \d+ tokens", said)

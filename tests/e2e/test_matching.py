@@ -37,7 +37,7 @@ def test_memory_is_matched_by_the_methods_own_knob(tmp_path):
     options = {"match": "gpu_memory", "reference": "retroinfer@20%", "budget": "20%"}
     outcome = job(tmp_path, method={"name": "quest", **placed}, **options)
     assert "method.cache_frac=" in outcome["matched"] and outcome["ran"] == 1
-    with pytest.raises(ValueError, match="no knob"):
+    with pytest.raises(ValueError, match="methods that have one: infinigen, .*quest"):
         job(tmp_path, method={"name": "full"}, **options)
 
 

@@ -8,12 +8,13 @@ import torch
 from rich.console import Console
 
 from retrobench.cli import app as cli
+from retrobench.cli.overrides import composed
 from retrobench.engine import loader, synthetic
 from retrobench.report.figures.draw import draw
 from retrobench.report.figures.speed import latency_vs_load
 from retrobench.report.tables.overview import COLUMNS, print_tables
 from retrobench.store.results import ResultStore
-from tests.e2e.runs import config
+from tests.e2e.runs import ROOT, config
 
 
 def raw(method, results_dir, **task):
@@ -60,6 +61,16 @@ def test_synthetic_shapes_need_no_weights(tmp_path, monkeypatch):
     outcome = cli.run_job(raw("streaming", tmp_path))
     assert outcome["ran"] == 2 and not outcome["failed"]
     assert ResultStore(tmp_path).cell(outcome["key"])["weight_bytes"] == 0
+
+
+@pytest.mark.parametrize("task", ["speed", "serve", "machine"])
+@pytest.mark.parametrize("method", ["full", "infinigen"])
+def test_synthetic_shapes_need_no_model_and_none_of_its_files(tmp_path, monkeypatch, task, method):
+    monkeypatch.setenv("RETROBENCH_CACHE", str(tmp_path))  # the default model is not fetched
+    asked = [f"task={task}", f"method={method}", f"results_dir={tmp_path}"]
+    (entry,) = cli.plan_runs([composed(asked, ROOT / "conf")])
+    assert entry.state == "run", entry.message
+    assert "smollm2" not in entry.label and entry.weight_bytes == 0
 
 
 def test_a_model_end_to_end(tmp_path):

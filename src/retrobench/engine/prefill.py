@@ -240,7 +240,10 @@ def _whole_blocks(
 def split_tail(tokens: int, tail_tokens: int) -> int:
     """Prompt tokens to prefill; ValueError where the tail leaves none."""
     if tokens <= tail_tokens:
-        raise ValueError(f"protocol tail of {tail_tokens} tokens leaves no prompt to prefill")
+        raise ValueError(
+            f"protocol.tail_tokens={tail_tokens} leaves nothing to prefill of a prompt of {tokens} "
+            "tokens; use fewer"
+        )
     return tokens - tail_tokens
 
 

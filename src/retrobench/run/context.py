@@ -106,6 +106,7 @@ class RunContext:
         self.result.ran += 1
         if row["status"] not in FINE:
             self.result.failed[row["status"]] = self.result.failed.get(row["status"], 0) + 1
+            self.result.message = self.result.message or row.get("message", "")  # of the first
         if row["status"] not in FINAL:
             self.progress.say(f"{row['sample']}: {row['status']}: {row.get('message', '')}")
         self.progress.advance()

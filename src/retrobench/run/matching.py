@@ -50,7 +50,7 @@ def reference_config(spec: RunSpec, raw: Mapping[str, Any]) -> dict[str, Any] | 
 def solve(spec: RunSpec, raw: Mapping[str, Any], key: str) -> tuple[dict[str, Any], str]:
     """The configuration with its knob set to match the cell ``key``, and a line about it.
 
-    ValueError if there is no knob.
+    ValueError if the reference does not tell a cost.
     """
     assert spec.match is not None
     loaded = loader.resident(spec.model)
@@ -188,8 +188,7 @@ def _solve_memory(
     """(knob, value, bytes): bytes on the device follow from the plan, so nothing is measured."""
     method = spec.method_class
     knob = method.memory_knob
-    if knob is None:
-        raise ValueError(f"match=gpu_memory: method={spec.method} has no knob for it")
+    assert knob is not None  # as the options were read
     shape = kv_shape(loaded.model, (0,), prompt_tokens, 128)
 
     def held(thousandths: int) -> float:

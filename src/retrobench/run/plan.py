@@ -51,7 +51,7 @@ def prepare(spec: RunSpec, calibration: str | None = None) -> PreparedRun:
     A calibration file belongs to weights. Where their id is not known cheaply, they are read here,
     unless the caller says what to put in the file's place.
     """
-    if calibration is None and spec.needs.calibration:
+    if calibration is None and spec.calibrated:
         calibration = _calibration(spec)
     model, prompt, task = loader.describe(spec.model), prompt_builder(spec.model), spec.make_task()
     model_identity = task.model_identity() or {**model.identity, **prompt.identity}
@@ -153,7 +153,7 @@ def _footprint(spec: RunSpec, model: loader.ModelInfo) -> Footprint:
     if spec.measure.name == "search":
         key_search.check(spec.method, spec.method_config, spec.engine.batch, spec.protocol.name)
     limit, largest = model.context_limit, Footprint()
-    known = loader.known_weights_id(spec.model) if spec.needs.calibration else None
+    known = loader.known_weights_id(spec.model) if spec.calibrated else None
     for length in _lengths(spec):
         if limit is not None and length > limit:
             raise ValueError(
@@ -258,8 +258,7 @@ def plan_summary(spec: RunSpec) -> tuple[RunSummary, bool]:
 
     A method's calibration file belongs to weights, and many of them are not read for a plan.
     """
-    needs = spec.needs.calibration
-    unknown = needs and loader.known_weights_id(spec.model) is None
+    unknown = spec.calibrated and loader.known_weights_id(spec.model) is None
     prepared = prepare(spec, "not read yet" if unknown else None)
     return prepared.summary, not unknown
 

@@ -150,6 +150,11 @@ class RunSpec:
         return self.method_class.needs_of(self.method_config)
 
     @property
+    def calibrated(self) -> bool:
+        """Whether the method needs a file made from this model; synthetic data makes its own."""
+        return self.needs.calibration and self.make_task().model_identity() is None
+
+    @property
     def streams(self) -> bool:
         """Whether its prefill may stream: it is asked for, and nothing stands against it."""
         apart = self.model.device_map or self.engine.prefill_cache_gib or self.needs.layer_inputs
@@ -200,8 +205,11 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
             f"task.repeats={repeats} with engine.temperature=0 gives {repeats} equal answers; "
             "sample, for example engine.temperature=0.6 engine.top_p=0.95"
         )
+    model = parse(ModelConfig, raw.get("model", {}), "model")
+    if task_class(task)(task_config).model_identity() is not None:
+        model = ModelConfig(source="constructed", device=model.device)  # it is always here
     return RunSpec(
-        model=parse(ModelConfig, raw.get("model", {}), "model"),
+        model=model,
         method=method,
         method_config=parse(method_class(method).Config, method_values, "method"),
         task=task,
@@ -217,7 +225,7 @@ def parse_run(raw: Mapping[str, Any]) -> RunSpec:
         tracker=dict(raw.get("tracker", {"name": "none"})),
         options=parse(RunOptions, {k: raw[k] for k in FLAGS if k in raw}, ""),
         sweep=None if raw.get("sweep") is None else str(raw["sweep"]),
-        **_matching(raw),
+        **_matching(raw, method),
         method_options=by_method,
         requested_config={name: value for name, value in raw.items() if name not in APART},
     )
@@ -242,7 +250,7 @@ def _ignored(method: str, budget: Budget | None) -> str:
     return f"budget={budget} is not used: method={method} attends to all tokens"
 
 
-def _matching(raw: Mapping[str, Any]) -> dict[str, str | None]:
+def _matching(raw: Mapping[str, Any], method: str) -> dict[str, str | None]:
     match, reference = raw.get("match"), raw.get("reference")
     if match is None:
         return {}
@@ -254,6 +262,12 @@ def _matching(raw: Mapping[str, Any]) -> dict[str, str | None]:
         )
     if raw.get("budget") is not None and match != "gpu_memory":
         raise ValueError(f"match={match} solves the budget; leave budget= out")
+    if match == "gpu_memory" and method_class(method).memory_knob is None:
+        able = ", ".join(name for name in method_names() if method_class(name).memory_knob)
+        raise ValueError(
+            f"match=gpu_memory: no option decides what method={method} holds; methods that have "
+            f"one: {able}"
+        )
     return {"match": match, "reference": str(reference)}
 
 

@@ -100,7 +100,7 @@ class CellResult:
     cached: int = 0
     failed: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    message: str = ""  # why the cell as a whole failed
+    message: str = ""  # why the cell as a whole failed, or the first sample that did
     matched: str = ""  # how its knob was solved, if it was
     ignored: str = ""  # what the run does not use of what was asked
 
