@@ -49,7 +49,7 @@ demo: $(STAMP) ## full attention, RetroInfer, Quest and two controls on RULER wi
 test: $(STAMP) ## run the tests (CPU, offline), but for the slow ones
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 
-test-slow: $(STAMP) ## run the slow tests: fuzz, kills, launchers, kernels in the interpreter, browsers
+test-slow: $(STAMP) ## run the slow tests: fuzzing, killed runs, launchers, Triton's interpreter, browsers
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m slow --dist worksteal
 
 check: $(STAMP) ## lint, format, types and import rules
