@@ -171,3 +171,7 @@ def test_auto_and_impossible_combinations():
     assert ResolvedPlacement.of(fifo, "cuda").manager == "host"
     with pytest.raises(ValueError, match="cache=host"):
         ResolvedPlacement.of(PlacementConfig(cache="device", eviction="lfu"), "cpu")
+    bound = PlacementConfig(cache_bound=True, placement="pinned")
+    assert ResolvedPlacement.of(bound, "cuda").record
+    with pytest.raises(ValueError, match=r"cache_bound=true .*there is none"):
+        ResolvedPlacement.of(bound, "cpu")

@@ -106,6 +106,11 @@ class ResolvedPlacement:
                 f"method.eviction={config.eviction} needs method.cache=host: the device-managed "
                 "cache knows lru only"
             )
+        if config.cache_bound and manager == "none":
+            raise ValueError(
+                "method.cache_bound=true records the accesses of a block cache, and there is none: "
+                "leave it out, or use method.cache=host or device"
+            )
         return cls(
             place=place,
             manager=manager,
