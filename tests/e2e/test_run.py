@@ -265,7 +265,8 @@ def test_console_reads_the_store(tmp_path, capsys):
     columns = (tmp_path / "full.csv").read_text().splitlines()[0]
     assert "method.backend" in columns and "method.tokens_per_cluster" not in columns
     assert console.main(["show", key, *where]) == 0
-    assert json.loads(capsys.readouterr().out)["key"] == key
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["key"] == key and "hardware" not in shown["asked"]
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from retrobench.core.words import counted
 from retrobench.report.tables.layout import print_line
 from retrobench.store.results import ResultStore
 from retrobench.store.row_file import MAX_ATTEMPTS
-from retrobench.store.sweeps import sweep_entries, sweep_keys, sweep_names, sweep_problems
+from retrobench.store.sweeps import going, sweep_entries, sweep_keys, sweep_names, sweep_problems
 
 RESPONSES = "score, seal_s, step_s, step_mib, hit_ratio, recall"
 DESCRIPTION = (
@@ -149,11 +149,9 @@ def _ls(options: argparse.Namespace) -> int:
         words = [status.get("state"), *(value for value in labels.values() if value)]
         left_out = store.read(key).quarantined()
         if left_out or status.get("attempts", 0) >= MAX_ATTEMPTS:
-            words.append(
-                f"quarantined ({counted(len(left_out), 'sample')}); `retrobench retry {key[:6]}`"
-            )
-        if status.get("message"):
-            words.append(f"({status['message']})")
+            count = counted(len(left_out), "sample")
+            words.append(f"quarantined ({count}); `retrobench retry {key[:6]}`")
+        words += [f"({status['message']})"] if status.get("message") else []
         _print(" ".join(map(str, [key, *words])))
     return 0
 
@@ -166,7 +164,8 @@ def _sweeps(options: argparse.Namespace) -> int:
     for name in sweep_names(store):
         entries = sweep_entries(store, name)
         failed = sum(map(cli.is_failure, entries))
-        _print(f"{name}: {counted(len(entries), 'cell')}, {failed} failed")
+        more = f"; {len(left)} began and have not ended" if (left := going(store, name)) else ""
+        _print(f"{name}: {counted(len(entries), 'cell')}, {failed} failed{more}")
     return 0
 
 
@@ -245,7 +244,10 @@ def _sources(options: argparse.Namespace) -> int:
 def _show(options: argparse.Namespace) -> int:
     store = ResultStore(options.results)
     key = store.find(options.key)
-    Console().print_json(data={**store.cell(key), "status": store.status(key)})
+    about = {**store.cell(key), "status": store.status(key)}
+    if "hardware" not in about["labels"]:  # a replay's alone; all configurations name one
+        about.get("asked", {}).pop("hardware", None)
+    Console().print_json(data=about)
     return 0
 
 
@@ -285,13 +287,11 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _findings(findings: list[str], fine: str) -> int:
-    """Print what was found wrong, or that all is fine; the exit code."""
     _print("\n".join(findings) or fine)
     return 1 if findings else 0
 
 
 def _print(text: str) -> None:
-    """Text as it stands, without markup or wrapping."""
     print_line(Console(), text)
 
 

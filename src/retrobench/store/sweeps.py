@@ -50,12 +50,18 @@ def sweep_problems(store: ResultStore, name: str | None = None) -> list[str]:
 def sweep_keys(store: ResultStore, name: str) -> list[str]:
     """Keys of the cells of a sweep: those that ended, then those that began; ValueError if none."""
     ended = [entry["key"] for entry in sweep_entries(store, name) if "key" in entry]
-    plans = map(_read_plan, _files(store, name, PLAN_FILE))
-    planned = [cell["key"] for plan in plans if plan for cell in plan["cells"] if cell["key"]]
-    begun = [key for key in planned if (store.root / key).is_dir()]
-    if not (keys := list(dict.fromkeys([*ended, *begun]))):
+    if not (keys := list(dict.fromkeys([*ended, *going(store, name)]))):
         raise ValueError(f"sweep {name!r} of {store.root}: none of its cells has begun")
     return keys
+
+
+def going(store: ResultStore, name: str) -> list[str]:
+    """Keys of the planned cells of a sweep that began and have not ended."""
+    ended = {entry.get("key") for entry in sweep_entries(store, name)}
+    plans = map(_read_plan, _files(store, name, PLAN_FILE))
+    planned = [cell["key"] for plan in plans if plan for cell in plan["cells"] if cell["key"]]
+    begun = [key for key in dict.fromkeys(planned) if (store.root / key).is_dir()]
+    return [key for key in begun if key not in ended]
 
 
 def newest_plan(store: ResultStore, name: str | None) -> dict[str, Any] | None:
