@@ -11,7 +11,7 @@ pytest.importorskip("vl_convert")
 from retrobench.report import headroom
 from retrobench.report.page import samples
 from retrobench.report.page.charts import charts, pareto_points
-from retrobench.report.page.html import render, write_report
+from retrobench.report.page.html import _overview, render, write_report
 from retrobench.report.page.tables import cost_table, plain_table, score_table
 from retrobench.report.tables.overview import COLUMNS
 from tests.report.browser import act, call
@@ -283,3 +283,10 @@ def test_numbers_that_json_lacks_do_not_reach_the_page(lab, loaded):
     found = samples.samples(loaded(), lab.store)
     json.dumps(found, allow_nan=False)
     assert found["prompts"][0]["depth"] is None
+
+
+def test_cells_of_one_setting_have_a_row_each_in_the_overview(lab, loaded):
+    for seed, score in enumerate((1.0, 0.0)):
+        lab.cell(rows=lab.rows(score=score), seed=seed, labels={"changed": ""})
+    group = {"model": "made_up", "benchmark": "ruler", "tables": [score_table(loaded())]}
+    assert sorted(row[-1].text for row in _overview([group]).rows) == ["0.0", "100.0"]

@@ -9,6 +9,7 @@ import hashlib
 import tempfile
 from collections.abc import Sequence
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +123,15 @@ def _overview(groups: Sequence[dict[str, Any]]) -> tables.Table | None:
             for row in table.rows:
                 entries = dict(zip(table.columns, row, strict=True))
                 setting = tuple(entries[n].text if n in entries else "" for n in _SETTING)
-                averages.setdefault(setting, {})[names[-1]] = entries["avg"]
+                for again in count():  # cells that differ in something else have rows of their own
+                    if names[-1] not in (own := averages.setdefault((*setting, again), {})):
+                        own[names[-1]] = entries["avg"]
+                        break
     if not names:
         return None
     rows, blank = [], tables.Entry(text="")
     for setting in sorted(averages, key=_place):
-        heads = [tables.Entry(text=text) for text in setting]
+        heads = [tables.Entry(text=text) for text in setting[:-1]]
         rows.append([*heads, *(averages[setting].get(name, blank) for name in names)])
     columns, labels = [*_SETTING, *names], len(_SETTING)
     return tables.without_silent(
@@ -135,7 +139,7 @@ def _overview(groups: Sequence[dict[str, Any]]) -> tables.Table | None:
     )
 
 
-def _place(setting: tuple[str, ...]) -> tuple[int, float]:
+def _place(setting: tuple[Any, ...]) -> tuple[int, float]:
     """Methods as in every legend, then budgets by their amount."""
     method, _, budget, *_ = setting
     place = ORDER.index(method) if method in ORDER else len(ORDER)
