@@ -56,7 +56,8 @@ def searched(recall, controls=()):
 
 
 def test_searches_are_drawn_with_their_controls(lab):
-    roar = lab.cell("retrieval_attention", rows=[lab.row(score=None, search=searched(0.9))])
+    twice = [lab.row(index=i, score=None, search=searched(0.9 - i / 2)) for i in range(2)]
+    roar = lab.cell("retrieval_attention", rows=twice)
     ivf = [lab.row(score=None, search=searched(0.5, ["faiss IVF"]))]
     ivf = lab.cell("retrieval_attention", index="ivf", rows=ivf)
     lab.cell("quest", rows=[lab.row()])
@@ -67,6 +68,7 @@ def test_searches_are_drawn_with_their_controls(lab):
     assert list(left.lines[0].get_xdata()) == [2, 10] and len(right.lines) == 5
     assert [line.get_label() for line in distances.lines] == ["keys", "queries"]
     assert set(drawing.retrobench_cells) == {roar, ivf}
+    assert "1 sample per point" in drawing._supxlabel.get_text()
 
 
 def everything(lab):
@@ -255,7 +257,11 @@ def test_sweeps_are_listed_and_chosen(lab, capsys):
     (folder / "cells.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
     where = ["--results", str(lab.store.root)]
     assert console.main(["sweeps", *where]) == 0
-    assert "mine: 2 cells, 1 failed" in capsys.readouterr().out
+    assert capsys.readouterr().out == "mine: 2 cells, 1 failed\n"
+    begun = [{"key": lab.cell("quest", rows=lab.rows()), "label": "quest", "todo": 9}]
+    (folder / "plan.json").write_text(json.dumps({"started": "2026", "cells": begun}))
+    assert console.main(["sweeps", *where]) == 0
+    assert "2 cells, 1 failed; 1 began and have not ended" in capsys.readouterr().out
     assert console.main(["table", "--sweep", "mine", *where]) == 0
     with pytest.raises(SystemExit):
         console.main(["table", "--sweep", "yours", *where])

@@ -133,9 +133,14 @@ def test_searches_tell_what_they_scanned_and_what_they_did_not_reach(lab):
     asked["keys"] = {"recall_5": None, "scanned_95": None}
     for scale in (1, 2):
         found = {"keys": 5000 * scale, "build_s": 2.0, "of": asked}
-        lab.cell("retrieval_attention", top_k=scale, rows=[lab.row(search=found)])
+        rows = [lab.row(search=found)]
+        if scale == 2:  # not reached in one of two samples
+            reached = {**found, "of": {**asked, "keys": asked["queries"]}}
+            rows = [lab.row(index=1, search=reached), *rows]
+        lab.cell("retrieval_attention", top_k=scale, rows=rows)
     table = search_matrix(lab.store.columns(COLUMNS)).set_index("changed")
     assert dict(table["keys"]) == {"top_k=1": "5000", "top_k=2": "10000"}
+    assert table.loc["top_k=2", "keys: % scanned"] == "none"
     line = table.loc["top_k=1"]
     assert line["queries: % scanned"] == "4.2" and line["queries: recall at 5%"] == "0.912"
     assert line["keys: % scanned"] == line["keys: recall at 5%"] == "none"
@@ -156,6 +161,10 @@ def test_fidelity_compares_methods_on_the_layers_that_all_leave_sparse(lab):
     table = table.set_index("method").loc[["full", "random", "quest"]]
     assert list(table["sparse layers"]) == ["none", "0-2", "2"]
     assert set(table["compared"]) == {"2"} and list(table["recall"]) == ["1", "0.2", "0.6"]
+    lab.cell("quest", model="b", rows=[lab.row(fidelity=measured([0, 1], [0.4, 0.2, 1.0]))])
+    table = fidelity_matrix(lab.store.columns(COLUMNS), ATTENTION).set_index(["model", "method"])
+    assert table.loc[("made_up", "quest"), "compared"] == "2"  # another model changes nothing
+    assert table.loc[("b", "quest"), ["compared", "recall"]].tolist() == ["0-1", "0.3"]
     sparse = [
         pd.DataFrame({"fidelity.sparse_layers": texts})
         for texts in (SPARSE_LAYERS, SPARSE_LAYERS[1:])

@@ -178,7 +178,7 @@ def _measured(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _over_layers(rows: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
     """Means of measures over the layers that all methods leave sparse, a row per sample."""
-    common = common_layers(rows)
+    common = {rows["model"].iloc[0]: common_layers(rows)}  # a figure shows one model
     return pd.DataFrame({name: layer_means(rows, f"layer_mean.{name}", common) for name in names})
 
 

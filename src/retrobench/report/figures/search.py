@@ -13,11 +13,14 @@ ASKED = {"queries": "decode queries", "keys": "held-out keys"}
 
 
 def ann_recall(frame: pd.DataFrame) -> Any:
-    """Recall by keys scanned for queries and for keys, and how far both lie from the keys."""
+    """Recall by keys scanned for queries and for keys, and how far both lie from the keys.
+
+    Of each cell's first sample.
+    """
     require("search" in frame, "no rows of measure=search", COMMAND)
     rows = frame[(frame["status"] == OK) & frame["search"].map(bool)]
     require(len(rows), "no rows of measure=search", COMMAND)
-    rows = rows[rows["length"] == rows["length"].max()]
+    rows = rows[rows["length"] == rows["length"].max()].drop_duplicates("key")
     drawing, panels = style.figure(2.9, 3)
     for panel, (kind, title) in zip(panels, ASKED.items(), strict=False):
         for i, name, curves, is_library in _structures(rows):
@@ -46,7 +49,7 @@ def _structures(rows: pd.DataFrame) -> list[tuple[int, str, dict[str, Any], bool
     A library's structure has the number of ours.
     """
     found = []
-    cells = rows.drop_duplicates("key").sort_values("changed", key=lambda names: names.fillna(""))
+    cells = rows.sort_values("changed", key=lambda names: names.fillna(""))
     for about, changed in zip(cells["search"], cells["changed"].fillna(""), strict=True):
         if len(about["of"]["queries"]["effort"]) < 2:  # index=flat
             continue

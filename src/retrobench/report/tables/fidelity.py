@@ -45,14 +45,14 @@ COLUMNS += [f"fidelity.{part}.{name}" for part, name in {**ATTENTION, **OUTPUT}.
 def fidelity_matrix(frame: pd.DataFrame, columns: dict[str, tuple[str, str]]) -> pd.DataFrame:
     """Means over samples per cell, as text; empty where nothing was measured.
 
-    Over the layers that all methods leave sparse: early layers are easy, so that a method which
-    keeps them dense would otherwise be judged by the hard ones alone.
+    Over the layers of a model that all methods leave sparse: early layers are easy, so that a
+    method which keeps them dense would otherwise be judged by the hard ones alone.
     """
     if frame["fidelity.steps"].isna().all():
         return pd.DataFrame()
     measured = frame[(frame["status"] == OK) & frame["fidelity.steps"].notna()]
     sparse = measured["fidelity.sparse_layers"].map(_list)
-    common = common_layers(measured)
+    common = {str(model): common_layers(own) for model, own in measured.groupby("model")}
     numbers = {
         column: measured[f"fidelity.{part}.{name}"]
         if part == "logits"
@@ -64,7 +64,7 @@ def fidelity_matrix(frame: pd.DataFrame, columns: dict[str, tuple[str, str]]) ->
     for (key,), labels in each_label(measured):
         own = sparse[measured["key"] == key]
         own = " or ".join(sorted({layer_range(layers) for layers in own}))
-        values = {"sparse layers": own, "compared": layer_range(common)}
+        values = {"sparse layers": own, "compared": layer_range(common[labels["model"]])}
         for column, mean in means.loc[key].items():
             values[column] = number(0 if abs(mean) < 5e-7 else mean, ".3g")
         rows.append({**labels, **values})
@@ -79,19 +79,19 @@ def common_layers(rows: pd.DataFrame) -> list[int]:
     return sorted(set.intersection(*sets)) if sets else []
 
 
-def layer_means(rows: pd.DataFrame, measure: str, common: list[int]) -> pd.Series:
-    """Mean of a measure over layers, per row: the common layers, or else the row's sparse ones.
+def layer_means(rows: pd.DataFrame, measure: str, common: dict[str, list[int]]) -> pd.Series:
+    """Mean of a measure over layers, per row: those common in its model, or else its sparse ones.
 
     Over all layers where there are neither (full attention); NaN where nothing was measured.
     """
 
-    def mean(values: Any, layers: Any, sparse: Any) -> float:
-        chosen = common or _list(sparse)
+    def mean(model: str, values: Any, layers: Any, sparse: Any) -> float:
+        chosen = common[model] or _list(sparse)
         by_layer = zip(_list(values), _list(layers), strict=True) if isinstance(values, str) else ()
         picked = [value for value, layer in by_layer if layer in chosen]
         return float(np.mean(picked or _list(values) or np.nan))
 
-    fields = [f"fidelity.{name}" for name in (measure, "layers", "sparse_layers")]
+    fields = ["model", *(f"fidelity.{name}" for name in (measure, "layers", "sparse_layers"))]
     columns = rows.reindex(columns=fields).itertuples(index=False, name=None)
     return pd.Series([mean(*row) for row in columns], index=rows.index, dtype=float)
 

@@ -17,13 +17,13 @@ NOTE = (
 
 
 def search_matrix(frame: pd.DataFrame) -> pd.DataFrame:
-    """A line per cell, means over samples; empty where nothing was searched."""
+    """A line per cell, means over samples ("none" if one has none); empty without a search."""
     if "search.keys" not in frame or frame["search.keys"].isna().all():
         return pd.DataFrame()
     measured = frame[(frame["status"] == OK) & frame["search.keys"].notna()]
     rows = []
     for (key,), labels in each_label(measured):
-        own = measured[measured["key"] == key].mean(numeric_only=True)
+        own = measured[measured["key"] == key].mean(numeric_only=True, skipna=False)
         labels.pop("attended")
         line = {**labels, "keys": number(own["search.keys"], ".0f")}
         line["build s"] = number(own["search.build_s"], ".1f")
