@@ -61,6 +61,20 @@ def test_largest_rates_and_prices(lab):
     assert {"max >4/s", "max 8/s", "1/s"} <= set(matrix["rate"])
 
 
+def test_budgets_and_kinds_of_requests_share_no_line(lab):
+    for scale, more in enumerate(({}, {"budget": "1%"}, {"requests": "9 of another kind"}), 1):
+        kind = {"requests": more.pop("requests")} if "requests" in more else {}
+        rows = [replayed(f"rate-{rate}", rate, scale, **kind) for rate in (1, 2)]
+        rows += [replayed("rate-4", 4, scale)] * (scale == 1)
+        lab.cell(
+            "quest", benchmark="serve", rows=rows, n=scale,
+            labels={"hardware": "gpu", "changed": ""}, **more,
+        )  # fmt: skip
+    line = serving.serving(load(lab.store)).axes[0].lines[0]
+    assert line.get_xydata()[:, 0].tolist() == [1, 2, 4]
+    assert line.get_xydata()[:, 1].tolist() == pytest.approx([0.051, 0.102, 0.204])
+
+
 def test_rates_that_nobody_reaches_are_said(lab):
     lab.cell("full", benchmark="serve", rows=[replayed("largest", 0.0)], labels={"hardware": "gpu"})
     with pytest.raises(NotEnoughRows, match=r"no rate had enough good requests .*within 2 s"):

@@ -34,6 +34,11 @@ def test_kinds_of_prefill_stand_side_by_side(lab):
         lab.cell(
             method, rows=rows, kind=1, labels={"changed": "prefill=xattention prefill.stride=4"}
         )
+        # another option, budget, batch size or sample is another comparison
+        worse = [lab.row(index=i, score=0.0) for i in range(4)]
+        for more in ({"pages": 4}, {"budget": "1%"}, {"batch": 2}):
+            lab.cell(method, rows=worse, **more)
+        lab.cell(method, rows=[lab.row(index=9, score=0.0)], seed=9, labels={"changed": ""})
     drawing = FIGURES["sparse_prefill"](load(lab.store))
     for panel in drawing.axes:
         assert [text.get_text() for text in panel.get_xticklabels()] == ["exact", "xattention"]

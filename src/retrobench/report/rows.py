@@ -44,17 +44,28 @@ def default_options(frame: pd.DataFrame) -> pd.Series:
 def one_setting(frame: pd.DataFrame, command: str) -> pd.DataFrame:
     """Rows of methods as they come: default options, one budget and batch size, query-aware.
 
-    The batch size is the one that most methods have, the smallest of equals. So is the budget,
-    methods' own defaults before others; full attention has none.
+    The batch size and the budget are those that most methods have.
     """
     rows = frame[default_options(frame) & (frame["protocol"] == "query_aware")]
     require(len(rows), "no rows of methods with default options", command)
-    rows = rows[rows["engine.batch"] == rows.groupby("engine.batch")["method"].nunique().idxmax()]
-    budget, full = rows["budget"].fillna(""), rows["method"] == "full"
-    methods = rows["method"].groupby(budget[~full]).nunique().sort_index()
+    return one_budget(usual_batch(rows)).drop_duplicates(["model", "method", "sample"])
+
+
+def usual_batch(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows at the batch size that most methods have, the smallest of equals."""
+    methods = frame.groupby("engine.batch")["method"].nunique()
+    return frame[frame["engine.batch"] == methods.idxmax()]
+
+
+def one_budget(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows at the budget that most methods have, methods' own defaults before others.
+
+    Full attention has none and stays.
+    """
+    budget, full = frame["budget"].fillna(""), frame["method"].isin(FULL_ATTENTION)
+    methods = frame["method"].groupby(budget[~full]).nunique().sort_index()
     chosen = "" if methods.empty else methods.idxmax()
-    kept = rows[budget.eq(chosen) | (full & budget.eq(""))]
-    return kept.drop_duplicates(["model", "method", "sample"])
+    return frame[budget.eq(chosen) | (full & budget.eq(""))]
 
 
 def usual_length(frame: pd.DataFrame) -> pd.DataFrame:

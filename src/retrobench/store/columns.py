@@ -25,7 +25,7 @@ from retrobench.store.flatten import flat, read_flat
 from retrobench.store.row_file import NOT_ASKED, all_intact, read_rows
 
 _FILE = "columns.feather"
-_FORMAT = b"5"  # raise it when columns change their meaning
+_FORMAT = b"6"  # raise it when columns change their meaning
 _DIGEST_BYTES = 32  # at the end of the file
 
 
@@ -164,6 +164,8 @@ def cell_columns(key: str, about: Mapping[str, Any]) -> dict[str, Any]:
     """What every row of a cell has in its columns; ``about`` as ``cell.json`` holds it."""
     fixed = {"key": key, **about.get("labels", {})}
     fixed |= {f"method.{k}": v for k, v in flat(about["cell"].get("method", {})) if k != "name"}
+    for part, names in {"model": ("dtype",), "task": ("dtype", "layers", "cold")}.items():
+        fixed |= {f"{part}.{name}": about["cell"].get(part, {}).get(name) for name in names}
     fixed |= {"engine.batch": about["cell"].get("engine", {}).get("batch", 1)}
     fixed |= {"weight_bytes": about.get("weight_bytes")}
     fixed |= {f"machine.{k}": about.get("provenance", {}).get(k) for k in ("cpu", "gpu")}

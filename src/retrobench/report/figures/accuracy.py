@@ -11,10 +11,12 @@ from retrobench.report.benchmarks import benchmark, display_name
 from retrobench.report.checks.published import SCORES
 from retrobench.report.figures import parts, style
 from retrobench.report.rows import (
+    one_budget,
     one_setting,
     require,
     score_grid,
     scored,
+    shared_samples,
     token_count,
     usual_length,
 )
@@ -101,7 +103,9 @@ def _length_line(axes: Any, rows: pd.DataFrame, method: str, slot: tuple[int, in
     look = style.look(method)
     beside = 2 ** (0.4 * parts.slot_place(0, slot))
     parts.interval_line(axes, np.array(points, dtype=float) * (beside, 1, 1, 1), **look)
-    known = SCORES[(SCORES["model"] == rows["model"].iloc[0]) & (SCORES["method"] == method)]
+    name = rows["model"].iloc[0].lower()
+    of_model = SCORES["model"].map(lambda part: part in name)
+    known = SCORES[of_model & (SCORES["method"] == method)]
     known = known[(known["task"] == "avg") & known["length"].isin(whole)]
     if len(known):
         look["label"] = f"{method} ({known['source'].iloc[0]})"
@@ -126,8 +130,11 @@ def sparse_prefill(frame: pd.DataFrame) -> Any:
     """Mean RULER score by kind of prefill, a panel per method (paper Fig. 12)."""
     command = "python run.py -m experiment=sparse_prefill"
     rows = headroom.informative(scored(frame, "ruler", command))
-    kind = rows["changed"].fillna("").str.extract(r"(?:^| )prefill=(\w+)", expand=False)
-    rows = rows.assign(prefill=kind.fillna("exact"))
+    changed = rows["changed"].fillna("")
+    kind = changed.str.extract(r"(?:^| )prefill=(\w+)", expand=False)
+    alone = changed.str.replace(r"\bprefill\S*=\S+", "", regex=True).str.strip() == ""
+    rows = rows.assign(prefill=kind.fillna("exact"))[alone & (rows["engine.batch"] == 1)]
+    rows = shared_samples(one_budget(rows), "prefill")
     require(rows["prefill"].nunique() > 1, "needs two kinds of prefill", command)
     methods = style.by_method(rows)
     drawing, panels = style.figure(2.6, len(methods), width=style.TWO_COLUMNS)

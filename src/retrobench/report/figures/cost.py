@@ -11,10 +11,12 @@ from retrobench.report.rows import (
     default_options,
     describe,
     moved_bytes,
+    one_budget,
     require,
     scored,
     shared_samples,
     token_count,
+    usual_batch,
     usual_length,
 )
 from retrobench.stats.intervals import mean_interval
@@ -87,9 +89,10 @@ def step_breakdown(frame: pd.DataFrame) -> Any:
     """Milliseconds of a decode step by part, for cells with ``measure=latency``."""
     spans = [c for c in frame if c.startswith("live.span_s.")]
     rows = frame[frame[spans].notna().any(axis=1)] if spans else frame.iloc[:0]
-    rows = rows[~is_timed(rows)]
+    rows = rows[~is_timed(rows) & default_options(rows)]
     command = "python run.py -m method=full,retroinfer measure=latency"
-    require(len(rows), "no timed parts", command)
+    require(len(rows), "no timed parts of methods with default options", command)
+    rows = one_budget(usual_batch(rows))
     rows = rows[rows["length"] == rows["length"].max()]
     steps = rows["decode_steps"].clip(lower=1)
     seconds = rows[spans].div(steps, axis=0).groupby(rows["method"]).median()

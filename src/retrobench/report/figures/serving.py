@@ -7,7 +7,7 @@ import pandas as pd
 
 from retrobench.report.benchmarks import is_replayed
 from retrobench.report.figures import parts, style
-from retrobench.report.rows import default_options, require
+from retrobench.report.rows import default_options, one_budget, require
 from retrobench.store.row_file import OK
 
 COMMAND = "python run.py -m experiment=serving"
@@ -129,10 +129,13 @@ def flash_bytes(frame: pd.DataFrame) -> Any:
 
 
 def _replayed(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of methods' default options, of one budget, one kind of requests and one aim."""
     rows = frame[is_replayed(frame)]
-    rows = rows[(rows["status"] == OK) & default_options(rows)]
+    rows = one_budget(rows[(rows["status"] == OK) & default_options(rows)])
     require(len(rows), "no rows of task=serve", COMMAND)
-    return rows
+    for name in ("requests", "slo_ttft_s", "slo_tpot_s", "good_share"):
+        rows = rows[rows[f"replay.{name}"] == rows[f"replay.{name}"].mode()[0]]
+    return rows.drop_duplicates(["hardware", "method", "sample"], keep="last")
 
 
 def _largest(frame: pd.DataFrame) -> pd.DataFrame:

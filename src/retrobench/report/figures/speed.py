@@ -7,7 +7,8 @@ import pandas as pd
 
 from retrobench.report.benchmarks import is_timed
 from retrobench.report.figures import parts, style
-from retrobench.report.rows import default_options, require, token_count
+from retrobench.report.rows import default_options, one_budget, require, token_count
+from retrobench.report.tables.timed import ALIKE
 from retrobench.store.row_file import OK
 
 
@@ -102,14 +103,17 @@ def _load_panel(panel: Any, good: pd.DataFrame, rows: pd.DataFrame) -> None:
 def _speed(
     frame: pd.DataFrame, command: str, min_batches: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows of methods' default options; those with an answer."""
+    """Rows of methods' default options, of one budget and one machine; those with an answer."""
     rows = frame[is_timed(frame)]
     good = rows[rows["status"] == OK]
     enough = len(good) and good["meta.batch"].nunique() >= min_batches
     need = "rows" if min_batches == 1 else f"{min_batches} batch sizes"
     require(enough, f"needs {need} of task=speed", command)
-    rows = rows[default_options(rows)]
+    rows = one_budget(rows[default_options(rows)])
     require((rows["status"] == OK).any(), "no rows of methods with default options", command)
+    for name in ALIKE:  # the value that most answered rows have
+        if name in rows and len(usual := rows.loc[rows["status"] == OK, name].mode()):
+            rows = rows[rows[name].eq(usual[0]) | rows[name].isna()]
     return rows, rows[rows["status"] == OK]
 
 

@@ -18,6 +18,8 @@ COLUMNS = (
     "method_stats.backend prefill_tokens_per_s live.fetch_hidden_frac "
     "hardware replay.*"
 ).split()
+ALIKE = "machine.cpu machine.gpu task.dtype task.layers task.cold model.dtype speed.threads".split()
+COLUMNS += ALIKE[:-1]
 SPEED_NOTE = (
     "vs full: against the fastest full attention of the same shape, context and batch; error: of "
     "the output against exact attention in float64; GB/s: read by a step, of what the memory was "
@@ -110,10 +112,11 @@ def _speed(row: dict[str, Any], full_s: float | None) -> dict[str, str]:
 
 
 def full_step_s(row: dict[str, Any], frame: pd.DataFrame) -> float | None:
-    """Fastest full attention at the row's model, context and batch."""
+    """Fastest full attention at the row's model, context and batch, timed as the row was."""
     same = (frame["method"] == "full") & (frame["status"] == OK)
-    for name in ("model", "length", "meta.batch"):
-        same &= frame[name] == row[name]
+    for name in ("model", "length", "meta.batch", *ALIKE):
+        if name in frame:
+            same &= frame[name].isna() if pd.isna(row[name]) else frame[name] == row[name]
     return float(frame.loc[same, "speed.step_s"].min()) if same.any() else None
 
 
