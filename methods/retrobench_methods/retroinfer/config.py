@@ -52,7 +52,7 @@ class RetroInferConfig(PlacementConfig):
     stagger_updates: bool = option(
         True,
         "layer n forms its segment n steps later, so that no step carries all layers' k-means; "
-        "false: all layers in one step, one step later than the first layer else (released code)",
+        "false: all layers in the same step (released code)",
     )
     placement: str = option(
         "auto",
@@ -82,8 +82,8 @@ class RetroInferConfig(PlacementConfig):
     )
     error_tolerance: float = option(
         0.0,
-        "ours: retrieve only as many of the clusters as keep the bound on the output's relative "
-        "error that estimating the others adds below this; 0: always retrieve all",
+        "ours: retrieve fewer clusters while a bound on the relative output error that estimating "
+        "the others adds stays below this; 0: always retrieve all",
         low=0,
     )
     overlap: bool = option(

@@ -24,7 +24,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command.add_argument("folders", nargs="+", metavar="FOLDER", help="results folders")
     command.add_argument("--axis", default="tokens", help=f"cost to rank by: {', '.join(AXES)}")
     command.add_argument("--split", action="store_true", help="a table per sub-task and length")
-    command.add_argument("--out", type=Path, help="FILE.html: the report page, with the board")
+    command.add_argument("--out", type=Path, help="FILE.html: also write the report page")
     command.add_argument("--merge", type=Path, help="keep the merged cells as a results folder")
     command.set_defaults(run=_run)
 

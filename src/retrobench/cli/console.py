@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
 
     score = commands.add_parser("score", help="score predictions with the benchmarks' own scorers")
     score.add_argument("cases", type=Path, help="jsonl: benchmark, task, prediction, references")
-    score.add_argument("--out", type=Path, help="write every line back with `ours` in [0, 1]")
+    score.add_argument("--out", type=Path, help="write the lines with our score (`ours`, 0 to 1)")
     score.set_defaults(run=_score)
     fetch.add(commands)
     traces.add(commands)
@@ -55,15 +55,15 @@ def _parser() -> argparse.ArgumentParser:
         "sweeps": (_sweeps, "list the sweeps of a results folder"),
         "table": (_table, "scores and costs of cells"),
         "effects": (_effects, "main effects and interactions of the options of a sweep"),
-        "show": (_show, "what a cell is and how it ended"),
-        "diff": (_diff, "field-level difference between two cells"),
+        "show": (_show, "options, versions and status of a cell"),
+        "diff": (_diff, "fields in which two cells differ"),
         "retry": (_retry, "run the failed and quarantined samples of a cell again"),
-        "verify": (_verify, "run samples of a cell again and compare: a parity receipt"),
+        "verify": (_verify, "run samples of a cell again and compare; keep a receipt"),
         "export": (_export, "rows as csv or parquet"),
-        "audit": (_audit, "cells of one table whose prompts or rules differ"),
-        "report": (_report, "everything about cells as one HTML page that needs nothing else"),
+        "audit": (_audit, "check that the cells of a table have the same prompts and rules"),
+        "report": (_report, "one self-contained HTML page about the cells"),
         "serve": (_serve, "the same page live, on this machine only, while a sweep runs"),
-        "sources": (_sources, "cells that a drawn figure was made from"),
+        "sources": (_sources, "the cells that a figure was made from"),
     }.items():
         aliases = {"diff": ["why"], "sources": ["trace"]}.get(name, [])
         description = " ".join([text, *(f"(also: {alias})" for alias in aliases)])
@@ -87,13 +87,14 @@ def _arguments(command: argparse.ArgumentParser, name: str) -> None:
         command.add_argument("--sweep", help="the cells of one sweep")
     if name == "serve":
         command.add_argument("--sweep", help="one sweep; none: all cells")
-        text = "of 127.0.0.1; 0: any free one; default %(default)s"
+        text = "port of 127.0.0.1; 0: any free one; default %(default)s"
         command.add_argument("--port", type=int, default=8337, help=text)
     if name == "ls":
         command.add_argument("--failed", action="store_true", help="only cells that are not done")
     if name == "verify":
-        command.add_argument("--samples", type=int, default=3, help="how many; default %(default)s")
-        command.add_argument("--seed", type=int, default=0, help="of the draw; default %(default)s")
+        command.add_argument("--samples", type=int, default=3, help="number; default %(default)s")
+        text = "seed of the choice of samples; default %(default)s"
+        command.add_argument("--seed", type=int, default=0, help=text)
     if name == "effects":
         command.add_argument("--of", default="score", help=f"{RESPONSES}; default %(default)s")
     if name in {"export", "report"}:
@@ -102,7 +103,7 @@ def _arguments(command: argparse.ArgumentParser, name: str) -> None:
 
 
 def _chosen(store: ResultStore, options: argparse.Namespace) -> list[str]:
-    """``_named``, without the cells whose description cannot be trusted: they are complained of."""
+    """``_named``, without cells whose ``cell.json`` is damaged; a warning names those."""
     keys = _named(store, options)
     cli.complain(store.problems(keys))
     if not (sound := store.sound_keys(keys)):

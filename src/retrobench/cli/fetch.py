@@ -17,25 +17,24 @@ from retrobench.fetch.catalogue import MODELS
 
 MANY_FILES = 4  # more of one benchmark are one row of the list
 EPILOG = """NAME is one of the list, `data` for the data of all benchmarks, or ORG/NAME[@REVISION]
-for a model of the Hugging Face Hub (kept in the Hub's own cache). What is whole already is kept,
-and a stopped fetch goes on. Data of the Hub need retrobench[data]; some of it needs
-`hf auth login`."""
+for a model of the Hugging Face Hub (kept in the Hub's own cache). Complete files are kept, and a
+stopped fetch continues. Data of the Hub need retrobench[data]; some of it needs `hf auth login`."""
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The sub-command's options."""
-    text = "bring models and data, or list them; nothing else downloads"
+    text = "download models and data, or list them; no other command downloads"
     command = commands.add_parser("fetch", help=text, description=text, epilog=EPILOG)
-    command.add_argument("names", nargs="*", metavar="NAME", help="none: list what there is")
+    command.add_argument("names", nargs="*", metavar="NAME", help="none: show the list")
     command.add_argument("--list", action="store_true", help="what can be fetched, what is here")
     command.add_argument("--root", type=Path, default=Path("data"), help="the data.root of run.py")
     command.add_argument(
-        "--from", dest="given", type=Path, help="folder of downloaded files: no network"
+        "--from", dest="given", type=Path, help="folder of files downloaded before: no network"
     )
     command.add_argument(
         "--accept-license", action="store_true", help="accept the terms of a model that has some"
     )
-    command.add_argument("--verify", action="store_true", help="only check; none: all that is here")
+    command.add_argument("--verify", action="store_true", help="only check; no NAME: check all")
     command.set_defaults(run=_run)
 
 
@@ -59,7 +58,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _fetch(name: str, options: argparse.Namespace) -> None:
-    """Bring one thing; ValueError saying what went wrong."""
+    """Download one model or benchmark; ValueError saying what went wrong."""
     try:
         if name in MODELS:
             models.fetch_model(MODELS[name], options.given, say, options.accept_license)

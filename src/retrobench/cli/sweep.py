@@ -82,7 +82,7 @@ class SweepTable(Callback):
         if figure := choices.get("experiment") or TASK_FIGURES.get(choices.get("task")):
             _draw(figure, outcomes, Path(config.results_dir))
         if silent > 0:
-            text = f"FAILED: {silent} job(s) ended without a word; the same command goes on"
+            text = f"FAILED: {silent} job(s) ended without a result; the same command continues"
             print_line(app.console(), text)
         if silent > 0 or any(app.is_failure(outcome) for outcome in outcomes):
             sys.exit(1)

@@ -22,11 +22,11 @@ TAIL_TOKENS = STEPS = 32  # decode steps of a trace: the prompt's last tokens, t
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The sub-command's options."""
-    text = "record real keys and values once, for model=trace:NAME"
+    text = "record queries, keys and values of real models, for model=trace:NAME"
     command = commands.add_parser("traces", help=text, description=text)
-    command.add_argument("names", nargs="*", metavar="NAME", help="none: the whole library")
-    command.add_argument("--list", action="store_true", help="what the library has, what is here")
-    command.add_argument("--verify", action="store_true", help="check contents; record nothing")
+    command.add_argument("names", nargs="*", metavar="NAME", help="trace; none: the whole library")
+    command.add_argument("--list", action="store_true", help="show the library and what is here")
+    command.add_argument("--verify", action="store_true", help="check what is here; record nothing")
     command.set_defaults(run=_run)
 
 

@@ -1,8 +1,8 @@
 """Units of a sweep: jobs whose cells share a prefill run in one process, led by the first of them.
 
-Hydra launches one job per cell, on whatever launcher. Before the first starts, the sweep's folder
-gets a list of units with their composed configurations. The leader runs all cells of its unit; the
-other jobs of the unit find that they are led and end at once.
+Hydra launches one job per cell, with any launcher. Before the first starts, a list of units with
+their composed configurations is written to the sweep's folder. The leader runs all cells of its
+unit; the other jobs of the unit end at once.
 """
 
 import json

@@ -23,8 +23,8 @@ class EngineConfig:
 
     batch: int = option(1, "prompts per session (left-padded)", low=1, high=65536)
     chunk_tokens: int = option(4096, "prefill in pieces of this many tokens", low=1)
-    temperature: float = option(0.0, "0: greedy", low=0)
-    top_p: float = share(1.0, "nucleus sampling")
+    temperature: float = option(0.0, "sampling temperature; 0: greedy", low=0)
+    top_p: float = share(1.0, "nucleus sampling: among the likeliest tokens with this share")
     top_k: int = option(0, "sample among so many tokens, before top_p; 0: all", low=0, added=True)
     seed: int = option(0, "seed of sampling", low=0)
     prefill_share: str = choice(
@@ -37,9 +37,9 @@ class EngineConfig:
     )
     prefill_stream: bool = option(
         False,
-        "the prompt goes through layer after layer whole, and a layer's index is built while the "
-        "next one computes: two layers of its keys and values wait instead of all (only where one "
-        "session alone uses the prompt)",
+        "prefill layer by layer, the whole prompt at once, and build a layer's index while the "
+        "next one computes: two layers of keys and values are on the device, not all (needs a "
+        "session that alone uses the prompt)",
         added=True,
     )
     executor: str = choice(
@@ -66,12 +66,12 @@ class ProtocolConfig:
 
     name: str = choice(
         ("query_aware", "query_agnostic", "decode_tail", "multi_turn"),
-        "query_aware: none; query_agnostic: the question; decode_tail: the last tail_tokens; "
-        "multi_turn: the question, its answer, and so on for further questions on the context",
+        "what of the prompt is decoded by the method. query_aware: nothing; query_agnostic: the "
+        "question; decode_tail: the last tail_tokens; multi_turn: question after question",
     )
-    tail_tokens: int = option(32, "tokens of decode_tail", low=1)
+    tail_tokens: int = option(32, "decode_tail: last tokens of the prompt", low=1)
     turns: int = option(
-        4, "questions of multi_turn, where the task has so many on a context", low=2, high=16
+        4, "multi_turn: questions on a context, where the task has so many", low=2, high=16
     )
 
     @property
@@ -87,8 +87,9 @@ class MeasureConfig:
 
     name: str = choice(
         ("score", "latency", "fidelity", "replay", "search"),
-        "score; latency also times spans; fidelity compares with exact attention; replay simulates "
-        "a queue (task=serve); search compares a method's search of keys with the true best keys",
+        "score: answers; latency: also times the parts of a step; fidelity: distance from exact "
+        "attention; replay: a simulated queue (task=serve); search: how many of the best keys an "
+        "index finds",
     )
     score: bool = option(
         False, "fidelity: also answer freely and score (measure=score,fidelity says the same)"

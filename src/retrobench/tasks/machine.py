@@ -36,10 +36,10 @@ class MachineConfig:
     context: tuple[int, ...] = option((32768,), "tokens that a kernel works on", low=64)
     batch: tuple[int, ...] = option((1,), "sequences that a kernel works on", low=1)
     dtype: str = option(
-        "bfloat16", "of a kernel's inputs", choices=("float32", "bfloat16", "float16")
+        "bfloat16", "dtype of a kernel's inputs", choices=("float32", "bfloat16", "float16")
     )
     repeats: int = option(20, "timed calls", low=3)
-    seed: int = option(0, "of the random inputs", low=0)
+    seed: int = option(0, "seed of the inputs", low=0)
 
 
 class MachineTask(TimedTask):

@@ -34,7 +34,7 @@ class ServeConfig:
     )
     arrivals: str = choice(
         ("poisson", "gamma", "closed"),
-        "poisson; gamma, with task.burstiness; closed: task.clients ask again when answered",
+        "poisson; gamma, see task.burstiness; closed: task.clients ask again when answered",
     )
     rate: tuple[float, ...] = option(
         (0.5, 1.0, 2.0, 4.0), "requests per second; 0: as task.trace has them", low=0
@@ -42,30 +42,28 @@ class ServeConfig:
     burstiness: float = option(
         1.0, "shape of gamma arrivals: below 1 in bursts, above 1 evenly", above=0
     )
-    clients: int = option(4, "of task.arrivals=closed", low=1)
+    clients: int = option(4, "arrivals=closed: number of clients", low=1)
     trace: str = option(
         "", "file of requests (CSV or JSONL: arrival_s, input_tokens, output_tokens)"
     )
     lengths: str = option(
         "openthoughts_math",
-        "token counts where there is no trace; fixed: input_tokens and output_tokens; the others "
-        "are data sets of reasoning (docs/serving.md)",
+        "lengths of prompts and answers where there is no trace. fixed: input_tokens and "
+        "output_tokens; the others: drawn like those of a reasoning data set (docs/serving.md)",
         choices=("fixed", *PRESETS),
     )
-    input_tokens: int = option(1024, "of task.lengths=fixed", low=1)
-    output_tokens: int = option(128, "of task.lengths=fixed", low=1)
+    input_tokens: int = option(1024, "lengths=fixed: tokens of a prompt", low=1)
+    output_tokens: int = option(128, "lengths=fixed: tokens of an answer", low=1)
     requests: int = option(500, "requests of a replay (of a trace: at most)", low=1)
-    max_context: int = option(32768, "tokens that a request may hold; drawn lengths are cut", low=2)
-    max_batch: int = option(
-        256, "requests in a step, at most; fewer where fewer were measured", low=1
-    )
+    max_context: int = option(32768, "most tokens of a request; drawn lengths are cut", low=2)
+    max_batch: int = option(256, "most requests in a step; fewer where fewer were measured", low=1)
     chunked: bool = option(
-        False, "read prompts in pieces beside decode steps, as long as the machine likes; else "
-        "whole, while the others wait"
+        False, "prefill prompts in pieces beside decode steps (the cost model sets their length); "
+        "else whole, while the others wait"
     )  # fmt: skip
     reserve: bool = option(
-        False, "take memory for the whole answer at admission; else block by block, and send the "
-        "newest request back where memory ends"
+        False, "reserve memory for the whole answer at admission; else block by block, and preempt "
+        "the newest request if memory runs out"
     )  # fmt: skip
     block_tokens: int = option(256, "tokens by which a request's memory grows", low=1)
     slo_ttft_s: float = option(
@@ -76,9 +74,9 @@ class ServeConfig:
         0.2, "a good request's time per token after it (MLPerf Inference, Llama-2-70B, server)",
         above=0,
     )  # fmt: skip
-    good_share: float = share(0.9, "share of good requests that defines the largest rate")
-    largest_rate: bool = option(True, "also look for the largest rate at which so many are good")
-    seed: int = option(0, "of arrivals and lengths", low=0)
+    good_share: float = share(0.9, "share of requests that must be good at the largest rate")
+    largest_rate: bool = option(True, "also find the largest rate with task.good_share")
+    seed: int = option(0, "seed of arrivals and lengths", low=0)
 
     def __post_init__(self) -> None:
         if self.trace and self.arrivals == "gamma":

@@ -28,9 +28,9 @@ class SpeedConfig:
     )
     context: tuple[int, ...] = option((8192, 16384, 32768), "tokens in the cache", low=64)
     batch: tuple[int, ...] = option((1,), "sequences per step, each with its own data", low=1)
-    layers: int = option(1, "layers of a synthetic shape (times are of all of them)", low=1)
+    layers: int = option(1, "layers of a synthetic shape; a step is all of them", low=1)
     dtype: str = option(
-        "bfloat16", "of a synthetic shape", choices=("float32", "bfloat16", "float16")
+        "bfloat16", "dtype of a synthetic shape", choices=("float32", "bfloat16", "float16")
     )
     steps: int = option(15, "timed decode steps", low=3)
     warmup: int = option(3, "decode steps before the timed ones", low=1)
@@ -39,17 +39,17 @@ class SpeedConfig:
         low=0,
     )  # fmt: skip
     cold: bool = option(
-        True, "push the caches of the processor out before each timed call (synthetic shapes)"
+        True, "flush the processor's caches before each timed call (synthetic shapes)"
     )
     drift: float = option(
         0.0,
-        "how much of a query stays from the step before (synthetic shapes), which decides the hit "
-        "ratio of a block cache: drift * previous + sqrt(1 - drift^2) * fresh; 0: fresh queries",
+        "correlation of a query with that of the step before (synthetic shapes), which sets the "
+        "hit ratio of a block cache: drift * previous + sqrt(1 - drift^2) * fresh",
         low=0,
         high=1,
         added=True,
     )
-    seed: int = option(0, "of the data", low=0)
+    seed: int = option(0, "seed of the data", low=0)
 
 
 class TimedTask(Task):

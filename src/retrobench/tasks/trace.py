@@ -31,7 +31,7 @@ class TraceConfig:
     )
     dtype: str = choice(
         ("auto", "float32", "float16", "bfloat16"),
-        "of what is recorded; auto: the model's",
+        "dtype of the recording; auto: the model's",
         added=True,
     )
 

@@ -17,8 +17,8 @@ class MeasuredConfig:
 
     rows: str = option("results/runs", "results folder with rows of experiment=surface")
     memory_gib: float = option(8.0, "memory for keys, values and indexes", above=0)
-    extrapolate: bool = option(False, "continue the lines beyond what was measured")
-    usd_per_hour: float = option(0.0, "price of the machine, an input", low=0)
+    extrapolate: bool = option(False, "extrapolate linearly beyond what was measured")
+    usd_per_hour: float = option(0.0, "price of the machine", low=0)
 
 
 KINDS = {"gpu": Gpu, "csd": Csd, "dimm_pim": DimmPim, "hbm_pim": HbmPim}

@@ -19,7 +19,7 @@ class DimmPimConfig(GpuConfig):
     """Constants of ``hardware=dimm_pim``."""
 
     ranks: int = constant("ranks of all channels", low=1)
-    ranksets: int = constant("ranks of a channel, of which one at a time transfers", low=1)
+    ranksets: int = constant("ranks of a channel; one at a time transfers", low=1)
     rank_bytes_per_s: float = constant("bandwidth of a rank", above=0)
     chips: int = constant("chips of a rank", low=1)
     bank_factor: float = constant("bandwidth of the banks over that of their rank", low=1)

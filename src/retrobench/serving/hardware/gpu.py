@@ -31,13 +31,13 @@ class GpuConfig:
     flop_per_s: float = constant("16-bit matrix products of one GPU, peak", above=0)
     hbm_bytes_per_s: float = constant("memory bandwidth of one GPU, peak", above=0)
     hbm_bytes: float = constant("memory of one GPU", above=0)
-    flop_efficiency: float = constant("share of the peak that products reach", above=0, high=1)
+    flop_efficiency: float = constant("share of this peak that is reached", above=0, high=1)
     hbm_efficiency: float = constant("share of the peak bandwidth that is reached", above=0, high=1)
     link_bytes_per_s: float = constant("link of one GPU to the host, one direction", above=0)
     host_bytes: float = constant("memory of the host", low=0)
-    sum_start_s: float = constant("one of the rounds in which GPUs add up, empty", low=0)
-    sum_bytes_per_s: float = constant("what a round passes on, by GPU", above=0)
-    usd_per_hour: float = constant("price of the whole machine, an input", low=0)
+    sum_start_s: float = constant("fixed time of one round in which GPUs add partial sums", low=0)
+    sum_bytes_per_s: float = constant("bandwidth of such a round, per GPU", above=0)
+    usd_per_hour: float = constant("price of the whole machine", low=0)
 
 
 class Gpu:

@@ -16,7 +16,7 @@ class HbmPimConfig(GpuConfig):
     """Constants of ``hardware=hbm_pim``."""
 
     bank_factor: float = constant("bandwidth of the banks over that of the memory", above=0)
-    sub_batches: int = constant("2: one in the banks while the GPU has the other", low=1, high=2)
+    sub_batches: int = constant("2: one is in the banks while the GPU has the other", low=1, high=2)
     cell_pj_per_byte: float = constant("energy of reading a byte from its cells", low=0)
     wires_pj_per_byte: float = constant("energy of a byte from its bank to the GPU", low=0)
     multiply_pj: float = constant("energy of a multiplication with an addition", low=0)

@@ -30,7 +30,7 @@ class SearchConfig:
         "its heads (ours)",
     )
     knn: int = option(64, "nearest keys of each training query (RoarGraph's N_q)", low=2)
-    degree: int = option(16, "edges of a key, twice: projected and added (RoarGraph's M)", low=1)
+    degree: int = option(16, "edges of a key in each of two passes (RoarGraph's M)", low=1)
     build_beam: int = option(32, "beam of the search that connects every key (L)", low=1)
     key_space: str = choice(
         ("queries", "raw"),
@@ -46,7 +46,7 @@ class SearchConfig:
     search_beam: int | None = option(
         None, "beam of a decode step's search; null: 128, or top_k where that is more", low=1
     )
-    query_every: int = option(8, "every so many-th prompt query trains the graph", low=1)
+    query_every: int = option(8, "one in so many of the prompt's queries trains the graph", low=1)
     causal_knn: bool = option(
         False, "a training query sees only the keys before it; false: all, as decode queries do"
     )
