@@ -32,6 +32,29 @@ def test_the_solved_run_costs_what_the_reference_does(tmp_path, axis):
     assert f"match={axis} of {reference[:6]}: budget=" in outcome["matched"]
 
 
+@pytest.mark.parametrize(
+    ("engine", "options", "reference"),
+    [
+        ({"batch": 2}, {"match": "hbm", "method": {"name": "streaming"}}, "random@12%"),
+        (
+            {"dense_layers": [0]},
+            {"match": "gpu_memory", "budget": "20%",
+             "method": {"name": "quest", "placement": "cpu", "cache": "host"}},
+            "retroinfer@20%",
+        ),
+    ],
+)  # fmt: skip
+def test_batches_and_dense_layers_are_solved_for(tmp_path, engine, options, reference):
+    task = {"name": "ruler", "tasks": ["niah_multikey_2"], "length": 1400, "samples": 2}
+    made = config(tmp_path, task=task, engine=engine, reference=reference, **options)
+    outcome, store = cli.run_job(made), ResultStore(tmp_path)
+    costs = [
+        [cost(made["match"], row["live"], row["footprint"]) for row in store.read(key).rows.values()]
+        for key in (outcome["key"], *({*store.cell_keys()} - {outcome["key"]}))
+    ]
+    assert costs[0] == pytest.approx(costs[1], rel=TOLERANCE / 2)
+
+
 def test_memory_is_matched_by_the_methods_own_knob(tmp_path):
     placed = {"placement": "cpu", "cache": "host"}
     options = {"match": "gpu_memory", "reference": "retroinfer@20%", "budget": "20%"}

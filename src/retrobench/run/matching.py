@@ -14,10 +14,11 @@ import torch
 
 from retrobench.core.budget import Budget
 from retrobench.core.registry import method_class
+from retrobench.core.shapes import KVShape
 from retrobench.core.spec import changed, parse, to_plain
 from retrobench.engine import loader
 from retrobench.engine.prefill import PrefilledPrompt, prefill
-from retrobench.engine.session import built_session
+from retrobench.engine.session import built_session, plan_session
 from retrobench.engine.shape import kv_shape
 from retrobench.engine.sparse_prefill import SparsePrefill
 from retrobench.measure.clock import monotonic_s
@@ -60,11 +61,13 @@ def solve(spec: RunSpec, raw: Mapping[str, Any], key: str) -> tuple[dict[str, An
     if row is None or row["status"] != OK:
         raise ValueError(f"reference={key[:6]} has no answer to {sample.id}, the first sample here")
     target = cost(spec.match, row["live"], row["footprint"])
+    target /= 1 if spec.match == "tokens" else row["batch"]  # bytes are those of all its rows
     if target == 0:
         raise ValueError(f"reference={key[:6]} costs nothing on the axis {spec.match}")
     ids = prompt.encode(sample).ids
     if spec.match == "gpu_memory":
-        knob, value, found = _solve_memory(spec, loaded, len(ids), target)
+        shape = kv_shape(loaded.model, (0,), len(ids), sample.max_new_tokens)
+        knob, value, found = _solve_memory(spec, shape, target)
         changes = {"method": {**raw["method"], knob: value}}
         knob, value = f"method.{knob}", f"{value:g}"
     else:
@@ -182,18 +185,16 @@ def _measure(
         return cost(spec.match or "tokens", probe.row(), {"device": session.allocated().device})
 
 
-def _solve_memory(
-    spec: RunSpec, loaded: loader.Loaded, prompt_tokens: int, target: float
-) -> tuple[str, float, float]:
+def _solve_memory(spec: RunSpec, shape: KVShape, target: float) -> tuple[str, float, float]:
     """(knob, value, bytes): bytes on the device follow from the plan, so nothing is measured."""
     method = spec.method_class
     knob = method.memory_knob
     assert knob is not None  # as the options were read
-    shape = kv_shape(loaded.model, (0,), prompt_tokens, 128)
 
     def held(thousandths: int) -> float:
         values = {**to_plain(spec.method_config), knob: thousandths / 1000}
-        return method.plan(parse(method.Config, values, "method"), shape, spec.budget).device
+        config = parse(method.Config, values, "method")
+        return plan_session(method, config, shape, spec.budget, spec.engine.dense_layers).device
 
     value, found = search(held, target, 1, 1000)
     return knob, value / 1000, found
