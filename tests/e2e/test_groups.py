@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from retrobench.cli import app as cli
+from retrobench.run.group import Group
+from retrobench.run.plan import prepare
+from retrobench.run.spec import parse_run
 from retrobench.store.results import ResultStore
 from tests.e2e.runs import comparable, config, sweep
 
@@ -126,3 +129,12 @@ def test_a_cell_known_from_another_folder_joins_its_group(tmp_path):
     raws = [config(tmp_path / "here", method={"name": name}) for name in ("full", "oracle_topk")]
     first, second = (entry.group for entry in cli.plan_runs(raws))
     assert first == second != ""
+
+
+def test_what_another_process_ran_before_the_lock_was_had_is_not_run_again(tmp_path):
+    raw = config(tmp_path)
+    late = Group([prepare(parse_run(raw))])
+    assert cli.run_job(raw)["ran"] == 2
+    with late:
+        assert list(late.batches()) == []
+    assert late.outcomes()[0].cached == 2

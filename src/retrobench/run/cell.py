@@ -46,14 +46,18 @@ class OpenCell:
         self.run: RunContext | None = None
         self.tracker: Tracker = NullTracker()
         self._stack = ExitStack()
-        self._known = store.read(prepared.cell.key)
-        self._status = store.status(prepared.cell.key)
+        self._look()
         is_new = self._status["state"] == "new"
         self._intact = None if is_new else store.is_intact(prepared.cell.key)
+
+    def _look(self) -> None:
+        """What is on disk. Another process may write until the lock is ours."""
+        self._known = self.store.read(self.prepared.cell.key)
+        self._status = self.store.status(self.prepared.cell.key)
         self._recovered = self._status.get("recovered_lines", 0)
         self._altered = self._status.get("altered", 0)
         self._settled = self._known.settled()
-        if prepared.spec.options.retry:
+        if self.prepared.spec.options.retry:
             known = self._known.rows.items()
             self._settled = {sample for sample, row in known if row["status"] in FINAL}
 
@@ -70,6 +74,7 @@ class OpenCell:
         except Exception as error:
             self.error = error
             return
+        self._look()
         self._report_damage()
         self.tracker = tracker
         group = spec.sweep or spec.task
