@@ -55,9 +55,13 @@ def test_few_samples_and_failures_rank_nobody_behind(labs, tmp_path):
     failing = [one.row(index=i, score=1.0) for i in range(2)]
     failing.append({**one.row(index=2), "status": "oom", "score": None})
     broken = one.cell("random", rows=failing)
+    one.cell("streaming", rows=[{**row, "status": "oom", "score": None} for row in failing])
     merged = merge([str(one.store.root)], tmp_path / "merged")
     table = ranked(load(merged.store, None, None))
     assert set(table["tokens.rank"].dropna()) == {1.0} and table.loc[broken, "failed"] == 1
+    ((_, shown),) = board(merged, "hbm")
+    silent = shown.set_index("method").loc["streaming", ["rank", "score", "samples", "flags"]]
+    assert silent.tolist() == ["-", "-", "0", "3 failed samples"]
     ((_, shown),) = board(merged, "tokens")
     assert shown.set_index("method").loc["random", ["rank", "flags"]].tolist() == [
         "-",

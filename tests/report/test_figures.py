@@ -232,6 +232,7 @@ def test_effects_tell_main_effects_from_interactions(lab, capsys):
     else:
         level = (10, "segment")
     assert found[names, level] == pytest.approx(-3.125)
+    assert {effect.samples for effect in [*single, *pairs]} == {6}
     assert console.main(["effects", "--results", str(lab.store.root)]) == 0
     assert "interactions on score" in capsys.readouterr().out
     with pytest.raises(ValueError, match="choose from score"):

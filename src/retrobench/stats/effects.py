@@ -15,19 +15,20 @@ from retrobench.stats.intervals import mean_interval
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """How far one level (or pair of levels) moves the response, with its 95% interval."""
+    """How far a level (or pair of levels) moves the response, with its 95% interval and samples."""
 
     factors: tuple[str, ...]
     levels: tuple[Any, ...]
     value: float
     low: float
     high: float
+    samples: int
 
 
 def main_effects(response: pd.DataFrame) -> list[Effect]:
     """Mean at a level minus the mean over all cells, for every level of every option."""
     return [
-        Effect((factor,), (level,), *mean_interval(samples - response.mean()))
+        Effect((factor,), (level,), *mean_interval(samples - response.mean()), len(samples))
         for factor in response.index.names
         for level, samples in _means(response, factor).iterrows()
     ]
@@ -45,7 +46,7 @@ def interactions(response: pd.DataFrame) -> list[Effect]:
             continue
         for (a, b), samples in both.iterrows():
             extra = samples - first.loc[a] - second.loc[b] + response.mean()
-            found.append(Effect(pair, (a, b), *mean_interval(extra)))
+            found.append(Effect(pair, (a, b), *mean_interval(extra), len(extra)))
     return found
 
 

@@ -53,7 +53,8 @@ COLUMNS += ["machine.cpu", "machine.gpu", *FIDELITY.values(), *GROUP]
 def ranked(rows: pd.DataFrame) -> pd.DataFrame:
     """One line per cell of a group: mean score with its interval, costs, and a rank for each axis.
 
-    Index: key. A cell with failed samples has no rank, and is better than nobody.
+    Index: key. A cell with failed samples has no rank, and is better than nobody. One that answered
+    nothing has no score either. At least one has.
     """
     rows = informative(rows)
     answered = rows[(rows["status"] == OK) & rows["score"].notna()]
@@ -66,6 +67,8 @@ def ranked(rows: pd.DataFrame) -> pd.DataFrame:
         costs |= {name: own.get(column, pd.Series()).mean() for name, column in FIDELITY.items()}
         known = {"score": mean, "low": low, "high": high, "samples": len(own), "machine": machine}
         lines.append({"key": key, **known, "failed": int(failed.get(key, 0)), **costs})
+    silent = failed.drop(answered["key"].unique(), errors="ignore").items()
+    lines += [{"key": key, "samples": 0, "failed": count} for key, count in silent]
     table = pd.DataFrame(lines).set_index("key")
     better = _better(answered)
     whole = table.index[table["failed"] == 0]
@@ -149,7 +152,9 @@ def _table(merged: Merged, rows: pd.DataFrame, axis: str) -> pd.DataFrame:
             {
                 "rank": rank,
                 **own,
-                "score": f"{line['score']:.1f} [{line['low']:.1f}, {line['high']:.1f}]",
+                "score": f"{line['score']:.1f} [{line['low']:.1f}, {line['high']:.1f}]"
+                if line["samples"]
+                else "-",
                 "samples": f"{line['samples']:.0f}",
                 **{name: number(line[name], ".3f") for name in FIDELITY},
                 **{unit: _cost(line, name) for name, (_, unit, _) in AXES.items()},

@@ -51,8 +51,8 @@ def print_effects(found: list[Effect], title: str, console: Console) -> None:
         names = " x ".join(name.removeprefix("method.") for name in effect.factors)
         levels = " x ".join(map(_text, effect.levels))
         interval = f"{effect.low:+.3g} to {effect.high:+.3g}"
-        rows.append((names, levels, f"{effect.value:+.3g}", interval))
-    columns = ("option", "level", "effect", "95% interval")
+        rows.append((names, levels, f"{effect.value:+.3g}", interval, effect.samples))
+    columns = ("option", "level", "effect", "95% interval", "samples")
     print_table(console, title, columns, rows, left=columns[:2])
 
 
