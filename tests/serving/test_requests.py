@@ -54,6 +54,7 @@ def test_traces_in_both_forms(tmp_path):
         ("t.csv", "arrival_s,input_tokens,output_tokens\n1,2,3\n1,x,3\n", "t.csv:3: input_tokens"),
         ("t.csv", "arrival_s,input_tokens,output_tokens\n1,2\n", "t.csv:2: output_tokens must be"),
         ("t.csv", "arrival_s,input_tokens,output_tokens\n-1,2,3\n", "t.csv:2: arrival_s must be 0"),
+        ("t.csv", "arrival_s,input_tokens,output_tokens\n1e9,2,3\n", "from the start, got 1e+09"),
         ("t.csv", "arrival_s,input_tokens,output_tokens\n1,2,0\n", "t.csv:2: output_tokens must"),
         (
             "t.csv",

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+_YEAR_S = 366 * 24 * 3600
 FIELDS = ("arrival_s", "input_tokens", "output_tokens")
 
 
@@ -117,8 +118,8 @@ def _csv_lines(lines: list[str], path: Path) -> Iterable[tuple[int, Mapping[str,
 
 def _request(values: Mapping[str, object], where: str) -> Request:
     arrival, into, out = (_number(values.get(name), name, where) for name in FIELDS)
-    if arrival < 0:
-        raise ValueError(f"{where}: arrival_s must be 0 or more, got {arrival:g}")
+    if not 0 <= arrival < _YEAR_S:  # times of day would make one burst of a trace
+        raise ValueError(f"{where}: arrival_s must be 0 or more, from the start, got {arrival:g}")
     for name, value in (("input_tokens", into), ("output_tokens", out)):
         if value < 1 or value != int(value):
             raise ValueError(f"{where}: {name} must be a whole number from 1, got {value:g}")

@@ -9,6 +9,7 @@ from retrobench.report.rows import default_options, require
 from retrobench.store.row_file import OK
 
 ASIDE = ", updated aside"
+_COUNTED = "; an answer counts until the longest of its batch ends"
 ARMS = ("none", "host", f"host{ASIDE}", "device", f"device{ASIDE}")
 
 
@@ -30,7 +31,7 @@ def buffer_ablation(frame: pd.DataFrame) -> Any:
         look = {"color": style.COLORS[i], "marker": style.MARKERS[i], "label": f"cache={name}"}
         _batch_line(axes, rows[rows["arm"] == name], look, i)
     parts.batch_axis(axes, rows["engine.batch"])
-    return style.finish(drawing, rows, ["arm", "engine.batch"])
+    return style.finish(drawing, rows, ["arm", "engine.batch"], _COUNTED)
 
 
 def _batch_line(axes: Any, rows: pd.DataFrame, look: dict[str, Any], order: int) -> None:
@@ -58,7 +59,7 @@ def max_throughput_by_task(frame: pd.DataFrame) -> Any:
     axes.set_ylabel("tokens/s at the best batch")
     axes.margins(y=0.1)
     points = ["method", "task", "engine.batch"]
-    return style.finish(drawing, rows, points, "; on the bars: batch")
+    return style.finish(drawing, rows, points, f"; on the bars: batch{_COUNTED}")
 
 
 def _batched_rows(frame: pd.DataFrame) -> pd.DataFrame:
