@@ -20,7 +20,10 @@ def test_an_update_aside_has_a_line_of_its_own(lab):
         for batch in (1, 2):
             lab.cell(**options, rows=[lab.row(batch=batch)], batch=batch)
     lab.cell(cache="host", page_tokens=4, rows=[lab.row(batch=2)], batch=2)
+    lab.cell(cache="host", budget="1%", rows=[lab.row(batch=2, decode_s=9.0)], batch=2)
     (axes,) = buffer_ablation(load(lab.store)).axes
+    host = axes.containers[1].lines[0].get_xydata()
+    assert host[1].tolist() == [2, 20]  # two answers of ten tokens in a second
     assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == [
         "cache=none", "cache=host", "cache=host, updated aside"
     ]  # fmt: skip

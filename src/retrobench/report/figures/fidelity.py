@@ -7,7 +7,7 @@ import pandas as pd
 
 from retrobench.report.benchmarks import display_name
 from retrobench.report.figures import parts, style
-from retrobench.report.rows import require
+from retrobench.report.rows import one_budget, require
 from retrobench.report.tables.fidelity import common_layers, layer_means, layer_range
 from retrobench.store.row_file import OK
 
@@ -58,7 +58,7 @@ def attention_tokens(frame: pd.DataFrame) -> Any:
 
 def fidelity_step_overlap(frame: pd.DataFrame) -> Any:
     """Overlap with the step before: the 100 heaviest tokens, and what each method attends."""
-    rows = _measured(frame)
+    rows = one_budget(_measured(frame))
     means = _over_layers(rows, ("top_step", "own_step")).groupby(rows["method"]).mean()
     means = means.loc[style.ordered(means.index)]
     drawing, (axes,) = style.figure(2.4)

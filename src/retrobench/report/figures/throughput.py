@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 
 from retrobench.report.figures import parts, style
-from retrobench.report.rows import default_options, require
+from retrobench.report.rows import default_options, one_budget, require
 from retrobench.store.row_file import OK
 
 ASIDE = ", updated aside"
@@ -20,6 +20,7 @@ def buffer_ablation(frame: pd.DataFrame) -> Any:
     varied = r"\b(?:cache|async_update)=\w+"
     apart = frame["changed"].fillna("").str.replace(varied, "", regex=True).str.strip() == ""
     rows = frame[(frame["method"] == "retroinfer") & apart & frame["method.cache"].notna()]
+    rows = one_budget(rows)
     aside = rows["changed"].fillna("").str.contains(r"\basync_update=true", case=False)
     rows = rows.assign(arm=rows["method.cache"].where(~aside, rows["method.cache"] + ASIDE))
     lines = [name for name in ARMS if (rows["arm"] == name).any()]
