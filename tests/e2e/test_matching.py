@@ -49,7 +49,10 @@ def test_batches_and_dense_layers_are_solved_for(tmp_path, engine, options, refe
     made = config(tmp_path, task=task, engine=engine, reference=reference, **options)
     outcome, store = cli.run_job(made), ResultStore(tmp_path)
     costs = [
-        [cost(made["match"], row["live"], row["footprint"]) for row in store.read(key).rows.values()]
+        [
+            cost(made["match"], row["live"], row["footprint"])
+            for row in store.read(key).rows.values()
+        ]
         for key in (outcome["key"], *({*store.cell_keys()} - {outcome["key"]}))
     ]
     assert costs[0] == pytest.approx(costs[1], rel=TOLERANCE / 2)
