@@ -8,7 +8,7 @@ import pytest
 import torch
 from retrobench_kernels import native
 from retrobench_kernels.cluster_select import cluster_select
-from retrobench_kernels.codes import Codes, decode, pack, unpack
+from retrobench_kernels.codes import Codes, decode, numbers, pack, to_lanes, unpack, words
 from retrobench_kernels.wave_attention import Estimation, wave_attention
 
 from retrobench.memory.codec import Quantised
@@ -33,6 +33,16 @@ def test_codes_of_whole_numbers_are_exact(bits):
     code = pack(number, bits)
     assert code.shape == (5, 96 * bits // 8)
     assert torch.equal(unpack(code, 3, bits), number)
+    assert torch.equal(numbers(words(number, bits), bits), number.int())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("clusters", [1, 16, 37])
+def test_codes_side_by_side_are_the_same(bits, clusters):
+    codes = coded(torch.randn(2, 3, clusters, 64), bits)
+    lanes = to_lanes(codes)
+    assert lanes.bits == bits and lanes.word_BGKEW.shape[-1] == 16
+    assert torch.equal(decode(lanes)[:, :, :clusters], decode(codes))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -50,7 +60,8 @@ def test_decoded_vectors_are_within_half_a_step(bits, dim):
 def test_cluster_select_on_codes(bits, dim, dtype, poisoned_empty):
     for heads, groups, sized in ((4, 2, False), (7, 1, True), (9, 3, True)):
         data = clustered(heads, groups, dim, dtype=dtype, clusters=150)
-        codes = coded(data.centroid, bits)
+        codes = to_lanes(coded(data.centroid, bits))
+        codes.scale_BGKNW[:, :, -1, :, 150 % 16 :] = torch.nan  # no cluster
         counts = torch.tensor([9, 3]), torch.tensor([40, 500])
         args = (data.q, codes, data.pool.size_BGC, data.num_clusters, *counts, dim**-0.5)
         limit = torch.tensor([25, 4]) if sized else None

@@ -6,10 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from retrobench_kernels.codes import decode
 from retrobench_kernels.segmented_kmeans import segmented_kmeans
 from retrobench_kernels.wave_step import cluster_pages
 from retrobench_methods.retroinfer import RetroInfer, RetroInferConfig
 from retrobench_methods.retroinfer.config import sizes
+from retrobench_methods.retroinfer.vectors import ClusterVectors
 
 from retrobench.core.method import AttentionArgs
 from tests.support import build, kv_shape
@@ -233,3 +235,18 @@ def test_kmeans_in_chunks_equals_one_piece(monkeypatch):
     monkeypatch.setattr("retrobench_kernels.segmented_kmeans.naive._CHUNK_BYTES", 4 * 2 * 20 * 7)
     pieces = segmented_kmeans.reference(keys, 20, 2)
     assert torch.equal(whole[1], pieces[1])
+
+
+@pytest.mark.parametrize("codec", ["int8", "int4"])
+def test_codes_side_by_side_are_those_of_rows(codec):
+    """Clusters come in portions that end anywhere."""
+    shape = make_shape(100, dim=64, pads=(0, 7), layers=(0, 1))
+    made = [ClusterVectors(codec, (2, 2, 2), 48, shape, scored=scored) for scored in (True, False)]
+    assert made[0].lanes and not made[1].lanes
+    assert made[0].footprint() == made[1].footprint()
+    for begin, end in ((0, 5), (5, 33), (33, 48)):
+        at, centroid = (1, 0, slice(None), slice(begin, end)), torch.randn(2, end - begin, 64)
+        for vectors in made:
+            vectors.store(at, centroid, torch.ones(2, end - begin, dtype=torch.bool))
+    got, expected = (decode(vectors.read_scored(1)) for vectors in made)
+    assert torch.equal(got, expected) and expected[0].any()

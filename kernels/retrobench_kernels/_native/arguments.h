@@ -4,7 +4,7 @@
 
 struct Select {  // _SELECT in cluster_select/cpu.py
   const void* q;  // bf16 where `dot` says so, else fp32
-  const void* centroid;  // or codes of `bits` bits, if there is `scale_of`
+  const void* centroid;  // or LaneCodes of `bits` bits, if there is `scale_of`
   const void* scale_of;
   const float* mean;
   const int32_t *size, *num_clusters, *retrieved, *estimated, *limit;  // limit: or null

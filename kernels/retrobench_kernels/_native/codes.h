@@ -67,24 +67,3 @@ struct Codes {  // of all heads, or (`head`) of one; without code, the vectors a
     });
   }
 };
-
-#if defined(__AVX512BF16__)
-// 32 codes as bf16, which holds them exactly.
-static inline __m512i codes_of_4_bits(const int8_t* p) {
-  // bf16 of 0..7 and -8..-1, twice: a place is a whole byte, whose lowest five bits count
-  alignas(64) static const uint16_t NUMBER[32] = {
-      0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0,
-      0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80,
-      0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0,
-      0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80};
-  __m256i pair = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)p));
-  __m512i place = _mm512_inserti64x4(_mm512_castsi256_si512(pair), _mm256_srli_epi16(pair, 4), 1);
-  return _mm512_permutexvar_epi16(place, _mm512_load_si512(NUMBER));
-}
-static inline __m512i codes_of_8_bits(const int8_t* p) {
-  auto part = [](const int8_t* p) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
-  };
-  return (__m512i)_mm512_cvtne2ps_pbh(part(p + 16), part(p));
-}
-#endif

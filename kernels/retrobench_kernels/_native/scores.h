@@ -24,105 +24,131 @@ void score_rows(const Heads& s, const T* rows, long from, long to, long C, const
   }
 }
 
-// The same of codes, which are never written out as numbers.
-template <int NH>
-void score_codes(const Heads& s, const Codes& c, long from, long to, long C, const Form& f,
-                 float* logit) {
-  constexpr int KEYS = 8 / NH;
-  alignas(64) float score[SCORES];
-  float base[NH];  // of the mean
-  for (int h = 0; h < NH; h++) {
-    vf sum = vf{};
-    for (int d = 0; d < f.D; d += W) sum += load(&s.q[h * f.D + d]) * load(c.mean + d);
-    base[h] = 0;
-    for (int j = 0; j < W; j++) base[h] += sum[j];
-  }
-  for (long start = from; start < to; start += BLOCK) {
-    int n = std::min<long>(BLOCK, to - start);
-    for (int i = 0; i < n; i += KEYS) {
-      vf a[8] = {};
-      for (int j = 0; j < KEYS; j++)
-        c.walk(start + std::min(i + j, n - 1), f.D, [&](int low, int high, vf x, vf y) {
-          for (int h = 0; h < NH; h++) {
-            const float* q = &s.q[h * f.D];
-            a[j * NH + h] += load(q + low) * x + load(q + high) * y;
-          }
-        });
-      sum8(a, score + i * NH);
-    }
-    for (int i = 0; i < n; i++)
-      for (int h = 0; h < NH; h++) score[i * NH + h] += base[h];
-    finish_scores<Interleaved<float, NH>>(score, n, f.scale, f.softcap);
-    for (int h = 0; h < s.used; h++)
-      for (int i = 0; i < n; i++) logit[h * C + start + i] = score[i * NH + h];
-  }
-}
+// Codes of SIDE rows side by side, so that a vector holds as many rows (LaneCodes in codes.py).
+constexpr int SIDE = 16;
 
-#if defined(__AVX512BF16__)
-// The same for queries that are exact in bf16, as the codes are: four keys at a time, in the order
-// of `Quads`. Sums of whole numbers are scaled, block by block.
-template <int BITS>
-void score_codes_bf16(const Heads& s, const Codes& c, long from, long to, long C, const Form& f,
-                      float* logit) {
-  using L = Quads;
-  alignas(64) float score[SCORES];
-  float base[MAX_HEADS] = {};  // of the mean
-  for (int h = 0; h < s.used; h++)
-    for (int d = 0; d < f.D; d++) base[h] += L::query(s.q, h, d) * c.mean[d];
-  const __m512i* q = (const __m512i*)s.q.data();  // a vector for every eight dims
-  for (long start = from; start < to; start += BLOCK) {
-    int n = std::min<long>(BLOCK, to - start);
-    for (int i = 0; i < n; i += 4) {
-      __m512 a[4];
-      for (int j = 0; j < 4; j++) {
-        long row = start + std::min(i + j, n - 1);
-        const int8_t* p = c.code + row * c.row_bytes(f.D);
-        const f16* step = c.scale + row * c.blocks(f.D);
-        a[j] = _mm512_setzero_ps();
-        for (int d = 0; d < f.D; d += BLOCK_DIMS, p += BLOCK_DIMS * BITS / 8) {
-          __m512i x = BITS == 4 ? codes_of_4_bits(p) : codes_of_8_bits(p);
-          __m512 part = BITS == 4 ? _mm512_setzero_ps() : a[j];
-          auto add = [&](__m512i eight, int k) {
-            part = _mm512_dpbf16_ps(part, (__m512bh)_mm512_loadu_si512(q + d / 8 + k), (__m512bh)eight);
-          };
-          add(_mm512_shuffle_i32x4(x, x, 0x00), 0);
-          add(_mm512_shuffle_i32x4(x, x, 0x55), 1);
-          add(_mm512_shuffle_i32x4(x, x, 0xaa), 2);
-          add(_mm512_shuffle_i32x4(x, x, 0xff), 3);
-          a[j] = BITS == 4 ? a[j] + part * number(*step++) : part;
-        }
-        if (BITS == 8) a[j] *= number(*step);
-      }
-      _mm512_storeu_ps(score + i * 4, L::sums(a));
-    }
-    for (int i = 0; i < n; i++)
-      for (int h = 0; h < s.used; h++) score[L::at(i, h)] += base[h];
-    finish_scores<L>(score, n, f.scale, f.softcap);
-    for (int h = 0; h < s.used; h++) L::copy(score, h, n, logit + h * C + start);
+struct LaneCodes {
+  const int32_t* word;  // [rows / SIDE][D * bits / 32][SIDE]
+  const f16* scale;     // [rows / SIDE][blocks][SIDE]
+  const float* mean;
+  int bits;
+
+  int words(int D) const { return D * bits / 32; }
+  int blocks(int D) const { return bits == 4 ? D / BLOCK_DIMS : 1; }
+  LaneCodes head(long i, long C, int D) const {
+    long rows = (C + SIDE - 1) / SIDE * SIDE;
+    return {word + i * rows * words(D), scale + i * rows * blocks(D), mean + i * D, bits};
   }
-}
+};
+
+// Queries in the order in which words are read, and products with a word of W rows each. The k-th
+// number of a word: even dims are in its lower half, odd ones in the other.
+template <int BITS, int NH> struct Widened {  // in fp32
+  static constexpr int NUMBERS = 32 / BITS, HALF = NUMBERS / 2, DIMS = 1;  // of a query's entry
+  using Sum = vf;
+  using Query = float;
+  static float order(const float* q, int dims, Query* to) {
+    for (int d = 0; d < dims; d++) {
+      int k = d % NUMBERS;
+      to[d * NH] = q[d - k + (k < HALF ? 2 * k : 2 * (k - HALF) + 1)];
+    }
+    return 1;
+  }
+  static void add(const int32_t* word, const Query*& q, Sum (&sum)[2][NH]) {
+    vi x = *(const vi_u*)word;
+    for (int k = 0; k < NUMBERS; k++, q += NH) {
+      vf number = __builtin_convertvector((x << (32 - BITS * (k + 1))) >> (32 - BITS), vf);
+      for (int h = 0; h < NH; h++) sum[k % 2][h] += number * q[h];
+    }
+  }
+  static vf total(vf a, vf b) { return a + b; }
+};
+#if defined(__AVX512BW__)
+// In whole numbers, two dims at a time: of a query, 15 bits and a sign for each block.
+template <int BITS, int NH> struct Whole {
+  static constexpr int NUMBERS = 16 / BITS, DIMS = 2;
+  using Sum = __m512i;
+  using Query = int32_t;
+  static float order(const float* q, int dims, Query* to) {
+    float most = 1e-30f;
+    for (int d = 0; d < dims; d++) most = std::max(most, std::abs(q[d]));
+    auto whole = [&](float x) { return (int32_t)std::lrint(x * (32767 / most)); };
+    for (int d = 0; d < dims; d += 2) to[d / 2 * NH] = (whole(q[d]) & 0xffff) | whole(q[d + 1]) << 16;
+    return most / 32767;
+  }
+  static void add(const int32_t* word, const Query*& q, Sum (&sum)[2][NH]) {
+    __m512i x = _mm512_loadu_si512(word);
+    for (int k = 0; k < NUMBERS; k++, q += NH) {
+      __m512i pair = _mm512_slli_epi16(x, 16 - BITS * (k + 1));
+      pair = _mm512_srai_epi16(pair, 16 - BITS);
+      for (int h = 0; h < NH; h++) {
+        __m512i& to = sum[k % 2][h];
+#if defined(__AVX512VNNI__)
+        to = _mm512_dpwssd_epi32(to, pair, _mm512_set1_epi32(q[h]));
+#else
+        to = _mm512_add_epi32(to, _mm512_madd_epi16(pair, _mm512_set1_epi32(q[h])));
+#endif
+      }
+    }
+  }
+  static vf total(Sum a, Sum b) { return (vf)_mm512_cvtepi32_ps(_mm512_add_epi32(a, b)); }
+};
+#else
+template <int BITS, int NH> using Whole = Widened<BITS, NH>;
 #endif
 
-// `exact`: the queries are exact in bf16.
-static void score_coded_group(const float* q, int group, const Codes& c, long from, long to,
-                              long C, const Form& f, [[maybe_unused]] bool exact,
-                              float* logit) {
+// logit[h][c] = finished scores of rows [from, to) for NH heads; `from` is a multiple of SIDE.
+template <int NH, class Products>
+void score_lanes(const float* query, const LaneCodes& c, long from, long to, long C, const Form& f,
+                 float* logit) {
+  int blocks = c.blocks(f.D), dims = f.D / blocks, words = c.words(f.D) / blocks;
+  int entries = dims / Products::DIMS * NH;  // of a block's queries
+  std::vector<typename Products::Query> ordered(blocks * entries);
+  std::vector<float> factor(blocks * NH);
+  float base[NH] = {};  // of the mean
+  for (int h = 0; h < NH; h++) {
+    const float* q = query + h * f.D;
+    for (int b = 0; b < blocks; b++)
+      factor[b * NH + h] = Products::order(q + b * dims, dims, &ordered[b * entries + h]);
+    for (int d = 0; d < f.D; d++) base[h] += q[d] * c.mean[d];
+  }
+  for (long start = from; start < to; start += W) {
+    long side = start / SIDE, lane = start % SIDE;
+    const int32_t* word = c.word + side * blocks * words * SIDE + lane;
+    const f16* scale = c.scale + side * blocks * SIDE + lane;
+    const auto* q = ordered.data();
+    vf total[NH];
+    for (int h = 0; h < NH; h++) total[h] = splat(base[h]);
+    for (int b = 0; b < blocks; b++, scale += SIDE) {
+      typename Products::Sum sum[2][NH] = {};
+      for (int i = 0; i < words; i++, word += SIDE) Products::add(word, q, sum);
+      vf step = widen(scale);
+      for (int h = 0; h < NH; h++)
+        total[h] += Products::total(sum[0][h], sum[1][h]) * (step * factor[b * NH + h]);
+    }
+    for (int h = 0; h < NH; h++) {
+      vf x = finished(total[h], f.scale, f.softcap);
+      float* out = logit + h * C + start;
+      if (start + W <= to) store(out, x);
+      else for (long i = 0; i < to - start; i++) out[i] = x[i];
+    }
+  }
+}
+
+template <int NH>
+void score_heads(const float* q, const LaneCodes& c, long from, long to, long C, const Form& f,
+                 float* logit) {
+  auto score = c.bits == 4 ? score_lanes<NH, Whole<4, NH>> : score_lanes<NH, Whole<8, NH>>;
+  score(q, c, from, to, C, f, logit);
+}
+
+static void score_coded_group(const float* q, int group, const LaneCodes& c, long from, long to,
+                              long C, const Form& f, float* logit) {
   for (int h = 0; h < group; h += MAX_HEADS) {
     int used = std::min(MAX_HEADS, group - h);
-    Heads s;
-#if defined(__AVX512BF16__)
-    if (exact) {
-      s.load<Quads>(q + h * f.D, used, f.D);
-      auto score = c.bits == 4 ? score_codes_bf16<4> : score_codes_bf16<8>;
-      score(s, c, from, to, C, f, logit + h * C);
-      continue;
-    }
-#endif
-    with_lanes<float>(used, false, [&](auto lanes) {
-      using L = decltype(lanes);
-      s.load<L>(q + h * f.D, used, f.D);
-      score_codes<L::HEADS>(s, c, from, to, C, f, logit + h * C);
-    });
+    auto score = used == 1 ? score_heads<1> : used == 2 ? score_heads<2>
+               : used == 3 ? score_heads<3> : score_heads<4>;
+    score(q + h * f.D, c, from, to, C, f, logit + h * C);
   }
 }
 

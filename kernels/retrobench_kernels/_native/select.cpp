@@ -71,7 +71,7 @@ void trim(long limit, int32_t* chosen, long R, int32_t* next, long E, long e, co
 }
 
 template <class T>
-void clusters(const Select& s, const float* q, const Form& f, const Codes& codes) {
+void clusters(const Select& s, const float* q, const Form& f, const LaneCodes& codes) {
   long G = s.G, C = s.C, group = s.group, parts = (C + SCORE_ROWS - 1) / SCORE_ROWS;
   const f16* bias = (const f16*)s.bias;
 #pragma omp parallel num_threads(s.threads)
@@ -84,16 +84,19 @@ void clusters(const Select& s, const float* q, const Form& f, const Codes& codes
       if (from >= to) continue;
       const float* own = q + head * group * f.D;
       float* scores = s.logit + head * group * C;
-      if (codes.code) {
-        Codes coded = codes.head(head, C, f.D);
-        score_coded_group(own, group, coded, from, to, C, f, s.dot != 0, scores);
+      if (codes.word) {
+        LaneCodes coded = codes.head(head, C, f.D);
+        score_coded_group(own, group, coded, from, to, C, f, scores);
       } else {
         const T* rows = (const T*)s.centroid + b * s.stride[0] + g * s.stride[1];
         score_group(own, group, rows, from, to, C, f, scores);
       }
-      for (long c = from; bias && c < to; c++) {
-        float more = number(bias[head * C + c]);
-        for (int h = 0; h < group; h++) s.logit[(head * group + h) * C + c] += more;
+      for (int h = 0; bias && h < group; h++) {
+        const f16* more = bias + head * C;
+        float* x = scores + h * C;
+        long c = from;
+        for (; c + W <= to; c += W) store(x + c, load(x + c) + widen(more + c));
+        for (; c < to; c++) x[c] += number(more[c]);
       }
     }
 #pragma omp for schedule(dynamic, 1)
@@ -171,8 +174,8 @@ extern "C" void retrobench_page_select(
 
 extern "C" void retrobench_cluster_select(const Select* s) {
   Query q(s->q, s->B * s->G * s->group * s->D, s->dot != 0);
-  Codes codes{s->scale_of ? (const int8_t*)s->centroid : nullptr, (const f16*)s->scale_of, s->mean,
-              s->bits};
+  LaneCodes codes{s->scale_of ? (const int32_t*)s->centroid : nullptr, (const f16*)s->scale_of,
+                  s->mean, s->bits};
   Form f{(int)s->D, s->scale, s->softcap, s->dot != 0 && !s->scale_of};
   if (s->dtype == 0) clusters<float>(*s, q, f, codes);
   else if (s->dtype == 1) clusters<bf16>(*s, q, f, codes);

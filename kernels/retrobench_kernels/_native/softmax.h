@@ -83,17 +83,17 @@ void fold(Heads& s, const typename L::Type* const* v, const float* count, int n,
   L::add(v, n, score, decay, D, ahead, s.acc.data());
 }
 
-// Logits from dot products, in place; entries of tokens at and beyond n become -inf.
+// Logits from dot products.
+static inline vf finished(vf x, float scale, float softcap) {
+  x *= scale;
+  if (softcap > 0) x = softcap - 2.f * softcap / (vexp(x * (2.f / softcap)) + 1.f);
+  return x;
+}
+
+// The same in place; entries of tokens at and beyond n become -inf.
 template <class L> void finish_scores(float* score, int n, float scale, float softcap) {
   int width = L::width(n);
-  for (int i = 0; i < width; i += W) {
-    vf x = load(score + i) * scale;
-    if (softcap > 0) {
-      vf e = vexp(x * (2.f / softcap));
-      x = softcap - 2.f * softcap / (e + 1.f);
-    }
-    store(score + i, x);
-  }
+  for (int i = 0; i < width; i += W) store(score + i, finished(load(score + i), scale, softcap));
   for (int i = n; L::at(i, 0) < width; i++)
     for (int h = 0; h < L::HEADS; h++) score[L::at(i, h)] = -INFINITY;
 }

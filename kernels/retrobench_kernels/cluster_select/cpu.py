@@ -7,7 +7,7 @@ from torch import Tensor
 
 from retrobench_kernels import native
 from retrobench_kernels.cluster_select.naive import SelectArgs
-from retrobench_kernels.codes import Codes
+from retrobench_kernels.codes import Codes, LaneCodes, to_lanes
 from retrobench_kernels.cpu_common import DTYPES, int32, query_as_is, rows, strides, table
 
 # The struct ``Select`` of arguments.h: pointers, counts, strides, floats, ints.
@@ -34,8 +34,10 @@ def pack(
     groups, capacity = size_BGC.shape[1:3]
     size, bits, codes = table(size_BGC), 0, (None, None)
     if isinstance(centroid, Codes):
+        centroid = to_lanes(centroid)
+    if isinstance(centroid, LaneCodes):
         assert all(x.is_contiguous() for x in centroid)
-        bits, codes, vectors, dtype = centroid.bits, centroid[1:], centroid.code_BGCM, 0
+        bits, codes, vectors, dtype = centroid.bits, centroid[1:], centroid.word_BGKEW, 0
     else:
         vectors, dtype = rows(centroid), DTYPES[centroid.dtype]
     q, exact_bf16 = query_as_is(q_BHD)

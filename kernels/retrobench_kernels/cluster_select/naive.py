@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from retrobench_kernels.codes import Codes, decode
+from retrobench_kernels.codes import Codes, LaneCodes, decode
 from retrobench_kernels.dense_decode.naive import logits
 from retrobench_kernels.dispatch import op_of
 
@@ -14,7 +14,7 @@ class SelectArgs(NamedTuple):
     """Arguments of ``cluster_select``. A row has the first ``num_clusters_B`` of C clusters."""
 
     q_BHD: Tensor
-    centroid_BGCD: Tensor | Codes
+    centroid_BGCD: Tensor | Codes | LaneCodes
     size_BGC: Tensor
     num_clusters_B: Tensor
     retrieved_B: Tensor
@@ -49,7 +49,8 @@ def cluster_select(args: SelectArgs) -> tuple[Tensor, Tensor, Tensor]:
     """
     groups, capacity = args.size_BGC.shape[1:3]
     q_BGND = args.q_BHD.unflatten(1, (groups, -1))
-    logit = logits(q_BGND, decode(args.centroid_BGCD), args.scale, args.softcap)
+    centroid = decode(args.centroid_BGCD)[:, :, :capacity]
+    logit = logits(q_BGND, centroid, args.scale, args.softcap)
     if args.bias_BGC is not None:
         logit = logit + args.bias_BGC.float()[:, :, None]
     cluster = torch.arange(capacity, device=logit.device)

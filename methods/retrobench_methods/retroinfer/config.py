@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from retrobench_kernels.codes import SIDE
 
 from retrobench.core.budget import Budget
 from retrobench.core.shapes import KVShape
@@ -207,7 +208,8 @@ def capacity(config: RetroInferConfig, shape: KVShape) -> int:
     """Clusters to allocate per row and head: the prompt's and every possible update's.
 
     Updates also take the prompt's last tokens, where a protocol ends the prefill early. One more
-    segment than the lengths say, because a plan does not know the length of a question.
+    segment than the lengths say, because a plan does not know the length of a question. Codes are
+    kept for whole groups of clusters, wherever they live.
     """
     largest, steady = 0, config.sink_tokens + config.local_tokens
     for pad, context in zip(shape.pad_tokens, shape.contexts, strict=True):
@@ -218,7 +220,7 @@ def capacity(config: RetroInferConfig, shape: KVShape) -> int:
         largest = max(
             largest, clusters + update_clusters(config) * (updates + (clusters + updates > 0))
         )
-    return largest
+    return largest if config.index_codec == "none" else -(-largest // SIDE) * SIDE
 
 
 def steady_tokens(config: RetroInferConfig, shape: KVShape) -> int:

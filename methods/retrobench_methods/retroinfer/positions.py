@@ -47,7 +47,7 @@ class Positions:
         vectors = chosen[..., None].expand(-1, -1, -1, index.shape.head_dim)
         gain = index.gain(i)
         estimate = Estimate(
-            decode(index.centroids.read(i)).gather(2, vectors),
+            decode(index.centroids.read_scored(i)).gather(2, vectors),
             value_sums(estimation, pool.size_BGC).gather(2, vectors),
             pool.size_BGC.gather(-1, chosen) * (selection.estimated_BGE >= 0),
             None if gain is None else gain.gather(-1, chosen).float(),

@@ -46,7 +46,7 @@ class WaveIndex(Index):
         def zeros(*size: int, dtype: torch.dtype = torch.int32) -> Tensor:
             return torch.zeros(*size, dtype=dtype, device=device)
 
-        self.centroids = ClusterVectors(config.index_codec, head, self.capacity, shape)
+        self.centroids = ClusterVectors(config.index_codec, head, self.capacity, shape, scored=True)
         self.size_LBGC = zeros(*head, self.capacity)
         self.first_LBGC = zeros(*head, self.capacity)
         # with a cache: each cluster's first page, and pages in use
@@ -130,7 +130,7 @@ class WaveIndex(Index):
         widths = self._widths(i, self.capacity if self.static else max(self.clusters[i]))
         return SelectArgs(
             q_BHD,
-            self.centroids.read(i),
+            self.centroids.read_scored(i),
             self.size_LBGC[i],
             self.num_clusters_LB[i],
             self.retrieved_LB[i],

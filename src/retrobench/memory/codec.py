@@ -5,13 +5,12 @@ per group of 32 channels in 4 bits.
 """
 
 import torch
-from retrobench_kernels.codes import pack, unpack
+from retrobench_kernels.codes import BLOCK_DIMS, pack, unpack
 from torch import Tensor
 
 from retrobench.core.shapes import DTYPE_BYTES
 
 CODECS = ("none", "int8", "int4")
-_GROUP = 32  # channels that share a scale in 4 bits
 
 
 class Plain:
@@ -38,7 +37,7 @@ class Quantised:
 
     def __init__(self, head_dim: int, dtype: str, bits: int, group: int | None = None) -> None:
         self.head_dim, self.dtype, self.bits = head_dim, getattr(torch, dtype), bits
-        self.group = group or (head_dim if bits == 8 or head_dim % _GROUP else _GROUP)
+        self.group = group or (head_dim if bits == 8 or head_dim % BLOCK_DIMS else BLOCK_DIMS)
         self.top = 2 ** (bits - 1) - 1
         assert bits == 8 or head_dim % 2 == 0, "4-bit vectors need an even head dim"
 
