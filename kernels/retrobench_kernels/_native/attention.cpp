@@ -1,6 +1,7 @@
 // Split-KV decode attention: dense, and RetroInfer's three zones. All strides count elements.
 #include "arguments.h"
 #include "attention.h"
+#include "estimates.h"
 
 namespace {
 
@@ -25,7 +26,7 @@ void split_heads(long B, long G, int group, int D, int splits, int threads, floa
       Partial& total = partial[head * splits * group + i % group];
       for (int s = 1; s < splits; s++) {
         const Partial& part = partial[(head * splits + s) * group + i % group];
-        if (part.sum > 0) merge(total, part.max, part.sum, part.acc, D);
+        if (part.max > LOWEST) merge(total, part.max, part.sum, part.acc, D);
       }
       for (int d = 0; d < D; d++) out[i * D + d] = total.sum > 0 ? total.acc[d] / total.sum : 0.f;
       lse[i] = total.sum > 0 ? total.max + std::log(total.sum) : -INFINITY;
@@ -68,26 +69,26 @@ void feed(Attention<T>& attention, const Wave& w, long b, long g, long cluster, 
   }
 }
 
-// The estimated clusters of split s; with the first split, those that no list names.
+// The estimated clusters of split s.
 template <class V>
-void estimate_part(const Wave& w, long b, long g, long s, const int32_t* size,
-                   const int32_t* chosen, Partial* part) {
+void estimate_part(const Wave& w, long b, long g, long s, const int32_t* size, const Weighed* weighed,
+                   Partial* part) {
   long head = b * w.G + g, low = w.E * s / w.splits, high = w.E * (s + 1) / w.splits;
-  std::vector<float> buffer(w.value_scale ? 2 * BLOCK * w.D : 0);
-  Codes codes{};
-  if (w.value_scale)
-    codes = Codes{(const int8_t*)w.value_sum, (const f16*)w.value_scale, w.value_mean, w.bits}
-                .head(head, w.C, w.D);
-  Sums<V> sums{w.value_scale ? nullptr : at<V>(w.value_sum, w.stride + 12, b, g),
-               w.value_scale ? &codes : nullptr, size, &buffer};
-  const int32_t* estimated = w.estimated + head * w.E;
-  const float* logit = w.logit + head * w.group * w.C;
+  auto add = [&](auto values, const float* mean) {
+    const float* total = w.total ? w.total + head * w.D : nullptr;
+    estimate_weighed(values, weighed[head], mean, total, w.group, s, w.splits, part);
+  };
+  if (w.value_scale) {
+    Codes all{(const int8_t*)w.value_sum, (const f16*)w.value_scale, w.value_mean, w.bits};
+    Codes own = all.head(head, w.C, w.D);
+    if (w.bits == 4) return add(Decoded<4>{own, (int)w.D}, own.mean);
+    return add(Decoded<8>{own, (int)w.D}, own.mean);
+  }
+  const V* sums = at<V>(w.value_sum, w.stride + 12, b, g);
+  if (w.total) return add(Rows<V>{sums, (int)w.D}, nullptr);
   Form f{(int)w.D, w.scale, w.softcap, w.dot != 0};
-  estimate_group(estimated + low, high - low, logit, w.C, sums, w.group, f, part);
-  if (!w.total || s > 0) return;
-  const int32_t* const lists[] = {chosen, estimated, w.apart + head * w.A};
-  const long lengths[] = {w.R, w.E, w.A};
-  estimate_rest(lists, lengths, logit, w.C, sums, w.total + head * w.D, w.group, w.D, part);
+  estimate_group(w.estimated + head * w.E + low, high - low, w.logit + head * w.group * w.C, w.C,
+                 sums, size, w.group, f, part);
 }
 
 template <class T> void wave(const Wave& w) {
@@ -97,6 +98,14 @@ template <class T> void wave(const Wave& w) {
   Query q(w.q, numbers, w.dot != 0);
   std::vector<float> wide(w.dot ? numbers : 0);
   float* out = w.dot ? wide.data() : (float*)w.out;
+  thread_local std::vector<Weighed> kept;
+  std::vector<Weighed>& weighed = kept;  // of this thread, for all
+  if (w.value_sum && (w.total || w.value_scale)) {
+    weighed.resize(std::max<size_t>(weighed.size(), w.B * w.G));
+#pragma omp parallel for num_threads(w.threads) schedule(dynamic, 1)
+    for (long head = 0; head < w.B * w.G; head++)
+      weigh(w, head, at<int32_t>(w.size, w.stride + 16, head / w.G, head % w.G), weighed[head]);
+  }
   split_heads(w.B, w.G, group, f.D, w.splits, w.threads, out, w.lse,
               [&](long b, long g, long s, Partial* part) {
     auto cut = [&](long n, long i) { return n * i / w.splits; };
@@ -114,7 +123,7 @@ template <class T> void wave(const Wave& w) {
     if (!w.value_sum) return;  // the list may be empty and the rest estimated
     auto estimates = [&](auto type) {
       using V = decltype(type);
-      estimate_part<V>(w, b, g, s, size, chosen, part);
+      estimate_part<V>(w, b, g, s, size, weighed.data(), part);
     };
     if (w.sum_dtype == 0 || w.value_scale) estimates(float{});
     else estimates(T{});
