@@ -99,6 +99,16 @@ def test_answers_as_long_as_the_context_are_refused():
         lm.generate_until(asked, disable_tqdm=True)
 
 
+def test_top_k_is_used_and_what_is_not_is_said(caplog):
+    lm = RetrobenchLM(model="constructed", method="full")
+    wild = {"do_sample": True, "temperature": 50.0, "top_k": 1, "num_beams": 2}
+    asked = [{"until": ["."], "max_gen_toks": 12, **more} for more in ({}, wild)]
+    greedy, same = lm.generate_until(
+        requests("generate_until", *((TEXT, options) for options in asked)), disable_tqdm=True
+    )
+    assert same == greedy and "not used: num_beams" in caplog.text
+
+
 def test_wrong_options_say_what_to_do():
     for options, words in (
         ({"method": "retroinfr"}, "did you mean retroinfer"),

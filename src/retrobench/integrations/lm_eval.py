@@ -31,6 +31,7 @@ from retrobench.run.plan import prompt_builder
 from retrobench.run.spec import RunSpec, parse_run
 
 _LOG = logging.getLogger(__name__)
+_GENERATION = ("until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k")
 _MAX_NEW_TOKENS = 256  # where a task does not say; the harness's own default
 
 
@@ -179,6 +180,9 @@ class RetrobenchLM(TemplateLM):
 
     def _answer(self, context: str, wanted: dict[str, Any]) -> str:
         until, new_tokens = tuple(wanted["until"]), int(wanted["max_gen_toks"])
+        if unused := wanted.keys() - _GENERATION:
+            known = ", ".join(_GENERATION)
+            _LOG.warning("not used: %s; known here: %s", ", ".join(sorted(unused)), known)
         ids = self._fit(self.tok_encode(context), new_tokens)
 
         def stop(tokens: list[int]) -> bool:
@@ -189,6 +193,7 @@ class RetrobenchLM(TemplateLM):
             max_new_tokens=new_tokens,
             temperature=wanted.get("temperature", 0.0) if wanted.get("do_sample") else 0.0,
             top_p=wanted.get("top_p", 1.0),
+            top_k=max(0, wanted.get("top_k") or 0),
             seed=self.spec.engine.seed,
         )
         session, probe = self._session([ids], new_tokens)
