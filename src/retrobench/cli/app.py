@@ -68,7 +68,7 @@ def _wrapped_help() -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_line_errors(traced: bool = False) -> Iterator[None]:
-    """What stops a command and is no fault of ours becomes one line and an exit code.
+    """Errors of the user or the system, and signals, become one line and an exit code.
 
     ``traced`` (run.py: ``HYDRA_FULL_ERROR=1``) shows where an error comes from.
     """
@@ -240,7 +240,7 @@ def console() -> Console:
 
 
 def complain(problems: Sequence[str]) -> None:
-    """What is wrong with files, on stderr; what is right with them is shown all the same."""
+    """Warn of damaged files on stderr; the rest of their content is still shown."""
     for line in problems:
         print_line(Console(stderr=True), f"warning: {line}", "yellow")
 
@@ -274,7 +274,7 @@ def show(outcomes: list[JobResult], results_dir: str) -> None:
 
 
 def without_duplicates(outcomes: list[JobResult]) -> list[JobResult]:
-    """Entries of one launch without those that found their cell being run by another of them."""
+    """Entries of one launch without those whose cell another entry of it was running."""
     ran = {o["key"] for o in outcomes if o.get("ran") and "busy" not in o["failed"]}
     return [o for o in outcomes if "busy" not in o.get("failed", {}) or o["key"] not in ran]
 
