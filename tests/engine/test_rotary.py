@@ -64,7 +64,7 @@ def test_families_that_do_not_say_why(name, cause):
 def test_the_plan_refuses_such_a_model():
     config = architecture(model_type="stablelm", num_key_value_heads=4)
     model = {"name": "m", "weights": "random", "config_json": config}
-    task = {"name": "speed"}
+    task = {"name": "speed", "shape": "model"}
     spec = parse_run({"model": model, "method": {"name": "shadowkv"}, "task": task})
     summary, _ = plan_summary(spec)
     assert "method=shadowkv needs keys as they were before their rotation" in summary.refusal
