@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,7 +78,12 @@ def _run(script, arguments, cwd, environment, said) -> None:
     sys.path.insert(0, str((ROOT / script).parent) if is_file else cwd)
     with contextlib.suppress(KeyError):
         del sys.modules["__main__"]
-    if is_file:
-        runpy.run_path(sys.argv[0], run_name="__main__")
-    else:
-        runpy.run_module(script, run_name="__main__", alter_sys=True)
+    try:
+        if is_file:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        else:
+            runpy.run_module(script, run_name="__main__", alter_sys=True)
+    finally:
+        # as an interpreter ends, and multiprocessing does not: joblib tells its workers to end,
+        # which would wait for more work for five minutes
+        threading._shutdown()
