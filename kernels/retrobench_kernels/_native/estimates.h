@@ -35,14 +35,16 @@ static float sum_of(vf x) {
 // from it, so each of them has a negative weight beside its own.
 static void weigh(const Wave& w, long head, const int32_t* size, Weighed& to) {
   thread_local std::vector<float> left;  // tokens of clusters that no list names
-  long C = w.C;
-  int32_t tokens = 0;
+  const long C = w.C, others = w.total ? C : 0;
+  int32_t all = 0;
   left.assign(C + W, 0.f);
-  for (long c = 0; w.total && c < C; c++) {
-    int32_t n = std::max(size[c], 0);
-    left[c] = n;
-    tokens += n;
+  float* n_left = left.data();
+  for (long c = 0; c < others; c++) {
+    int32_t n = size[c] > 0 ? size[c] : 0;
+    n_left[c] = n;
+    all += n;
   }
+  int32_t tokens = all;  // a variable of its own: the loop above keeps its sum in vectors
   to.cluster.clear();
   auto name = [&](const int32_t* list, long length) {
     for (long i = 0; i < length; i++) {
@@ -67,11 +69,11 @@ static void weigh(const Wave& w, long head, const int32_t* size, Weighed& to) {
     for (long i = 0; i < estimated; i++) own[i] = logit[to.cluster[i]];
     vf top = splat(LOWEST), sum{}, beyond{};
     for (long i = 0; i < estimated; i += W) top = vmax(top, load(own + i));
-    if (w.total) each_left(logit, left.data(), C, [&](long, vf x) { top = vmax(top, x); });
+    each_left(logit, n_left, others, [&](long, vf x) { top = vmax(top, x); });
     float most = LOWEST;
     for (int j = 0; j < W; j++) most = std::max(most, top[j]);
-    if (w.total) each_left(logit, left.data(), C, [&](long c, vf x) {
-      beyond += vexp(x - most) * load(&left[c]);
+    each_left(logit, n_left, others, [&](long c, vf x) {
+      beyond += vexp(x - most) * load(n_left + c);
     });
     to.max[h] = most;
     to.rest[h] = tokens > 0 ? sum_of(beyond) / tokens : 0;
