@@ -52,10 +52,11 @@ test: $(STAMP) ## run the tests (CPU, offline), but for the slow ones
 test-slow: $(STAMP) ## run the slow tests: fuzzing, killed runs, launchers, Triton's interpreter, browsers
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m slow --dist worksteal
 
+# pyright without the packages of an active environment, whose own types are incomplete
 check: $(STAMP) ## lint, format, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	PATH=/usr/bin:/bin $(BIN)/pyright
 	$(BIN)/lint-imports
 
 docs: $(STAMP) ## build the documentation into site/
