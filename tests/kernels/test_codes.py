@@ -86,6 +86,22 @@ def test_cluster_select_on_codes(bits, dim, dtype, poisoned_empty):
 
 
 @needs_native
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_outlier_in_a_query_costs_no_more_than_rounding_it_to_16_bits(bits):
+    data = clustered(4, 2, 64, clusters=50)
+    data.q[..., 7] *= 1000
+    codes = coded(data.centroid, bits)
+    counts = data.num_clusters, *(torch.tensor([5, 5]) for _ in "12")
+    args = (data.q, codes, data.pool.size_BGC, *counts, 1.0, 5, 5)
+    exists = (data.pool.size_BGC > 0).repeat_interleave(2, 1)  # logits of others are undefined
+    error = (cluster_select.form("cpu")(*args)[2] - cluster_select.reference(*args)[2]).abs()
+    step = data.q.abs().amax(-1) / 32767  # of a query's numbers; half of it for each dim at most
+    norm = (decode(codes) - codes.mean_BGD[:, :, None]).abs().sum(-1).amax(-1)
+    limit = step * norm.repeat_interleave(2, 1)
+    assert exists.any() and (error <= limit[..., None])[exists].all()
+
+
+@needs_native
 @pytest.mark.parametrize(("bits", "dim", "dtype"), [(0, 64, torch.bfloat16), *CASES])
 def test_wave_attention_on_codes(bits, dim, dtype, poisoned_empty):
     """``bits`` 0: value sums as they are."""
