@@ -10,6 +10,7 @@ from retrobench.engine.loader import ModelConfig
 from retrobench.run.spec import EngineConfig, MeasureConfig, PrefillConfig, ProtocolConfig
 from retrobench.serving.hardware import KINDS, MEASURED, MeasuredConfig
 from retrobench.tasks import task_class, task_names
+from retrobench.track.wandb import WandbConfig
 
 DOC = Path(__file__).resolve().parent.parent / "docs" / "options.md"
 TOP = """# Options
@@ -37,7 +38,7 @@ def render() -> str:
     """The whole page."""
     sections = [("Model", ModelConfig, "model"), ("Engine", EngineConfig, "engine")]
     sections += [("Prefill", PrefillConfig, "prefill"), ("Protocol", ProtocolConfig, "protocol")]
-    sections += [("Measure", MeasureConfig, "measure")]
+    sections += [("Measure", MeasureConfig, "measure"), ("tracker=wandb", WandbConfig, "tracker")]
     sections += [(f"method={m}", method_class(m).Config, "method") for m in method_names()]
     sections += [(f"hardware of kind {k}", c.Config, "hardware") for k, c in KINDS.items()]
     sections += [(f"hardware={MEASURED}", MeasuredConfig, "hardware")]

@@ -61,6 +61,13 @@ def test_groups_of_one_model_come_together_and_led_jobs_stay_away(tmp_path):
     assert ray_sweep._next(waiting, model).model != model
 
 
+@pytest.mark.parametrize("name", ["workers", "cpus", "tries"])
+def test_a_sweep_needs_workers(name):
+    options = {"workers": 1, "cpus": 1, "gpus": 0, "address": None, "tries": 1, name: 0}
+    with pytest.raises(ValueError, match="give a number above 0"):
+        ray_sweep.launch({}, [], 0, **options)
+
+
 @pytest.mark.slow
 def test_without_ray_the_launcher_says_what_to_install(tmp_path):
     try:

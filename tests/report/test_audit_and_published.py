@@ -76,6 +76,6 @@ def test_published_scores(tmp_path):
     ]
     table = compare_published(pd.DataFrame(rows))
     assert list(table["paper"]) == ["95.5"] and list(table["difference"]) == ["-5.5"]
-    assert "NVIDIA/RULER" in table["source"][0]
+    assert "NVIDIA/RULER" in table["source"][0] and table["budget"][0] == "default"
     rows[3]["status"] = "oom"
     assert compare_published(pd.DataFrame(rows)).empty

@@ -69,6 +69,19 @@ def test_few_samples_and_failures_rank_nobody_behind(labs, tmp_path):
     ]
 
 
+def test_a_group_in_which_nothing_was_answered_is_shown(labs, tmp_path):
+    one, _ = labs
+    one.cell("full", rows=rows(one, [1.0] * 3))
+    lost = [{**row, "status": "oom", "score": None} for row in rows(one, [0.0] * 3)]
+    one.cell("quest", rows=lost, labels={"protocol": "decode_tail:8"})
+    merged = merge([str(one.store.root)], tmp_path / "merged")
+    shown = {title: table for title, table in board(merged, "hbm")}
+    (title,) = (title for title in shown if "decode_tail" in title)
+    assert shown[title][["rank", "score", "flags"]].iloc[0].tolist() == [
+        "-", "-", "3 failed samples",
+    ]  # fmt: skip
+
+
 def test_what_speaks_against_a_cell_is_said(labs, tmp_path, capsys):
     one, two = labs
     scores = [1.0] * COUNT

@@ -27,6 +27,17 @@ def test_methods_on_traces_are_compared_by_what_they_lose(lab):
     assert values == pytest.approx([0.3, 0.1, 0.2])
 
 
+def test_two_settings_of_one_kind_of_prefill_are_two_bars(lab):
+    lab.cell("full", rows=[lab.row(index=0)])
+    for stride, score in ((4, 0.5), (8, 0.25)):
+        changed = {"changed": f"prefill=xattention prefill.stride={stride}"}
+        lab.cell("full", rows=[lab.row(index=0, score=score)], kind=stride, labels=changed)
+    (panel,) = FIGURES["sparse_prefill"](load(lab.store)).axes
+    names = [text.get_text() for text in panel.get_xticklabels()]
+    assert names == ["exact", "xattention\nstride=4", "xattention\nstride=8"]
+    assert [bar.get_height() for bar in panel.patches] == pytest.approx([100, 50, 25])
+
+
 def test_kinds_of_prefill_stand_side_by_side(lab):
     for method in ("full", "retroinfer"):
         lab.cell(method, rows=[lab.row(index=i) for i in range(4)])

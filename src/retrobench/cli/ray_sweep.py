@@ -55,10 +55,13 @@ def launch(
     address: str | None,
     tries: int,
 ) -> list[JobReturn]:
-    """Run the jobs of a sweep; a return of each, in order. ValueError without ray.
+    """Run the jobs of a sweep; a return of each, in order. ValueError without ray or workers.
 
     Only jobs that lead a group go to workers. The others have nothing to do.
     """
+    for name, value in (("n_jobs", workers), ("cpus", cpus), ("tries", tries)):
+        if value <= 0:
+            raise ValueError(f"hydra.launcher.{name}={value}: give a number above 0")
     try:
         import ray
     except ImportError as error:

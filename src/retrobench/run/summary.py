@@ -61,6 +61,7 @@ def plan_run(summary: RunSummary, store: ResultStore, retry: bool) -> PlannedRun
         weight_bytes=summary.weight_bytes,
         footprint=summary.footprint,
         waiting=summary.waiting,
+        device=summary.device,
         message=summary.refusal,
         group=summary.group,
         attended=summary.attended,

@@ -54,7 +54,7 @@ def ranked(rows: pd.DataFrame) -> pd.DataFrame:
     """One line per cell of a group: mean score with its interval, costs, and a rank for each axis.
 
     Index: key. A cell with failed samples has no rank, and is better than nobody. One that answered
-    nothing has no score either. At least one has.
+    nothing has no score either.
     """
     rows = informative(rows)
     answered = rows[(rows["status"] == OK) & rows["score"].notna()]
@@ -69,7 +69,9 @@ def ranked(rows: pd.DataFrame) -> pd.DataFrame:
         lines.append({"key": key, **known, "failed": int(failed.get(key, 0)), **costs})
     silent = failed.drop(answered["key"].unique(), errors="ignore").items()
     lines += [{"key": key, "samples": 0, "failed": count} for key, count in silent]
-    table = pd.DataFrame(lines).set_index("key")
+    costs = [f"{axis}.cost" for axis in AXES]
+    columns = ["key", "score", "low", "high", "samples", "machine", "failed", *costs, *FIDELITY]
+    table = pd.DataFrame(lines, columns=columns).set_index("key")
     better = _better(answered)
     whole = table.index[table["failed"] == 0]
     for axis in AXES:
@@ -125,7 +127,7 @@ def board(merged: Merged, axis: str, split: bool = False) -> Iterator[tuple[str,
         raise ValueError("no scored rows in these folders: a board needs measure=score")
     by = [*GROUP, *(["task", "length"] if split else [])]
     for names, rows in frame.groupby(by, sort=True):
-        if not headroom.informative(rows)["score"].notna().any():
+        if headroom.informative(rows).empty:
             continue  # full attention fails there
         model, benchmark, protocol, *part = names
         words = [model, benchmark, *([] if protocol == "query_aware" else [protocol])]

@@ -38,12 +38,14 @@ def compare_published(frame: pd.DataFrame) -> pd.DataFrame:
             and (known.benchmark, known.method) == (first["benchmark"], first["method"])
         ]
         ours = _scores(cell) if fitting else {}
+        budget = first.get("budget")
         for known in fitting:
             mean = ours.get((known.task, known.length))
             if mean is not None:
                 rows.append(
                     {
                         "method": known.method,
+                        "budget": "default" if pd.isna(budget) else budget,
                         "key": str(key)[:6],
                         "task": known.task,
                         "length": token_count(known.length),

@@ -21,6 +21,7 @@ class PlannedRun:
     weight_bytes: int = 0
     footprint: Footprint = field(default_factory=Footprint)
     waiting: int = 0
+    device: str = "cpu"
     seconds: float | None = None
     message: str = ""
     group: str = ""
@@ -37,10 +38,13 @@ def print_planned(cells: Sequence[PlannedRun], free_bytes: int, console: Console
     console.print(
         f"{counted(len(cells), 'cell')}: {', '.join(parts)}; {_total(cells)}", highlight=False
     )
-    largest = max((_bytes(cell) for cell in cells if cell.state == "run"), default=0)
-    if largest and free_bytes:
-        text = f"largest session with weights {_size(largest)}, {_size(free_bytes)} of memory free"
-        console.print(text, highlight=False)
+    places = [_places(cell) for cell in cells if cell.state == "run"]
+    on_gpu, in_host = map(max, zip(*places, strict=True)) if places else (0, 0)
+    sizes = [f"{_size(on_gpu)} on a GPU"] * bool(on_gpu)
+    free = f" ({_size(free_bytes)} free)" if free_bytes else ""
+    sizes += [f"{_size(in_host)} in host memory{free}"] * bool(in_host)
+    if sizes:
+        console.print(f"largest session with weights: {', '.join(sizes)}", highlight=False)
     refused: dict[str, list[str]] = {}
     for cell in cells:
         for note in filter(None, (cell.attended, cell.ignored)):
@@ -77,8 +81,11 @@ def _total(cells: Sequence[PlannedRun]) -> str:
     return text
 
 
-def _bytes(cell: PlannedRun) -> int:
-    return cell.weight_bytes + cell.footprint.total + cell.waiting
+def _places(cell: PlannedRun) -> tuple[int, int]:
+    """Bytes on a GPU and in host memory; on a CPU all is in host memory."""
+    near = cell.weight_bytes + cell.waiting + cell.footprint.device
+    far = cell.footprint.pinned + cell.footprint.host
+    return (near, far) if cell.device.startswith("cuda") else (0, near + far)
 
 
 def _size(num_bytes: int) -> str:
