@@ -29,5 +29,5 @@ def write_parquet(frame: pd.DataFrame, path: Path) -> None:
     import pyarrow.parquet as pq
 
     table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
-    settings = {"compression": "zstd", "compression_level": 19}
+    settings = {"compression": "zstd", "compression_level": 19, "use_dictionary": False}
     pq.write_table(table, path, store_schema=False, write_statistics=False, **settings)
