@@ -68,6 +68,10 @@ class Op(Generic[P, Result]):
         with torch.cuda.device(tensor.device):  # a launch goes to the current device
             return form(*given, **named)
 
+    def has_fast_form(self, tensor: Tensor) -> bool:
+        """Whether a call that this tensor decides runs in C++ or Triton."""
+        return self._fitting(tensor) is not self.plain
+
     def reference(self, *args: P.args, **kwargs: P.kwargs) -> Result:
         """The result in plain torch."""
         return self._called(self.plain)(*args, **kwargs)

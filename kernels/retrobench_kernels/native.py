@@ -36,6 +36,7 @@ _TYPES = {"p": ctypes.c_void_p, "q": ctypes.c_int64, "i": ctypes.c_int32, "f": c
 # Parameters of the C++ functions: pointer, int64, int32, float. Keep in step with ``_native``.
 SIGNATURES = {
     "assign": "pppppqqqipii",
+    "causal": "ppppqqqqqqqpfi",
     "cluster_select": "p",
     "cluster_step": "ppppppppp",
     "dense": "pppppppqqiqiffpiiii",
@@ -88,6 +89,12 @@ def function(name: str) -> Callable[..., None]:
     found = _checked.get() or library()
     assert found is not None
     return getattr(found, f"retrobench_{name}")
+
+
+def flag(name: str) -> bool:
+    """A property that C++ found when it was compiled for this machine."""
+    found = library()
+    return found is not None and bool(ctypes.c_int32.in_dll(found, f"retrobench_{name}").value)
 
 
 def load() -> ctypes.CDLL:

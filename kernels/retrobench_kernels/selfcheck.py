@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from retrobench_kernels.causal_attention import causal_attention
 from retrobench_kernels.cluster_select import cluster_select
 from retrobench_kernels.cpu_common import DTYPES
 from retrobench_kernels.dense_decode import dense_decode
@@ -47,9 +48,11 @@ def disagreements() -> list[str]:
     for dtype in DTYPES:
         for group in (1, 2, 4):
             case = Case(group, dtype, generator)
-            for check in (_dense, _wave, _pages, _margins, _graph):
+            for check in (_dense, _wave, _pages, _margins, _graph, _causal):
                 if check in (_margins, _graph) and dtype == torch.float16:
                     continue  # the C++ forms have no float16
+                if check is _causal and dtype != torch.bfloat16:
+                    continue
                 tolerance = 1e-4 if check in (_margins, _graph) else TOLERANCE[dtype]
                 if not _close(*check(case), tolerance):
                     wrong.append(f"{check.__name__[1:]} {dtype} group {group}")
@@ -63,6 +66,12 @@ def _close(got: Tensor, expected: Tensor, tolerance: float) -> bool:
 def _dense(case: Case) -> tuple[Tensor, Tensor]:
     inputs = case.normal((1, 2 * case.group), (1, 2, 100), (1, 2, 100))
     got, expected = (form(*inputs, 0.1)[0] for form in case.forms(dense_decode))
+    return got, expected
+
+
+def _causal(case: Case) -> tuple[Tensor, Tensor]:
+    inputs = case.normal((1, 2 * case.group, 70), (1, 2, 300), (1, 2, 300))
+    got, expected = (form(*inputs, 0.1, 280) for form in case.forms(causal_attention))
     return got, expected
 
 

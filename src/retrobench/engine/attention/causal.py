@@ -6,6 +6,7 @@ context. Where a mask is needed (sliding windows, soft caps), it covers a block 
 
 import torch
 import torch.nn.functional as F
+from retrobench_kernels.causal_attention import causal_attention
 from torch import Tensor
 from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn.attention.bias import causal_lower_right
@@ -47,8 +48,10 @@ def causal(
         return out
     valid_BS = valid_tokens(pad_tokens, num_k, q_BHTD.device)
     windowed = window is not None and num_k > window
+    form = causal_form(q_BHTD, k_BGSD, v_BGSD, args)
+    if valid_BS is None and form == "kernel":
+        return causal_attention(q_BHTD, k_BGSD, v_BGSD, args.scale, window)
     if valid_BS is None and not windowed:
-        form = causal_form(q_BHTD, k_BGSD, v_BGSD, args)
         if form == "token":
             return dense_decode(q_BHTD, k_BGSD, v_BGSD, args)
         if form == "flash":
@@ -64,7 +67,8 @@ def causal(
 def causal_form(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, args: AttentionArgs) -> str:
     """How a chunk over the whole context is computed here.
 
-    ``flash``: one flash kernel with its own causal edge (CUDA). ``split``: two flash calls, of
+    ``flash``: one flash kernel with its own causal edge (CUDA). ``kernel``: our own
+    (``causal_attention``, bfloat16 on a CPU that multiplies it). ``split``: two flash calls, of
     what was before the chunk and of the chunk itself (CPU). ``masked``: blocks of queries under a
     mask, for soft caps and for dtypes and head dims that flash kernels do not take. ``token``: a
     chunk of one token, as in a decode step.
@@ -77,7 +81,9 @@ def causal_form(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, args: AttentionA
         # not "causal": that flag means the upper left edge, which a later chunk does not have
         params = SDPAParams(q_BHTD, k_BGSD, v_BGSD, None, 0.0, False, True)
         return "flash" if can_use_flash_attention(params) else "masked"
-    return "split" if q_BHTD.device.type == "cpu" else "masked"
+    if q_BHTD.device.type != "cpu":
+        return "masked"
+    return "kernel" if causal_attention.has_fast_form(q_BHTD) else "split"
 
 
 def _split(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, scale: float) -> Tensor:
