@@ -123,6 +123,15 @@ def test_nothing_is_weighed_where_nothing_is_left_out(bits):
         torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_prompts_within_the_static_zone_are_attended_whole():
+    qkv, pads = tensors("random", (4, 2), 15, batch=2), (0, 5)
+    method = MagicPig(MagicPigConfig(**SMALL), shape_of(*qkv[:2], 12, pads))
+    for t, out in decoded(method, qkv, ARGS):
+        k, v = (x[:, :, : t + 1] for x in qkv[1:])
+        expected = dense_decode(qkv[0][:, :, t : t + 1], k, v, ARGS, pads)[:, :, 0]
+        torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
+
+
 def test_the_chance_to_be_found_is_that_of_the_paper():
     p = torch.tensor([0.0, 1e-6, 1e-3, 0.02, 0.3, 0.97, 1.0])
     for tables, least in ((150, 2), (150, 0), (12, 12), (12, 5), (150, 40), (150, 149)):

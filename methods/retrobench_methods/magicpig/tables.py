@@ -146,7 +146,7 @@ class HashTables(Index):
             least = self.config.min_collisions
             most = int((count_BHS >= least).sum(-1).max())
             count, slot = count_BHS.topk(most, -1)
-            threshold = torch.full_like(count_BHS[..., 0], least)
+            threshold = count_BHS.new_full(count_BHS.shape[:2], least)
             return (
                 slot.masked_fill(count < least, -1),
                 threshold,
