@@ -207,3 +207,6 @@ def test_a_budget_below_the_floor_names_it():
     with pytest.raises(ValueError, match=f"one chunk of 8 take {floor}; raise the budget"):
         ShadowKV.plan(config, shape, Budget.parse("100tok"))
     ShadowKV.plan(config, shape, Budget.parse(f"{floor}tok"))
+    short = shape_of(torch.zeros(1, 4, 40, 8), torch.zeros(1, 2, 40, 8), 30)
+    with pytest.raises(ValueError, match="15 tokens of a context of 30, .* take 30; raise the"):
+        ShadowKV.plan(ShadowKVConfig(), short, Budget.parse("50%"))

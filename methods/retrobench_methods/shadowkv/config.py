@@ -76,8 +76,8 @@ def _zones(config: ShadowKVConfig, shape: KVShape, budget: Budget | None, contex
         free = (total - tail) // size
         wanted = round(free / (1 + OUTLIERS_PER_CHUNK)) if fixed is None else free - fixed
         outliers = free - wanted
-        if wanted < 1 and chunks:
-            floor = tail + size * (1 + (fixed or 0))
+        if wanted < 1:
+            floor = min(context, tail + size * (1 + (fixed or 0)))
             raise ValueError(
                 f"budget: {budget} is {total} tokens of a context of {context}, but the last "
                 f"chunks (method.local_chunks), the outliers (method.outlier_chunks) and one chunk "
