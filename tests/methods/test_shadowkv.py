@@ -125,6 +125,15 @@ def test_a_rank_of_everything_rebuilds_every_key():
     assert method.store.rank == 16 and method.stats()["kept_norm"] == pytest.approx(1)
 
 
+def test_a_row_shorter_than_a_chunk_is_attended_whole():
+    qkv, pads = tensors("random", (4, 2), 83, batch=2), (0, 79)
+    method = ShadowKV(ShadowKVConfig(**SMALL), shape_of(*qkv[:2], 80, pads))
+    for t, out in decoded(method, qkv):
+        q, k, v = qkv[0][1, :, t], *(x[1, :, 79 : t + 1].repeat_interleave(2, 0) for x in qkv[1:])
+        weight = torch.einsum("hd,hsd->hs", q, k).mul(0.3).softmax(-1)
+        torch.testing.assert_close(out[1], torch.einsum("hs,hsd->hd", weight, v))
+
+
 @pytest.mark.parametrize("reuse", [True, False])
 @pytest.mark.parametrize("place", ["auto", "gpu", "cpu", "pinned"])
 def test_counters_equal_the_formula(place, reuse):

@@ -150,6 +150,7 @@ class LowRankStore(KVStore, Holder):
             )
         token = self.pad_B[:, None, None, None] + outlier_BGK.clamp_min(0)[..., None] * size
         token = (token + torch.arange(size, device=token.device)).flatten(2)
+        token = token.clamp_max(prompt.k_BGSD.shape[2] - 1)  # of -1 in a row shorter than a chunk
         self.k_exact_LBGWD[i, :, :, : self.outliers] = take(prompt.k_BGSD, token)
         self.v_exact_LBGWD[i, :, :, : self.outliers] = take(prompt.v_BGSD, token)
 
