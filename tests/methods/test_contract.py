@@ -77,6 +77,21 @@ def test_a_context_shorter_than_the_static_zone_is_attended_whole(name, budget, 
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_a_question_may_be_longer_than_what_is_prefilled(name, tiny_llama):
+    prompts, tail, results = [prompt(150), prompt(130, 1)], 110, []
+    whole = None if name == "full" else "100%"
+    for method, budget in (("full", None), (name, whole), (name, None)):
+        options = OPTIONS.get(method, {})
+        session = open_on(tiny_llama, method, prompts, options, budget=budget, tail_tokens=tail)
+        with torch.inference_mode():
+            for token in range(session.length, 150):
+                session.feed(session.ids_BS[:, token : token + 1])
+        results.append(greedy_logits(session, STEPS))
+    torch.testing.assert_close(results[1], results[0], atol=2e-5, rtol=1e-4)
+    assert results[2].isfinite().all()
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_plan_equals_what_is_allocated(name, tiny_llama):
     _, session = run(tiny_llama, name, [prompt(LENGTH)])
     method = type(session.method)

@@ -42,7 +42,9 @@ class HashTables(Index):
         dense = config.dense(shape)
         sparse = [layer for layer in shape.layers if layer not in dense]
         self.slot = {layer: i for i, layer in enumerate(sparse)}
-        static = config.sink_tokens + config.local_tokens
+        # a question that is decoded is in no table
+        self.local_tokens = max(config.local_tokens, shape.tail_tokens)
+        static = config.sink_tokens + self.local_tokens
         self.free = [max(0, context - static) for context in shape.contexts]
         head, device = (len(sparse), shape.batch, shape.num_kv_heads), shape.device
         tokens, buckets = max(self.free), 2**config.bits
@@ -122,9 +124,7 @@ class HashTables(Index):
             return Everything()
         config, length = self.config, store.length(layer)
         new_tokens = length - self.shape.prompt_tokens
-        zone = StaticZone(
-            self.shape.pad_tokens, config.sink_tokens, config.local_tokens + new_tokens
-        )
+        zone = StaticZone(self.shape.pad_tokens, config.sink_tokens, self.local_tokens + new_tokens)
         fixed_B1R = zone.tokens(length, q_BHTD.device)[:, None]
         count_BHS, entries = self.collisions(layer, q_BHTD)
         real_BS = torch.arange(count_BHS.shape[-1], device=q_BHTD.device) < self.free_B[:, None]

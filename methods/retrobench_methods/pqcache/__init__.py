@@ -34,8 +34,8 @@ class QuantisedKeys(Index):
         super().__init__(config, shape, budget)
         self.lengths = [0] * len(shape.layers)
         self.zones = zones(config, shape, budget)
-        self.trained = [  # prompt tokens between sinks and window
-            max(0, context - config.sink_tokens - recent)
+        self.trained = [  # prefilled tokens between sinks and window
+            max(0, context - config.sink_tokens - max(recent, shape.tail_tokens))
             for context, (recent, _) in zip(shape.contexts, self.zones, strict=True)
         ]
         self.clusters = [max(1, min(2**config.bits, tokens)) for tokens in self.trained]

@@ -66,6 +66,7 @@ def _zones(config: ShadowKVConfig, shape: KVShape, budget: Budget | None, contex
     size = config.chunk_tokens
     chunks = max(0, context // size - config.local_chunks)
     tail, fixed = context - chunks * size, config.outlier_chunks
+    chunks = min(chunks, (context - shape.tail_tokens) // size)  # of what is prefilled
     if budget is None:
         wanted = max(1, round(config.retrieval_frac * context / size))
         outliers = round(OUTLIERS_PER_CHUNK * wanted) if fixed is None else fixed
@@ -85,5 +86,8 @@ def _zones(config: ShadowKVConfig, shape: KVShape, budget: Budget | None, contex
             )
     outliers = min(outliers, chunks)
     return Zones(
-        chunks=chunks, outliers=outliers, selected=min(wanted, chunks - outliers), tail=tail
+        chunks=chunks,
+        outliers=outliers,
+        selected=min(wanted, chunks - outliers),
+        tail=context - chunks * size,
     )
