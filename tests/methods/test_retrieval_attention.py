@@ -97,6 +97,8 @@ def test_output_is_the_softmax_over_static_zone_and_found_keys(index, kind, case
             expected = reference(q[row, :, step], k[row], v[row], pad, step + 1, found_HR, insert)
             tolerance = 1e-2 if shape.dtype == "bfloat16" else 1e-4
             torch.testing.assert_close(out[row].double(), expected, atol=tolerance, rtol=tolerance)
+    joined = insert * (STEPS - LOCAL) * shape.batch * shape.layer_token_bytes
+    assert method.probe.by_layer("d2h")[0] == STEPS * q[:, :, 0].nbytes + joined
 
 
 @pytest.mark.parametrize("start", ["last", "central"])
