@@ -91,9 +91,12 @@ def test_a_question_may_be_longer_than_what_is_prefilled(name, tiny_llama):
     assert results[2].isfinite().all()
 
 
+@pytest.mark.parametrize("tail", [0, 300, 1100])
 @pytest.mark.parametrize("name", METHODS)
-def test_plan_equals_what_is_allocated(name, tiny_llama):
-    _, session = run(tiny_llama, name, [prompt(LENGTH)])
+def test_plan_equals_what_is_allocated(name, tail, tiny_llama):
+    """Also where the end of the prompt is decoded."""
+    prompts, options = [prompt(LENGTH), prompt(1150)], OPTIONS.get(name, {})
+    session = open_on(tiny_llama, name, prompts, options, new_tokens=STEPS, tail_tokens=tail)
     method = type(session.method)
     assert session.method.allocated() == method.plan(session.method.config, session.shape)
     assert session.method.allocated().total > 0

@@ -53,9 +53,10 @@ def mean_tokens(
     config: HeteroCacheConfig, shape: KVShape, budget: Budget | None
 ) -> tuple[int, ...]:
     """Prompt tokens that a KV head of each row holds on average."""
+    pairs = zip(shape.prefilled, row_budgets(shape, budget), strict=True)
     return tuple(
-        max(1, round(config.keep_frac * context)) if total is None else min(context, total)
-        for context, total in row_budgets(shape, budget)
+        min(tokens, max(1, round(config.keep_frac * context)) if total is None else total)
+        for tokens, (context, total) in pairs
     )
 
 
@@ -74,7 +75,7 @@ def head_tokens(
         1 / (value + STABILITY_EPS) for value, f in zip(stability, full, strict=True) if not f
     ]
     num_full, num_rest, by_row, base_B = sum(full), len(weights), [], []
-    for context, mean in zip(shape.contexts, mean_tokens(config, shape, budget), strict=True):
+    for context, mean in zip(shape.prefilled, mean_tokens(config, shape, budget), strict=True):
         own = mean if config.full_heads == "top" else context
         left = mean * len(full) - num_full * own
         if left < num_rest and mean < context:

@@ -60,6 +60,16 @@ class KVShape:
         return tuple(self.prompt_tokens - pad for pad in self.pad_tokens)
 
     @property
+    def prefilled(self) -> tuple[int, ...]:
+        """Tokens of each row's prompt that are not decoded, without padding."""
+        return tuple(max(0, context - self.tail_tokens) for context in self.contexts)
+
+    @property
+    def decoded_tokens(self) -> int:
+        """Tokens that come after the prefill."""
+        return self.max_tokens - self.prompt_tokens + self.tail_tokens
+
+    @property
     def group(self) -> int:
         """Query heads per KV head."""
         return self.num_heads // self.num_kv_heads

@@ -43,7 +43,7 @@ class RaggedStore(KVStore):
     def plan(shape: KVShape, kept: Sequence[int]) -> Footprint:
         """Bytes after ``evict`` has kept so many tokens in all rows and heads of each layer."""
         heads = len(kept) * shape.batch * shape.num_kv_heads
-        slots = sum(kept) + heads * (shape.max_tokens - shape.prompt_tokens)
+        slots = sum(kept) + heads * shape.decoded_tokens
         return Footprint(device=slots * (vector_bytes(shape) + 4) + heads * 8)
 
     def load(self, layer: int, prompt: PromptLayer) -> None:

@@ -140,7 +140,7 @@ class ResidentStore(KVStore):
     @staticmethod
     def plan_evicted(shape: KVShape, kept: int) -> Footprint:
         """Bytes after ``evict`` has kept ``kept`` tokens of each head's prompt (positions too)."""
-        slots = kept + shape.max_tokens - shape.prompt_tokens
+        slots = kept + shape.decoded_tokens
         heads = len(shape.layers) * shape.batch * shape.num_kv_heads
         return Footprint(device=heads * slots * (vector_bytes(shape) + 4))
 

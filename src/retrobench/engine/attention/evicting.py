@@ -40,9 +40,10 @@ def kept_tokens(
     than the last tokens that are ``always`` kept; ``named`` is their option.
     """
     why = f"the window at its end alone takes {always} ({named})"
+    totals = (total for _, total in row_budgets(shape, budget, always, why))
     return tuple(
-        min(context, config.capacity_tokens if total is None else total)
-        for context, total in row_budgets(shape, budget, always, why)
+        min(tokens, config.capacity_tokens if total is None else total)
+        for tokens, total in zip(shape.prefilled, totals, strict=True)
     )
 
 
@@ -71,7 +72,7 @@ class EvictingIndex(Index):
     def build(self, layer: int, store: KVStore, prompt: PromptLayer) -> None:
         """Evict what scores low, and padding."""
         tokens, pads = prompt.k_BGSD.shape[2], self.shape.pad_tokens
-        there = [tokens - pad for pad in pads]
+        there = [max(0, tokens - pad) for pad in pads]
         kept = [min(count, most) for count, most in zip(self.kept_of[layer], there, strict=True)]
         score_BGS = prompt.k_BGSD.new_zeros(prompt.k_BGSD.shape[:3])
         if kept != there:
