@@ -127,6 +127,21 @@ def test_oracle_has_no_regret_and_random_has_most(tiny_llama):
     assert len(oracle["by_layer_head"]["error"]) == 3
 
 
+def test_padding_is_none_of_the_heaviest_tokens():
+    """Of a row with fewer than 100 tokens, and where the weights of real tokens vanish."""
+    torch.manual_seed(4)
+    q, k = torch.randn(2, 4, 1, 8) * 60, torch.randn(2, 2, 120, 8) * 60
+    probe = FidelityProbe()
+    token = torch.arange(120).expand(2, 2, -1).clone()
+    token[1, :, :90] = -1
+    probe.selected(0, token)
+    exact = torch.zeros(2, 4, 1, 8)
+    call = {"q_BHTD": q, "k_BGSD": k, "v_BGSD": k, "exact_BHTD": exact, "ours_BHTD": exact}
+    probe.compare(ComparedCall(layer=0, **call, args=ARGS, pad_tokens=(0, 90)))
+    found = probe.arrays()
+    assert (found["overlap"] == 1).all() and (found["recall_100"][0, 0, 1] == 1).all()
+
+
 def test_estimates_are_measured_and_dense_layers_named(tiny_llama):
     row = compared(
         tiny_llama, "retroinfer", {"tokens_per_cluster": 8, "update_tokens": 64}, "20%"

@@ -45,10 +45,11 @@ class ExactCall:
         return hit[..., :-1].repeat_interleave(self.heads // token_BGR.shape[1], 1)
 
     def heaviest(self, count_BH: Tensor) -> Tensor:
-        """Mask of each head's ``count`` heaviest tokens; of equal ones the first."""
-        count_BH1 = count_BH[..., None].clamp(1, self.p_BHS.shape[-1])
+        """Mask of each head's ``count`` heaviest tokens, padding never; of equal ones the first."""
+        exists_B1S = self.exists_BS[:, None]
+        count_BH1 = count_BH[..., None].clamp_min(1).minimum(exists_B1S.sum(-1, keepdim=True))
         least_BH1 = self.ranked_BHS.gather(-1, count_BH1 - 1)
-        above, equal = self.p_BHS > least_BH1, self.p_BHS == least_BH1
+        above, equal = self.p_BHS > least_BH1, (self.p_BHS == least_BH1) & exists_B1S
         left_BH1 = count_BH1 - above.sum(-1, keepdim=True)
         return above | (equal & (equal.cumsum(-1) <= left_BH1))
 
