@@ -144,3 +144,14 @@ def test_more_than_the_capacity_keeps_the_first(policy):
     table.lookup(np.array([[5, 6, 7, 8, 9]]))
     assert table.admit().page_M.tolist() == [5, 6, 7]
     assert (table.lookup(np.array([[9, 5]])) >= 0).tolist() == [[False, True]]
+
+
+def test_a_page_in_use_stays_beside_one_that_was_used_very_often():
+    """With 1000 slots, some thousand uses are more than a slot's share of 63 bits."""
+    table = PageTable(1, 1001, 1000, "lfu")
+    table.lookup(np.arange(1000)[None])
+    table.admit()
+    for _ in range(9000):
+        table.lookup(np.arange(999)[None])
+    assert (table.lookup(np.array([[999, 1000]])) >= 0).tolist() == [[True, False]]
+    assert table.admit().evicted_M.tolist() == [0]

@@ -94,10 +94,11 @@ class PageTable:
     def _victims(self, count: int) -> np.ndarray:
         """The ``count`` slots of each head that leave first; touched ones come last."""
         slots = self.page_NQ.shape[1]
-        last = np.iinfo(np.int64).max // (slots + 1)
-        rank_NQ = np.where(self.touched_NQ, last, self.rank_NQ)
+        last = np.iinfo(np.int64).max
         if self.policy == "lfu":  # the slot index must not overflow the counter
+            rank_NQ = np.where(self.touched_NQ, last, self.rank_NQ)
             return np.argsort(rank_NQ, axis=1, kind="stable")[:, :count]
+        rank_NQ = np.where(self.touched_NQ, last // (slots + 1), self.rank_NQ)
         key_NQ = rank_NQ * slots + np.arange(slots)
         if count < slots:
             chosen = np.argpartition(key_NQ, count, axis=1)[:, :count]
