@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import safetensors.torch
 import torch
 from transformers import Gemma2Config, Qwen2Config
 
@@ -157,7 +158,8 @@ class TestOnDisk:
         self.prefilled(tiny_llama, tmp_path, random_ids(90))
         (file,) = tmp_path.glob("*.safetensors")
         whole = file.read_bytes()
-        for damaged in (whole[: len(whole) // 2], whole[:-7] + b"\x01" * 7, b""):
+        bare = safetensors.torch.save(safetensors.torch.load(whole))  # no metadata
+        for damaged in (whole[: len(whole) // 2], whole[:-7] + b"\x01" * 7, b"", bare):
             file.write_bytes(damaged)
             assert self.prefilled(tiny_llama, tmp_path, random_ids(90)).origin == "computed"
             assert "is computed again" in capsys.readouterr().err

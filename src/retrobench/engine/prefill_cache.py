@@ -86,7 +86,7 @@ class PrefillCache:
         try:
             with safe_open(regular(file), "pt") as stream:
                 tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-                about = stream.metadata()
+                about = stream.metadata() or {}
             if about.pop("checksum") != _checksum(tensors, about):
                 raise ValueError("its checksum differs")
         except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
