@@ -62,6 +62,8 @@ def test_a_graph_answers_as_eager_steps(case, lengths, tiny_llama):
         assert graph_stats["index_updates"] == stats["index_updates"]
     if again["hit_ratio"] is not None:
         assert again["hit_ratio"] == pytest.approx(counted["hit_ratio"], abs=1e-6)
+        assert again["pages_per_step"] == counted["pages_per_step"]
+        assert again["bytes_per_step"]["h2d"] == counted["bytes_per_step"]["h2d"]
 
 
 def test_surplus_steps_change_no_answer(tiny_llama):

@@ -26,7 +26,7 @@ class Table:
         """The tables of a cache without vectors."""
         nothing = torch.empty(0, device=DEVICE)
         tally = nothing if tally is None else tally
-        return CacheTable(self.slot, self.page, self.stamp, now, tally, nothing, nothing, 1)
+        return CacheTable(self.slot, self.page, self.stamp, now, tally, nothing, nothing, 4)
 
     def same(self, other):
         return all(torch.equal(getattr(self, n), getattr(other, n)) for n in vars(self))
@@ -62,24 +62,27 @@ def test_one_launch_equals_lookup_and_admit():
     from retrobench_kernels.page_lru.triton import page_step
 
     ours, theirs = Table(11), Table(11)
-    tally = torch.zeros(BATCH, GROUPS, 2, dtype=torch.int64, device=DEVICE)
-    hits = misses = 0
+    tally = torch.zeros(BATCH, GROUPS, 4, dtype=torch.int64, device=DEVICE)
+    expected_tally = torch.zeros(4, dtype=torch.int64)
     for step in range(5):
         now = torch.tensor([step], dtype=torch.int32, device=DEVICE)
         page = torch.stack([torch.arange(13) * (step + 2) % PAGES for _ in range(4)])
         page = page.int().reshape(BATCH, GROUPS, 13).to(DEVICE)
         count = torch.tensor([[13, 4], [0, 9]], dtype=torch.int32, device=DEVICE)
         listed = torch.arange(13, device=DEVICE) < count[..., None]
+        tokens = (page % 4 + 1).contiguous()
         with poisoned():
-            source = page_step(page, count, ours.at(now, tally))
+            source = page_step(page, tokens, count, ours.at(now, tally))
         masked = page.masked_fill(~listed, -1)
         slot, victim = page_lru.reference(masked, theirs.at(now))
+        held = theirs.page.gather(-1, victim.clamp_min(0).long())
+        missed = (masked >= 0) & (slot < 0)
+        found = slot >= 0, missed, (victim >= 0) & (held >= 0), tokens * missed
+        expected_tally += torch.tensor([int(x.sum()) for x in found])
         page_admit.reference(masked, victim, theirs.at(now))
         expected = torch.where(victim >= 0, -2 - victim, slot)
         assert torch.equal(source[listed], expected[listed]) and ours.same(theirs)
-        hits += int((slot >= 0).sum())
-        misses += int(((masked >= 0) & (slot < 0)).sum())
-    assert tally.sum((0, 1)).tolist() == [hits, misses] and hits > 0
+    assert tally.sum((0, 1)).tolist() == expected_tally.tolist() and expected_tally.all()
 
 
 def test_copy_pages():
@@ -106,7 +109,7 @@ def test_a_cached_step_equals_naive(dtype):
             torch.full((2, 2, slots), -1, **shape),
             torch.full((2, 2, slots), -1, **shape),
             torch.zeros(1, **shape),
-            torch.zeros(2, 2, 2, dtype=torch.int64, device=DEVICE),
+            torch.zeros(2, 2, 4, dtype=torch.int64, device=DEVICE),
             vectors,
             vectors.clone(),
             4,
@@ -123,6 +126,6 @@ def test_a_cached_step_equals_naive(dtype):
         got = wave_step.form("triton")(q, steady, index.pool, retrieved, 0.1, cache=ours, splits=2)
         expected = wave_step.reference(q, steady, index.pool, retrieved, 0.1, cache=theirs)
         torch.testing.assert_close(got[0], expected[0], **TOLERANCE[dtype])
-        for name in ("slot_BGP", "page_BGQ", "stamp_BGQ", "tally_BG2"):
+        for name in ("slot_BGP", "page_BGQ", "stamp_BGQ", "tally_BG4"):
             assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
-    assert ours.tally_BG2[..., 0].sum() > 0
+    assert ours.tally_BG4[..., 0].sum() > 0

@@ -68,9 +68,14 @@ CASES = {
     "wave-int8": Case("wave_attention", "attend_kernel", {**LLAMA, **WAVE, "BITS": 8}),
     "named": Case("wave_attention.triton_rest", "named_sum_kernel", {**ROW, "TILE": 32, "BITS": 4}),
     "dense": Case("dense_decode", "dense_kernel", {**LLAMA, **PLAIN}),
-    "lookup": Case("page_lru", "lookup_kernel", {"SLOTS_PAD": 1024, "CHUNK": 256, "ADMIT": True}),
+    "lookup": Case(
+        "page_lru", "lookup_kernel", {"SLOTS_PAD": 1024, "CHUNK": 256, "PAGE": 8, "ADMIT": True}
+    ),
     "lookup-1M": Case(
-        "page_lru", "lookup_kernel", {"SLOTS_PAD": 8192, "CHUNK": 256, "ADMIT": True}, warps=16
+        "page_lru",
+        "lookup_kernel",
+        {"SLOTS_PAD": 8192, "CHUNK": 256, "PAGE": 8, "ADMIT": True},
+        warps=16,
     ),
     "admit": Case("page_lru", "admit_kernel", {"CHUNK": 256}),
     "copy": Case("page_lru", "copy_kernel", {"DIM": 128, "PAGE_VALUES": 1024, "PAGE_PAD": 1024}),

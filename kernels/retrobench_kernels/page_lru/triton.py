@@ -25,10 +25,10 @@ def unsupported(tensor: Tensor) -> str | None:
 
 @common.kernel
 def lookup_kernel(
-    page_ptr, count_ptr, table_ptr, stamp_ptr, owner_ptr, now_ptr, order_ptr,
+    page_ptr, tokens_ptr, count_ptr, table_ptr, stamp_ptr, owner_ptr, now_ptr, order_ptr,
     slot_ptr, victim_ptr, source_ptr, tally_ptr,
     width, slots, table_stride, stamp_stride,
-    SLOTS_PAD: tl.constexpr, CHUNK: tl.constexpr, ADMIT: tl.constexpr,
+    SLOTS_PAD: tl.constexpr, CHUNK: tl.constexpr, PAGE: tl.constexpr, ADMIT: tl.constexpr,
 ):  # fmt: skip
     """``page_lru``; with ADMIT also ``page_admit``, the source of each page, and the tally."""
     h = tl.program_id(0)
@@ -56,6 +56,7 @@ def lookup_kernel(
     room = slots - tl.sum(((stamp == now) & (every < slots)).to(tl.int32), 0)
     tl.debug_barrier()
     missed = 0
+    left, moved = 0, 0
     for start in range(0, count, CHUNK):
         at = start + lane
         page = tl.load(page_ptr + at, mask=at < count, other=-1)
@@ -73,14 +74,33 @@ def lookup_kernel(
             tl.store(table_ptr + page, victim, mask=enters)
             tl.store(owner_ptr + head * slots + victim, page, mask=enters)
             tl.store(stamp_ptr + victim, tl.zeros([CHUNK], tl.int32) + now, mask=enters)
+            left += tl.sum((leaving >= 0).to(tl.int32), 0)
+            moved += _num_tokens(tokens_ptr + head * width + at, missing, PAGE)
             source = tl.where(enters, -2 - victim, slot)
             tl.store(source_ptr + head * width + at, source, mask=at < count)
         else:
             tl.store(slot_ptr + head * width + at, slot, mask=at < count)
             tl.store(victim_ptr + head * width + at, victim, mask=at < count)
     if ADMIT:
-        tl.store(tally_ptr + 2 * h, tl.load(tally_ptr + 2 * h) + hits)
-        tl.store(tally_ptr + 2 * h + 1, tl.load(tally_ptr + 2 * h + 1) + missed)
+        _add(tally_ptr + 4 * h, hits, missed, left, moved)
+
+
+@triton.jit
+def _num_tokens(tokens_ptr, missing, PAGE: tl.constexpr):
+    """Tokens of the missing pages; the list does not say where every page has one."""
+    tokens = missing.to(tl.int32)
+    if PAGE > 1:
+        tokens = tl.load(tokens_ptr, mask=missing, other=0)
+    return tl.sum(tokens, 0)
+
+
+@triton.jit
+def _add(tally_ptr, hits, missed, left, moved):
+    """To the table's tally of one head."""
+    tl.store(tally_ptr, tl.load(tally_ptr) + hits)
+    tl.store(tally_ptr + 1, tl.load(tally_ptr + 1) + missed)
+    tl.store(tally_ptr + 2, tl.load(tally_ptr + 2) + left)
+    tl.store(tally_ptr + 3, tl.load(tally_ptr + 3) + moved)
 
 
 @common.kernel
@@ -131,15 +151,15 @@ def page_lru(page_BGN: Tensor, table: CacheTable) -> tuple[Tensor, Tensor]:
     return slot, victim
 
 
-def page_step(page_BGN: Tensor, count_BG: Tensor, table: CacheTable) -> Tensor:
+def page_step(page_BGN: Tensor, tokens_BGN: Tensor, count_BG: Tensor, table: CacheTable) -> Tensor:
     """``page_lru`` and ``page_admit`` in one launch, for an attention that copies on the way.
 
     Only the first ``count_BG`` pages of each list are looked at. Returns ``source_BGN`` as
-    ``PageList`` defines it and adds (hits, misses) to the table's tally.
+    ``PageList`` defines it and adds to the table's tally.
     """
     assert table.page_BGQ.is_contiguous()
     source = torch.empty_like(page_BGN)
-    _lookup(page_BGN, table, count=count_BG, source=source)
+    _lookup(page_BGN, table, tokens=tokens_BGN, count=count_BG, source=source)
     return source
 
 
@@ -150,14 +170,15 @@ def _lookup(page_BGN: Tensor, table: CacheTable, **given: Tensor) -> None:
     padded = triton.next_power_of_2(slots)
     order = torch.empty(batch, groups, padded, dtype=torch.int32, device=page_BGN.device)
     assert page_BGN.is_contiguous()
-    count, slot, victim, source = (
-        given.get(name, page_BGN) for name in ("count", "slot", "victim", "source")
+    tokens, count, slot, victim, source = (
+        given.get(name, page_BGN) for name in ("tokens", "count", "slot", "victim", "source")
     )
     lookup_kernel[(batch * groups,)](
-        page_BGN, count, table.slot_BGP, table.stamp_BGQ, table.page_BGQ, table.step_1, order,
-        slot, victim, source, table.tally_BG2,
+        page_BGN, tokens, count,
+        table.slot_BGP, table.stamp_BGQ, table.page_BGQ, table.step_1, order,
+        slot, victim, source, table.tally_BG4,
         width, slots, head_stride(table.slot_BGP), head_stride(table.stamp_BGQ),
-        SLOTS_PAD=padded, CHUNK=256, ADMIT="source" in given,
+        SLOTS_PAD=padded, CHUNK=256, PAGE=table.page_tokens, ADMIT="source" in given,
         num_warps=min(16, max(4, padded // 256)),
     )  # fmt: skip
 

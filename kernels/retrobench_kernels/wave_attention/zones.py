@@ -78,15 +78,15 @@ class CacheTable(NamedTuple):
     """A page cache with its bookkeeping, all of it on the device of the queries.
 
     ``slot_BGP``: page to slot or -1; ``page_BGQ``: slot to page or -1; ``stamp_BGQ``: step of last
-    use, -1: free; ``step_1``: this step, counted up by the caller (all int32). ``tally_BG2``
-    (int64) gathers page hits and misses.
+    use, -1: free; ``step_1``: this step, counted up by the caller (all int32). ``tally_BG4``
+    (int64) gathers page hits, misses and evictions, and the tokens of missed pages.
     """
 
     slot_BGP: Tensor
     page_BGQ: Tensor
     stamp_BGQ: Tensor
     step_1: Tensor
-    tally_BG2: Tensor
+    tally_BG4: Tensor
     k_BGQD: Tensor
     v_BGQD: Tensor
     page_tokens: int

@@ -18,10 +18,12 @@ def wave_step(args: WaveArgs) -> tuple[Tensor, Tensor]:
     """
     pool, table = args.pool, args.cache
     assert isinstance(table, CacheTable)
-    page, _, start = cluster_pages(pool, args.retrieved_BGR, table.page_tokens)
+    page, tokens, start = cluster_pages(pool, args.retrieved_BGR, table.page_tokens)
     slot, victim = page_lru.reference(page, table)
-    hits, misses = (slot >= 0).sum(-1), ((page >= 0) & (slot < 0)).sum(-1)
-    table.tally_BG2.add_(torch.stack([hits, misses], -1))
+    missed = (page >= 0) & (slot < 0)
+    out = (victim >= 0) & (table.page_BGQ.gather(-1, victim.clamp_min(0).long()) >= 0)
+    tally = [x.sum(-1) for x in (slot >= 0, missed, out, tokens * missed)]
+    table.tally_BG4.add_(torch.stack(tally, -1))
     result = wave_attention.reference(*args._replace(cache=table.view))
     for source, target in ((pool.k_BGSD, table.k_BGQD), (pool.v_BGSD, table.v_BGQD)):
         copy_pages.reference(source, target, start, victim, table.page_tokens)

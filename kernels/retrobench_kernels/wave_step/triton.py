@@ -16,5 +16,5 @@ def wave_step(args: WaveArgs, splits: int | None = None) -> tuple[Tensor, Tensor
     args, table = args._replace(cache=args.cache.view), args.cache
     pages = page_list(args)
     assert pages.page_BGN is not None
-    source = page_step(pages.page_BGN, pages.count_BG, table)
+    source = page_step(pages.page_BGN, pages.tokens_BGN, pages.count_BG, table)
     return attend_pages(args, pages._replace(source_BGN=source), splits)

@@ -105,7 +105,7 @@ class KernelInputs:
         pages = -(-self.pool.k_BGSD.shape[2] // PAGE_TOKENS) + self.clusters
         slots = max(1, round(CACHED_FRAC * self.context / PAGE_TOKENS))
         k, v = (self.normal(*self.head, slots * PAGE_TOKENS, self.dim) for _ in "kv")
-        tally = torch.zeros(*self.head, 2, dtype=torch.int64, device=self.device)
+        tally = torch.zeros(*self.head, 4, dtype=torch.int64, device=self.device)
         slot, page, stamp = (self.ints(*self.head, n, fill=-1) for n in (pages, slots, slots))
         return CacheTable(slot, page, stamp, self.ints(1, fill=0), tally, k, v, PAGE_TOKENS)
 

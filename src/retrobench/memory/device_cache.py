@@ -38,8 +38,8 @@ class DeviceCache(PageCache):
         self.counts = torch.zeros(layers, 5, dtype=torch.int64, device=shape.device)
         # pages, their victims and the table, of each layer: a thread may fill another layer's cache
         self.found: dict[int, tuple[Pages, Tensor, CacheTable]] = {}
-        # page hits and misses of fused steps
-        self.tally_LBG2 = torch.zeros(*heads, 2, dtype=torch.int64, device=shape.device)
+        # of fused steps: hits, misses and evictions, in pages; tokens of missed pages
+        self.tally_LBG4 = torch.zeros(*heads, 4, dtype=torch.int64, device=shape.device)
 
     @classmethod
     def plan(cls, shape: KVShape, size: CacheSize) -> Footprint:
@@ -74,15 +74,13 @@ class DeviceCache(PageCache):
         step_1 = self.step_L1[i]
         step_1 += 1
         return CacheTable(
-            self.slot_LBGP[i], self.page_LBGQ[i], self.stamp_LBGQ[i], step_1, self.tally_LBG2[i],
+            self.slot_LBGP[i], self.page_LBGQ[i], self.stamp_LBGQ[i], step_1, self.tally_LBG4[i],
             self.k_LBGQD[i], self.v_LBGQD[i], self.size.page_tokens,
         )  # fmt: skip
 
     def _drain(self) -> np.ndarray:
         counts = self.counts.cpu().numpy().copy()
-        tally_L2 = self.tally_LBG2.sum((1, 2)).cpu().numpy()
-        counts[:, : MISSES + 1] += tally_L2
-        counts[:, MOVED] += tally_L2[:, 1] * self.size.page_tokens
+        counts[:, [HITS, MISSES, EVICTIONS, MOVED]] += self.tally_LBG4.sum((1, 2)).cpu().numpy()
         self.counts.zero_()
-        self.tally_LBG2.zero_()
+        self.tally_LBG4.zero_()
         return counts
