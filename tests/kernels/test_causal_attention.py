@@ -59,6 +59,17 @@ def test_extreme_scores(poisoned_empty):
         )
 
 
+@pytest.mark.parametrize("window", [None, 40])
+def test_what_is_not_seen_weighs_nothing(window):
+    """However large its value is."""
+    q, k, v = inputs(1, 2, 1, 300, 300, 64)
+    expected = causal_attention.form("cpu")(q, k, v, 0.2, window)
+    v[:, :, [100, 250]] = torch.finfo(BF16).max
+    got = causal_attention.form("cpu")(q, k, v, 0.2, window)
+    unseen = [slice(0, 100), *([slice(140, 250), slice(290, 300)] if window else [])]
+    assert all(torch.equal(got[:, :, rows], expected[:, :, rows]) for rows in unseen)
+
+
 def test_what_is_not_a_number_is_not_hidden():
     q, k, v = inputs(1, 2, 1, 40, 40, 64)
     k[:, :, 20] = torch.nan

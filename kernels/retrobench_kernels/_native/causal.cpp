@@ -58,16 +58,17 @@ inline void store_bf16(uint16_t* p, vf x) {
 #endif
 }
 
-// 2^x for x <= 0, exact enough for weights that become bf16; NaN stays NaN
+// 2^x for x <= 0, exact enough for weights that become bf16; 0 below 2^-126; NaN stays NaN
 inline vf power(vf x) {
-  x = x < -126.f ? splat(-126.f) : x;
+  vi tiny = x < -126.f;
+  x = tiny ? splat(-126.f) : x;
   vf n = (x + 12582912.f) - 12582912.f, f = x - n;  // round to nearest
   vf p = splat(9.5745e-3f);
   p = p * f + 5.5918e-2f;
   p = p * f + 2.402304e-1f;
   p = p * f + 6.931303e-1f;
   p = p * f + 1.f;
-  return (vf)((vi)p + (__builtin_convertvector(n, vi) << 23));
+  return (vf)(((vi)p + (__builtin_convertvector(n, vi) << 23)) & ~tiny);
 }
 
 // sum[row][V vectors] += a[row][pair] . b[pair][column] over n pairs
