@@ -125,10 +125,10 @@ float weigh(float* score, long low, long high, int n, float scale, uint16_t* wei
   low = std::min<long>(std::max(low, 0L), n), high = std::min<long>(std::max(high, low), n);
   std::fill(score, score + low, -INFINITY);
   std::fill(score + high, score + n, -INFINITY);
-  vf most = splat(LOWEST), total = {};
-  for (int j = 0; j < n; j += W) most = vmax(most, load(score + j));
-  float highest = most[0];
-  for (int j = 1; j < W; j++) highest = std::max(highest, most[j]);
+  vf max_score = splat(LOWEST), total = {};
+  for (int j = 0; j < n; j += W) max_score = vmax(max_score, load(score + j));
+  float highest = max_score[0];
+  for (int j = 1; j < W; j++) highest = std::max(highest, max_score[j]);
   float before = top;
   top = std::max(top, highest * scale);
   for (int j = 0; j < n; j += W) {
