@@ -45,7 +45,7 @@ def pyramid(mean: int, beta: float, shape: KVShape, taken: int) -> list[int]:
     They fall from ``2 mean - mean / beta``, or all tokens that are not ``taken``, to what makes up
     for it.
     """
-    layers, most = len(shape.layers), shape.prompt_tokens - shape.tail_tokens - taken
+    layers, most = len(shape.layers), shape.prefilled_tokens - taken
     high = min(2 * mean - mean / beta, most)
     step = 2 * (high - mean) / max(1, layers - 1)
     wanted = [high - layer * step if layers > 1 else mean for layer in range(layers)]

@@ -178,7 +178,7 @@ class RetrievalAttention(SelectiveMethod):
                 config, keys, most, shape.num_heads, shape.num_kv_heads, shape.head_dim
             )
         host = host * len(shape.layers) + kv_bytes(shape, room)
-        kept = min(shape.prompt_tokens - shape.tail_tokens, static)
+        kept = min(shape.prefilled_tokens, static)
         return ResidentStore.plan_evicted(shape, kept) + Footprint(host=host)
 
     def attend(

@@ -38,7 +38,7 @@ class HeteroCache(EvictingMethod):
         tokens = sum(mean_tokens(config, shape, budget)) * shape.num_kv_heads
         held = RaggedStore.plan(shape, [tokens] * len(shape.layers))
         place = resolve_place(config.placement, shape.device)
-        copy = placed(kv_bytes(shape, shape.prompt_tokens - shape.tail_tokens), place)
+        copy = placed(kv_bytes(shape, shape.prefilled_tokens), place)
         return held + copy + DriftIndex.plan(config, shape, budget)
 
     @classmethod

@@ -60,14 +60,19 @@ class KVShape:
         return tuple(self.prompt_tokens - pad for pad in self.pad_tokens)
 
     @property
+    def prefilled_tokens(self) -> int:
+        """Tokens of the prompt that are not decoded, with left padding."""
+        return self.prompt_tokens - self.tail_tokens
+
+    @property
     def prefilled(self) -> tuple[int, ...]:
-        """Tokens of each row's prompt that are not decoded, without padding."""
-        return tuple(max(0, context - self.tail_tokens) for context in self.contexts)
+        """The same of each row, without padding."""
+        return tuple(max(0, self.prefilled_tokens - pad) for pad in self.pad_tokens)
 
     @property
     def decoded_tokens(self) -> int:
         """Tokens that come after the prefill."""
-        return self.max_tokens - self.prompt_tokens + self.tail_tokens
+        return self.max_tokens - self.prefilled_tokens
 
     @property
     def group(self) -> int:
